@@ -1,0 +1,144 @@
+"""Joining the container of the faulting process: its control groups, namespaces and root directory."""
+
+from __future__ import annotations
+
+import posix
+
+from core_helper import command, linux, victim
+
+UNIFIED = "unified"
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from core_helper.victim import FaultingProcess
+
+
+class ControlGroups:
+    """The control groups of the process, opened on the host: the container's own mounts cannot be trusted.
+
+    ``unified`` is the directory of the one in the unified hierarchy (version 2), for a fork right into it, None where the helper
+    is in it already. ``others`` are (name, descriptor or the reason why there is none), for joining by a write.
+    """
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self.unified: int | None = None
+        self.others: list[tuple[str, int | OSError]] = []
+
+    def add(self, name: str, file: bytes) -> None:
+        """Open ``file``, by which a process joins the group ``name``."""
+        try:
+            self.others.append((name, posix.open(file, posix.O_WRONLY | posix.O_CLOEXEC)))
+        except OSError as error:
+            self.others.append((name, error))
+
+    def fork(self) -> int:
+        """Fork; the child is in the unified group. Like posix.fork() where the kernel or the group's pids.max forbids that."""
+        if self.unified is not None:
+            try:
+                pid = linux.fork_into_cgroup(self.unified)
+            except OSError:
+                return posix.fork()
+            if pid == 0:
+                # Done already; and what is not there cannot be written to by mistake.
+                self.others = [(name, file) for name, file in self.others if name != UNIFIED]
+            return pid
+        return posix.fork()
+
+    def join(self) -> list[str]:
+        """Join what was not joined by the fork, with the calling process; return a line for each that could not be.
+
+        The kernel checks the permission of whoever opened the file, so this works after the privileges were given away, and
+        also where pids.max is reached, which forbids only to fork within the group; cgroups(7).
+        """
+        failures = []
+        for name, file in self.others:
+            try:
+                if isinstance(file, OSError):
+                    raise file
+                posix.write(file, b"0")
+            except OSError as error:
+                failures.append(f"control group {name}: {error.strerror}")
+        return failures
+
+
+def cgroup_mounts(mountinfo: bytes) -> dict[bytes, bytes]:
+    """Return the mount point of each hierarchy by its controllers as /proc/PID/cgroup names them, b"" for the unified.
+
+    ``mountinfo`` is /proc/PID/mountinfo of the host; proc_pid_mountinfo(5).
+    """
+    mounts: dict[bytes, bytes] = {}
+    for line in mountinfo.split(b"\n"):
+        left, dash, right = line.partition(b" - ")
+        fields, tail = left.split(b" "), right.split(b" ")
+        if not dash or not tail[0].startswith(b"cgroup") or len(fields) < 5 or fields[3] != b"/":
+            continue
+        mount_point = fields[4].replace(b"\\040", b" ")
+        if tail[0] == b"cgroup2":
+            mounts.setdefault(b"", mount_point)
+        elif tail[0] == b"cgroup":
+            # The superblock's options hold the controllers beside rw, xattr, release_agent= and the like.
+            for option in tail[2].split(b","):
+                mounts.setdefault(option, mount_point)
+    return mounts
+
+
+def open_control_groups(process: FaultingProcess) -> ControlGroups:
+    """Open the control groups of ``process`` that the helper is not in yet; cgroups(7)."""
+    proc_self = posix.open("/proc/self", posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
+    own = victim.parse_cgroup(victim.read(proc_self, "cgroup"))
+    mounts = cgroup_mounts(victim.read(proc_self, "mountinfo"))
+    posix.close(proc_self)
+    groups = ControlGroups()
+    for controllers, path in process.cgroups:
+        if (controllers, path) in own:
+            continue
+        mount_point = mounts.get(controllers.split(b",")[0])
+        name = controllers.decode("latin-1") or UNIFIED
+        if mount_point is None:
+            groups.others.append((name, OSError(2, "its hierarchy is not mounted on the host")))
+        elif controllers:
+            # A single thread joins an old hierarchy through "tasks": unlike cgroup.procs that takes no lock which every fork
+            # of the machine has to wait for (kernel/cgroup/cgroup.c, cgroup_procs_write_start).
+            groups.add(name, mount_point + path + b"/tasks")
+        else:
+            groups.add(name, mount_point + path + b"/cgroup.procs")
+            try:
+                groups.unified = posix.open(mount_point + path, posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
+            except OSError:
+                pass  # add() has noted why.
+    return groups
+
+
+def hostname_of(process: FaultingProcess) -> bytes:
+    """Return the host name that ``process`` sees, by a short visit to its UTS namespace; uts_namespaces(7)."""
+    for name, kind, descriptor in process.namespaces:
+        if name == "uts":
+            own = posix.open("/proc/self/ns/uts", posix.O_RDONLY | posix.O_CLOEXEC)
+            try:
+                linux.setns(descriptor, kind)
+                return command.encode(posix.uname().nodename)
+            finally:
+                linux.setns(own, kind)
+                posix.close(own)
+    return command.encode(posix.uname().nodename)
+
+
+def join_namespaces(process: FaultingProcess) -> None:
+    """Join all namespaces of ``process`` but the user namespace; setns(2). Raises OSError: never half a container.
+
+    The pid namespace takes effect for children only, so this process cannot be seen from within the container.
+    """
+    for _, kind, descriptor in process.namespaces:
+        linux.setns(descriptor, kind)
+
+
+def enter_root(process: FaultingProcess) -> None:
+    """Make the root directory of ``process`` ours, and the current directory too.
+
+    setns(2) of a mount namespace resets both to the root of the namespace, which need not be that of the process. The
+    current directory of the process is never followed: it may lie outside of the container (CVE-2024-21626).
+    """
+    posix.fchdir(process.root)
+    posix.chroot(".")
+    posix.chdir("/")

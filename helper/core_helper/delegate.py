@@ -1,0 +1,308 @@
+"""The delegate: finding the program inside the container, and executing it.
+
+Two processes run here. The *joining* process enters the container with the helper's privileges, gives them away step by step
+and opens the delegate as the target user. Only then it forks the one that appears in the container's pid namespace: no process
+of the container ever sees one of ours that has more privilege than the process that crashed.
+
+Between fork and exec nothing may be looked up by a path except the delegate itself: no import, no name of a user, no locale,
+since from ``enter_root`` on every path is the container's (CVE-2022-28657).
+"""
+
+from __future__ import annotations
+
+import _signal
+import errno
+import posix
+import stat
+import sys
+
+from core_helper import container, linux, privileges, victim
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+    from core_helper.victim import FaultingProcess
+
+# fs/exec.c: a line of BINPRM_BUF_SIZE bytes is read, and scripts may name scripts five times.
+SCRIPT_LINE = 256
+SCRIPT_DEPTH = 5
+
+
+class Stopped(Exception):
+    """A step failed and the delegation with it; the text says what, on which object, and why."""
+
+
+class Absent(Stopped):
+    """The container has no such delegate, which is nobody's failure."""
+
+
+class Plan:
+    """All that the joining process needs, opened and prepared on the host."""
+
+    def __init__(
+        self,
+        process: FaultingProcess,
+        groups: container.ControlGroups,
+        label: privileges.Label,
+        interpreter: tuple[int, int] | None,
+    ) -> None:
+        """Take the process to become; ``interpreter`` is device and inode of the helper's own, never to be executed."""
+        self.process = process
+        self.groups = groups
+        self.label = label
+        self.interpreter = interpreter
+
+
+def prepare(process: FaultingProcess) -> Plan:
+    """Open what will be joined. Raises Refused where that cannot be done in full."""
+    privileges.check(process)
+    try:
+        label = privileges.Label(process)
+    except OSError as error:
+        raise victim.Refused(f"security label {process.label!r} cannot be taken over: {error.strerror}") from None
+    interpreter = None
+    if process.in_container():
+        # Outside of containers the delegate may well be a script for the same Python.
+        interpreter = identity(posix.stat("/proc/self/exe"))
+    return Plan(process, container.open_control_groups(process), label, interpreter)
+
+
+class Reporter:
+    """Tells the supervisor over the error pipe how far the child got.
+
+    Lines: ``pid N``, ``note TEXT``, ``ready``, ``absent TEXT``, ``failed TEXT``.
+    """
+
+    def __init__(self, pipe: int) -> None:
+        """Take the writing end, close-on-exec: its end without a failure means that the delegate was executed."""
+        self.pipe = pipe
+        self.step = "start"
+
+    def send(self, kind: str, text: str) -> None:
+        """Write one line, of at most PIPE_BUF bytes so that lines of two processes do not mix; pipe(7)."""
+        line = f"{kind} {text}".encode("utf-8", "backslashreplace").replace(b"\n", b"\\n")[:4000]
+        posix.write(self.pipe, line + b"\n")
+
+
+def lock_interpreter() -> None:
+    """Make Python unable to load code or to open files on its own: from here on the paths are the container's."""
+    sys.path.clear()
+    sys.meta_path.clear()
+    sys.path_hooks.clear()
+    sys.path_importer_cache.clear()
+
+
+def run_child(reporter: Reporter, steps: list[tuple[str, object]]) -> NoReturn:
+    """Do ``steps``, pairs of a name and a callable, in order and end this process; the first failure is reported.
+
+    Nothing is raised out of here: Python would open source files, by now the container's, to print a traceback.
+    """
+    try:
+        lock_interpreter()
+        for name, action in steps:
+            reporter.step = name
+            action()  # type: ignore[operator]
+    except Absent as error:
+        reporter.send("absent", str(error))
+    except (Stopped, victim.Refused) as error:
+        reporter.send("failed", f"{reporter.step}: {error}")
+    except OSError as error:
+        name = errno.errorcode.get(error.errno or 0, str(error.errno))
+        reporter.send("failed", f"{reporter.step}: {error.strerror} ({name})")
+    except BaseException as error:
+        reporter.send("failed", f"{reporter.step}: {type(error).__name__}: {error}")
+    finally:
+        posix._exit(1)
+
+
+def entry_steps(plan: Plan, reporter: Reporter) -> list[tuple[str, object]]:
+    """Return the steps from the host, with all privileges, to the process's view with its privileges; the order matters."""
+    process = plan.process
+
+    def take_over_limits() -> None:
+        # Files of the host's /proc are written here, so this comes before the mount namespace.
+        for failure in privileges.take_over_scheduling(process):
+            reporter.send("note", failure)
+        privileges.raise_hard_limits(process)
+
+    return [
+        ("take over scheduling", take_over_limits),
+        ("join namespaces", lambda: container.join_namespaces(process)),
+        ("enter root directory", lambda: container.enter_root(process)),
+        # Ids before the user namespace, capabilities after it: joining gives a full set of them.
+        ("take over ids", lambda: privileges.take_over_ids(process)),
+        ("join user namespace", lambda: privileges.join_user_namespace(process)),
+        ("limit capabilities", lambda: privileges.limit_capabilities(process)),
+        ("confine", lambda: privileges.confine(process)),
+    ]
+
+
+def execute(plan: Plan, words: list[bytes], environment: dict[bytes, bytes], pipes: dict[int, int], error_pipe: int) -> NoReturn:
+    """In the joining process: enter the container and start the delegate ``words`` in it; never returns.
+
+    ``pipes`` tells for 0, 1 and 2 which descriptor the delegate gets there.
+    """
+    reporter = Reporter(error_pipe)
+    program: list[Program] = []
+
+    def open_program() -> None:
+        # After the capabilities are gone: a file that the process could not have executed is not found here either.
+        program.append(Program(words, plan.interpreter))
+
+    def fork_into_container() -> None:
+        pid = posix.fork()
+        if pid == 0:
+            run_child(reporter, delegate_steps(plan, program[0], environment, pipes, reporter))
+        reporter.send("pid", str(pid))
+
+    steps = entry_steps(plan, reporter)
+    steps.append(("open delegate", open_program))
+    steps.append(("take over label", plan.label.at_exec))
+    steps.append(("start delegate", fork_into_container))
+    run_child(reporter, steps)
+
+
+def delegate_steps(
+    plan: Plan, program: Program, environment: dict[bytes, bytes], pipes: dict[int, int], reporter: Reporter
+) -> list[tuple[str, object]]:
+    """Return the last steps, of the process that the container sees and that becomes the delegate."""
+    process = plan.process
+
+    def join_control_groups() -> None:
+        # Only now, with descriptors that were opened on the host: a fork within a group at its pids.max would fail.
+        failures = plan.groups.join()
+        if failures and process.uid == 0 and process.user_namespace is None:
+            # The device rules hang on the control group: root without them could open the host's disks.
+            raise Stopped("; ".join(failures))
+        for failure in failures:
+            reporter.send("note", failure)
+
+    def settle() -> None:
+        posix.setsid()
+        for failure in privileges.set_limits(process):
+            reporter.send("note", failure)
+        posix.umask(process.umask)
+        reset_signals()
+        for target, source in pipes.items():
+            posix.dup2(source, target)
+
+    return [
+        ("join control groups", join_control_groups),
+        ("settle", settle),
+        ("execute delegate", lambda: program.execute(environment, reporter)),
+    ]
+
+
+def reset_signals() -> None:
+    """Give every signal its default action and an empty mask; Python ignores SIGPIPE and SIGXFSZ, and execve keeps that."""
+    for number in (_signal.SIGPIPE, 25, _signal.SIGINT):
+        _signal.signal(number, _signal.SIG_DFL)
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
+
+
+class Program:
+    """The delegate as an opened file. A script's interpreters are opened here too, by the same rules.
+
+    Executing a script by its path would have the kernel open the interpreter that its first line names:
+    ``#!/proc/self/exe`` would run the host's Python inside the container (CVE-2019-5736).
+    """
+
+    def __init__(self, words: list[bytes], forbidden: tuple[int, int] | None) -> None:
+        """Open the program of the command line ``words``.
+
+        Raises Stopped with a text for the log when it cannot be executed. ``forbidden`` is device and inode of a file that
+        must not be executed whatever its name is.
+        """
+        self.arguments = list(words)
+        path = words[0]
+        for _ in range(SCRIPT_DEPTH + 1):
+            try:
+                self.descriptor = self._open(path, forbidden)
+            except FileNotFoundError:
+                kind = Absent if path is words[0] else Stopped
+                raise kind(f"{_name(path)}: No such file") from None
+            line = self._first_line(path)
+            if not line.startswith(b"#!"):
+                return
+            posix.close(self.descriptor)
+            interpreter = parse_script_line(line)
+            if interpreter is None:
+                raise Stopped(f"{_name(path)}: its #! line names no interpreter, or is longer than {SCRIPT_LINE - 2} bytes")
+            # As binfmt_script does: interpreter, its one argument, the script, the script's own arguments.
+            self.arguments = [*interpreter, path, *self.arguments[1:]]
+            if not interpreter[0].startswith(b"/"):
+                raise Stopped(f"{_name(path)}: interpreter {_name(interpreter[0])} is not an absolute path")
+            path = interpreter[0]
+        raise Stopped(f"{_name(words[0])}: more than {SCRIPT_DEPTH} scripts name each other as interpreter")
+
+    @staticmethod
+    def _open(path: bytes, forbidden: tuple[int, int] | None) -> int:
+        try:
+            # O_PATH: opening a FIFO would wait, opening a device may have effects.
+            descriptor = linux.openat2(path, posix.O_PATH)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise Stopped(f"{_name(path)}: {error.strerror}") from None
+        found = posix.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise Stopped(f"{_name(path)}: not a regular file")
+        if identity(found) == forbidden:
+            raise Stopped(f"{_name(path)}: is the helper's own interpreter")
+        if not found.st_mode & 0o111:
+            raise Stopped(f"{_name(path)}: not executable; chmod 0755")
+        return descriptor
+
+    def _first_line(self, path: bytes) -> bytes:
+        """Return the first bytes of the program, b"" where it may be executed but not read: then it is no script."""
+        try:
+            readable = linux.openat2(path, posix.O_RDONLY | posix.O_NONBLOCK | posix.O_NOCTTY)
+        except OSError:
+            return b""
+        try:
+            if identity(posix.fstat(readable)) != identity(posix.fstat(self.descriptor)):
+                raise Stopped(f"{_name(path)}: replaced while it was opened")
+            return posix.read(readable, SCRIPT_LINE)
+        finally:
+            posix.close(readable)
+
+    def execute(self, environment: dict[bytes, bytes], reporter: Reporter) -> None:
+        """Become the program, by its descriptor; execveat(2). Raises OSError or Stopped when the kernel will not."""
+        # Everything but the standard streams, the error pipe and the program goes; these two are close-on-exec.
+        keep = sorted((self.descriptor, reporter.pipe))
+        posix.closerange(3, keep[0])
+        posix.closerange(keep[0] + 1, keep[1])
+        linux.close_from(keep[1] + 1)
+        try:
+            posix.execve(self.descriptor, self.arguments, environment)
+        except OSError as error:
+            if error.errno != errno.E2BIG:
+                raise Stopped(f"{_name(self.arguments[0])}: {error.strerror}") from None
+        reporter.send("note", "environment too long for execve(2): only CORE_* passed on")
+        posix.execve(self.descriptor, self.arguments, {k: v for k, v in environment.items() if k.startswith(b"CORE_")})
+
+
+def parse_script_line(line: bytes) -> list[bytes] | None:
+    """Return interpreter and, if any, its one argument from the first bytes of a script; None where there is none.
+
+    The rules of fs/binfmt_script.c: blanks around are skipped, all behind the first word is one argument, and a line without
+    an end within the buffer counts only if the interpreter's name is complete in it.
+    """
+    text, newline, _ = line[2:SCRIPT_LINE].partition(b"\n")
+    text = text.partition(b"\0")[0].lstrip(b" \t")
+    blanks = [position for position, byte in enumerate(text) if byte in b" \t"]
+    if not newline and len(line) >= SCRIPT_LINE and not blanks:
+        return None
+    end = blanks[0] if blanks else len(text)
+    words = [text[:end], text[end:].strip(b" \t")]
+    return [word for word in words if word] or None
+
+
+def identity(found: posix.stat_result) -> tuple[int, int]:
+    """Return device and inode, which no other file has at the same time."""
+    return found.st_dev, found.st_ino
+
+
+def _name(path: bytes) -> str:
+    return path.decode("utf-8", "backslashreplace")

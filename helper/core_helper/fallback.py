@@ -1,0 +1,55 @@
+"""The core file /tmp/core.PID.UID.GID, written in the process's view of the file system and at its privilege."""
+
+from __future__ import annotations
+
+import posix
+
+from core_helper import delegate, linux
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+BLOCK = 1 << 18
+MODE = 0o600
+
+
+def path_of(pid: int, uid: int, gid: int) -> bytes:
+    """Return the path of the core file; the ids are those of the initial namespaces, as in %P, %u and %g."""
+    return f"/tmp/core.{pid}.{uid}.{gid}".encode()
+
+
+def write(plan: delegate.Plan, path: bytes, core: int, error_pipe: int) -> NoReturn:
+    """In a child: enter the container as the delegate would, create ``path`` and copy ``core`` into it; never returns.
+
+    Nothing is executed and nothing appears in the container's pid namespace.
+    """
+    reporter = delegate.Reporter(error_pipe)
+    files: list[int] = []
+
+    def join_control_groups() -> None:
+        for failure in plan.groups.join():
+            reporter.send("note", failure)
+
+    def create() -> None:
+        # O_EXCL follows no symbolic link and takes no file, FIFO or hard link that somebody has put there.
+        posix.umask(0o077)
+        try:
+            files.append(linux.openat2(path, posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW, MODE))
+        except OSError as error:
+            raise delegate.Stopped(f"{path.decode()}: {error.strerror}") from None
+
+    def copy() -> None:
+        reporter.send("ready", "")
+        while True:
+            block = posix.read(core, BLOCK)
+            if not block:
+                break
+            while block:
+                block = block[posix.write(files[0], block) :]
+        posix.fsync(files[0])
+        posix._exit(0)
+
+    steps = [("join control groups", join_control_groups), *delegate.entry_steps(plan, reporter)]
+    steps += [("take over label", plan.label.at_once), ("create core file", create), ("write core file", copy)]
+    delegate.run_child(reporter, steps)

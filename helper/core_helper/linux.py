@@ -1,0 +1,234 @@
+"""System calls that the standard library of Python 3.8 does not offer, and nothing else.
+
+Each wrapper raises ``OSError`` with the number, the text and the name of the call. Constants are named as in the
+kernel's headers.
+
+The module ``ctypes`` is made of ``_ctypes`` and ``os``, whose imports take a third of the time that the interpreter needs to
+start; the helper uses the primitives, which are the same from Python 3.8 to 3.14, and ``posix``. The tests run on each.
+"""
+
+from __future__ import annotations
+
+import _ctypes
+import fcntl
+import posix
+import struct
+
+AT_FDCWD = -100
+CAP_LAST_POSSIBLE = 63
+CLONE_INTO_CGROUP = 0x200000000
+CLONE_NEWCGROUP = 0x02000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWNET = 0x40000000
+CLONE_NEWNS = 0x00020000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWTIME = 0x00000080
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWUTS = 0x04000000
+EINVAL = 22
+FIONREAD = 0x541B
+F_SETPIPE_SZ = 1031
+LINUX_CAPABILITY_VERSION_3 = 0x20080522
+PIDFD_COREDUMPED = 1
+PIDFD_COREDUMP_ROOT = 8
+PIDFD_COREDUMP_USER = 4
+PIDFD_GET_INFO = 0xC048FF0B
+PIDFD_INFO_COREDUMP = 0x10
+PR_CAPBSET_DROP = 24
+PR_CAP_AMBIENT = 47
+PR_CAP_AMBIENT_CLEAR_ALL = 4
+PR_CAP_AMBIENT_RAISE = 2
+PR_SET_CHILD_SUBREAPER = 36
+PR_SET_DUMPABLE = 4
+PR_SET_KEEPCAPS = 8
+PR_SET_NO_NEW_PRIVS = 38
+PR_SET_SECCOMP = 22
+RESOLVE_NO_MAGICLINKS = 0x02
+SECCOMP_MODE_FILTER = 2
+SIGCHLD = 17
+SPLICE_F_MOVE = 1
+SPLICE_F_NONBLOCK = 2
+RTLD_NOW = 2
+
+# The numbers of system calls added since Linux 5.0 are the same on every architecture.
+NR_PIDFD_OPEN = 434
+NR_CLONE3 = 435
+NR_CLOSE_RANGE = 436
+NR_OPENAT2 = 437
+
+
+class _Char(_ctypes._SimpleCData):  # type: ignore[type-arg]
+    _type_ = "c"
+
+
+class _Int(_ctypes._SimpleCData):  # type: ignore[type-arg]
+    _type_ = "i"
+
+
+class _Long(_ctypes._SimpleCData):  # type: ignore[type-arg]
+    _type_ = "l"
+
+
+class _ReturnsInt(_ctypes.CFuncPtr):
+    """A function of the C library that takes byte strings and longs, and returns an int, -1 with errno for an error."""
+
+    _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
+    _restype_ = _Int
+
+
+class _ReturnsLong(_ctypes.CFuncPtr):
+    """The same for one that returns a long."""
+
+    _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
+    _restype_ = _Long
+
+
+_program = _ctypes.dlopen(None, RTLD_NOW)
+_capget = _ReturnsInt(_ctypes.dlsym(_program, "capget"))
+_capset = _ReturnsInt(_ctypes.dlsym(_program, "capset"))
+_prctl = _ReturnsInt(_ctypes.dlsym(_program, "prctl"))
+_setns = _ReturnsInt(_ctypes.dlsym(_program, "setns"))
+_splice = _ReturnsLong(_ctypes.dlsym(_program, "splice"))
+_syscall = _ReturnsLong(_ctypes.dlsym(_program, "syscall"))
+
+
+def _buffer(content: bytes) -> _ctypes.Array[_Char]:
+    """Return memory at a fixed address, with ``content`` in it."""
+    kind = type("_Buffer", (_ctypes.Array,), {"_type_": _Char, "_length_": len(content)})
+    buffer: _ctypes.Array[_Char] = kind()
+    buffer.raw = content
+    return buffer
+
+
+def _checked(result: int, call: str) -> int:
+    if result == -1:
+        number = _ctypes.get_errno()
+        raise OSError(number, posix.strerror(number), call)
+    return result
+
+
+def prctl(option: int, argument: int = 0, third: int = 0) -> None:
+    """Change an attribute of this process; prctl(2)."""
+    _checked(_prctl(_Long(option), _Long(argument), _Long(third), _Long(0), _Long(0)), "prctl")
+
+
+def setns(descriptor: int, kind: int) -> None:
+    """Join the namespace that ``descriptor`` refers to, of the one ``kind`` (CLONE_NEW*); setns(2)."""
+    _checked(_setns(_Long(descriptor), _Long(kind)), "setns")
+
+
+def openat2(path: bytes, flags: int, mode: int = 0, resolve: int = RESOLVE_NO_MAGICLINKS) -> int:
+    """Open ``path`` like open(2), refusing what ``resolve`` forbids (ELOOP); openat2(2), Linux 5.6."""
+    how = struct.pack("=QQQ", flags | posix.O_CLOEXEC, mode, resolve)
+    return _checked(_syscall(_Long(NR_OPENAT2), _Long(AT_FDCWD), path, how, _Long(len(how))), "openat2")
+
+
+def pidfd_open(pid: int) -> int:
+    """Return a descriptor that becomes readable when the child ``pid`` ends; pidfd_open(2), Linux 5.3."""
+    return _checked(_syscall(_Long(NR_PIDFD_OPEN), _Long(pid), _Long(0)), "pidfd_open")
+
+
+def pidfd_coredump_mask(pidfd: int) -> int | None:
+    """Return what the kernel says of the core dump of ``pidfd``'s process, PIDFD_COREDUMP* bits, None if it does not.
+
+    include/uapi/linux/pidfd.h, Linux 6.16: the mask asked for stands at 0, that of the core dump at byte 64.
+    """
+    buffer = bytearray(72)
+    struct.pack_into("=Q", buffer, 0, PIDFD_INFO_COREDUMP)
+    try:
+        fcntl.ioctl(pidfd, PIDFD_GET_INFO, buffer, True)
+    except OSError:
+        return None
+    (answered,) = struct.unpack_from("=Q", buffer, 0)
+    (mask,) = struct.unpack_from("=I", buffer, 64)
+    if not answered & PIDFD_INFO_COREDUMP or not mask & PIDFD_COREDUMPED:
+        return None
+    return int(mask)
+
+
+def fork_into_cgroup(directory: int) -> int:
+    """Fork like fork(2), the child a member of the unified control group ``directory``; clone3(2), Linux 5.7.
+
+    Moving a process afterwards waits for every other fork of the machine, some 10 ms; this does not. Python's bookkeeping for a
+    fork is left out, which is safe with a single thread. Raises OSError, EAGAIN where the group's pids.max is reached.
+    """
+    arguments = struct.pack("=11Q", CLONE_INTO_CGROUP, 0, 0, 0, SIGCHLD, 0, 0, 0, 0, 0, directory)
+    return _checked(_syscall(_Long(NR_CLONE3), arguments, _Long(len(arguments))), "clone3")
+
+
+def splice(source: int, sink: int, count: int) -> int:
+    """Move at most ``count`` bytes from the pipe ``source`` to the pipe ``sink``, never waiting; splice(2).
+
+    Returns the number of bytes, 0 at the end. Raises BlockingIOError where either pipe would wait.
+    """
+    flags = SPLICE_F_MOVE | SPLICE_F_NONBLOCK
+    moved = _splice(_Long(source), None, _Long(sink), None, _Long(count), _Long(flags))
+    return _checked(moved, "splice")
+
+
+def set_pipe_size(pipe: int, size: int) -> None:
+    """Raise the capacity of ``pipe`` to ``size`` bytes where the kernel allows it; fcntl(2), F_SETPIPE_SZ."""
+    try:
+        fcntl.fcntl(pipe, F_SETPIPE_SZ, size)
+    except OSError:
+        pass  # Only slower: fs.pipe-user-pages-soft may forbid it.
+
+
+def bytes_in_pipe(pipe: int) -> int:
+    """Return the number of bytes that were written to ``pipe`` and not read yet; ioctl_pipe(2), FIONREAD."""
+    buffer = bytearray(4)
+    fcntl.ioctl(pipe, FIONREAD, buffer, True)
+    return int(struct.unpack("=i", buffer)[0])
+
+
+def capset(effective: int, permitted: int, inheritable: int) -> None:
+    """Set three capability sets of this thread, each a mask of 64 bits; capset(2)."""
+    header = struct.pack("=Ii", LINUX_CAPABILITY_VERSION_3, 0)
+    low = (1 << 32) - 1
+    sets = (effective, permitted, inheritable)
+    data = struct.pack("=6I", *(value & low for value in sets), *(value >> 32 for value in sets))
+    _checked(_capset(header, data), "capset")
+
+
+def permitted_capabilities() -> int:
+    """Return the permitted set of this thread, a mask of 64 bits; capget(2)."""
+    header = struct.pack("=Ii", LINUX_CAPABILITY_VERSION_3, 0)
+    data = _buffer(bytes(24))
+    _checked(_capget(header, data), "capget")
+    words = struct.unpack("=6I", data.raw)
+    return int(words[1] | words[4] << 32)
+
+
+def drop_from_bounding_set(keep: int) -> None:
+    """Drop every capability from the bounding set that is not in the mask ``keep``; capabilities(7)."""
+    for capability in range(CAP_LAST_POSSIBLE + 1):
+        if keep >> capability & 1:
+            continue
+        try:
+            prctl(PR_CAPBSET_DROP, capability)
+        except OSError as error:
+            if error.errno != EINVAL:
+                raise
+            return  # The kernel knows no capability of this number or above.
+
+
+def set_ambient(mask: int) -> None:
+    """Make ``mask`` the ambient set; it must be permitted and inheritable; capabilities(7)."""
+    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
+    for capability in range(CAP_LAST_POSSIBLE + 1):
+        if mask >> capability & 1:
+            prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, capability)
+
+
+def set_seccomp_filter(program: bytes) -> None:
+    """Install ``program``, an array of struct sock_filter; seccomp(2). no_new_privs must be set."""
+    instructions = _buffer(program)
+    # struct sock_fprog: an unsigned short, and a pointer at its natural alignment.
+    fprog = _buffer(struct.pack("@HP", len(program) // 8, _ctypes.addressof(instructions)))
+    prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, _ctypes.addressof(fprog))
+
+
+def close_from(lowest: int) -> None:
+    """Close every descriptor from ``lowest`` on; close_range(2), Linux 5.9, else one by one."""
+    if _syscall(_Long(NR_CLOSE_RANGE), _Long(lowest), _Long(0xFFFFFFFF), _Long(0)) == -1:
+        posix.closerange(lowest, posix.sysconf("SC_OPEN_MAX"))

@@ -1,0 +1,174 @@
+"""Taking over the privileges of the faulting process: ids, capabilities, no_new_privs, label, limits.
+
+Everything is done or the delegation is refused. The delegate never has more than the process had.
+"""
+
+from __future__ import annotations
+
+import posix
+import resource
+
+from core_helper import linux, seccomp, victim
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from core_helper.victim import FaultingProcess
+
+# The rows of /proc/PID/limits. The limit of the core's size stays as the kernel gave it to us, 1: it is the one value that keeps
+# a crash of the delegate from calling the helper again (fs/coredump.c).
+RESOURCES = {
+    "Max cpu time": resource.RLIMIT_CPU,
+    "Max file size": resource.RLIMIT_FSIZE,
+    "Max data size": resource.RLIMIT_DATA,
+    "Max stack size": resource.RLIMIT_STACK,
+    "Max resident set": resource.RLIMIT_RSS,
+    "Max processes": resource.RLIMIT_NPROC,
+    "Max open files": resource.RLIMIT_NOFILE,
+    "Max locked memory": resource.RLIMIT_MEMLOCK,
+    "Max address space": resource.RLIMIT_AS,
+    "Max file locks": 10,  # RLIMIT_LOCKS, which the library does not name.
+    "Max pending signals": resource.RLIMIT_SIGPENDING,
+    "Max msgqueue size": resource.RLIMIT_MSGQUEUE,
+    "Max nice priority": resource.RLIMIT_NICE,
+    "Max realtime priority": resource.RLIMIT_RTPRIO,
+    "Max realtime timeout": resource.RLIMIT_RTTIME,
+}
+
+
+def hide() -> None:
+    """Forbid ptrace(2) and /proc access to this process to everybody who could not trace the host's root anyway."""
+    linux.prctl(linux.PR_SET_DUMPABLE, 0)
+
+
+def check(process: FaultingProcess) -> None:
+    """Raise Refused where an attribute of ``process`` cannot be taken over; asked before anything is changed."""
+    if process.seccomp == 1:
+        raise victim.Refused("the process is in strict seccomp mode: no delegate could do anything there")
+    if process.seccomp == 2:
+        seccomp.architecture()
+
+
+class Label:
+    """The security label of the process, and the files through which the child takes it over."""
+
+    def __init__(self, process: FaultingProcess) -> None:
+        """Open them through the host's /proc: the one in the container may be a fake. Raises OSError."""
+        self.label = b""
+        own_task = posix.open("/proc/thread-self", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
+        try:
+            if victim.security_label(own_task) == (process.label_kind, process.label):
+                return
+            directory = "attr/apparmor/" if process.label_kind == "apparmor" else "attr/"
+            self.kind = process.label_kind
+            self.on_exec = posix.open(directory + "exec", posix.O_WRONLY | posix.O_CLOEXEC, dir_fd=own_task)
+            self.now = posix.open(directory + "current", posix.O_WRONLY | posix.O_CLOEXEC, dir_fd=own_task)
+        finally:
+            posix.close(own_task)
+        # AppArmor shows "docker-default (enforce)"; the mode is not part of the name; apparmor(7).
+        self.label = process.label.rpartition(b" (")[0] or process.label
+
+    def at_exec(self) -> None:
+        """Take the label over with the next execve(2), for this process or a child. Raises OSError."""
+        if self.label:
+            posix.write(self.on_exec, b"exec " + self.label if self.kind == "apparmor" else self.label)
+
+    def at_once(self) -> None:
+        """Take the label over now, for a process that executes nothing. Raises OSError."""
+        if self.label:
+            posix.write(self.now, b"changeprofile " + self.label if self.kind == "apparmor" else self.label)
+
+
+def take_over_scheduling(process: FaultingProcess) -> list[str]:
+    """Take over nice value and out-of-memory score; return a line for each that could not be."""
+    failures = []
+    try:
+        posix.setpriority(posix.PRIO_PROCESS, 0, process.nice)
+    except OSError as error:
+        failures.append(f"nice {process.nice}: {error.strerror}")
+    try:
+        descriptor = posix.open("/proc/self/oom_score_adj", posix.O_WRONLY | posix.O_CLOEXEC)
+        try:
+            posix.write(descriptor, process.oom_score_adj)
+        finally:
+            posix.close(descriptor)
+    except OSError as error:
+        failures.append(f"oom_score_adj {process.oom_score_adj.decode('latin-1')}: {error.strerror}")
+    return failures
+
+
+def raise_hard_limits(process: FaultingProcess) -> None:
+    """Make room for the limits of ``process`` above our own; needs privilege, so it is done while there is some."""
+    for name, number in RESOURCES.items():
+        if name in process.limits:
+            hard = process.limits[name][1]
+            soft, own = resource.getrlimit(number)
+            if own != -1 and (hard == -1 or hard > own):
+                try:
+                    resource.setrlimit(number, (soft, hard))
+                except (OSError, ValueError):
+                    pass  # Lacking CAP_SYS_RESOURCE; set_limits() tells.
+
+
+def set_limits(process: FaultingProcess) -> list[str]:
+    """Take over the resource limits; return a line for each that could not be. Done last: they may be tight; setrlimit(2)."""
+    failures = []
+    for name, number in RESOURCES.items():
+        if name not in process.limits:
+            continue
+        soft, hard = process.limits[name]
+        try:
+            resource.setrlimit(number, (soft, hard))
+        except (OSError, ValueError):
+            own = resource.getrlimit(number)[1]
+            lower = own if soft == -1 or soft > own else soft
+            resource.setrlimit(number, (lower, own))
+            failures.append(f"{name.lower()} {hard}: not above {own}")
+    return failures
+
+
+def take_over_ids(process: FaultingProcess) -> None:
+    """Become user, group and groups of ``process``, keeping all capabilities for the steps that follow.
+
+    Done in the host's view, before the user namespace is joined: so nothing has to be translated, ids that the namespace does
+    not map work too, and a namespace that denies setgroups(2) does not stand in the way.
+    """
+    posix.setgroups(process.groups)
+    posix.setresgid(process.gid, process.gid, process.gid)
+    linux.prctl(linux.PR_SET_KEEPCAPS, 1)
+    posix.setresuid(process.uid, process.uid, process.uid)
+    linux.prctl(linux.PR_SET_KEEPCAPS, 0)
+    # A change of ids resets "dumpable" to fs.suid_dumpable, which may be 1 (kernel/cred.c, commit_creds).
+    hide()
+    # Kept are the permitted ones; the effective ones went with user 0, and joining the user namespace needs them.
+    permitted = linux.permitted_capabilities()
+    linux.capset(permitted, permitted, 0)
+
+
+def join_user_namespace(process: FaultingProcess) -> None:
+    """Join the user namespace of ``process``, if it has one of its own; user_namespaces(7).
+
+    That gives a full set of capabilities within it, which ``limit_capabilities`` takes away again.
+    """
+    if process.user_namespace is not None:
+        linux.setns(process.user_namespace, linux.CLONE_NEWUSER)
+        hide()
+
+
+def limit_capabilities(process: FaultingProcess) -> None:
+    """Bring all five capability sets down to those of ``process``; capabilities(7).
+
+    The bounding set shrinks to what is permitted, too: a root process that gave its capabilities away would get them back
+    from its bounding set at the delegate's execve(2).
+    """
+    bounding = process.bounding & process.permitted
+    inheritable = process.inheritable & bounding
+    linux.drop_from_bounding_set(bounding)
+    linux.capset(process.effective & process.permitted, process.permitted, inheritable)
+    linux.set_ambient(process.ambient & process.permitted & inheritable)
+
+
+def confine(process: FaultingProcess) -> None:
+    """Set no_new_privs, always, so that no set-id delegate regains what was given away; then the seccomp filter."""
+    linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+    if process.seccomp == 2:
+        linux.set_seccomp_filter(seccomp.deny_filter(seccomp.architecture()))

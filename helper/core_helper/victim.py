@@ -1,0 +1,314 @@
+"""The faulting process: opened, verified, described. Nothing is changed here.
+
+A process is an opened directory of the host's /proc, never a number: once ``/proc/PID/task/TID`` is open, a process that
+is replaced behind our back leaves the directory empty (ESRCH) instead of showing somebody else's facts.
+See proc(5) for every file that is read.
+"""
+
+from __future__ import annotations
+
+import posix
+import struct
+
+from core_helper import linux
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from core_helper.command import Crash
+
+AT_SECURE = 23
+ENVIRON_LIMIT = 1 << 20
+FILE_LIMIT = 1 << 20
+NO_USER = 0xFFFFFFFF
+
+# All namespaces but the user namespace, in the order in which they are joined; mnt comes last, because after it the
+# host's files are out of reach. The user namespace is joined after the ids were taken over (privileges.py).
+NAMESPACES = (
+    ("pid", linux.CLONE_NEWPID),
+    ("cgroup", linux.CLONE_NEWCGROUP),
+    ("ipc", linux.CLONE_NEWIPC),
+    ("uts", linux.CLONE_NEWUTS),
+    ("net", linux.CLONE_NEWNET),
+    ("time", linux.CLONE_NEWTIME),
+    ("mnt", linux.CLONE_NEWNS),
+)
+
+
+class Refused(Exception):
+    """The delegation is refused. The text says what was found and what to do; it ends in the log."""
+
+
+class FaultingProcess:
+    """What the helper knows of the process whose core it holds. Descriptors are close-on-exec."""
+
+    def __init__(self, task: int, status: dict[str, str]) -> None:
+        """Take the opened ``/proc/PID/task/TID`` and its parsed ``status``."""
+        self.task = task
+        self.status = status
+        self.uid = _ids(status, "Uid")[0]
+        self.gid = _ids(status, "Gid")[0]
+        self.groups = [int(group) for group in status["Groups"].split()]
+        self.host_pid = int(status["Tgid"])
+        self.pid = int(status.get("NStgid", status["Tgid"]).split()[-1])
+        self.inheritable = int(status["CapInh"], 16)
+        self.permitted = int(status["CapPrm"], 16)
+        self.effective = int(status["CapEff"], 16)
+        self.bounding = int(status["CapBnd"], 16)
+        self.ambient = int(status.get("CapAmb", "0"), 16)
+        self.seccomp = int(status.get("Seccomp", "0"))
+        self.umask = int(status.get("Umask", "0022"), 8)
+        self.comm = read(task, "comm").rstrip(b"\n")
+        self.exe = _link(task, "exe")
+        self.nice = int(stat_fields(read(task, "stat"))[16])
+        self.oom_score_adj = read(task, "oom_score_adj").strip()
+        self.limits = parse_limits(read(task, "limits"))
+        self.cgroups = parse_cgroup(read(task, "cgroup"))
+        self.environ, self.environ_cut = parse_environ(read(task, "environ", ENVIRON_LIMIT + 1))
+        self.label_kind, self.label = security_label(task)
+        self.container_id = container_id(self.cgroups)
+        self.hostname = b""
+        self.namespaces: list[tuple[str, int, int]] = []
+        self.user_namespace: int | None = None
+        self.root = -1
+
+    def in_container(self) -> bool:
+        """Tell whether the process has a mount namespace other than the helper's."""
+        return any(name == "mnt" for name, _, _ in self.namespaces)
+
+
+def read(directory: int, name: str, limit: int = FILE_LIMIT) -> bytes:
+    """Return at most ``limit`` bytes of the file ``name`` in the opened ``directory``. Raises OSError."""
+    descriptor = posix.open(name, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NOFOLLOW, dir_fd=directory)
+    try:
+        parts = []
+        while limit > 0:
+            part = posix.read(descriptor, min(limit, 65536))
+            if not part:
+                break
+            parts.append(part)
+            limit -= len(part)
+        return b"".join(parts)
+    finally:
+        posix.close(descriptor)
+
+
+def parse_status(text: bytes) -> dict[str, str]:
+    """Return the fields of /proc/PID/status. The name, which the process chose, is escaped by the kernel."""
+    fields = {}
+    for line in text.decode("latin-1").split("\n"):
+        key, colon, value = line.partition(":")
+        if colon:
+            fields[key] = value.strip()
+    return fields
+
+
+def stat_fields(text: bytes) -> list[str]:
+    """Return the fields of /proc/PID/stat from the third (state) on; the second may hold blanks and parentheses."""
+    return text.rpartition(b")")[2].decode("latin-1").split()
+
+
+def parse_limits(text: bytes) -> dict[str, tuple[int, int]]:
+    """Return soft and hard limit of each row of /proc/PID/limits by its name; -1 stands for unlimited."""
+    limits = {}
+    for line in text.decode("latin-1").split("\n")[1:]:
+        # Columns of 25, 20 and 20 characters, each followed by a blank: fs/proc/base.c, proc_pid_limits.
+        values = line[26:].split()
+        if len(values) >= 2:
+            soft, hard = (-1 if value == "unlimited" else int(value) for value in values[:2])
+            limits[line[:26].strip()] = (soft, hard)
+    return limits
+
+
+def parse_cgroup(text: bytes) -> list[tuple[bytes, bytes]]:
+    """Return (controllers, path) of each hierarchy in /proc/PID/cgroup; no controllers: the unified one; cgroups(7)."""
+    cgroups = []
+    for line in text.split(b"\n"):
+        parts = line.split(b":", 2)
+        if len(parts) == 3:
+            cgroups.append((parts[1], parts[2]))
+    return cgroups
+
+
+def container_id(cgroups: list[tuple[bytes, bytes]]) -> str:
+    """Return the id of 64 hexadecimal digits that container engines put into the cgroup's path, or "".
+
+    Docker writes /docker/ID or docker-ID.scope, Podman libpod-ID.scope, Kubernetes cri-containerd-ID.scope. The outermost
+    one counts: what lies below it may have been named by the container.
+    """
+    for _, path in cgroups:
+        for component in path.decode("latin-1").split("/"):
+            name = component.rpartition("-")[2].partition(".")[0]
+            if len(name) == 64 and not name.strip("0123456789abcdef"):
+                return name
+    return ""
+
+
+def parse_environ(text: bytes) -> tuple[dict[bytes, bytes], bool]:
+    """Return the variables of /proc/PID/environ and whether some were left out.
+
+    The process may have written anything there: strings without ``=`` are no variables, one that is longer than execve(2)
+    takes (MAX_ARG_STRLEN) would keep the delegate from starting, and past 1 MiB a string may have been cut off.
+    """
+    cut = len(text) > ENVIRON_LIMIT
+    strings = text[:ENVIRON_LIMIT].split(b"\0")
+    if cut:
+        strings.pop()
+    variables = {}
+    for string in strings:
+        name, equals, value = string.partition(b"=")
+        if not equals or not name:
+            continue
+        if len(string) >= 131072:
+            cut = True
+            continue
+        variables.setdefault(name, value)
+    return variables, cut
+
+
+def secure_execution(auxv: bytes) -> bool:
+    """Tell from /proc/PID/auxv whether the program was executed set-id or with file capabilities; getauxval(3).
+
+    Raises Refused where the vector does not say it: then nobody knows.
+    """
+    for size, kind in ((8, "=QQ"), (4, "=II")):
+        usable = auxv[: len(auxv) // (2 * size) * 2 * size]
+        vector = dict(struct.iter_unpack(kind, usable))
+        # In the vector of a 32-bit process, read as 64 bits, type and value fall together into one huge number.
+        if AT_SECURE in vector and max(vector) < 1 << 16:
+            return bool(vector[AT_SECURE])
+    raise Refused("its auxiliary vector does not tell whether the program was set-id: core not delegated")
+
+
+def _ids(status: dict[str, str], field: str) -> list[int]:
+    return [int(value) for value in status[field].split()]
+
+
+def _link(directory: int, name: str) -> bytes:
+    try:
+        return posix.readlink(name.encode(), dir_fd=directory)
+    except OSError:
+        return b""
+
+
+def security_label(task: int) -> tuple[str, bytes]:
+    """Return the kind of LSM ("apparmor", "other", "" for none) and the label in attr/; apparmor(7), selinux(8)."""
+    for kind, name in (("apparmor", "attr/apparmor/current"), ("other", "attr/current")):
+        try:
+            label = read(task, name).rstrip(b"\n\0")
+        except OSError:
+            continue  # No such LSM: ENOENT, or EINVAL for attr/current without any.
+        if label:
+            return kind, label
+    return "", b""
+
+
+def open_task(proc: int, pid: int, tid: int | None) -> int:
+    """Open the directory of the faulting thread in the opened host's /proc.
+
+    ``tid`` is that thread; None where the core pattern does not tell it. Then the leader stands for the process or, when the
+    leader has exited and lost its namespaces with that, the first thread that still has them.
+    """
+    try:
+        if tid is not None:
+            return _open_directory(proc, f"{pid}/task/{tid}")
+        tasks = posix.open(f"{pid}/task", posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC, dir_fd=proc)
+        try:
+            for candidate in sorted(posix.listdir(tasks), key=int):
+                task = _open_directory(tasks, candidate)
+                if _link(task, "ns/mnt"):
+                    return task
+                posix.close(task)
+        finally:
+            posix.close(tasks)
+    except OSError:
+        pass
+    raise Refused(
+        f"process {pid} is gone: kernel.core_pipe_limit must be above 0, so that the kernel keeps it until its core is read"
+    )
+
+
+def _open_directory(parent: int, name: str) -> int:
+    return posix.open(name, posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC, dir_fd=parent)
+
+
+def examine(crash: Crash) -> FaultingProcess:
+    """Open, verify and describe the process that ``crash`` names.
+
+    Raises Refused when it is not the process that crashed or its core must not be delegated, OSError when it went away.
+    """
+    proc = posix.open("/proc", posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
+    task = open_task(proc, crash.pid, crash.tid)
+    process = FaultingProcess(task, parse_status(read(task, "status")))
+    _open_namespaces(process, proc)
+    process.root = posix.open("root", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC, dir_fd=task)
+    # Verified only now, after everything was opened: what was opened before belongs to this very process, and it is still
+    # being dumped, so it did not run another program in between (CVE-2025-4598, CVE-2025-5054).
+    status = parse_status(read(task, "status"))
+    verify(crash, status, read(task, "stat"), read(proc, "self/stat"))
+    if crash.pidfd is not None:
+        verify_pidfd(crash, read(proc, f"self/fdinfo/{crash.pidfd}"))
+    # Where set-id programs count as dumpable like any other, only the auxiliary vector tells them. Elsewhere it is not asked:
+    # a security module may have set its flag for an ordinary program too.
+    secure = read(proc, "sys/fs/suid_dumpable").strip() == b"1" and secure_execution(read(task, "auxv"))
+    refuse_set_id(crash, status, secure, posix.stat("status", dir_fd=task))
+    posix.close(proc)
+    return process
+
+
+def _open_namespaces(process: FaultingProcess, proc: int) -> None:
+    for name, kind in (*NAMESPACES, ("user", linux.CLONE_NEWUSER)):
+        try:
+            own = posix.stat(f"self/ns/{name}", dir_fd=proc)
+        except FileNotFoundError:
+            continue  # The kernel was built without this kind of namespace.
+        namespace = posix.open(f"ns/{name}", posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=process.task)
+        theirs = posix.fstat(namespace)
+        if (own.st_dev, own.st_ino) == (theirs.st_dev, theirs.st_ino):
+            posix.close(namespace)
+        elif name == "user":
+            process.user_namespace = namespace
+        else:
+            process.namespaces.append((name, kind, namespace))
+
+
+def verify(crash: Crash, status: dict[str, str], stat: bytes, own_stat: bytes) -> None:
+    """Raise Refused unless the opened process is the one that is being dumped."""
+    if status.get("CoreDumping") != "1":
+        raise Refused(
+            f"process {crash.pid} is not dumping core: it was killed, or kernel.core_pipe_limit is 0, or its pid was reused"
+        )
+    if status.get("Tgid") != str(crash.pid):
+        raise Refused(f"thread {crash.tid} does not belong to process {crash.pid}")
+    if (_ids(status, "Uid")[0], _ids(status, "Gid")[0]) != (crash.uid, crash.gid):
+        raise Refused(
+            f"process {crash.pid} does not have the ids {crash.uid}:{crash.gid} that the kernel named: core not delegated"
+        )
+    if int(stat_fields(stat)[19]) > int(stat_fields(own_stat)[19]):
+        raise Refused(f"process {crash.pid} is younger than its own crash: its pid was reused")
+
+
+def verify_pidfd(crash: Crash, fdinfo: bytes) -> None:
+    """Raise Refused unless the kernel's pidfd (%F) is of the process that was opened."""
+    if parse_status(fdinfo).get("Pid") != str(crash.pid):
+        raise Refused(f"the pidfd of the kernel is not of process {crash.pid}")
+
+
+def refuse_set_id(crash: Crash, status: dict[str, str], secure: bool, owner: posix.stat_result) -> None:
+    """Raise Refused where the process knew more than its user may see (CVE-2022-4415, CVE-2025-4598).
+
+    That is a set-id program, one with file capabilities, or one that changed its ids. The kernel says so by %d, or by the
+    pidfd, or by the owner of the files in /proc. The ids are looked at in any case, since fs.suid_dumpable = 1 has the kernel
+    call every process dumpable; ``secure`` is AT_SECURE for that case.
+    """
+    mask = None if crash.pidfd is None else linux.pidfd_coredump_mask(crash.pidfd)
+    uids, gids = _ids(status, "Uid"), _ids(status, "Gid")
+    if crash.dumpable is not None:
+        safe = crash.dumpable == 1
+    elif mask is not None:
+        safe = mask & linux.PIDFD_COREDUMP_USER != 0
+    else:
+        safe = (owner.st_uid, owner.st_gid) == (uids[1], gids[1])
+    if mask is not None and mask & linux.PIDFD_COREDUMP_ROOT:
+        safe = False
+    if not safe or secure or len(set(uids)) > 1 or len(set(gids)) > 1:
+        raise Refused("a set-id program or one with changed ids: its core is for root only and never delegated")

@@ -4,17 +4,30 @@ Bytes from the outside are read here: the words of the kernel, and a file of the
 touches the faulting process.
 """
 
-from __future__ import annotations
-
+import _stat
 import posix
-import stat
 import sys
+import time
 
 CONFIGURATION = "/etc/docker_core_helper.conf"
 CONFIGURATION_LIMIT = 65536
 DEFAULT_TIMEOUT = 300.0
 LONGEST_TIMEOUT = 86400
 FALLBACK_VARIABLE = b"DOCKERCOREHELPER_FALLBACK_CORE"
+
+# The signals whose default action is to dump core; the library's module for names costs as much as the whole helper.
+SIGNALS = {
+    3: "SIGQUIT",
+    4: "SIGILL",
+    5: "SIGTRAP",
+    6: "SIGABRT",
+    7: "SIGBUS",
+    8: "SIGFPE",
+    11: "SIGSEGV",
+    24: "SIGXCPU",
+    25: "SIGXFSZ",
+    31: "SIGSYS",
+}
 
 USAGE = """\
 usage: docker_core_helper [OPTIONS] PID UID GID [DELEGATE [ARGUMENT...]]
@@ -58,11 +71,17 @@ class Crash:
         self.gid = gid
         self.tid: int | None = None
         self.signal: int | None = None
-        self.time: int | None = None
+        self.time = int(time.time())
         self.dumpable: int | None = None
         self.limit: int | None = None
         self.pidfd: int | None = None
         self.delegate: list[bytes] = []
+
+    def signal_name(self) -> str:
+        """Return the name of the signal, "" if it was not told; signal(7)."""
+        if self.signal is None:
+            return ""
+        return SIGNALS.get(self.signal, f"SIG{self.signal}")
 
 
 class Configuration:
@@ -79,10 +98,10 @@ class Configuration:
 OPTIONS = {"-F": "pidfd", "-I": "tid", "-s": "signal", "-t": "time", "-d": "dumpable", "-c": "limit"}
 
 
-def parse_arguments(words: list[str]) -> tuple[Crash, list[str]]:
+def parse_arguments(words: "list[str]") -> "tuple[Crash, list[str]]":
     """Return the crash that the command line ``words`` announce, and what is wrong with the words but can be lived with.
 
-    Raises UsageError where the process or the delegate is not told: then there is nothing that could be done.
+    Raises UsageError where the process is not told: then there is nothing that could be done.
     """
     problems = []
     values = {}
@@ -101,16 +120,20 @@ def parse_arguments(words: list[str]) -> tuple[Crash, list[str]]:
             problems.append(f"option {word!r} ignored: {word[:2]} takes a number, correct kernel.core_pattern")
     numbers = words[position : position + 3]
     if len(numbers) < 3:
-        raise UsageError(f"PID UID GID expected, found {numbers}: kernel.core_pattern must end in %P %u %g [DELEGATE ...]")
+        raise UsageError(
+            f"PID UID GID expected, found {numbers}: kernel.core_pattern must end in %P %u %g [DELEGATE ...]"
+        )
     for name, number in zip(("PID", "UID", "GID"), numbers):
         if not _is_number(number):
             raise UsageError(f"{name} must be a number, found {number!r}: kernel.core_pattern must hold %P %u %g here")
     crash = Crash(*(int(number) for number in numbers))
-    for name, value in values.items():
-        setattr(crash, name, value)
-    crash.delegate = [encode(word) for word in words[position + 3 :]]
-    if crash.delegate and not crash.delegate[0].startswith(b"/"):
-        raise UsageError(f"delegate {words[position + 3]!r} must be an absolute path in the container")
+    for option, told in values.items():
+        setattr(crash, option, told)
+    delegate = [encode(word) for word in words[position + 3 :]]
+    if delegate and not delegate[0].startswith(b"/"):
+        problems.append(f"delegate {delegate[0]!r} ignored: kernel.core_pattern must name its absolute path")
+    else:
+        crash.delegate = delegate
     return crash, problems
 
 
@@ -123,7 +146,7 @@ def _is_number(word: str) -> bool:
     return word.isascii() and word.isdigit() and len(word) <= 20
 
 
-def read_configuration(path: str = CONFIGURATION) -> Configuration:
+def read_configuration(path: str = CONFIGURATION) -> "Configuration":
     """Return what the file ``path`` says; a missing file is fine.
 
     A file that others than root can write is refused as a whole, a wrong line is skipped; both are told in ``problems``.
@@ -138,7 +161,7 @@ def read_configuration(path: str = CONFIGURATION) -> Configuration:
         return configuration
     try:
         found = posix.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode) or found.st_uid != 0 or found.st_mode & 0o022:
+        if not _stat.S_ISREG(found.st_mode) or found.st_uid != 0 or found.st_mode & 0o022:
             configuration.problems.append(
                 f"{path} refused: only root may own and write it; chown root {path} && chmod 0644 {path}"
             )
@@ -153,7 +176,7 @@ def read_configuration(path: str = CONFIGURATION) -> Configuration:
     return configuration
 
 
-def parse_configuration(text: bytes, path: str, configuration: Configuration) -> None:
+def parse_configuration(text: bytes, path: str, configuration: "Configuration") -> None:
     """Put the lines of ``text`` into ``configuration``; ``path`` is for messages."""
     for number, line in enumerate(text.split(b"\n"), 1):
         line = line.strip()
@@ -165,7 +188,7 @@ def parse_configuration(text: bytes, path: str, configuration: Configuration) ->
             configuration.problems.append(f"{path}, line {number} skipped: {error}")
 
 
-def _take_line(line: bytes, configuration: Configuration) -> None:
+def _take_line(line: bytes, configuration: "Configuration") -> None:
     key, equals, value = line.partition(b"=")
     if not equals:
         raise ConfigurationError("KEY=VALUE expected")
@@ -198,7 +221,7 @@ def unquote(value: bytes) -> bytes:
     return value
 
 
-def _closing_quote(value: bytes) -> tuple[int, bytes]:
+def _closing_quote(value: bytes) -> "tuple[int, bytes]":
     """Return the position after the closing quote of what ``value`` begins with, and what stands between."""
     quote = value[0]
     inner = bytearray()
@@ -215,7 +238,7 @@ def _closing_quote(value: bytes) -> tuple[int, bytes]:
     raise ConfigurationError(f"quote {chr(quote)} is not closed")
 
 
-def split_words(text: bytes) -> list[bytes]:
+def split_words(text: bytes) -> "list[bytes]":
     """Split ``text`` into words by the quoting rules of sh(1); ``#`` at the start of a word begins a comment.
 
     Raises ConfigurationError for a quote that is not closed. The library's shlex would cost more than the whole helper.
@@ -251,7 +274,7 @@ def split_words(text: bytes) -> list[bytes]:
 SPECIFIERS = b"PpugsteEh"
 
 
-def expand(word: bytes, values: dict[str, bytes]) -> bytes:
+def expand(word: bytes, values: "dict[str, bytes]") -> bytes:
     """Replace each %X of ``word`` by ``values["X"]``, empty where that is not known, and %% by %.
 
     Raises ConfigurationError for a specifier that the helper does not have.

@@ -1,7 +1,5 @@
 """Joining the container of the faulting process: its control groups, namespaces and root directory."""
 
-from __future__ import annotations
-
 import posix
 
 from core_helper import command, linux, victim
@@ -16,8 +14,8 @@ if TYPE_CHECKING:
 class ControlGroups:
     """The control groups of the process, opened on the host: the container's own mounts cannot be trusted.
 
-    ``unified`` is the directory of the one in the unified hierarchy (version 2), for a fork right into it, None where the helper
-    is in it already. ``others`` are (name, descriptor or the reason why there is none), for joining by a write.
+    ``unified`` is the directory of the one in the unified hierarchy (version 2), for a fork right into it, None where the
+    helper is in it already. ``others`` are (name, descriptor or the reason why there is none), for joining by a write.
     """
 
     def __init__(self) -> None:
@@ -45,7 +43,7 @@ class ControlGroups:
             return pid
         return posix.fork()
 
-    def join(self) -> list[str]:
+    def join(self) -> "list[str]":
         """Join what was not joined by the fork, with the calling process; return a line for each that could not be.
 
         The kernel checks the permission of whoever opened the file, so this works after the privileges were given away, and
@@ -62,28 +60,28 @@ class ControlGroups:
         return failures
 
 
-def cgroup_mounts(mountinfo: bytes) -> dict[bytes, bytes]:
+def cgroup_mounts(mountinfo: bytes) -> "dict[bytes, bytes]":
     """Return the mount point of each hierarchy by its controllers as /proc/PID/cgroup names them, b"" for the unified.
 
     ``mountinfo`` is /proc/PID/mountinfo of the host; proc_pid_mountinfo(5).
     """
     mounts: dict[bytes, bytes] = {}
     for line in mountinfo.split(b"\n"):
-        left, dash, right = line.partition(b" - ")
+        left, _, right = line.partition(b" - cgroup")
         fields, tail = left.split(b" "), right.split(b" ")
-        if not dash or not tail[0].startswith(b"cgroup") or len(fields) < 5 or fields[3] != b"/":
+        if len(tail) < 3 or len(fields) < 5 or fields[3] != b"/":
             continue
         mount_point = fields[4].replace(b"\\040", b" ")
-        if tail[0] == b"cgroup2":
+        if tail[0] == b"2":
             mounts.setdefault(b"", mount_point)
-        elif tail[0] == b"cgroup":
+        elif tail[0] == b"":
             # The superblock's options hold the controllers beside rw, xattr, release_agent= and the like.
             for option in tail[2].split(b","):
                 mounts.setdefault(option, mount_point)
     return mounts
 
 
-def open_control_groups(process: FaultingProcess) -> ControlGroups:
+def open_control_groups(process: "FaultingProcess") -> ControlGroups:
     """Open the control groups of ``process`` that the helper is not in yet; cgroups(7)."""
     proc_self = posix.open("/proc/self", posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
     own = victim.parse_cgroup(victim.read(proc_self, "cgroup"))
@@ -110,7 +108,7 @@ def open_control_groups(process: FaultingProcess) -> ControlGroups:
     return groups
 
 
-def hostname_of(process: FaultingProcess) -> bytes:
+def hostname_of(process: "FaultingProcess") -> bytes:
     """Return the host name that ``process`` sees, by a short visit to its UTS namespace; uts_namespaces(7)."""
     for name, kind, descriptor in process.namespaces:
         if name == "uts":
@@ -124,7 +122,7 @@ def hostname_of(process: FaultingProcess) -> bytes:
     return command.encode(posix.uname().nodename)
 
 
-def join_namespaces(process: FaultingProcess) -> None:
+def join_namespaces(process: "FaultingProcess") -> None:
     """Join all namespaces of ``process`` but the user namespace; setns(2). Raises OSError: never half a container.
 
     The pid namespace takes effect for children only, so this process cannot be seen from within the container.
@@ -133,7 +131,7 @@ def join_namespaces(process: FaultingProcess) -> None:
         linux.setns(descriptor, kind)
 
 
-def enter_root(process: FaultingProcess) -> None:
+def enter_root(process: "FaultingProcess") -> None:
     """Make the root directory of ``process`` ours, and the current directory too.
 
     setns(2) of a mount namespace resets both to the root of the namespace, which need not be that of the process. The

@@ -8,19 +8,17 @@ Between fork and exec nothing may be looked up by a path except the delegate its
 since from ``enter_root`` on every path is the container's (CVE-2022-28657).
 """
 
-from __future__ import annotations
-
 import _signal
+import _stat
 import errno
 import posix
-import stat
 import sys
 
 from core_helper import container, linux, privileges, victim
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import NoReturn
+    from typing import Callable, NoReturn
 
     from core_helper.victim import FaultingProcess
 
@@ -42,10 +40,10 @@ class Plan:
 
     def __init__(
         self,
-        process: FaultingProcess,
+        process: "FaultingProcess",
         groups: container.ControlGroups,
         label: privileges.Label,
-        interpreter: tuple[int, int] | None,
+        interpreter: "tuple[int, int] | None",
     ) -> None:
         """Take the process to become; ``interpreter`` is device and inode of the helper's own, never to be executed."""
         self.process = process
@@ -54,7 +52,7 @@ class Plan:
         self.interpreter = interpreter
 
 
-def prepare(process: FaultingProcess) -> Plan:
+def prepare(process: "FaultingProcess") -> "Plan":
     """Open what will be joined. Raises Refused where that cannot be done in full."""
     privileges.check(process)
     try:
@@ -68,10 +66,58 @@ def prepare(process: FaultingProcess) -> Plan:
     return Plan(process, container.open_control_groups(process), label, interpreter)
 
 
+class Child:
+    """The process that enters the container, seen from the supervisor: its pipes and pids, and what it reported."""
+
+    def __init__(self, groups: container.ControlGroups, run: "Callable[[Child], NoReturn]") -> None:
+        """Fork it into ``groups`` and have it ``run``; on our side no end of a pipe ever waits. Raises OSError."""
+        self.core_in, self.core_out = posix.pipe()
+        self.error_in, self.error_out = posix.pipe()
+        self.stdout_in, self.stdout_out = posix.pipe()
+        self.stderr_in, self.stderr_out = posix.pipe()
+        self.pid = 0
+        self.reported = b""
+        # The joining process exits after it forked the delegate: as a subreaper we become the delegate's parent, although it
+        # lives in another pid namespace (kernel/exit.c, find_new_reaper).
+        linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
+        self.setup_pid = groups.fork()
+        ours = (self.core_out, self.error_in, self.stdout_in, self.stderr_in)
+        theirs = (self.core_in, self.error_out, self.stdout_out, self.stderr_out)
+        if self.setup_pid == 0:
+            try:
+                # The kernel's pipe goes first: a child that is frozen with its container must not hold the crashed process.
+                posix.dup2(1, 0)
+                for descriptor in ours:
+                    posix.close(descriptor)
+                run(self)
+            finally:
+                posix._exit(1)
+        for descriptor in theirs:
+            posix.close(descriptor)
+        for descriptor in ours:
+            posix.set_blocking(descriptor, False)
+
+    def standard_streams(self) -> "dict[int, int]":
+        """Return what the delegate gets as its descriptors 0, 1 and 2.
+
+        1 is a pipe too and not /dev/null, which root in a container could fchmod(2) for the whole host.
+        """
+        return {0: self.core_in, 1: self.stdout_out, 2: self.stderr_out}
+
+    def close(self) -> None:
+        """Close what the supervisor still holds, but for ``core_out``, which the relay closes."""
+        for descriptor in (self.error_in, self.stdout_in, self.stderr_in):
+            posix.close(descriptor)
+
+
+class Crowded(Stopped):
+    """The container has reached its pids.max, and the way in needs one more process."""
+
+
 class Reporter:
     """Tells the supervisor over the error pipe how far the child got.
 
-    Lines: ``pid N``, ``note TEXT``, ``ready``, ``absent TEXT``, ``failed TEXT``.
+    Lines: ``pid N``, ``note TEXT``, ``ready``, ``absent TEXT``, ``crowded TEXT``, ``failed TEXT``.
     """
 
     def __init__(self, pipe: int) -> None:
@@ -93,7 +139,7 @@ def lock_interpreter() -> None:
     sys.path_importer_cache.clear()
 
 
-def run_child(reporter: Reporter, steps: list[tuple[str, object]]) -> NoReturn:
+def run_child(reporter: Reporter, steps: "list[tuple[str, object]]") -> "NoReturn":
     """Do ``steps``, pairs of a name and a callable, in order and end this process; the first failure is reported.
 
     Nothing is raised out of here: Python would open source files, by now the container's, to print a traceback.
@@ -105,6 +151,8 @@ def run_child(reporter: Reporter, steps: list[tuple[str, object]]) -> NoReturn:
             action()  # type: ignore[operator]
     except Absent as error:
         reporter.send("absent", str(error))
+    except Crowded as error:
+        reporter.send("crowded", f"{reporter.step}: {error}")
     except (Stopped, victim.Refused) as error:
         reporter.send("failed", f"{reporter.step}: {error}")
     except OSError as error:
@@ -116,7 +164,7 @@ def run_child(reporter: Reporter, steps: list[tuple[str, object]]) -> NoReturn:
         posix._exit(1)
 
 
-def entry_steps(plan: Plan, reporter: Reporter) -> list[tuple[str, object]]:
+def entry_steps(plan: "Plan", reporter: Reporter) -> "list[tuple[str, object]]":
     """Return the steps from the host, with all privileges, to the process's view with its privileges; the order matters."""
     process = plan.process
 
@@ -138,12 +186,9 @@ def entry_steps(plan: Plan, reporter: Reporter) -> list[tuple[str, object]]:
     ]
 
 
-def execute(plan: Plan, words: list[bytes], environment: dict[bytes, bytes], pipes: dict[int, int], error_pipe: int) -> NoReturn:
-    """In the joining process: enter the container and start the delegate ``words`` in it; never returns.
-
-    ``pipes`` tells for 0, 1 and 2 which descriptor the delegate gets there.
-    """
-    reporter = Reporter(error_pipe)
+def execute(plan: Plan, words: "list[bytes]", environment: "dict[bytes, bytes]", child: Child) -> "NoReturn":
+    """In the joining process: enter the container and start the delegate ``words`` in it; never returns."""
+    reporter = Reporter(child.error_out)
     program: list[Program] = []
 
     def open_program() -> None:
@@ -151,9 +196,12 @@ def execute(plan: Plan, words: list[bytes], environment: dict[bytes, bytes], pip
         program.append(Program(words, plan.interpreter))
 
     def fork_into_container() -> None:
-        pid = posix.fork()
+        try:
+            pid = posix.fork()
+        except BlockingIOError as error:
+            raise Crowded(error.strerror) from None
         if pid == 0:
-            run_child(reporter, delegate_steps(plan, program[0], environment, pipes, reporter))
+            run_child(reporter, delegate_steps(plan, program[0], environment, child, reporter))
         reporter.send("pid", str(pid))
 
     steps = entry_steps(plan, reporter)
@@ -164,8 +212,8 @@ def execute(plan: Plan, words: list[bytes], environment: dict[bytes, bytes], pip
 
 
 def delegate_steps(
-    plan: Plan, program: Program, environment: dict[bytes, bytes], pipes: dict[int, int], reporter: Reporter
-) -> list[tuple[str, object]]:
+    plan: Plan, program: "Program", environment: "dict[bytes, bytes]", child: Child, reporter: Reporter
+) -> "list[tuple[str, object]]":
     """Return the last steps, of the process that the container sees and that becomes the delegate."""
     process = plan.process
 
@@ -184,7 +232,7 @@ def delegate_steps(
             reporter.send("note", failure)
         posix.umask(process.umask)
         reset_signals()
-        for target, source in pipes.items():
+        for target, source in child.standard_streams().items():
             posix.dup2(source, target)
 
     return [
@@ -208,7 +256,7 @@ class Program:
     ``#!/proc/self/exe`` would run the host's Python inside the container (CVE-2019-5736).
     """
 
-    def __init__(self, words: list[bytes], forbidden: tuple[int, int] | None) -> None:
+    def __init__(self, words: "list[bytes]", forbidden: "tuple[int, int] | None") -> None:
         """Open the program of the command line ``words``.
 
         Raises Stopped with a text for the log when it cannot be executed. ``forbidden`` is device and inode of a file that
@@ -228,7 +276,9 @@ class Program:
             posix.close(self.descriptor)
             interpreter = parse_script_line(line)
             if interpreter is None:
-                raise Stopped(f"{_name(path)}: its #! line names no interpreter, or is longer than {SCRIPT_LINE - 2} bytes")
+                raise Stopped(
+                    f"{_name(path)}: its #! line names no interpreter, or is longer than {SCRIPT_LINE - 2} bytes"
+                )
             # As binfmt_script does: interpreter, its one argument, the script, the script's own arguments.
             self.arguments = [*interpreter, path, *self.arguments[1:]]
             if not interpreter[0].startswith(b"/"):
@@ -237,7 +287,7 @@ class Program:
         raise Stopped(f"{_name(words[0])}: more than {SCRIPT_DEPTH} scripts name each other as interpreter")
 
     @staticmethod
-    def _open(path: bytes, forbidden: tuple[int, int] | None) -> int:
+    def _open(path: bytes, forbidden: "tuple[int, int] | None") -> int:
         try:
             # O_PATH: opening a FIFO would wait, opening a device may have effects.
             descriptor = linux.openat2(path, posix.O_PATH)
@@ -246,7 +296,7 @@ class Program:
         except OSError as error:
             raise Stopped(f"{_name(path)}: {error.strerror}") from None
         found = posix.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
+        if not _stat.S_ISREG(found.st_mode):
             raise Stopped(f"{_name(path)}: not a regular file")
         if identity(found) == forbidden:
             raise Stopped(f"{_name(path)}: is the helper's own interpreter")
@@ -267,7 +317,7 @@ class Program:
         finally:
             posix.close(readable)
 
-    def execute(self, environment: dict[bytes, bytes], reporter: Reporter) -> None:
+    def execute(self, environment: "dict[bytes, bytes]", reporter: Reporter) -> None:
         """Become the program, by its descriptor; execveat(2). Raises OSError or Stopped when the kernel will not."""
         # Everything but the standard streams, the error pipe and the program goes; these two are close-on-exec.
         keep = sorted((self.descriptor, reporter.pipe))
@@ -283,7 +333,7 @@ class Program:
         posix.execve(self.descriptor, self.arguments, {k: v for k, v in environment.items() if k.startswith(b"CORE_")})
 
 
-def parse_script_line(line: bytes) -> list[bytes] | None:
+def parse_script_line(line: bytes) -> "list[bytes] | None":
     """Return interpreter and, if any, its one argument from the first bytes of a script; None where there is none.
 
     The rules of fs/binfmt_script.c: blanks around are skipped, all behind the first word is one argument, and a line without
@@ -299,7 +349,7 @@ def parse_script_line(line: bytes) -> list[bytes] | None:
     return [word for word in words if word] or None
 
 
-def identity(found: posix.stat_result) -> tuple[int, int]:
+def identity(found: posix.stat_result) -> "tuple[int, int]":
     """Return device and inode, which no other file has at the same time."""
     return found.st_dev, found.st_ino
 

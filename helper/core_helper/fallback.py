@@ -1,7 +1,5 @@
 """The core file /tmp/core.PID.UID.GID, written in the process's view of the file system and at its privilege."""
 
-from __future__ import annotations
-
 import posix
 
 from core_helper import delegate, linux
@@ -19,12 +17,12 @@ def path_of(pid: int, uid: int, gid: int) -> bytes:
     return f"/tmp/core.{pid}.{uid}.{gid}".encode()
 
 
-def write(plan: delegate.Plan, path: bytes, core: int, error_pipe: int) -> NoReturn:
-    """In a child: enter the container as the delegate would, create ``path`` and copy ``core`` into it; never returns.
+def write(plan: delegate.Plan, path: bytes, child: delegate.Child) -> "NoReturn":
+    """In a child: enter the container as the delegate would, create ``path`` and copy the core into it; never returns.
 
     Nothing is executed and nothing appears in the container's pid namespace.
     """
-    reporter = delegate.Reporter(error_pipe)
+    reporter = delegate.Reporter(child.error_out)
     files: list[int] = []
 
     def join_control_groups() -> None:
@@ -42,7 +40,7 @@ def write(plan: delegate.Plan, path: bytes, core: int, error_pipe: int) -> NoRet
     def copy() -> None:
         reporter.send("ready", "")
         while True:
-            block = posix.read(core, BLOCK)
+            block = posix.read(child.core_in, BLOCK)
             if not block:
                 break
             while block:

@@ -1,9 +1,14 @@
 """What operators read: lines in the host's log, identifier docker_core_helper; syslog(3), kmsg(4)."""
 
-from __future__ import annotations
-
+import _socket
 import posix
 import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from core_helper.command import Crash
+    from core_helper.relay import Result
+    from core_helper.victim import FaultingProcess
 
 IDENTIFIER = "docker_core_helper"
 SOCKET = "/dev/log"
@@ -17,11 +22,39 @@ KERNEL_LINE_LIMIT = 900  # The kernel's record holds about 1,000 bytes.
 class Journal:
     """Where the lines go. By hand, when standard error is open, they are printed there as well."""
 
-    def __init__(self, terminal: int | None) -> None:
+    def __init__(self, terminal: "int | None") -> None:
         """Take a descriptor of the terminal, or None."""
         self.terminal = terminal
 
-    def write(self, severity: int, text: str) -> None:
+    def error(self, text: str) -> None:
+        """Tell that a core was lost, or a part of it."""
+        self._write(LOG_ERR, text)
+
+    def warning(self, text: str) -> None:
+        """Tell what should be mended."""
+        self._write(LOG_WARNING, text)
+
+    def output(self, crash: "Crash", process: "FaultingProcess", line: bytes) -> None:
+        """Pass on a line that the delegate wrote to its standard error."""
+        self._write(LOG_INFO, f"pid={crash.pid} container={process.container_id[:12] or '-'}: delegate: {escape(line)}")
+
+    def conclude(self, name: str, target: bytes, result: "Result", began: float) -> bool:
+        """Tell how the delivery to ``target`` ended, and return whether all of the core arrived there."""
+        notes = "".join(f"; {note}" for note in result.notes)
+        amount = f"{result.delivered} bytes to {escape(target)} in {time.monotonic() - began:.3f} s"
+        if result.failure is None and result.complete:
+            self._write(LOG_INFO, f"{name}: delivered {amount}{notes}")
+            return True
+        truncated = "" if result.complete else ", truncated"
+        failure = result.failure or "it stopped reading"
+        self._write(LOG_ERR, f"{name}: not delivered: {failure}: {amount}{truncated}{notes}")
+        return False
+
+    def drop(self, name: str, reason: str, absent: bool) -> None:
+        """Tell that the core was dropped: for want of a delegate, or because of a failure."""
+        self._write(LOG_INFO if absent else LOG_ERR, f"{name}: core dropped: {reason}")
+
+    def _write(self, severity: int, text: str) -> None:
         """Write one line. A log that cannot be reached is no reason to lose a core: then nothing happens."""
         line = "".join(c if " " <= c <= "~" else ascii(c)[1:-1] for c in text)[:LINE_LIMIT]
         if self.terminal is not None:
@@ -41,9 +74,6 @@ class Journal:
 
 
 def _send(path: str, message: bytes) -> bool:
-    # Imported only now, when the delegate is on its way already: on the host that is safe.
-    import _socket
-
     try:
         connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
         connection.settimeout(1.0)
@@ -58,3 +88,13 @@ def _send(path: str, message: bytes) -> bool:
 def escape(text: bytes) -> str:
     """Return ``text``, which a container chose, as printable ASCII that cannot be mistaken for ours: all else is \\xNN."""
     return "".join(chr(byte) if 32 <= byte < 127 and byte not in b'"\\' else f"\\x{byte:02x}" for byte in text)
+
+
+def describe(crash: "Crash", process: "FaultingProcess") -> str:
+    """Return who crashed, where and by which signal."""
+    signal = "?" if crash.signal is None else f"{crash.signal} ({crash.signal_name()})"
+    return (
+        f"pid={crash.pid} ({process.pid} in its namespace) uid={crash.uid} gid={crash.gid} signal={signal}"
+        f' comm="{escape(process.comm)}" exe="{escape(process.exe)}"'
+        f' container={process.container_id[:12] or "-"} host="{escape(process.hostname)}"'
+    )

@@ -7,12 +7,14 @@ The module ``ctypes`` is made of ``_ctypes`` and ``os``, whose imports take a th
 start; the helper uses the primitives, which are the same from Python 3.8 to 3.14, and ``posix``. The tests run on each.
 """
 
-from __future__ import annotations
-
 import _ctypes
+import _struct
 import fcntl
 import posix
-import struct
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 AT_FDCWD = -100
 CAP_LAST_POSSIBLE = 63
@@ -83,21 +85,26 @@ class _ReturnsLong(_ctypes.CFuncPtr):
     _restype_ = _Long
 
 
-_program = _ctypes.dlopen(None, RTLD_NOW)
+# The handle of None is the running program with its libraries; dlopen(3).
+_program = _ctypes.dlopen(None, RTLD_NOW)  # type: ignore[arg-type]
 _capget = _ReturnsInt(_ctypes.dlsym(_program, "capget"))
 _capset = _ReturnsInt(_ctypes.dlsym(_program, "capset"))
+_getrlimit = _ReturnsInt(_ctypes.dlsym(_program, "getrlimit"))
 _prctl = _ReturnsInt(_ctypes.dlsym(_program, "prctl"))
+_setrlimit = _ReturnsInt(_ctypes.dlsym(_program, "setrlimit"))
 _setns = _ReturnsInt(_ctypes.dlsym(_program, "setns"))
 _splice = _ReturnsLong(_ctypes.dlsym(_program, "splice"))
 _syscall = _ReturnsLong(_ctypes.dlsym(_program, "syscall"))
 
 
-def _buffer(content: bytes) -> _ctypes.Array[_Char]:
-    """Return memory at a fixed address, with ``content`` in it."""
-    kind = type("_Buffer", (_ctypes.Array,), {"_type_": _Char, "_length_": len(content)})
-    buffer: _ctypes.Array[_Char] = kind()
+def _buffer(content: bytes) -> "Any":
+    """Return an array of characters at a fixed address, with ``content`` in it."""
+    buffer = type("_Buffer", (_ctypes.Array,), {"_type_": _Char, "_length_": len(content)})()
     buffer.raw = content
     return buffer
+
+
+_limits = _buffer(bytes(16))  # struct rlimit, for getrlimit
 
 
 def _checked(result: int, call: str) -> int:
@@ -119,7 +126,7 @@ def setns(descriptor: int, kind: int) -> None:
 
 def openat2(path: bytes, flags: int, mode: int = 0, resolve: int = RESOLVE_NO_MAGICLINKS) -> int:
     """Open ``path`` like open(2), refusing what ``resolve`` forbids (ELOOP); openat2(2), Linux 5.6."""
-    how = struct.pack("=QQQ", flags | posix.O_CLOEXEC, mode, resolve)
+    how = _struct.pack("=QQQ", flags | posix.O_CLOEXEC, mode, resolve)
     return _checked(_syscall(_Long(NR_OPENAT2), _Long(AT_FDCWD), path, how, _Long(len(how))), "openat2")
 
 
@@ -128,19 +135,19 @@ def pidfd_open(pid: int) -> int:
     return _checked(_syscall(_Long(NR_PIDFD_OPEN), _Long(pid), _Long(0)), "pidfd_open")
 
 
-def pidfd_coredump_mask(pidfd: int) -> int | None:
+def pidfd_coredump_mask(pidfd: int) -> "int | None":
     """Return what the kernel says of the core dump of ``pidfd``'s process, PIDFD_COREDUMP* bits, None if it does not.
 
     include/uapi/linux/pidfd.h, Linux 6.16: the mask asked for stands at 0, that of the core dump at byte 64.
     """
     buffer = bytearray(72)
-    struct.pack_into("=Q", buffer, 0, PIDFD_INFO_COREDUMP)
+    _struct.pack_into("=Q", buffer, 0, PIDFD_INFO_COREDUMP)
     try:
         fcntl.ioctl(pidfd, PIDFD_GET_INFO, buffer, True)
     except OSError:
         return None
-    (answered,) = struct.unpack_from("=Q", buffer, 0)
-    (mask,) = struct.unpack_from("=I", buffer, 64)
+    (answered,) = _struct.unpack_from("=Q", buffer, 0)
+    (mask,) = _struct.unpack_from("=I", buffer, 64)
     if not answered & PIDFD_INFO_COREDUMP or not mask & PIDFD_COREDUMPED:
         return None
     return int(mask)
@@ -152,7 +159,7 @@ def fork_into_cgroup(directory: int) -> int:
     Moving a process afterwards waits for every other fork of the machine, some 10 ms; this does not. Python's bookkeeping for a
     fork is left out, which is safe with a single thread. Raises OSError, EAGAIN where the group's pids.max is reached.
     """
-    arguments = struct.pack("=11Q", CLONE_INTO_CGROUP, 0, 0, 0, SIGCHLD, 0, 0, 0, 0, 0, directory)
+    arguments = _struct.pack("=11Q", CLONE_INTO_CGROUP, 0, 0, 0, SIGCHLD, 0, 0, 0, 0, 0, directory)
     return _checked(_syscall(_Long(NR_CLONE3), arguments, _Long(len(arguments))), "clone3")
 
 
@@ -178,24 +185,24 @@ def bytes_in_pipe(pipe: int) -> int:
     """Return the number of bytes that were written to ``pipe`` and not read yet; ioctl_pipe(2), FIONREAD."""
     buffer = bytearray(4)
     fcntl.ioctl(pipe, FIONREAD, buffer, True)
-    return int(struct.unpack("=i", buffer)[0])
+    return int(_struct.unpack("=i", buffer)[0])
 
 
 def capset(effective: int, permitted: int, inheritable: int) -> None:
     """Set three capability sets of this thread, each a mask of 64 bits; capset(2)."""
-    header = struct.pack("=Ii", LINUX_CAPABILITY_VERSION_3, 0)
+    header = _struct.pack("=Ii", LINUX_CAPABILITY_VERSION_3, 0)
     low = (1 << 32) - 1
     sets = (effective, permitted, inheritable)
-    data = struct.pack("=6I", *(value & low for value in sets), *(value >> 32 for value in sets))
+    data = _struct.pack("=6I", *(value & low for value in sets), *(value >> 32 for value in sets))
     _checked(_capset(header, data), "capset")
 
 
 def permitted_capabilities() -> int:
     """Return the permitted set of this thread, a mask of 64 bits; capget(2)."""
-    header = struct.pack("=Ii", LINUX_CAPABILITY_VERSION_3, 0)
+    header = _struct.pack("=Ii", LINUX_CAPABILITY_VERSION_3, 0)
     data = _buffer(bytes(24))
     _checked(_capget(header, data), "capget")
-    words = struct.unpack("=6I", data.raw)
+    words = _struct.unpack("=6I", data.raw)
     return int(words[1] | words[4] << 32)
 
 
@@ -215,16 +222,28 @@ def drop_from_bounding_set(keep: int) -> None:
 def set_ambient(mask: int) -> None:
     """Make ``mask`` the ambient set; it must be permitted and inheritable; capabilities(7)."""
     prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
-    for capability in range(CAP_LAST_POSSIBLE + 1):
+    for capability in range(mask.bit_length()):
         if mask >> capability & 1:
             prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, capability)
+
+
+def getrlimit(resource: int) -> "tuple[int, int]":
+    """Return soft and hard limit of ``resource`` (RLIMIT_*), -1 for unlimited; getrlimit(2)."""
+    _checked(_getrlimit(_Long(resource), _limits), "getrlimit")
+    soft, hard = _struct.unpack("@ll", _limits.raw)
+    return soft, hard
+
+
+def setrlimit(resource: int, soft: int, hard: int) -> None:
+    """Set both limits of ``resource`` (RLIMIT_*), -1 for unlimited; setrlimit(2)."""
+    _checked(_setrlimit(_Long(resource), _struct.pack("@ll", soft, hard)), "setrlimit")
 
 
 def set_seccomp_filter(program: bytes) -> None:
     """Install ``program``, an array of struct sock_filter; seccomp(2). no_new_privs must be set."""
     instructions = _buffer(program)
     # struct sock_fprog: an unsigned short, and a pointer at its natural alignment.
-    fprog = _buffer(struct.pack("@HP", len(program) // 8, _ctypes.addressof(instructions)))
+    fprog = _buffer(_struct.pack("@HP", len(program) // 8, _ctypes.addressof(instructions)))
     prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, _ctypes.addressof(fprog))
 
 

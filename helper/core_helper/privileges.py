@@ -3,10 +3,7 @@
 Everything is done or the delegation is refused. The delegate never has more than the process had.
 """
 
-from __future__ import annotations
-
 import posix
-import resource
 
 from core_helper import linux, seccomp, victim
 
@@ -14,24 +11,25 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from core_helper.victim import FaultingProcess
 
-# The rows of /proc/PID/limits. The limit of the core's size stays as the kernel gave it to us, 1: it is the one value that keeps
-# a crash of the delegate from calling the helper again (fs/coredump.c).
+# The rows of /proc/PID/limits and their RLIMIT_* (include/uapi/asm-generic/resource.h). The limit of the core's size, 4, stays
+# as the kernel gave it to us, 1: the one value that keeps a crash of the delegate from calling the helper again
+# (fs/coredump.c).
 RESOURCES = {
-    "Max cpu time": resource.RLIMIT_CPU,
-    "Max file size": resource.RLIMIT_FSIZE,
-    "Max data size": resource.RLIMIT_DATA,
-    "Max stack size": resource.RLIMIT_STACK,
-    "Max resident set": resource.RLIMIT_RSS,
-    "Max processes": resource.RLIMIT_NPROC,
-    "Max open files": resource.RLIMIT_NOFILE,
-    "Max locked memory": resource.RLIMIT_MEMLOCK,
-    "Max address space": resource.RLIMIT_AS,
-    "Max file locks": 10,  # RLIMIT_LOCKS, which the library does not name.
-    "Max pending signals": resource.RLIMIT_SIGPENDING,
-    "Max msgqueue size": resource.RLIMIT_MSGQUEUE,
-    "Max nice priority": resource.RLIMIT_NICE,
-    "Max realtime priority": resource.RLIMIT_RTPRIO,
-    "Max realtime timeout": resource.RLIMIT_RTTIME,
+    "Max cpu time": 0,
+    "Max file size": 1,
+    "Max data size": 2,
+    "Max stack size": 3,
+    "Max resident set": 5,
+    "Max processes": 6,
+    "Max open files": 7,
+    "Max locked memory": 8,
+    "Max address space": 9,
+    "Max file locks": 10,
+    "Max pending signals": 11,
+    "Max msgqueue size": 12,
+    "Max nice priority": 13,
+    "Max realtime priority": 14,
+    "Max realtime timeout": 15,
 }
 
 
@@ -40,7 +38,7 @@ def hide() -> None:
     linux.prctl(linux.PR_SET_DUMPABLE, 0)
 
 
-def check(process: FaultingProcess) -> None:
+def check(process: "FaultingProcess") -> None:
     """Raise Refused where an attribute of ``process`` cannot be taken over; asked before anything is changed."""
     if process.seccomp == 1:
         raise victim.Refused("the process is in strict seccomp mode: no delegate could do anything there")
@@ -51,7 +49,7 @@ def check(process: FaultingProcess) -> None:
 class Label:
     """The security label of the process, and the files through which the child takes it over."""
 
-    def __init__(self, process: FaultingProcess) -> None:
+    def __init__(self, process: "FaultingProcess") -> None:
         """Open them through the host's /proc: the one in the container may be a fake. Raises OSError."""
         self.label = b""
         own_task = posix.open("/proc/thread-self", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
@@ -78,7 +76,7 @@ class Label:
             posix.write(self.now, b"changeprofile " + self.label if self.kind == "apparmor" else self.label)
 
 
-def take_over_scheduling(process: FaultingProcess) -> list[str]:
+def take_over_scheduling(process: "FaultingProcess") -> "list[str]":
     """Take over nice value and out-of-memory score; return a line for each that could not be."""
     failures = []
     try:
@@ -96,20 +94,20 @@ def take_over_scheduling(process: FaultingProcess) -> list[str]:
     return failures
 
 
-def raise_hard_limits(process: FaultingProcess) -> None:
+def raise_hard_limits(process: "FaultingProcess") -> None:
     """Make room for the limits of ``process`` above our own; needs privilege, so it is done while there is some."""
     for name, number in RESOURCES.items():
         if name in process.limits:
             hard = process.limits[name][1]
-            soft, own = resource.getrlimit(number)
+            soft, own = linux.getrlimit(number)
             if own != -1 and (hard == -1 or hard > own):
                 try:
-                    resource.setrlimit(number, (soft, hard))
-                except (OSError, ValueError):
+                    linux.setrlimit(number, soft, hard)
+                except OSError:
                     pass  # Lacking CAP_SYS_RESOURCE; set_limits() tells.
 
 
-def set_limits(process: FaultingProcess) -> list[str]:
+def set_limits(process: "FaultingProcess") -> "list[str]":
     """Take over the resource limits; return a line for each that could not be. Done last: they may be tight; setrlimit(2)."""
     failures = []
     for name, number in RESOURCES.items():
@@ -117,16 +115,16 @@ def set_limits(process: FaultingProcess) -> list[str]:
             continue
         soft, hard = process.limits[name]
         try:
-            resource.setrlimit(number, (soft, hard))
-        except (OSError, ValueError):
-            own = resource.getrlimit(number)[1]
+            linux.setrlimit(number, soft, hard)
+        except OSError:
+            own = linux.getrlimit(number)[1]
             lower = own if soft == -1 or soft > own else soft
-            resource.setrlimit(number, (lower, own))
+            linux.setrlimit(number, lower, own)
             failures.append(f"{name.lower()} {hard}: not above {own}")
     return failures
 
 
-def take_over_ids(process: FaultingProcess) -> None:
+def take_over_ids(process: "FaultingProcess") -> None:
     """Become user, group and groups of ``process``, keeping all capabilities for the steps that follow.
 
     Done in the host's view, before the user namespace is joined: so nothing has to be translated, ids that the namespace does
@@ -144,7 +142,7 @@ def take_over_ids(process: FaultingProcess) -> None:
     linux.capset(permitted, permitted, 0)
 
 
-def join_user_namespace(process: FaultingProcess) -> None:
+def join_user_namespace(process: "FaultingProcess") -> None:
     """Join the user namespace of ``process``, if it has one of its own; user_namespaces(7).
 
     That gives a full set of capabilities within it, which ``limit_capabilities`` takes away again.
@@ -154,7 +152,7 @@ def join_user_namespace(process: FaultingProcess) -> None:
         hide()
 
 
-def limit_capabilities(process: FaultingProcess) -> None:
+def limit_capabilities(process: "FaultingProcess") -> None:
     """Bring all five capability sets down to those of ``process``; capabilities(7).
 
     The bounding set shrinks to what is permitted, too: a root process that gave its capabilities away would get them back
@@ -167,7 +165,7 @@ def limit_capabilities(process: FaultingProcess) -> None:
     linux.set_ambient(process.ambient & process.permitted & inheritable)
 
 
-def confine(process: FaultingProcess) -> None:
+def confine(process: "FaultingProcess") -> None:
     """Set no_new_privs, always, so that no set-id delegate regains what was given away; then the seccomp filter."""
     linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
     if process.seccomp == 2:

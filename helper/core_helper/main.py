@@ -92,6 +92,8 @@ def handle(
     """
     try:
         process = victim.examine(crash)
+        if crash.signal is None:
+            crash.signal = process.signal
         process.hostname = container.hostname_of(process)
         plan = delegate.prepare(process)
         words = crash.delegate or [command.expand(word, specifiers(crash, process)) for word in configuration.delegate]
@@ -172,6 +174,7 @@ def delegate_environment(crash: command.Crash, process: victim.FaultingProcess) 
         b"CORE_SIGNAL": b"" if crash.signal is None else b"%d" % crash.signal,
         b"CORE_SIGNAL_NAME": crash.signal_name().encode(),
         b"CORE_TIME": b"%d" % crash.time,
+        b"CORE_LIMIT": b"" if crash.limit is None else b"%d" % crash.limit,
         b"CORE_EXE": process.exe,
         b"CORE_COMM": process.comm,
         b"CORE_HOSTNAME": process.hostname,

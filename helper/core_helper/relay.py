@@ -240,9 +240,10 @@ def _relay(core: int, child: "Child", result: "Result", deadline: float, log: "C
             # Not reaped yet: that keeps its pid from being reused, and the number of its process group with it.
             end = posix.waitid(posix.P_PID, child.pid, posix.WEXITED | posix.WNOWAIT)
     posix.close(pidfd)
-    relay.close()
     if result.failure is not None:
+        # Before its input ends: an uploader would take that for the end of the core, and complete half an object.
         _end_family(child)
+    relay.close()
     output.finish()
     if result.failure is None and end is not None and end.si_status:
         kind = "ended with exit code" if end.si_code == posix.CLD_EXITED else "was killed by signal"

@@ -43,6 +43,7 @@ class FaultingProcess:
         self, task: int, root: int, namespaces: "list[tuple[str, int, int]]", status: "dict[str, str]"
     ) -> None:
         """Take the opened ``/proc/PID/task/TID``, the root directory, (name, kind, descriptor) of namespaces, the status."""
+        stat = stat_fields(read(task, "stat"))
         self.root = root
         self.namespaces = [namespace for namespace in namespaces if namespace[0] != "user"]
         self.user_namespace = next((namespace[2] for namespace in namespaces if namespace[0] == "user"), None)
@@ -60,7 +61,9 @@ class FaultingProcess:
         self.umask = int(status.get("Umask", "0022"), 8)
         self.comm = read(task, "comm").rstrip(b"\n")
         self.exe = _link(task, "exe")
-        self.nice = int(stat_fields(read(task, "stat"))[16])
+        self.nice = int(stat[16])
+        # The exit status it will have, for a core pattern without %s. Kernels that do not show it early show 0.
+        self.signal = int(stat[49]) & 0x7F or None
         self.oom_score_adj = read(task, "oom_score_adj").strip()
         self.limits = parse_limits(read(task, "limits"))
         self.cgroups = parse_cgroup(read(task, "cgroup"))

@@ -2,14 +2,15 @@
 
 A crash walks through the modules in one direction::
 
-    main -> command -> victim -> relay -(fork)-> delegate -> container -> privileges -> exec
+    main -> command -> victim -(fork)-> delegate -> container -> privileges -> exec
+                          \\-> supervisor -> relay -> journal
 
-The parent stays in ``relay`` on the host. ``linux`` holds system calls, ``journal`` what operators read, ``fallback``
-the core file that is written where there is no delegate.
+The parent stays on the host as the supervisor. ``linux`` holds system calls, ``seccomp`` the filter, ``fallback`` writes the
+core file where there is no delegate.
 
 The package is imported at every crash, so it imports but modules that are built into the interpreter (``posix`` is what
-``os`` is made of), and no ``__future__``: annotations that Python 3.8 cannot evaluate are quoted. What only the
-supervisor needs is imported while the child is on its way.
+``os`` is made of), and no ``__future__``: annotations that Python 3.8 cannot evaluate are quoted. What is not
+needed before the delegate runs is imported after that.
 """
 
 __version__ = "1.0.0"

@@ -7,7 +7,7 @@ import time
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from core_helper.command import Crash
-    from core_helper.relay import Result
+    from core_helper.supervisor import Result
     from core_helper.victim import FaultingProcess
 
 IDENTIFIER = "docker_core_helper"
@@ -38,21 +38,33 @@ class Journal:
         """Pass on a line that the delegate wrote to its standard error."""
         self._write(LOG_INFO, f"pid={crash.pid} container={process.container_id[:12] or '-'}: delegate: {escape(line)}")
 
-    def conclude(self, name: str, target: bytes, result: "Result", began: float) -> bool:
-        """Tell how the delivery to ``target`` ended, and return whether all of the core arrived there."""
+    def conclude(
+        self,
+        crash: "Crash",
+        process: "FaultingProcess",
+        target: bytes,
+        result: "Result",
+        began: float,
+        reason: str = "",
+    ) -> bool:
+        """Tell how the delivery to ``target`` ended, and return whether all of the core arrived there.
+
+        ``reason`` says why it is not another target.
+        """
+        name = f"{describe(crash, process)}: {reason}: " if reason else f"{describe(crash, process)}: "
         notes = "".join(f"; {note}" for note in result.notes)
         amount = f"{result.delivered} bytes to {escape(target)} in {time.monotonic() - began:.3f} s"
         if result.failure is None and result.complete:
-            self._write(LOG_INFO, f"{name}: delivered {amount}{notes}")
+            self._write(LOG_INFO, f"{name}delivered {amount}{notes}")
             return True
         truncated = "" if result.complete else ", truncated"
         failure = result.failure or "it stopped reading"
-        self._write(LOG_ERR, f"{name}: not delivered: {failure}: {amount}{truncated}{notes}")
+        self._write(LOG_ERR, f"{name}not delivered: {failure}: {amount}{truncated}{notes}")
         return False
 
-    def drop(self, name: str, reason: str, absent: bool) -> None:
+    def drop(self, crash: "Crash", process: "FaultingProcess", reason: str, absent: bool) -> None:
         """Tell that the core was dropped: for want of a delegate, or because of a failure."""
-        self._write(LOG_INFO if absent else LOG_ERR, f"{name}: core dropped: {reason}")
+        self._write(LOG_INFO if absent else LOG_ERR, f"{describe(crash, process)}: core dropped: {reason}")
 
     def _write(self, severity: int, text: str) -> None:
         """Write one line. A log that cannot be reached is no reason to lose a core: then nothing happens."""

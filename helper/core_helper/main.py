@@ -8,13 +8,13 @@ import posix
 import sys
 import time
 
-from core_helper import __version__, command, container, delegate, privileges, victim
+from core_helper import __version__, command, container, delegate, privileges, supervisor, victim
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable, NoReturn
 
-    from core_helper.relay import Result
+    from core_helper.journal import Journal
 
 EXIT_OK, EXIT_NOT_DELIVERED, EXIT_USAGE = 0, 1, 2
 
@@ -38,11 +38,16 @@ def main(arguments: "list[str]") -> "NoReturn":
         code = receive(arguments[1:], terminal, began)
     except BaseException as error:
         # Nothing may end without a word: nobody sees what the kernel's helpers print.
-        from core_helper import journal
-
-        journal.Journal(terminal).error(f"core not delivered: {type(error).__name__}: {error}")
+        open_journal(terminal).error(f"core not delivered: {type(error).__name__}: {error}")
     # Not sys.exit: tearing down the interpreter takes as long as handling the crash.
     posix._exit(code)
+
+
+def open_journal(terminal: "int | None") -> "Journal":
+    """Return the log. Its module is imported only when the delegate is on its way: nothing is logged before that."""
+    from core_helper import journal
+
+    return journal.Journal(terminal)
 
 
 def settle_descriptors() -> "int | None":
@@ -67,28 +72,23 @@ def receive(words: "list[str]", terminal: "int | None", began: float) -> int:
     try:
         crash, problems = command.parse_arguments(words)
     except command.UsageError as error:
-        from core_helper import journal
-
-        journal.Journal(terminal).error(f"core lost: {error}")
+        open_journal(terminal).error(f"core lost: {error}")
         return EXIT_USAGE
     if crash.pidfd is not None:
         posix.set_inheritable(crash.pidfd, False)
     configuration = command.read_configuration()
-    problems += configuration.problems
-    return handle(0, crash, configuration, problems, terminal, began)
+    code = handle(0, crash, configuration, terminal, began)
+    for problem in problems + configuration.problems:
+        open_journal(terminal).warning(problem)
+    return code
 
 
 def handle(
-    core: int,
-    crash: command.Crash,
-    configuration: command.Configuration,
-    problems: "list[str]",
-    terminal: "int | None",
-    began: float,
+    core: int, crash: command.Crash, configuration: command.Configuration, terminal: "int | None", began: float
 ) -> int:
     """Bring the core that is read from ``core`` to where it belongs, tell the log, and return the exit code.
 
-    ``problems`` are lines for the log, ``terminal`` is where a person reads them, ``began`` the monotonic time of the start.
+    ``terminal`` is where a person reads the log, ``began`` the monotonic time of the start.
     """
     try:
         process = victim.examine(crash)
@@ -96,57 +96,43 @@ def handle(
             crash.signal = process.signal
         process.hostname = container.hostname_of(process)
         plan = delegate.prepare(process)
-        words = crash.delegate or [command.expand(word, specifiers(crash, process)) for word in configuration.delegate]
-        child = None
-        if words:
-            environment = delegate_environment(crash, process)
-            child = delegate.Child(plan.groups, lambda child: delegate.execute(plan, words, environment, child))
-        refusal = None
     except (victim.Refused, OSError) as error:
-        refusal = str(error)
-    # The child is on its way into the container: what only the supervisor needs is imported meanwhile.
-    from core_helper import fallback, journal, relay
-
-    log = journal.Journal(terminal)
-    for problem in problems:
-        log.warning(problem)
-    if refusal is not None:
-        log.error(f"pid={crash.pid} uid={crash.uid} gid={crash.gid}: core not delivered: {refusal}")
+        who = f"pid={crash.pid} uid={crash.uid} gid={crash.gid}"
+        open_journal(terminal).error(f"{who}: core not delivered: {error}")
         return EXIT_NOT_DELIVERED
-    name = journal.describe(crash, process)
-    deadline = began + configuration.timeout
 
-    def supervise(child: delegate.Child) -> "Result":
-        return relay.supervise(core, child, deadline, lambda line: log.output(crash, process, line))
-
-    def attempt(run: "Callable[[delegate.Child], NoReturn]", child: "delegate.Child | None" = None) -> "Result":
-        result = supervise(child or delegate.Child(plan.groups, run))
-        if result.crowded:
+    def attempt(run: "Callable[[delegate.Child], NoReturn]") -> supervisor.Result:
+        deadline = began + configuration.timeout
+        while True:
+            child = delegate.Child(plan.groups, run)
+            result = supervisor.supervise(
+                core, child, deadline, lambda line: open_journal(terminal).output(crash, process, line)
+            )
+            if not result.crowded or plan.groups.unified is None:
+                return result
             # The container may not have one more process: enter it later, by a way that is slower but needs none.
             plan.groups.unified = None
-            result = supervise(delegate.Child(plan.groups, run))
-        return result
 
     failure, absent = "no delegate is configured", True
-    if child is not None:
-        result = attempt(lambda child: delegate.execute(plan, words, environment, child), child)
+    words = crash.delegate or [command.expand(word, specifiers(crash, process)) for word in configuration.delegate]
+    if words:
+        environment = delegate_environment(crash, process)
+        result = attempt(lambda child: delegate.execute(plan, words, environment, child))
         if result.started:
-            return EXIT_OK if log.conclude(name, words[0], result, began) else EXIT_NOT_DELIVERED
+            delivered = open_journal(terminal).conclude(crash, process, words[0], result, began)
+            return EXIT_OK if delivered else EXIT_NOT_DELIVERED
         failure, absent = str(result.failure), result.absent
-    if wants_fallback(configuration, process):
+    if configuration.fallback or command.FALLBACK_VARIABLE in {**posix.environ, **process.environ}:
+        from core_helper import fallback
+
         path = fallback.path_of(crash.pid, crash.uid, crash.gid)
         result = attempt(lambda child: fallback.write(plan, path, child))
         if result.started:
-            return EXIT_OK if log.conclude(f"{name}: {failure}", path, result, began) else EXIT_NOT_DELIVERED
+            delivered = open_journal(terminal).conclude(crash, process, path, result, began, failure)
+            return EXIT_OK if delivered else EXIT_NOT_DELIVERED
         failure, absent = f"{failure}; {result.failure}", False
-    log.drop(name, failure, absent)
+    open_journal(terminal).drop(crash, process, failure, absent)
     return EXIT_OK if absent else EXIT_NOT_DELIVERED
-
-
-def wants_fallback(configuration: command.Configuration, process: victim.FaultingProcess) -> bool:
-    """Tell whether the fallback is defined: for the host in the helper's environment or configuration, or in the process's."""
-    variable = command.FALLBACK_VARIABLE
-    return configuration.fallback or variable in posix.environ or variable in process.environ
 
 
 def specifiers(crash: command.Crash, process: victim.FaultingProcess) -> "dict[str, bytes]":

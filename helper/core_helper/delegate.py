@@ -336,17 +336,43 @@ class Program:
 def parse_script_line(line: bytes) -> "list[bytes] | None":
     """Return interpreter and, if any, its one argument from the first bytes of a script; None where there is none.
 
-    The rules of fs/binfmt_script.c: blanks around are skipped, all behind the first word is one argument, and a line without
-    an end within the buffer counts only if the interpreter's name is complete in it.
+    Step by step what fs/binfmt_script.c, load_script, does with its buffer: an interpreter that the end of the buffer may have
+    cut is none, an argument may be cut.
     """
-    text, newline, _ = line[2:SCRIPT_LINE].partition(b"\n")
-    text = text.partition(b"\0")[0].lstrip(b" \t")
-    blanks = [position for position, byte in enumerate(text) if byte in b" \t"]
-    if not newline and len(line) >= SCRIPT_LINE and not blanks:
+    buffer = bytearray(line[:SCRIPT_LINE].ljust(SCRIPT_LINE, b"\0"))
+    end = buffer.find(b"\n")
+    if end < 0:
+        end = SCRIPT_LINE - 1
+        name = _find(buffer, 2, end, blank=False)
+        if name is None or _find(buffer, name, end, blank=True) is None:
+            return None
+    while buffer[end - 1] in b" \t":
+        end -= 1
+    name = _find(buffer, 2, end, blank=False)
+    if name is None or name == end:
         return None
-    end = blanks[0] if blanks else len(text)
-    words = [text[:end], text[end:].strip(b" \t")]
-    return [word for word in words if word] or None
+    separator = _find(buffer, name, end, blank=True)
+    argument = None
+    if separator is not None and buffer[separator] != 0:
+        argument = _find(buffer, separator, end, blank=False)
+    buffer[end] = 0
+    if separator is None or argument is None:
+        return [_string(buffer, name)]
+    buffer[separator] = 0
+    return [_string(buffer, name), _string(buffer, argument)]
+
+
+def _find(buffer: bytearray, first: int, last: int, blank: bool) -> "int | None":
+    """Return where between ``first`` and ``last``, both included, a blank or NUL stands, or else the first non-blank."""
+    for position in range(first, last + 1):
+        if (buffer[position] in b" \t\0") if blank else (buffer[position] not in b" \t"):
+            return position
+    return None
+
+
+def _string(buffer: bytearray, first: int) -> bytes:
+    """Return the string from ``first`` to the next NUL."""
+    return bytes(buffer[first:].partition(b"\0")[0])
 
 
 def identity(found: posix.stat_result) -> "tuple[int, int]":

@@ -30,6 +30,7 @@ CLONE_NEWUTS = 0x04000000
 EINVAL = 22
 FIONREAD = 0x541B
 F_SETPIPE_SZ = 1031
+INFINITY = (1 << 64) - 1  # RLIM_INFINITY; any number below it is a limit.
 LINUX_CAPABILITY_VERSION_3 = 0x20080522
 PIDFD_COREDUMPED = 1
 PIDFD_COREDUMP_ROOT = 8
@@ -230,13 +231,14 @@ def set_ambient(mask: int) -> None:
 def getrlimit(resource: int) -> "tuple[int, int]":
     """Return soft and hard limit of ``resource`` (RLIMIT_*), -1 for unlimited; getrlimit(2)."""
     _checked(_getrlimit(_Long(resource), _limits), "getrlimit")
-    soft, hard = _struct.unpack("@ll", _limits.raw)
-    return soft, hard
+    soft, hard = _struct.unpack("@LL", _limits.raw)
+    return (-1 if soft == INFINITY else soft), (-1 if hard == INFINITY else hard)
 
 
 def setrlimit(resource: int, soft: int, hard: int) -> None:
     """Set both limits of ``resource`` (RLIMIT_*), -1 for unlimited; setrlimit(2)."""
-    _checked(_setrlimit(_Long(resource), _struct.pack("@ll", soft, hard)), "setrlimit")
+    limits = _struct.pack("@LL", soft & INFINITY, hard & INFINITY)
+    _checked(_setrlimit(_Long(resource), limits), "setrlimit")
 
 
 def set_seccomp_filter(program: bytes) -> None:

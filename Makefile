@@ -1,0 +1,57 @@
+# The verbs of this repository; `make` alone lists them.
+
+.DEFAULT_GOAL := help
+# One after the other, also with -j.
+.NOTPARALLEL:
+.PHONY: help demo test lint unit molecule venv packages clean
+
+# The first Python that can build .venv. Not `:=`, because the packages may bring one.
+PYTHON = $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	"$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && \
+	command -v "$$python" && break; done)
+BIN := $(CURDIR)/.venv/bin
+# The engine, the kernel's settings and the rollout need root. What runs as root writes no bytecode into the clone.
+AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo) env PATH="$(BIN):$(PATH)" PYTHONDONTWRITEBYTECODE=1
+SHELL_SCRIPTS = $(wildcard .ci/run container_scripts/*.sh tests/*.sh)
+
+help: ## list the verbs
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+demo: packages venv ## roll out to this machine, crash a container, fetch the core from S3, and give everything back
+	@$(AS_ROOT) python tests/demo.py
+
+test: packages lint unit molecule ## prove everything: lint, unit and molecule
+	@printf '\nmake test: lint, unit and molecule passed. kernel.core_pattern is now: '
+	@cat /proc/sys/kernel/core_pattern
+
+lint: venv ## ruff, mypy, shellcheck, yamllint, ansible-lint
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	shellcheck $(SHELL_SCRIPTS)
+	$(BIN)/yamllint --strict .
+	PATH="$(BIN):$$PATH" ansible-lint --offline --strict --profile production
+
+unit: venv ## the tests that need no root; those of the helper on each Python 3.8 to 3.14 found
+	$(BIN)/python -m pytest tests/unit
+	tests/unit.sh
+
+molecule: venv ## the helper on this machine, with real crashes in Docker containers
+	@$(AS_ROOT) tests/molecule.sh
+
+venv: .venv/complete ## build .venv, which holds all tools, pinned and hashed
+
+.venv/complete: requirements.txt
+	@[ -n "$(PYTHON)" ] || { \
+		echo 'make venv: found no Python 3.11 or newer with its venv module: install python3-venv' >&2; exit 1; }
+	rm -rf .venv
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.txt
+	@touch $@
+
+packages:
+	@tests/packages.sh
+
+clean: ## remove what the other verbs wrote into this clone
+	rm -rf .venv .cache .ansible .mypy_cache .ruff_cache .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

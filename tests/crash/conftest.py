@@ -1,0 +1,37 @@
+"""Fixtures for tests that crash processes on purpose, as root, after molecule has rolled the helper out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import lab
+import pytest
+from containers import Container, Crash
+
+
+@pytest.fixture(scope="module")
+def crash() -> Iterator[Crash]:
+    """Runs the crashing program in a container: ``crash(*its_arguments, image=..., options=...)``."""
+    containers = []
+
+    def run(*arguments: str, image: str = "probe", options: tuple[str, ...] = ()) -> Container:
+        containers.append(Container(image, ("crash", *arguments), options))
+        return containers[-1]
+
+    yield run
+    for container in containers:
+        container.remove()
+
+
+@pytest.fixture
+def core_pattern() -> Iterator[Callable[[str], None]]:
+    """Sets another pattern for the time of one test."""
+    pattern = lab.setting("kernel/core_pattern")
+    before = pattern.read_text()
+
+    def write(value: str) -> None:
+        pattern.write_text(value)
+        assert pattern.read_text().rstrip("\n") == value
+
+    yield write
+    pattern.write_text(before)

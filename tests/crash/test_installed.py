@@ -1,0 +1,46 @@
+"""What the rollout has left on the host."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from testinfra.host import Host
+
+
+def test_the_kernel_starts_the_helper_with_what_it_knows_of_the_crash(host: Host) -> None:
+    expected = "|/opt/bin/docker_core_helper -F%F -I%I -s%s -t%t -d%d -c%c %P %u %g"
+    assert Path("/proc/sys/kernel/core_pattern").read_text().rstrip("\n") == expected
+    assert host.sysctl("kernel.core_pipe_limit") == 64
+
+
+def test_the_next_boot_sets_the_same_values(host: Host) -> None:
+    lines = host.file("/etc/sysctl.d/60-docker-core-helper.conf").content_string.splitlines()
+    pairs = (line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    settings = {name.strip(): value.strip() for name, value in pairs}
+    for name in ("core_pattern", "core_pipe_limit"):
+        assert settings[f"kernel.{name}"] == Path(f"/proc/sys/kernel/{name}").read_text().rstrip("\n")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/opt/bin/docker_core_helper",
+        "/opt/lib/docker_core_helper",
+        "/etc/docker_core_helper.conf",
+        "/etc/sysctl.d/60-docker-core-helper.conf",
+    ],
+)
+def test_only_root_can_change_what_the_kernel_starts(host: Host, path: str) -> None:
+    found = host.run_expect([0], f"find {path} -type f -print -o -type d -print").stdout.split()
+    assert found
+    for name in found:
+        file = host.file(name)
+        assert (file.user, file.group, file.mode & 0o022) == ("root", "root", 0), name
+
+
+def test_the_installed_helper_tells_its_version(host: Host) -> None:
+    assert host.check_output("/opt/bin/docker_core_helper --version").startswith("docker_core_helper ")

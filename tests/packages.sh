@@ -1,0 +1,59 @@
+#!/bin/sh
+# Says what the demo and the tests do to this machine, and installs the Debian packages that they lack.
+set -eu
+
+PATH=$PATH:/usr/sbin:/sbin
+root=
+[ "$(id -u)" = 0 ] || root=sudo
+
+missing() {
+	! command -v "$1" >/dev/null 2>&1
+}
+
+has_python() {
+	"$1" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+}
+
+packages=
+for pair in busybox:busybox dockerd:docker.io gcc:gcc gdb:gdb shellcheck:shellcheck zstd:zstd; do
+	if missing "${pair%:*}"; then packages="$packages ${pair#*:}"; fi
+done
+if missing gcc || [ ! -e "$(gcc -print-file-name=libc.a)" ]; then packages="$packages libc6-dev"; fi
+python=
+for candidate in python3 python3.14 python3.13 python3.12 python3.11; do
+	if has_python "$candidate"; then python=$candidate; fi
+done
+if [ -z "$python" ]; then
+	if python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+		packages="$packages python3-venv"
+	else
+		packages="$packages python3.11-venv"
+	fi
+fi
+
+cat <<'TEXT'
+What this does to this machine, as root:
+  - sets kernel.core_pattern, kernel.core_pipe_limit and fs.suid_dumpable;
+  - installs the helper: /opt/bin/docker_core_helper, /opt/lib/docker_core_helper, /etc/docker_core_helper.conf and
+    /etc/sysctl.d/60-docker-core-helper.conf;
+  - builds and runs containers without any network, in /var/lib/core-lab, by a Docker engine of its own unless one runs.
+At the end, also after a failure or Ctrl-C, all of this is as it was before.
+TEXT
+
+if [ -n "$packages" ] || missing docker; then
+	if [ -n "$root" ] && missing sudo; then
+		echo "$0: run this as root, or install sudo, to install:$packages docker" >&2
+		exit 1
+	fi
+	$root apt-get update --quiet=2
+	# Some releases have the client in a package of its own.
+	if missing docker; then
+		if apt-cache show docker-cli >/dev/null 2>&1; then client=docker-cli; else client=docker.io; fi
+		packages="$packages $client"
+	fi
+	echo "Installs Debian packages, which stay:$packages"
+	# --no-remove: rather fail than replace what somebody chose, such as podman-docker.
+	# shellcheck disable=SC2086 # the words are wanted
+	$root env DEBIAN_FRONTEND=noninteractive \
+		apt-get install --quiet=2 --yes --no-remove --no-install-recommends $packages >/dev/null
+fi

@@ -1,0 +1,134 @@
+"""`make bench`: what a crash costs, as ratios to a Python that does nothing but execute the delegate.
+
+Handlers take turns crash by crash, so that both see the same machine; what counts is the ratio of the medians.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import lab
+
+ROUNDS = 60
+LARGE_ROUNDS = 5
+LARGE_MIB = 512
+RECORD = lab.RECORDS / "latency"
+FLOOR = lab.DIRECTORY / "floor"
+PROGRAM = lab.VICTIMS / "latency"
+HELPER = "|/opt/bin/docker_core_helper -F%F -I%I -s%s -t%t -d%d -c%c %P %u %g"
+
+FLOOR_SCRIPT = f"""\
+#!/usr/bin/python3 -IS
+import posix
+posix.execv("{PROGRAM}", ["latency", "delegate", "{RECORD}"])
+"""
+
+
+class Victim:
+    """A program that crashes on demand, on this machine or in a container."""
+
+    def __init__(self, words: list[str | Path], pattern: str) -> None:
+        """Starts it; ``pattern`` is the core pattern that is to handle its crashes."""
+        self.pattern = pattern
+        self.process = subprocess.Popen(
+            words, env=lab.environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+        )
+
+    def crash(self) -> tuple[float, float]:
+        """Milliseconds from the crash to the delegate's start, and to the end of the core."""
+        assert self.process.stdin and self.process.stdout
+        RECORD.write_text("")
+        RECORD.chmod(0o666)
+        lab.setting("kernel/core_pattern").write_text(self.pattern)
+        self.process.stdin.write(b"x")
+        if not self.process.stdout.read(1):
+            raise RuntimeError("the victim did not survive the crash of its child")
+        deadline = time.monotonic() + 10
+        while "delegate" not in RECORD.read_text():
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"no delegate was started by {self.pattern}")
+            time.sleep(0.01)
+        rows = {line.split()[0]: line.split()[1:] for line in RECORD.read_text().splitlines()}
+        crashed, started, ended = float(rows["crash"][0]), *(float(value) for value in rows["delegate"])
+        return 1000 * (started - crashed), 1000 * (ended - crashed)
+
+    def stop(self) -> None:
+        """Ends the program, and its container with it."""
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def victims(mib: int) -> dict[str, Victim]:
+    """A victim for each handler."""
+    local: list[str | Path] = [PROGRAM, "victim", RECORD, str(mib)]
+    mount = f"--volume={lab.RECORDS}:/out"
+    docker = ["docker", "run", "--rm", "--interactive", "--label=core-lab", "--network=none", mount, "core-lab/latency"]
+    return {
+        "Python that only executes, host": Victim(local, f"|{FLOOR}"),
+        "docker_core_helper, host": Victim(local, f"{HELPER} {PROGRAM} delegate {RECORD}"),
+        "docker_core_helper, Docker": Victim(
+            [*docker, "/usr/bin/latency", "victim", "/out/latency", str(mib)],
+            f"{HELPER} /usr/bin/latency delegate /out/latency",
+        ),
+    }
+
+
+def measure(mib: int, rounds: int) -> None:
+    """Prints a table of medians, and of their ratios to the first row."""
+    running = victims(mib)
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in running}
+    try:
+        for number in range(rounds + 1):
+            for name, victim in running.items():
+                result = victim.crash()
+                if number:  # The first is for warming up.
+                    times[name].append(result)
+    finally:
+        for victim in running.values():
+            victim.stop()
+    print(f"\n{rounds} crashes each, {mib} MiB of memory, medians:")
+    print(f"{'handler':34} {'to delegate':>12} {'ratio':>6} {'to end of core':>15} {'ratio':>6}")
+    floor: tuple[float, float] | None = None
+    for name, results in times.items():
+        first, last = median(result[0] for result in results), median(result[1] for result in results)
+        floor = floor or (first, last)
+        print(f"{name:34} {first:9.2f} ms {first / floor[0]:6.2f} {last:12.2f} ms {last / floor[1]:6.2f}")
+
+
+def memory() -> None:
+    """Prints what the helper has resident while a delegate reads slowly."""
+    lab.setting("kernel/core_pattern").write_text(f"{HELPER} /bin/sleep 3")
+    with subprocess.Popen(["sh", "-c", "kill -SEGV $$"]):
+        time.sleep(1)
+        found = lab.output("pgrep", "--full", "docker_core_helper -F").splitlines()
+        rows = [Path(f"/proc/{pid}/status").read_text().split("VmRSS:")[1].split()[0] for pid in found]
+    print(f"\nresident while a crash is in flight: {max(int(row) for row in rows) / 1024:.1f} MiB")
+
+
+def main() -> None:
+    """Sets the lab up, measures, and gives the machine back."""
+    try:
+        lab.start()
+        lab.command("gcc", "-static", "-O1", "-o", PROGRAM, Path(__file__).with_name("latency.c"))
+        lab.import_image("latency", {"usr/bin/latency": PROGRAM})
+        FLOOR.write_text(FLOOR_SCRIPT)
+        FLOOR.chmod(0o755)
+        lab.playbook("site.yml", *lab.HERE)
+        lab.RECORDS.chmod(0o777)
+        measure(0, ROUNDS)
+        measure(LARGE_MIB, LARGE_ROUNDS)
+        memory()
+    finally:
+        lab.setting("kernel/core_pattern").write_text(HELPER)
+        lab.stop()
+
+
+if __name__ == "__main__":
+    main()

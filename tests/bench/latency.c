@@ -1,0 +1,73 @@
+/*
+ * Both ends of the time from a crash to its delegate.
+ *
+ *   latency victim FILE [MIB]  for each byte on standard input, forks a child that crashes, with MIB of memory in its core,
+ *                              writes the time of the crash to FILE and answers with a byte
+ *   latency delegate FILE      writes to FILE the time at which it was started, and that at which the core had ended
+ */
+#include <err.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+static double now(void)
+{
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return time.tv_sec + time.tv_nsec / 1e9;
+}
+
+static void note(const char *path, const char *format, double first, double second)
+{
+    FILE *file = fopen(path, "a");
+    if (!file)
+        err(1, "%s", path);
+    fprintf(file, format, first, second);
+    fclose(file);
+}
+
+static void crash(volatile double *crashed, size_t size)
+{
+    char *memory = malloc(size);
+    if (!memory)
+        err(1, "malloc");
+    /* Not zero: the kernel leaves pages of zeros that nobody has touched out of the core. */
+    memset(memory, 'x', size);
+    /* Nothing between the time and the crash: writing a file takes longer in a container. */
+    *crashed = now();
+    *(volatile int *)16 = 0;
+}
+
+int main(int argc, char **argv)
+{
+    static char buffer[1 << 16];
+    char byte;
+
+    if (argc < 3)
+        errx(2, "usage: latency victim|delegate FILE [MIB]");
+    if (!strcmp(argv[1], "delegate")) {
+        double started = now();
+        while (read(0, buffer, sizeof buffer) > 0)
+            ;
+        note(argv[2], "delegate %.9f %.9f\n", started, now());
+        return 0;
+    }
+    volatile double *crashed = mmap(NULL, sizeof *crashed, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (crashed == MAP_FAILED)
+        err(1, "mmap");
+    while (read(0, &byte, 1) == 1) {
+        pid_t child = fork();
+        if (child == 0)
+            crash(crashed, (argc > 3 ? (size_t)atoi(argv[3]) : 0) << 20);
+        if (child < 0 || waitpid(child, NULL, 0) < 0)
+            err(1, "fork");
+        note(argv[2], "crash %.9f %.0f\n", *crashed, 0);
+        if (write(1, "k", 1) != 1)
+            err(1, "write");
+    }
+    return 0;
+}

@@ -3,7 +3,7 @@
 .DEFAULT_GOAL := help
 # One after the other, also with -j.
 .NOTPARALLEL:
-.PHONY: help demo test lint unit molecule venv packages clean
+.PHONY: help demo test lint unit molecule bench venv packages clean
 
 # The first Python that can build .venv. Not `:=`, because the packages may bring one.
 PYTHON = $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -38,6 +38,9 @@ unit: venv ## the tests that need no root; those of the helper on each Python 3.
 
 molecule: venv ## the helper on this machine, with real crashes in Docker containers
 	@$(AS_ROOT) tests/molecule.sh
+
+bench: packages venv ## measure the time from crash to delegate, and the memory, against a Python that only executes
+	@$(AS_ROOT) python tests/bench/bench.py
 
 venv: .venv/complete ## build .venv, which holds all tools, pinned and hashed
 

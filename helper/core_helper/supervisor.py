@@ -57,6 +57,7 @@ def supervise(core: int, child: "Child", deadline: float, log_output: "Callable[
             # Before its input ends: an uploader would take that for the end of the core, and complete half an object.
             _end_family(child)
         moving.finish()
+        _reap(child)
         _take_last_words(child, result)
     else:
         _end_family(child)
@@ -130,6 +131,14 @@ def _take_last_words(child: "Child", result: "Result") -> None:
     told = Result()
     _take_reports(child, told)
     result.failure = told.failure or result.failure
+
+
+def _reap(child: "Child") -> None:
+    """Wait for the child that has ended: as a zombie it would keep the pid namespace, and its container, from ending."""
+    try:
+        posix.waitpid(child.pid, posix.WNOHANG)
+    except ChildProcessError:
+        pass  # Reaped when it was killed.
 
 
 def _end_family(child: "Child") -> None:

@@ -4,7 +4,6 @@ Bytes from the outside are read here: the words of the kernel, and a file of the
 touches the faulting process.
 """
 
-import _stat
 import posix
 import sys
 import time
@@ -12,6 +11,7 @@ import time
 CONFIGURATION = "/etc/docker_core_helper.conf"
 CONFIGURATION_LIMIT = 65536
 DEFAULT_TIMEOUT = 300.0
+S_IFMT, S_IFREG = 0o170000, 0o100000
 LONGEST_TIMEOUT = 86400
 FALLBACK_VARIABLE = b"DOCKERCOREHELPER_FALLBACK_CORE"
 
@@ -161,7 +161,7 @@ def read_configuration(path: str = CONFIGURATION) -> "Configuration":
         return configuration
     try:
         found = posix.fstat(descriptor)
-        if not _stat.S_ISREG(found.st_mode) or found.st_uid != 0 or found.st_mode & 0o022:
+        if found.st_mode & S_IFMT != S_IFREG or found.st_uid != 0 or found.st_mode & 0o022:
             configuration.problems.append(
                 f"{path} refused: only root may own and write it; chown root {path} && chmod 0644 {path}"
             )

@@ -9,8 +9,6 @@ since from ``enter_root`` on every path is the container's (CVE-2022-28657).
 """
 
 import _signal
-import _stat
-import errno
 import posix
 import sys
 
@@ -156,8 +154,7 @@ def run_child(reporter: Reporter, steps: "list[tuple[str, object]]") -> "NoRetur
     except (Stopped, victim.Refused) as error:
         reporter.send("failed", f"{reporter.step}: {error}")
     except OSError as error:
-        name = errno.errorcode.get(error.errno or 0, str(error.errno))
-        reporter.send("failed", f"{reporter.step}: {error.strerror} ({name})")
+        reporter.send("failed", f"{reporter.step}: {error.strerror}")
     except BaseException as error:
         reporter.send("failed", f"{reporter.step}: {type(error).__name__}: {error}")
     finally:
@@ -296,7 +293,7 @@ class Program:
         except OSError as error:
             raise Stopped(f"{_name(path)}: {error.strerror}") from None
         found = posix.fstat(descriptor)
-        if not _stat.S_ISREG(found.st_mode):
+        if found.st_mode & linux.S_IFMT != linux.S_IFREG:
             raise Stopped(f"{_name(path)}: not a regular file")
         if identity(found) == forbidden:
             raise Stopped(f"{_name(path)}: is the helper's own interpreter")
@@ -327,7 +324,7 @@ class Program:
         try:
             posix.execve(self.descriptor, self.arguments, environment)
         except OSError as error:
-            if error.errno != errno.E2BIG:
+            if error.errno != linux.E2BIG:
                 raise Stopped(f"{_name(self.arguments[0])}: {error.strerror}") from None
         reporter.send("note", "environment too long for execve(2): only CORE_* passed on")
         posix.execve(self.descriptor, self.arguments, {k: v for k, v in environment.items() if k.startswith(b"CORE_")})

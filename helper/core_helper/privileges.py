@@ -52,6 +52,8 @@ class Label:
     def __init__(self, process: "FaultingProcess") -> None:
         """Open them through the host's /proc: the one in the container may be a fake. Raises OSError."""
         self.label = b""
+        if not process.label:
+            return
         own_task = posix.open("/proc/thread-self", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
         try:
             if victim.security_label(own_task) == (process.label_kind, process.label):
@@ -80,9 +82,12 @@ def take_over_scheduling(process: "FaultingProcess") -> "list[str]":
     """Take over nice value and out-of-memory score; return a line for each that could not be."""
     failures = []
     try:
-        posix.setpriority(posix.PRIO_PROCESS, 0, process.nice)
+        if process.nice != 0:  # The kernel starts the helper with 0 and 0.
+            posix.setpriority(posix.PRIO_PROCESS, 0, process.nice)
     except OSError as error:
         failures.append(f"nice {process.nice}: {error.strerror}")
+    if process.oom_score_adj == b"0":
+        return failures
     try:
         descriptor = posix.open("/proc/self/oom_score_adj", posix.O_WRONLY | posix.O_CLOEXEC)
         try:

@@ -18,15 +18,16 @@ import lab
 ROUNDS = 60
 LARGE_ROUNDS = 5
 LARGE_MIB = 512
-RECORD = lab.RECORDS / "latency"
+# Short names: a core pattern has at most 127 bytes.
+RECORD = lab.RECORDS / "r"
 FLOOR = lab.DIRECTORY / "floor"
-PROGRAM = lab.VICTIMS / "latency"
+PROGRAM = lab.DIRECTORY / "latency"
 HELPER = "|/opt/bin/docker_core_helper -F%F -I%I -s%s -t%t -d%d -c%c %P %u %g"
 
 FLOOR_SCRIPT = f"""\
 #!/usr/bin/python3 -IS
 import posix
-posix.execv("{PROGRAM}", ["latency", "delegate", "{RECORD}"])
+posix.execv("{PROGRAM}", ["latency", "{RECORD}"])
 """
 
 
@@ -46,6 +47,8 @@ class Victim:
         RECORD.write_text("")
         RECORD.chmod(0o666)
         lab.setting("kernel/core_pattern").write_text(self.pattern)
+        if lab.setting("kernel/core_pattern").read_text().rstrip("\n") != self.pattern:
+            raise RuntimeError(f"the kernel has cut off {self.pattern}")
         self.process.stdin.write(b"x")
         if not self.process.stdout.read(1):
             raise RuntimeError("the victim did not survive the crash of its child")
@@ -72,10 +75,10 @@ def victims(mib: int) -> dict[str, Victim]:
     docker = ["docker", "run", "--rm", "--interactive", "--label=core-lab", "--network=none", mount, "core-lab/latency"]
     return {
         "Python that only executes, host": Victim(local, f"|{FLOOR}"),
-        "docker_core_helper, host": Victim(local, f"{HELPER} {PROGRAM} delegate {RECORD}"),
+        "docker_core_helper, host": Victim(local, f"{HELPER} {PROGRAM} {RECORD}"),
         "docker_core_helper, Docker": Victim(
-            [*docker, "/usr/bin/latency", "victim", "/out/latency", str(mib)],
-            f"{HELPER} /usr/bin/latency delegate /out/latency",
+            [*docker, "/usr/bin/latency", "victim", "/out/r", str(mib)],
+            f"{HELPER} /usr/bin/latency /out/r",
         ),
     }
 

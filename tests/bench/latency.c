@@ -3,7 +3,7 @@
  *
  *   latency victim FILE [MIB]  for each byte on standard input, forks a child that crashes, with MIB of memory in its core,
  *                              writes the time of the crash to FILE and answers with a byte
- *   latency delegate FILE      writes to FILE the time at which it was started, and that at which the core had ended
+ *   latency FILE               as a delegate: writes to FILE the time at which it was started, and that at which the core had ended
  */
 #include <err.h>
 #include <stdio.h>
@@ -47,13 +47,13 @@ int main(int argc, char **argv)
     static char buffer[1 << 16];
     char byte;
 
-    if (argc < 3)
-        errx(2, "usage: latency victim|delegate FILE [MIB]");
-    if (!strcmp(argv[1], "delegate")) {
+    if (argc < 2)
+        errx(2, "usage: latency [victim] FILE [MIB]");
+    if (argc == 2) {
         double started = now();
         while (read(0, buffer, sizeof buffer) > 0)
             ;
-        note(argv[2], "delegate %.9f %.9f\n", started, now());
+        note(argv[1], "delegate %.9f %.9f\n", started, now());
         return 0;
     }
     volatile double *crashed = mmap(NULL, sizeof *crashed, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);

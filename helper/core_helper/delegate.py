@@ -74,6 +74,7 @@ class Child:
         self.stdout_in, self.stdout_out = posix.pipe()
         self.stderr_in, self.stderr_out = posix.pipe()
         self.pid = 0
+        self.reported_pid = 0
         self.reported = b""
         # The joining process exits after it forked the delegate: as a subreaper we become the delegate's parent, although it
         # lives in another pid namespace (kernel/exit.c, find_new_reaper).
@@ -94,6 +95,7 @@ class Child:
             posix.close(descriptor)
         for descriptor in ours:
             posix.set_blocking(descriptor, False)
+        self.pipes = {posix.fstat(end).st_ino for end in (self.core_out, self.stdout_in, self.stderr_in)}
 
     def standard_streams(self) -> "dict[int, int]":
         """Return what the delegate gets as its descriptors 0, 1 and 2.

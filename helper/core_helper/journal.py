@@ -54,12 +54,17 @@ class Journal:
         name = f"{describe(crash, process)}: {reason}: " if reason else f"{describe(crash, process)}: "
         notes = "".join(f"; {note}" for note in result.notes)
         amount = f"{result.delivered} bytes to {escape(target)} in {time.monotonic() - began:.3f} s"
-        if result.failure is None and result.complete:
+        # A dump of which not even the header came is cut off too.
+        cut = result.delivered < (result.length or 1)
+        if result.failure is None and result.complete and not cut:
             self._write(LOG_INFO, f"{name}delivered {amount}{notes}")
             return True
-        truncated = "" if result.complete else ", truncated"
-        failure = result.failure or "it stopped reading"
-        self._write(LOG_ERR, f"{name}not delivered: {failure}: {amount}{truncated}{notes}")
+        if result.complete and cut:
+            amount += f", truncated: of {result.length} bytes; the process was killed or frozen while it dumped core"
+        elif not result.complete:
+            amount += ", truncated"
+        failure = result.failure or ("the rest is missing" if result.complete else "it stopped reading")
+        self._write(LOG_ERR, f"{name}not delivered: {failure}: {amount}{notes}")
         return False
 
     def drop(self, crash: "Crash", process: "FaultingProcess", reason: str, absent: bool) -> None:

@@ -57,6 +57,7 @@ SPLICE_F_NONBLOCK = 2
 RTLD_NOW = 2
 
 # The numbers of system calls added since Linux 5.0 are the same on every architecture.
+NR_PIDFD_SEND_SIGNAL = 424
 NR_PIDFD_OPEN = 434
 NR_CLONE3 = 435
 NR_CLOSE_RANGE = 436
@@ -137,6 +138,11 @@ def openat2(path: bytes, flags: int, mode: int = 0, resolve: int = RESOLVE_NO_MA
 def pidfd_open(pid: int) -> int:
     """Return a descriptor that becomes readable when the child ``pid`` ends; pidfd_open(2), Linux 5.3."""
     return _checked(_syscall(_Long(NR_PIDFD_OPEN), _Long(pid), _Long(0)), "pidfd_open")
+
+
+def pidfd_send_signal(pidfd: int, number: int) -> None:
+    """Send a signal to the process of ``pidfd``, if it is still there; pidfd_send_signal(2), Linux 5.1."""
+    _syscall(_Long(NR_PIDFD_SEND_SIGNAL), _Long(pidfd), _Long(number), _Long(0), _Long(0))
 
 
 def pidfd_coredump_mask(pidfd: int) -> "int | None":

@@ -8,7 +8,7 @@ import posix
 import sys
 import time
 
-from core_helper import __version__, command, container, delegate, privileges, supervisor, victim
+from core_helper import __version__, command, container, delegate, privileges, slots, supervisor, victim
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ def handle(
         process = victim.examine(crash)
         if crash.signal is None:
             crash.signal = process.signal
+        slots.take(process)
         process.hostname = container.hostname_of(process)
         plan = delegate.prepare(process)
     except (victim.Refused, OSError) as error:

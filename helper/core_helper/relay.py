@@ -4,7 +4,7 @@ import posix
 import select
 import time
 
-from core_helper import linux
+from core_helper import corefile, linux
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 PIPE_SIZE = 1 << 20
 STEP = 1 << 20
 OUTPUT_LIMIT = 65536
+DEADLINE = "deadline passed"
 
 
 class Output:
@@ -67,17 +68,19 @@ class Relay:
         self.output = Output(child, log)
         self.open = True
         self.readable = False
+        self.header = corefile.Header()
+        self.pending = b""
         linux.set_pipe_size(core, PIPE_SIZE)
         linux.set_pipe_size(self.sink, PIPE_SIZE)
 
-    def run(self, deadline: float) -> None:
-        """Relay the core to its end and wait for the end of the delegate, both until the monotonic time ``deadline``."""
+    def run(self, deadline: float) -> bool:
+        """Relay the core to its end and wait for that of the delegate; tell whether both came before the time ``deadline``."""
         pidfd = linux.pidfd_open(self.child.pid)
         end = None
         while end is None or self.open:
             left = deadline - time.monotonic()
             if left <= 0:
-                self.result.failure = "deadline passed"
+                self.result.failure = DEADLINE
                 break
             poll = select.poll()
             self._register(poll)
@@ -97,6 +100,7 @@ class Relay:
         if self.result.failure is None and end is not None and end.si_status:
             kind = "ended with exit code" if end.si_code == posix.CLD_EXITED else "was killed by signal"
             self.result.failure = f"it {kind} {end.si_status}"
+        return self.result.failure != DEADLINE
 
     def finish(self) -> None:
         """Close the child's input if that was not done yet, and log its last words."""
@@ -122,9 +126,9 @@ class Relay:
 
     def _move(self) -> None:
         try:
-            moved = linux.splice(self.core, self.sink, STEP)
+            moved = self._copy() if self.header.wanted or self.pending else linux.splice(self.core, self.sink, STEP)
         except BlockingIOError:
-            self.readable = False
+            self.readable = bool(self.pending)
             return
         except BrokenPipeError:
             self._close()
@@ -132,7 +136,19 @@ class Relay:
         self.result.delivered += moved
         if moved == 0:
             self.result.complete = True
+            self.result.length = self.header.length
             self._close()
+
+    def _copy(self) -> int:
+        """Move some of the dump's first bytes, which tell how long it has to be, and return how many."""
+        if not self.pending:
+            self.pending = posix.read(self.core, min(self.header.wanted - len(self.header.content), STEP))
+            self.header.add(self.pending)
+        if not self.pending:
+            return 0
+        written = posix.write(self.sink, self.pending)
+        self.pending = self.pending[written:]
+        return written
 
     def _close(self) -> None:
         if self.open:

@@ -10,6 +10,8 @@ import posix
 import select
 import time
 
+from core_helper import linux
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable
@@ -25,7 +27,7 @@ class Result:
 
     ``failure`` is None if it was started and ended with exit code 0; ``absent`` if there is no such delegate, ``crowded`` if
     the container has reached its pids.max; ``delivered`` counts bytes, ``complete`` tells whether the core was relayed to its
-    end.
+    end, ``length`` how many bytes it should have, None if that is not known.
     """
 
     def __init__(self) -> None:
@@ -37,6 +39,7 @@ class Result:
         self.notes: list[str] = []
         self.delivered = 0
         self.complete = False
+        self.length: int | None = None
 
 
 def supervise(core: int, child: "Child", deadline: float, log_output: "Callable[[bytes], None]") -> Result:
@@ -52,15 +55,14 @@ def supervise(core: int, child: "Child", deadline: float, log_output: "Callable[
         from core_helper import relay
 
         moving = relay.Relay(core, child, result, log_output)
-        moving.run(deadline)
-        if result.failure is not None:
+        if not moving.run(deadline):
             # Before its input ends: an uploader would take that for the end of the core, and complete half an object.
             _end_family(child)
         moving.finish()
-        _reap(child)
+        _wait_for_end(child, 0)
         _take_last_words(child, result)
     else:
-        _end_family(child)
+        _abandon(child)
     child.close()
     return result
 
@@ -93,13 +95,25 @@ def _adopt(child: "Child") -> "str | None":
     """
     posix.waitpid(child.setup_pid, 0)
     child.setup_pid = 0
-    if child.pid:
+    if child.reported_pid:
         try:
-            posix.waitid(posix.P_PID, child.pid, posix.WEXITED | posix.WNOHANG | posix.WNOWAIT)
+            posix.waitid(posix.P_PID, child.reported_pid, posix.WEXITED | posix.WNOHANG | posix.WNOWAIT)
+            child.pid = child.reported_pid
             return None
         except ChildProcessError:
-            child.pid = 0
+            pass
     return "the process that enters the container was killed"
+
+
+def _abandon(child: "Child") -> None:
+    """End what has not become the delegate. It is our own code, so it is given no grace."""
+    if child.setup_pid:
+        posix.kill(child.setup_pid, SIGKILL)
+        # Killed before it was waited for, so that its own child, if it has one, becomes ours.
+        _adopt(child)
+    if child.pid:
+        posix.kill(child.pid, SIGKILL)
+        _wait_for_end(child, 0)
 
 
 def _take_reports(child: "Child", result: "Result") -> bool:
@@ -109,7 +123,7 @@ def _take_reports(child: "Child", result: "Result") -> bool:
     for line in lines:
         kind, _, text = line.decode("utf-8", "replace").partition(" ")
         if kind == "pid" and text.isdigit():
-            child.pid = int(text)
+            child.reported_pid = int(text)
         elif kind == "note":
             result.notes.append(text)
         elif kind == "ready":
@@ -133,27 +147,63 @@ def _take_last_words(child: "Child", result: "Result") -> None:
     result.failure = told.failure or result.failure
 
 
-def _reap(child: "Child") -> None:
-    """Wait for the child that has ended: as a zombie it would keep the pid namespace, and its container, from ending."""
-    try:
-        posix.waitpid(child.pid, posix.WNOHANG)
-    except ChildProcessError:
-        pass  # Reaped when it was killed.
-
-
 def _end_family(child: "Child") -> None:
-    """End the delegate and its session: SIGTERM, and SIGKILL after a grace; a process in a frozen group is given up."""
-    for number in (SIGTERM, SIGKILL):
-        for pid in {child.setup_pid, child.pid} - {0}:
-            for kill in (posix.kill, posix.killpg):
-                try:
-                    kill(pid, number)
-                except OSError:
-                    pass  # Ended already, or not a group of its own yet.
-        limit = time.monotonic() + GRACE
+    """End the child and its family: SIGTERM, and SIGKILL after a grace. What sits in a frozen control group is given up.
+
+    The family is its session, and whoever else has inherited its pipes, in whatever session that is.
+    """
+    _signal_session(child, SIGTERM)
+    _wait_for_end(child, posix.WNOWAIT)
+    # Not reaped before this: as long as it is there, its pid, and so the number of its process group, is nobody else's.
+    _signal_session(child, SIGKILL)
+    for pidfd in _holders(child):
+        linux.pidfd_send_signal(pidfd, SIGKILL)
+        posix.close(pidfd)
+    _wait_for_end(child, 0)
+
+
+def _signal_session(child: "Child", number: int) -> None:
+    for pid in {child.setup_pid, child.pid} - {0}:
+        for kill in (posix.kill, posix.killpg):
+            try:
+                kill(pid, number)
+            except OSError:
+                pass  # Ended already, or not a group of its own yet.
+
+
+def _wait_for_end(child: "Child", option: int) -> None:
+    """Wait for the end of all our children, at most the grace; ``option`` WNOWAIT leaves them to be waited for again."""
+    limit = time.monotonic() + GRACE
+    for pid in {child.setup_pid, child.pid} - {0}:
         while time.monotonic() < limit:
             try:
-                if posix.waitpid(-1, posix.WNOHANG)[0] == 0:
-                    time.sleep(0.01)
+                if posix.waitid(posix.P_PID, pid, posix.WEXITED | posix.WNOHANG | option) is not None:
+                    break
             except ChildProcessError:
-                return
+                break
+            time.sleep(0.01)
+
+
+def _holders(child: "Child") -> "list[int]":
+    """Return a pidfd for each process, but ourselves, that has one of the child's pipes open; proc_pid_fd(5)."""
+    pipes = {f"pipe:[{inode}]" for inode in child.pipes}
+    holders = []
+    for name in posix.listdir("/proc"):
+        if not name.isdigit() or int(name) == posix.getpid():
+            continue
+        try:
+            pidfd = linux.pidfd_open(int(name))
+        except OSError:
+            continue  # Ended meanwhile.
+        try:
+            # Looked at after the pidfd was opened, so this is the process that the signal goes to, or none any more.
+            found = any(
+                posix.readlink(f"/proc/{name}/fd/{link}") in pipes for link in posix.listdir(f"/proc/{name}/fd")
+            )
+        except OSError:
+            found = False
+        if found:
+            holders.append(pidfd)
+        else:
+            posix.close(pidfd)
+    return holders

@@ -1,0 +1,92 @@
+"""How long a core dump has to be: told by its own first bytes, so that a dump that was cut off is known for one.
+
+The kernel ends a dump early, without a word to the reader, when the process is killed or frozen. See elf(5) and fs/binfmt_elf.c,
+elf_core_dump: the program headers come first, and a pipe gets every byte that they announce, holes as zeros.
+"""
+
+import _struct
+
+PN_XNUM = 0xFFFF
+LONGEST_HEADER = 64 + 56 * PN_XNUM
+
+ORDERS = {1: "<", 2: ">"}
+
+
+class Layout:
+    """Where the fields stand in a core dump of 32 or 64 bits."""
+
+    def __init__(self, size: int, entry: int, word: str, phoff: int, phentsize: int, segment: str) -> None:
+        """Take the sizes of ELF and program header, the format of a word, and where the fields that count stand."""
+        self.size = size
+        self.entry = entry
+        self.word = word
+        self.phoff = phoff
+        self.phentsize = phentsize
+        self.segment = segment
+
+    def header(self, content: bytes) -> "tuple[int, int, int, int, int]":
+        """Return e_phoff, e_shoff, e_phentsize, e_phnum and e_shentsize."""
+        order = ORDERS[content[5]]
+        first, sections = _struct.unpack_from(f"{order}2{self.word}", content, self.phoff)
+        entry, count, section = _struct.unpack_from(f"{order}3H", content, self.phentsize)
+        return first, sections, entry, count, section
+
+    def segment_end(self, content: bytes, at: int) -> int:
+        """Return where the segment ends whose program header stands at ``at``: p_offset + p_filesz."""
+        offset, filled = _struct.unpack_from(ORDERS[content[5]] + self.segment, content, at)
+        return int(offset) + int(filled)
+
+
+CLASSES = {
+    1: Layout(52, 32, "I", 28, 42, "4xI8xI"),
+    2: Layout(64, 56, "Q", 32, 54, "8xQ16xQ"),
+}
+
+
+class Header:
+    """The first bytes of a core dump, collected until they tell its length."""
+
+    def __init__(self) -> None:
+        """Start with nothing; ``wanted`` is how many bytes are needed next, 0 when no more are."""
+        self.content = b""
+        self.wanted = 64
+        self.length: int | None = None
+
+    def add(self, part: bytes) -> None:
+        """Take the next bytes of the dump. What is no ELF core has no known length."""
+        self.content += part
+        if len(self.content) < self.wanted:
+            return
+        end = header_end(self.content)
+        if end is None:
+            self.wanted = 0
+        elif len(self.content) < end:
+            self.wanted = end
+        else:
+            self.length = core_length(self.content)
+            self.wanted = 0
+
+
+def header_end(content: bytes) -> "int | None":
+    """Return where the program headers end that the ELF header ``content`` announces, None if it is none; elf(5)."""
+    if content[:4] != b"\x7fELF" or content[4] not in CLASSES or content[5] not in ORDERS:
+        return None
+    layout = CLASSES[content[4]]
+    first, _, entry, count, _ = layout.header(content)
+    if count == PN_XNUM:
+        return layout.size
+    end = first + entry * count
+    return end if layout.size <= end <= LONGEST_HEADER and entry == layout.entry else None
+
+
+def core_length(content: bytes) -> "int | None":
+    """Return the length in bytes of the core dump that begins with ``content``, all program headers included."""
+    layout = CLASSES[content[4]]
+    first, sections, entry, count, section = layout.header(content)
+    if count == PN_XNUM:
+        # More segments than the field can count: the only section header, which has their number, is the dump's end.
+        return sections + section if sections else None
+    return max(
+        (layout.segment_end(content, first + number * entry) for number in range(count)),
+        default=0,
+    )

@@ -30,6 +30,10 @@ class ControlGroups:
         except OSError as error:
             self.others.append((name, error))
 
+    def files(self) -> "list[int]":
+        """Return the descriptors of those that are joined by a write."""
+        return [file for _, file in self.others if isinstance(file, int)]
+
     def fork(self) -> int:
         """Fork; the child is in the unified group. Like posix.fork() where the kernel or the group's pids.max forbids that."""
         if self.unified is not None:
@@ -82,14 +86,13 @@ def cgroup_mounts(mountinfo: bytes) -> "dict[bytes, bytes]":
 
 
 def open_control_groups(process: "FaultingProcess") -> ControlGroups:
-    """Open the control groups of ``process`` that the helper is not in yet; cgroups(7)."""
+    """Open the control groups of ``process`` but the root groups, in which the kernel starts the helper; cgroups(7)."""
     proc_self = posix.open("/proc/self", posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
-    own = victim.parse_cgroup(victim.read(proc_self, "cgroup"))
     mounts = cgroup_mounts(victim.read(proc_self, "mountinfo"))
     posix.close(proc_self)
     groups = ControlGroups()
     for controllers, path in process.cgroups:
-        if (controllers, path) in own:
+        if path == b"/":
             continue
         mount_point = mounts.get(controllers.split(b",")[0])
         name = controllers.decode("latin-1") or UNIFIED

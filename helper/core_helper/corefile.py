@@ -1,6 +1,6 @@
 """How long a core dump has to be: told by its own first bytes, so that a dump that was cut off is known for one.
 
-The kernel ends a dump early, without a word to the reader, when the process is killed or frozen. See elf(5) and fs/binfmt_elf.c,
+The kernel ends a dump early, without a word to the reader, when the process is killed or frozen. See elf(5), fs/binfmt_elf.c,
 elf_core_dump: the program headers come first, and a pipe gets every byte that they announce, holes as zeros.
 """
 

@@ -53,15 +53,11 @@ class Plan:
 def prepare(process: "FaultingProcess") -> "Plan":
     """Open what will be joined. Raises Refused where that cannot be done in full."""
     privileges.check(process)
-    try:
-        label = privileges.Label(process)
-    except OSError as error:
-        raise victim.Refused(f"security label {process.label!r} cannot be taken over: {error.strerror}") from None
     interpreter = None
     if process.in_container():
         # Outside of containers the delegate may well be a script for the same Python.
         interpreter = identity(posix.stat("/proc/self/exe"))
-    return Plan(process, container.open_control_groups(process), label, interpreter)
+    return Plan(process, container.open_control_groups(process), privileges.Label(process), interpreter)
 
 
 class Child:
@@ -174,6 +170,7 @@ def entry_steps(plan: "Plan", reporter: Reporter) -> "list[tuple[str, object]]":
         privileges.raise_hard_limits(process)
 
     return [
+        ("open label", plan.label.open),
         ("take over scheduling", take_over_limits),
         ("join namespaces", lambda: container.join_namespaces(process)),
         ("enter root directory", lambda: container.enter_root(process)),
@@ -189,12 +186,26 @@ def execute(plan: Plan, words: "list[bytes]", environment: "dict[bytes, bytes]",
     """In the joining process: enter the container and start the delegate ``words`` in it; never returns."""
     reporter = Reporter(child.error_out)
     program: list[Program] = []
+    descriptors: list[int] = []
+
+    def give_pipes() -> None:
+        # So that the delegate may open them anew, as /dev/stdin and /dev/stderr.
+        for end in child.standard_streams().values():
+            posix.fchown(end, plan.process.uid, plan.process.gid)
+        descriptors.append(posix.open("/proc/self/fd", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC))
+        for note in plan.process.notes:
+            reporter.send("note", note)
 
     def open_program() -> None:
         # After the capabilities are gone: a file that the process could not have executed is not found here either.
-        program.append(Program(words, plan.interpreter))
+        program.append(Program(words, plan.interpreter, descriptors[0]))
 
     def fork_into_container() -> None:
+        # From here on we can be seen. Whoever has CAP_SYS_PTRACE in the initial user namespace may look at our descriptors: a
+        # directory of the host's among them would be a way out of the container.
+        linux.close_all_but(
+            {program[0].descriptor, reporter.pipe, *child.standard_streams().values(), *plan.groups.files()}
+        )
         try:
             pid = posix.fork()
         except BlockingIOError as error:
@@ -203,7 +214,7 @@ def execute(plan: Plan, words: "list[bytes]", environment: "dict[bytes, bytes]",
             run_child(reporter, delegate_steps(plan, program[0], environment, child, reporter))
         reporter.send("pid", str(pid))
 
-    steps = entry_steps(plan, reporter)
+    steps: list[tuple[str, object]] = [("give pipes", give_pipes), *entry_steps(plan, reporter)]
     steps.append(("open delegate", open_program))
     steps.append(("take over label", plan.label.at_exec))
     steps.append(("start delegate", fork_into_container))
@@ -219,20 +230,21 @@ def delegate_steps(
     def join_control_groups() -> None:
         # Only now, with descriptors that were opened on the host: a fork within a group at its pids.max would fail.
         failures = plan.groups.join()
-        if failures and process.uid == 0 and process.user_namespace is None:
-            # The device rules hang on the control group: root without them could open the host's disks.
+        if failures and (process.in_container() or process.uid == 0):
+            # The device rules hang on the control group: without them the host's disks could be opened.
             raise Stopped("; ".join(failures))
         for failure in failures:
             reporter.send("note", failure)
 
     def settle() -> None:
         posix.setsid()
-        for failure in privileges.set_limits(process):
-            reporter.send("note", failure)
         posix.umask(process.umask)
         reset_signals()
         for target, source in child.standard_streams().items():
             posix.dup2(source, target)
+        # Last, since they may leave room for nothing more.
+        for failure in privileges.set_limits(process):
+            reporter.send("note", failure)
 
     return [
         ("join control groups", join_control_groups),
@@ -255,11 +267,11 @@ class Program:
     ``#!/proc/self/exe`` would run the host's Python inside the container (CVE-2019-5736).
     """
 
-    def __init__(self, words: "list[bytes]", forbidden: "tuple[int, int] | None") -> None:
+    def __init__(self, words: "list[bytes]", forbidden: "tuple[int, int] | None", descriptors: int) -> None:
         """Open the program of the command line ``words``.
 
         Raises Stopped with a text for the log when it cannot be executed. ``forbidden`` is device and inode of a file that
-        must not be executed whatever its name is.
+        must not be executed whatever its name is, ``descriptors`` the opened /proc/self/fd of the host.
         """
         self.arguments = list(words)
         path = words[0]
@@ -269,7 +281,7 @@ class Program:
             except FileNotFoundError:
                 kind = Absent if path is words[0] else Stopped
                 raise kind(f"{_name(path)}: No such file") from None
-            line = self._first_line(path)
+            line = self._first_line(descriptors)
             if not line.startswith(b"#!"):
                 return
             posix.close(self.descriptor)
@@ -303,26 +315,22 @@ class Program:
             raise Stopped(f"{_name(path)}: not executable; chmod 0755")
         return descriptor
 
-    def _first_line(self, path: bytes) -> bytes:
+    def _first_line(self, descriptors: int) -> bytes:
         """Return the first bytes of the program, b"" where it may be executed but not read: then it is no script."""
         try:
-            readable = linux.openat2(path, posix.O_RDONLY | posix.O_NONBLOCK | posix.O_NOCTTY)
+            # Opened anew by its descriptor: its path may lead to something else by now.
+            readable = posix.open(str(self.descriptor), posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=descriptors)
         except OSError:
             return b""
         try:
-            if identity(posix.fstat(readable)) != identity(posix.fstat(self.descriptor)):
-                raise Stopped(f"{_name(path)}: replaced while it was opened")
             return posix.read(readable, SCRIPT_LINE)
         finally:
             posix.close(readable)
 
     def execute(self, environment: "dict[bytes, bytes]", reporter: Reporter) -> None:
         """Become the program, by its descriptor; execveat(2). Raises OSError or Stopped when the kernel will not."""
-        # Everything but the standard streams, the error pipe and the program goes; these two are close-on-exec.
-        keep = sorted((self.descriptor, reporter.pipe))
-        posix.closerange(3, keep[0])
-        posix.closerange(keep[0] + 1, keep[1])
-        linux.close_from(keep[1] + 1)
+        # The two that stay are close-on-exec.
+        linux.close_all_but({self.descriptor, reporter.pipe})
         try:
             posix.execve(self.descriptor, self.arguments, environment)
         except OSError as error:

@@ -39,13 +39,19 @@ def write(plan: delegate.Plan, path: bytes, child: delegate.Child) -> "NoReturn"
 
     def copy() -> None:
         reporter.send("ready", "")
-        while True:
-            block = posix.read(child.core_in, BLOCK)
-            if not block:
-                break
-            while block:
-                block = block[posix.write(files[0], block) :]
-        posix.fsync(files[0])
+        written = 0
+        try:
+            while True:
+                block = posix.read(child.core_in, BLOCK)
+                if not block:
+                    break
+                while block:
+                    count = posix.write(files[0], block)
+                    written += count
+                    block = block[count:]
+            posix.fsync(files[0])
+        except OSError as error:
+            raise delegate.Stopped(f"{error.strerror} after {written} bytes") from None
         posix._exit(0)
 
     steps = [("join control groups", join_control_groups), *delegate.entry_steps(plan, reporter)]

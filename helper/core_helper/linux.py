@@ -258,7 +258,16 @@ def set_seccomp_filter(program: bytes) -> None:
     prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, _ctypes.addressof(fprog))
 
 
-def close_from(lowest: int) -> None:
+def close_all_but(keep: "set[int]") -> None:
+    """Close every descriptor above 2 that is not in ``keep``."""
+    lowest = 3
+    for descriptor in sorted(descriptor for descriptor in keep if descriptor > 2):
+        posix.closerange(lowest, descriptor)
+        lowest = descriptor + 1
+    _close_from(lowest)
+
+
+def _close_from(lowest: int) -> None:
     """Close every descriptor from ``lowest`` on; close_range(2), Linux 5.9, else one by one."""
     if _syscall(_Long(NR_CLOSE_RANGE), _Long(lowest), _Long(0xFFFFFFFF), _Long(0)) == -1:
         posix.closerange(lowest, posix.sysconf("SC_OPEN_MAX"))

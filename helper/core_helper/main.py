@@ -107,7 +107,7 @@ def handle(
         while True:
             child = delegate.Child(plan.groups, run)
             result = supervisor.supervise(
-                core, child, deadline, lambda line: open_journal(terminal).output(crash, process, line)
+                core, child, process, deadline, lambda line: open_journal(terminal).output(crash, process, line)
             )
             if not result.crowded or plan.groups.unified is None:
                 return result

@@ -47,28 +47,36 @@ def check(process: "FaultingProcess") -> None:
 
 
 class Label:
-    """The security label of the process, and the files through which the child takes it over."""
+    """The security label of the process, on its way to the child that is to have it."""
 
     def __init__(self, process: "FaultingProcess") -> None:
-        """Open them through the host's /proc: the one in the container may be a fake. Raises OSError."""
-        self.label = b""
-        if not process.label:
+        """Take the label; nothing is opened yet."""
+        self.kind = process.label_kind
+        # AppArmor shows "docker-default (enforce)"; the mode is not part of the name; apparmor(7).
+        self.label = process.label.rpartition(b" (")[0] or process.label
+        self.shown = process.label
+
+    def open(self) -> None:
+        """Open the files by which the calling process changes its own label, through the host's /proc. Raises OSError.
+
+        In the child and not before the fork: the kernel lets nobody else write to them. And on the host, since the container's
+        /proc may be a fake.
+        """
+        if not self.label:
             return
         own_task = posix.open("/proc/thread-self", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
         try:
-            if victim.security_label(own_task) == (process.label_kind, process.label):
+            if victim.security_label(own_task) == (self.kind, self.shown):
+                self.label = b""
                 return
-            directory = "attr/apparmor/" if process.label_kind == "apparmor" else "attr/"
-            self.kind = process.label_kind
+            directory = "attr/apparmor/" if self.kind == "apparmor" else "attr/"
             self.on_exec = posix.open(directory + "exec", posix.O_WRONLY | posix.O_CLOEXEC, dir_fd=own_task)
             self.now = posix.open(directory + "current", posix.O_WRONLY | posix.O_CLOEXEC, dir_fd=own_task)
         finally:
             posix.close(own_task)
-        # AppArmor shows "docker-default (enforce)"; the mode is not part of the name; apparmor(7).
-        self.label = process.label.rpartition(b" (")[0] or process.label
 
     def at_exec(self) -> None:
-        """Take the label over with the next execve(2), for this process or a child. Raises OSError."""
+        """Take the label over with the next execve(2), of this process or of a child. Raises OSError."""
         if self.label:
             posix.write(self.on_exec, b"exec " + self.label if self.kind == "apparmor" else self.label)
 

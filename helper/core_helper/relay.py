@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 PIPE_SIZE = 1 << 20
 STEP = 1 << 20
 OUTPUT_LIMIT = 65536
+OUTPUT_LINES = 200
 DEADLINE = "deadline passed"
 
 
@@ -27,6 +28,7 @@ class Output:
         self.streams = {child.stderr_in, child.stdout_in}
         self.stderr = child.stderr_in
         self.left = OUTPUT_LIMIT
+        self.lines = OUTPUT_LINES
         self.line = b""
         self.log = log
 
@@ -42,11 +44,12 @@ class Output:
             return
         part, self.left = part[: self.left], self.left - len(part)
         *lines, self.line = (self.line + part).split(b"\n")
-        for line in lines:
+        for line in lines[: self.lines]:
             self.log(line)
-        if self.left <= 0:
-            self.log(self.line + b" [more than 64 KiB of output: not logged]")
-            self.line = b""
+        self.lines -= len(lines)
+        if self.left <= 0 or self.lines <= 0:
+            self.log(self.line + b" [more than 64 KiB or 200 lines of output: not logged]")
+            self.left, self.line = 0, b""
 
     def finish(self) -> None:
         """Take what was written last, with or without a newline."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from typing import Callable
 
     from core_helper.delegate import Child
+    from core_helper.victim import FaultingProcess
 
 GRACE = 2.0  # Seconds between SIGTERM and SIGKILL, and again before a delegate that cannot be killed is given up.
 SIGTERM, SIGKILL = 15, 9
@@ -42,8 +43,10 @@ class Result:
         self.length: int | None = None
 
 
-def supervise(core: int, child: "Child", deadline: float, log_output: "Callable[[bytes], None]") -> Result:
-    """Give the forked ``child`` the core that is read from ``core``, wait for its end, and return how that went.
+def supervise(
+    core: int, child: "Child", process: "FaultingProcess", deadline: float, log_output: "Callable[[bytes], None]"
+) -> Result:
+    """Give the forked ``child`` the core of ``process``, read from ``core``, wait for its end, and return how that went.
 
     ``deadline`` is a time of the monotonic clock in seconds, after which the child is ended. ``log_output`` gets what the
     delegate writes to its standard error, line by line.
@@ -57,9 +60,9 @@ def supervise(core: int, child: "Child", deadline: float, log_output: "Callable[
         moving = relay.Relay(core, child, result, log_output)
         if not moving.run(deadline):
             # Before its input ends: an uploader would take that for the end of the core, and complete half an object.
-            _end_family(child)
+            _end_family(child, process)
         moving.finish()
-        _wait_for_end(child, 0)
+        _wait_for_end({child.pid}, 0)
         _take_last_words(child, result)
     else:
         _abandon(child)
@@ -93,7 +96,7 @@ def _adopt(child: "Child") -> "str | None":
 
     Its pid came over a pipe that a process inside the container held: no signal is sent to a pid that is not our child's.
     """
-    posix.waitpid(child.setup_pid, 0)
+    _wait_for_end({child.setup_pid}, 0)
     child.setup_pid = 0
     if child.reported_pid:
         try:
@@ -109,11 +112,11 @@ def _abandon(child: "Child") -> None:
     """End what has not become the delegate. It is our own code, so it is given no grace."""
     if child.setup_pid:
         posix.kill(child.setup_pid, SIGKILL)
-        # Killed before it was waited for, so that its own child, if it has one, becomes ours.
+        # Waited for, so that its own child, if it has one, becomes ours. It may hang in a file system of the container's.
         _adopt(child)
     if child.pid:
         posix.kill(child.pid, SIGKILL)
-        _wait_for_end(child, 0)
+        _wait_for_end({child.pid}, 0)
 
 
 def _take_reports(child: "Child", result: "Result") -> bool:
@@ -147,63 +150,77 @@ def _take_last_words(child: "Child", result: "Result") -> None:
     result.failure = told.failure or result.failure
 
 
-def _end_family(child: "Child") -> None:
-    """End the child and its family: SIGTERM, and SIGKILL after a grace. What sits in a frozen control group is given up.
+def _end_family(child: "Child", process: "FaultingProcess") -> None:
+    """End the delegate and its family: SIGTERM, and SIGKILL after a grace. What sits in a frozen control group is given up.
 
-    The family is its session, and whoever else has inherited its pipes, in whatever session that is.
+    The family is its session, and whoever else in the container has inherited its pipes, in whatever session that is.
     """
     _signal_session(child, SIGTERM)
-    _wait_for_end(child, posix.WNOWAIT)
+    _wait_for_end({child.pid}, posix.WNOWAIT)
     # Not reaped before this: as long as it is there, its pid, and so the number of its process group, is nobody else's.
     _signal_session(child, SIGKILL)
-    for pidfd in _holders(child):
+    for pidfd in _holders(child, process):
         linux.pidfd_send_signal(pidfd, SIGKILL)
         posix.close(pidfd)
-    _wait_for_end(child, 0)
+    _wait_for_end({child.pid}, 0)
 
 
 def _signal_session(child: "Child", number: int) -> None:
-    for pid in {child.setup_pid, child.pid} - {0}:
-        for kill in (posix.kill, posix.killpg):
-            try:
-                kill(pid, number)
-            except OSError:
-                pass  # Ended already, or not a group of its own yet.
+    for kill in (posix.kill, posix.killpg):
+        try:
+            kill(child.pid, number)
+        except OSError:
+            pass  # Ended already.
 
 
-def _wait_for_end(child: "Child", option: int) -> None:
-    """Wait for the end of all our children, at most the grace; ``option`` WNOWAIT leaves them to be waited for again."""
+def _wait_for_end(pids: "set[int]", option: int) -> None:
+    """Wait for the end of our children ``pids``, at most the grace; WNOWAIT leaves them to be waited for again."""
     limit = time.monotonic() + GRACE
-    for pid in {child.setup_pid, child.pid} - {0}:
-        while time.monotonic() < limit:
+    for pid in pids - {0}:
+        while True:
             try:
                 if posix.waitid(posix.P_PID, pid, posix.WEXITED | posix.WNOHANG | option) is not None:
                     break
             except ChildProcessError:
                 break
-            time.sleep(0.01)
+            if time.monotonic() > limit:
+                return
+            time.sleep(0.001)
 
 
-def _holders(child: "Child") -> "list[int]":
-    """Return a pidfd for each process, but ourselves, that has one of the child's pipes open; proc_pid_fd(5)."""
+def _holders(child: "Child", process: "FaultingProcess") -> "list[int]":
+    """Return a pidfd for each process of the container that has one of the child's pipes open; proc_pid_fd(5).
+
+    Only those of the same user in the same pid namespace, which the delegate could signal itself: a pipe can be passed on to
+    anybody over a socket, to a daemon of the host too.
+    """
+    namespace = next(
+        (posix.fstat(descriptor).st_ino for name, _, descriptor in process.namespaces if name == "pid"), None
+    )
+    if namespace is None:
+        return []
     pipes = {f"pipe:[{inode}]" for inode in child.pipes}
+    limit = time.monotonic() + GRACE
     holders = []
     for name in posix.listdir("/proc"):
-        if not name.isdigit() or int(name) == posix.getpid():
+        if not name.isdigit() or time.monotonic() > limit:
             continue
         try:
             pidfd = linux.pidfd_open(int(name))
         except OSError:
             continue  # Ended meanwhile.
-        try:
-            # Looked at after the pidfd was opened, so this is the process that the signal goes to, or none any more.
-            found = any(
-                posix.readlink(f"/proc/{name}/fd/{link}") in pipes for link in posix.listdir(f"/proc/{name}/fd")
-            )
-        except OSError:
-            found = False
-        if found:
+        # Looked at after the pidfd was opened, so this is the process that the signal goes to, or none any more.
+        if _holds(name, namespace, process.uid, pipes):
             holders.append(pidfd)
         else:
             posix.close(pidfd)
     return holders
+
+
+def _holds(name: str, namespace: int, uid: int, pipes: "set[str]") -> bool:
+    try:
+        if posix.stat(f"/proc/{name}/ns/pid").st_ino != namespace or posix.stat(f"/proc/{name}").st_uid != uid:
+            return False
+        return any(posix.readlink(f"/proc/{name}/fd/{link}") in pipes for link in posix.listdir(f"/proc/{name}/fd"))
+    except OSError:
+        return False

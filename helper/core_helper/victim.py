@@ -58,6 +58,7 @@ class FaultingProcess:
         self.bounding = int(status["CapBnd"], 16)
         self.ambient = int(status.get("CapAmb", "0"), 16)
         self.seccomp = int(status.get("Seccomp", "0"))
+        self.seccomp_filters = int(status.get("Seccomp_filters", "0"))
         self.umask = int(status.get("Umask", "0022"), 8)
         self.comm = read(task, "comm").rstrip(b"\n")
         self.exe = _link(task, "exe")
@@ -67,10 +68,23 @@ class FaultingProcess:
         self.oom_score_adj = read(task, "oom_score_adj").strip()
         self.limits = parse_limits(read(task, "limits"))
         self.cgroups = parse_cgroup(read(task, "cgroup"))
-        self.environ, self.environ_cut = parse_environ(read(task, "environ", ENVIRON_LIMIT + 1))
+        self.notes: list[str] = []
+        self.environ, cut = parse_environ(read(task, "environ", ENVIRON_LIMIT + 1))
+        if cut:
+            self.notes.append("its environment is longer than 1 MiB, or a variable than 128 KiB: the rest was left out")
         self.label_kind, self.label = security_label(task)
         self.container_id = container_id(self.cgroups)
         self.hostname = b""
+
+    def keep_sandbox(self) -> None:
+        """Leave all variables out but CORE_*, where the process was confined more than its container is.
+
+        Filters cannot be taken over, and Landlock cannot even be seen. With LD_PRELOAD and its like it would choose what
+        the delegate, which is confined less, does.
+        """
+        if self.seccomp_filters > (1 if self.in_container() else 0):
+            self.environ = {name: value for name, value in self.environ.items() if name.startswith(b"CORE_")}
+            self.notes.append("it had a seccomp filter of its own: only its variables CORE_* were passed on")
 
     def in_container(self) -> bool:
         """Tell whether the process has a mount namespace other than the helper's."""
@@ -247,12 +261,17 @@ def examine(crash: "Crash") -> "FaultingProcess":
     verify(crash, status, read(task, "stat"), read(proc, "self/stat"))
     if crash.pidfd is not None:
         verify_pidfd(crash, read(proc, f"self/fdinfo/{crash.pidfd}"))
-    # Where set-id programs count as dumpable like any other, only the auxiliary vector tells them. Elsewhere it is not asked:
-    # a security module may have set its flag for an ordinary program too.
-    secure = read(proc, "sys/fs/suid_dumpable").strip() == b"1" and secure_execution(read(task, "auxv"))
+    # The auxiliary vector tells a set-id program where the kernel did not, or calls all programs dumpable. Elsewhere it is not
+    # asked: a security module may have set its flag for an ordinary program too.
+    told = crash.dumpable is not None and read(proc, "sys/fs/suid_dumpable").strip() != b"1"
+    secure = not told and secure_execution(read(task, "auxv"))
     refuse_set_id(crash, status, secure, posix.stat("status", dir_fd=task))
+    process = FaultingProcess(task, root, namespaces, status)
+    process.keep_sandbox()
+    # A directory of the host: nobody in the container must find it open in one of our processes.
+    posix.close(task)
     posix.close(proc)
-    return FaultingProcess(task, root, namespaces, status)
+    return process
 
 
 def _open_namespaces(task: int, proc: int) -> "list[tuple[str, int, int]]":

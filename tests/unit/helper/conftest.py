@@ -1,0 +1,31 @@
+"""Fixtures of the helper's tests."""
+
+from __future__ import annotations
+
+import posix
+from typing import TYPE_CHECKING
+
+import pytest
+from core_helper import delegate, supervisor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@pytest.fixture
+def without_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the steps that need root, do not wait long for what does not end, and let nobody signal everybody."""
+    monkeypatch.setattr(delegate, "entry_steps", lambda plan, reporter: [])
+    monkeypatch.setattr(supervisor, "GRACE", 0.3)
+    for name in ("kill", "killpg"):
+        monkeypatch.setattr(posix, name, _bounded(getattr(posix, name)))
+
+
+def _bounded(kill: Callable[[int, int], None]) -> Callable[[int, int], None]:
+    """Return ``kill`` for a single process only: killpg(1) is kill(-1), which as root ends every process of the machine."""
+
+    def bounded(pid: int, number: int) -> None:
+        assert pid > 1, f"a signal to {pid}"
+        kill(pid, number)
+
+    return bounded

@@ -1,0 +1,77 @@
+"""Deliveries without a container: a supervisor in a process of its own, and a plain child as its delegate."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from core_helper import container, delegate, supervisor
+from unit.helper.support import in_child, process
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+LONG = 4 << 20  # More than the pipes of the way can hold.
+
+
+def feed(pipe: int, core: bytes) -> None:
+    """Write ``core`` as the kernel does; a helper that closes its end early is the kernel's ordinary life."""
+    try:
+        view = memoryview(core)
+        while view:
+            view = view[os.write(pipe, view) :]
+    except BrokenPipeError:
+        pass
+    os.close(pipe)
+
+
+def supervise(run: Callable[[delegate.Child], Any], core: bytes = b"", timeout: float = 10.0) -> Any:
+    """Return what the supervisor says of a child that does ``run``; in a process of its own, as the helper has it."""
+
+    def helper() -> object:
+        child = delegate.Child(container.ControlGroups(), run)
+        # Only now, so that no child has the kernel's end of the pipe.
+        source, sink = os.pipe()
+        threading.Thread(target=feed, args=(sink, core), daemon=True).start()
+        lines: list[bytes] = []
+        began = time.monotonic()
+        result = supervisor.supervise(source, child, process(), began + timeout, lines.append)
+        logged = [line.decode("latin-1") for line in lines]
+        return {**vars(result), "logged": logged, "seconds": time.monotonic() - began}
+
+    return SimpleNamespace(**in_child(helper))
+
+
+def deliver(
+    words: list[str], core: bytes = b"", timeout: float = 10.0, environment: dict[bytes, bytes] | None = None
+) -> Any:
+    """Return what the supervisor says of the delegate ``words``."""
+    label: Any = SimpleNamespace(open=lambda: None, at_exec=lambda: None)
+    plan = delegate.Plan(process(), container.ControlGroups(), label, None)
+    encoded = [os.fsencode(word) for word in words]
+    return supervise(lambda child: delegate.execute(plan, encoded, environment or {}, child), core, timeout)
+
+
+def shell(script: str, *arguments: object) -> list[str]:
+    return ["/bin/sh", "-c", "PATH=/usr/bin:/bin; " + script, *(str(argument) for argument in arguments)]
+
+
+def is_gone(pid: int) -> bool:
+    """Tell whether no process ``pid`` runs any more; a zombie whose parent is slow counts as gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"Z"
+    except OSError:
+        return True
+
+
+def end(pid: int) -> None:
+    """End a process that a delegate left behind."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass

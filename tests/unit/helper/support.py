@@ -1,0 +1,156 @@
+"""What the tests of the helper share: forked children, a look at an execve, and stand-ins for what needs a crash."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import struct
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from core_helper import delegate
+
+HELPER = Path(__file__).parents[3] / "helper"
+PACKAGE = HELPER / "core_helper"
+PTRACE_TRACEME = 0
+LONGEST_CHILD = 30  # Seconds, so that a hanging child fails its test instead of the whole run.
+
+
+def in_child(function: Callable[[], object]) -> Any:
+    """Return what ``function`` returns in a forked child, sent as JSON: for what a process cannot take back."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(reading)
+            signal.alarm(LONGEST_CHILD)
+            answer = {"value": function()}
+        except BaseException:
+            answer = {"error": traceback.format_exc()}
+        try:
+            with open(writing, "w") as pipe:
+                json.dump(answer, pipe)
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with open(reading) as pipe:
+        text = pipe.read()
+    _, status = os.waitpid(pid, 0)
+    assert text, f"the child ended with wait status {status} and without an answer"
+    answer = json.loads(text)
+    assert "error" not in answer, answer["error"]
+    return answer["value"]
+
+
+class Execution:
+    """A process as execve(2) left it, before the first instruction of its program; ``error`` where it did not succeed."""
+
+    def __init__(self) -> None:
+        self.arguments: list[bytes] = []
+        self.environment: list[bytes] = []
+        self.program = ""
+        self.error = ""
+        self.reported = b""
+
+
+def executed(function: Callable[[delegate.Reporter], object]) -> Execution:
+    """Call ``function``, which executes a program, in a traced child, and return how the kernel started that program."""
+    execution = Execution()
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            if ctypes.CDLL(None).ptrace(PTRACE_TRACEME, 0, None, None) == -1:
+                os._exit(77)
+            function(delegate.Reporter(writing))
+        except BaseException as error:
+            os.write(writing, f"error {type(error).__name__}: {error}".encode(errors="backslashreplace"))
+        finally:
+            os._exit(1)
+    os.close(writing)
+    _, status = os.waitpid(pid, 0)
+    if os.WIFSTOPPED(status):
+        proc = Path(f"/proc/{pid}")
+        execution.arguments = proc.joinpath("cmdline").read_bytes().split(b"\0")[:-1]
+        execution.environment = proc.joinpath("environ").read_bytes().split(b"\0")[:-1]
+        execution.program = os.readlink(proc / "exe")
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    elif os.WEXITSTATUS(status) == 77:
+        pytest.skip("ptrace(2) is forbidden here, so an execve cannot be watched")
+    with open(reading, "rb") as pipe:
+        execution.reported = pipe.read()
+    execution.error = execution.reported.decode().partition("error ")[2]
+    return execution
+
+
+def program(words: list[bytes], forbidden: tuple[int, int] | None = None) -> delegate.Program:
+    """Return the opened delegate of the command line ``words``."""
+    descriptors = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY)
+    try:
+        return delegate.Program(words, forbidden, descriptors)
+    finally:
+        os.close(descriptors)
+
+
+def executed_by_kernel(path: Path, *arguments: bytes) -> Execution:
+    """Return how the kernel itself starts ``path``."""
+    return executed(lambda _: os.execve(path, [os.fsencode(path), *arguments], {}))
+
+
+def executed_by_helper(path: Path, *arguments: bytes) -> Execution:
+    """Return how the helper starts ``path`` as a delegate."""
+    words = [os.fsencode(path), *arguments]
+    return executed(lambda reporter: program(words).execute({}, reporter))
+
+
+def process(**facts: Any) -> Any:
+    """Return a stand-in for a FaultingProcess that looks like this very process; ``facts`` replace its attributes."""
+    attributes: dict[str, Any] = {
+        "uid": os.getuid(),
+        "gid": os.getgid(),
+        "pid": 7,
+        "user_namespace": None,
+        "namespaces": [],
+        "seccomp": 0,
+        "umask": 0o022,
+        "limits": {},
+        "cgroups": [],
+        "environ": {},
+        "container_id": "",
+        "hostname": b"box",
+        "comm": b"server",
+        "exe": b"/usr/bin/server",
+        "label": b"",
+        "label_kind": "",
+        "notes": [],
+        "in_container": lambda: False,
+    }
+    return SimpleNamespace(**{**attributes, **facts})
+
+
+def script(path: Path, content: bytes, mode: int = 0o755) -> Path:
+    """Write the program ``content`` to ``path``."""
+    path.write_bytes(content)
+    path.chmod(mode)
+    return path
+
+
+def elf(bits: int, order: str, segments: list[tuple[int, int]], count: int | None = None, sections: int = 0) -> bytes:
+    """Return ELF and program headers of a core dump; elf(5)."""
+    size, entry, word = (64, 56, "Q") if bits == 64 else (52, 32, "I")
+    identification = b"\x7fELF" + bytes([bits // 32, {"<": 1, ">": 2}[order], 1]) + bytes(9)
+    number = len(segments) if count is None else count
+    header = struct.pack(f"{order}HHI3{word}I6H", 4, 62, 1, 0, size, sections, 0, size, entry, number, 64, 1, 0)
+    for offset, filled in segments:
+        if bits == 64:
+            header += struct.pack(f"{order}2I6Q", 1, 4, offset, 0x400000, 0, filled, filled + 4096, 4096)
+        else:
+            header += struct.pack(f"{order}8I", 1, offset, 0x400000, 0, filled, filled + 4096, 4, 4096)
+    return identification + header

@@ -1,0 +1,243 @@
+"""command.read_configuration: /etc/docker_core_helper.conf."""
+
+from __future__ import annotations
+
+import os
+import posix
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from core_helper import command
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Owner = Callable[[int], None]
+    Read = Callable[[bytes], command.Configuration]
+
+
+@pytest.fixture(autouse=True)
+def owner(monkeypatch: pytest.MonkeyPatch) -> Owner:
+    """Have files belong to root, which a test without root cannot arrange; the fixture's value changes the owner."""
+    real = posix.fstat
+
+    def pretend(uid: int) -> None:
+        def fstat(descriptor: int) -> os.stat_result:
+            fields = list(real(descriptor))
+            fields[4] = uid
+            return os.stat_result(fields)
+
+        monkeypatch.setattr(posix, "fstat", fstat)
+
+    pretend(0)
+    return pretend
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Read:
+    def write_and_read(text: bytes) -> command.Configuration:
+        path = tmp_path / "helper.conf"
+        path.write_bytes(text)
+        path.chmod(0o644)
+        return command.read_configuration(str(path))
+
+    return write_and_read
+
+
+def test_the_example_of_the_role_is_understood(read: Read) -> None:
+    configuration = read(
+        b"# Written by the role\n\n"
+        b'DOCKERCOREHELPER_DELEGATE="/opt/bin/uploader.sh s3://bucket/ %P %u %g"\n'
+        b"DOCKERCOREHELPER_FALLBACK_CORE=1\n"
+        b"DOCKERCOREHELPER_TIMEOUT=120\n"
+    )
+    assert configuration.delegate == [b"/opt/bin/uploader.sh", b"s3://bucket/", b"%P", b"%u", b"%g"]
+    assert configuration.fallback is True
+    assert configuration.timeout == 120.0
+    assert configuration.problems == []
+
+
+def test_a_missing_file_means_the_defaults(tmp_path: Path) -> None:
+    configuration = command.read_configuration(str(tmp_path / "missing"))
+    assert (configuration.delegate, configuration.fallback, configuration.timeout) == ([], False, 300.0)
+    assert configuration.problems == []
+
+
+def test_an_empty_file_means_the_defaults(read: Read) -> None:
+    configuration = read(b"")
+    assert (configuration.delegate, configuration.fallback, configuration.timeout) == ([], False, 300.0)
+    assert configuration.problems == []
+
+
+@pytest.mark.parametrize("value", [b"", b"0", b"no", b'""'])
+def test_the_fallback_counts_when_it_is_defined_whatever_its_value(read: Read, value: bytes) -> None:
+    assert read(b"DOCKERCOREHELPER_FALLBACK_CORE=" + value).fallback is True
+
+
+def test_a_commented_line_defines_nothing(read: Read) -> None:
+    configuration = read(b"#DOCKERCOREHELPER_FALLBACK_CORE=1\n  # DOCKERCOREHELPER_TIMEOUT=1\n")
+    assert (configuration.fallback, configuration.timeout, configuration.problems) == (False, 300.0, [])
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (b"/d a  b\t c", [b"/d", b"a", b"b", b"c"]),
+        (b'"/d a b"', [b"/d", b"a", b"b"]),
+        (b"'/d a b'", [b"/d", b"a", b"b"]),
+        (b'"/d \\"a b\\" c"', [b"/d", b"a b", b"c"]),
+        (b"\"/d 'a b' c\"", [b"/d", b"a b", b"c"]),
+        (b'"/d" "a b"', [b"/d", b"a b"]),
+        (b"/d a\\ b '' \"\"", [b"/d", b"a b", b"", b""]),
+        (b"/d a'b'\"c\"d", [b"/d", b"abcd"]),
+        (b"/d 'a\"b' \"c'd\"", [b"/d", b'a"b', b"c'd"]),
+        (b'/d "a\\"b\\\\c\\$d\\`e\\nf"', [b"/d", b'a"b\\c$d`e\\nf']),
+        (b"/d 'a\\b'", [b"/d", b"a\\b"]),
+        (b"/d # a comment's end", [b"/d"]),
+        (b'"/d a" # a comment', [b"/d", b"a"]),
+        (b"/d a#b", [b"/d", b"a#b"]),
+        (b"  /d\t", [b"/d"]),
+        (b"/d \xff\xc3\xa4 100%%", [b"/d", b"\xff\xc3\xa4", b"100%%"]),
+        (b"/d a=b", [b"/d", b"a=b"]),
+        (b"", []),
+    ],
+)
+def test_the_delegate_is_split_as_a_shell_would(read: Read, value: bytes, words: list[bytes]) -> None:
+    configuration = read(b"DOCKERCOREHELPER_DELEGATE=" + value + b"\n")
+    assert configuration.problems == []
+    assert configuration.delegate == words
+
+
+@pytest.mark.parametrize(
+    "text", ["a b", " a\tb ", "'a b' c", '"a b"c', "a\\ b", "''", 'a""b', "a'\"'b", '"a\\\\b\\"c\\d"', "a#b", ""]
+)
+def test_words_are_those_of_the_library_for_the_shells_rules(text: str) -> None:
+    assert command.split_words(text.encode()) == [word.encode() for word in shlex.split(text)]
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        (b"nonsense", "KEY=VALUE expected"),
+        (b"=1", "unknown key"),
+        (b"DOCKERCOREHELPER_TIMOUT=1", "unknown key"),
+        (b"DOCKERCOREHELPER_TIMEOUT = 1", "unknown key"),
+        (b"dockercorehelper_timeout=1", "unknown key"),
+        (b"DOCKERCOREHELPER_TIMEOUT=", "number of seconds"),
+        (b"DOCKERCOREHELPER_TIMEOUT=0", "number of seconds"),
+        (b"DOCKERCOREHELPER_TIMEOUT=-1", "number of seconds"),
+        (b"DOCKERCOREHELPER_TIMEOUT=1.5", "number of seconds"),
+        (b"DOCKERCOREHELPER_TIMEOUT=1 2", "number of seconds"),
+        (b"DOCKERCOREHELPER_TIMEOUT=86401", "number of seconds"),
+        (b"DOCKERCOREHELPER_TIMEOUT=" + b"9" * 5000, "number of seconds"),
+        (b"DOCKERCOREHELPER_DELEGATE=uploader.sh", "absolute path"),
+        (b"DOCKERCOREHELPER_DELEGATE=\"''\"", "absolute path"),
+        (b"DOCKERCOREHELPER_DELEGATE=/d %x", "%x is not one of"),
+        (b"DOCKERCOREHELPER_DELEGATE=/d 100%", "% is not one of"),
+        (b"DOCKERCOREHELPER_DELEGATE=/d %\xff", "is not one of"),
+        (b'DOCKERCOREHELPER_DELEGATE="/d a', 'quote " is not closed'),
+        (b"DOCKERCOREHELPER_DELEGATE=/d 'a", "quote ' is not closed"),
+    ],
+)
+def test_a_wrong_line_is_told_with_its_number_and_only_it_is_skipped(read: Read, line: bytes, complaint: str) -> None:
+    configuration = read(
+        b"# first\nDOCKERCOREHELPER_DELEGATE=/before\n" + line + b"\nDOCKERCOREHELPER_FALLBACK_CORE=1\n"
+    )
+    assert (configuration.delegate, configuration.fallback, configuration.timeout) == ([b"/before"], True, 300.0)
+    assert len(configuration.problems) == 1
+    assert "helper.conf, line 3 skipped: " in configuration.problems[0] and complaint in configuration.problems[0]
+
+
+def test_an_empty_delegate_in_quotes_turns_a_delegate_off(read: Read) -> None:
+    configuration = read(b'DOCKERCOREHELPER_DELEGATE=/d\nDOCKERCOREHELPER_DELEGATE=""\n')
+    assert (configuration.delegate, configuration.problems) == ([], [])
+
+
+def test_the_last_of_two_lines_counts_and_line_ends_of_windows_do_not_hurt(read: Read) -> None:
+    configuration = read(b"DOCKERCOREHELPER_TIMEOUT=1\r\nDOCKERCOREHELPER_TIMEOUT='86400'\r\n")
+    assert (configuration.timeout, configuration.problems) == (86400.0, [])
+
+
+@pytest.mark.parametrize("mode", [0o664, 0o646, 0o666, 0o620, 0o602, 0o777])
+def test_a_file_that_others_can_write_is_refused(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "helper.conf"
+    path.write_bytes(b"DOCKERCOREHELPER_FALLBACK_CORE=1\n")
+    path.chmod(mode)
+    configuration = command.read_configuration(str(path))
+    assert configuration.fallback is False
+    assert len(configuration.problems) == 1 and f"chmod 0644 {path}" in configuration.problems[0]
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o600, 0o400, 0o755])
+def test_a_file_that_only_root_can_write_is_read(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "helper.conf"
+    path.write_bytes(b"DOCKERCOREHELPER_FALLBACK_CORE=1\n")
+    path.chmod(mode)
+    assert command.read_configuration(str(path)).fallback is True
+
+
+def test_a_file_of_another_owner_is_refused(read: Read, owner: Owner) -> None:
+    owner(1000)
+    configuration = read(b"DOCKERCOREHELPER_FALLBACK_CORE=1\n")
+    assert configuration.fallback is False
+    assert len(configuration.problems) == 1 and "chown root" in configuration.problems[0]
+
+
+def test_a_directory_or_fifo_is_refused_without_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo", 0o600)
+    for path in (tmp_path / "fifo", tmp_path):
+        configuration = command.read_configuration(str(path))
+        assert len(configuration.problems) == 1 and "refused" in configuration.problems[0]
+
+
+def test_a_file_that_cannot_be_opened_is_told(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    configuration = command.read_configuration(str(tmp_path / "loop"))
+    assert configuration.problems == [
+        f"{tmp_path}/loop: Too many levels of symbolic links: configuration ignored",
+    ]
+
+
+def test_a_file_of_64_KiB_is_read_and_a_longer_one_refused(read: Read) -> None:  # noqa: N802 (the unit's name)
+    line = b"DOCKERCOREHELPER_FALLBACK_CORE=1\n"
+    assert read(line + b"#" * (65536 - len(line))).fallback is True
+    configuration = read(line + b"#" * (65537 - len(line)))
+    assert configuration.fallback is False
+    assert len(configuration.problems) == 1 and "65536 bytes" in configuration.problems[0]
+
+
+VALUES = {name: b"<" + name.encode() + b">" for name in "PpugsteEh"}
+
+
+@pytest.mark.parametrize(
+    ("word", "expanded"),
+    [
+        (b"", b""),
+        (b"%P", b"<P>"),
+        (b"a%pb%uc%gd", b"a<p>b<u>c<g>d"),
+        (b"%s%t%e%h%E", b"<s><t><e><h><E>"),
+        (b"%%P", b"%P"),
+        (b"%%%P", b"%<P>"),
+        (b"%%%%", b"%%"),
+        (b"100%%", b"100%"),
+        (b"\xff%P\xfe", b"\xff<P>\xfe"),
+    ],
+)
+def test_specifiers_are_expanded(word: bytes, expanded: bytes) -> None:
+    assert command.expand(word, VALUES) == expanded
+
+
+def test_an_expanded_value_is_not_expanded_again() -> None:
+    assert command.expand(b"%e %P", {"e": b"%P %% $(id) '", "P": b"1"}) == b"%P %% $(id) ' 1"
+
+
+def test_a_specifier_without_a_value_is_empty() -> None:
+    assert command.expand(b"a%sb", {}) == b"ab"
+
+
+@pytest.mark.parametrize("word", [b"%", b"a%", b"%%%", b"%I", b"%d", b"% P", b"%\xe4", b"%\0"])
+def test_an_unknown_specifier_is_refused(word: bytes) -> None:
+    with pytest.raises(command.ConfigurationError, match="%P %p %u %g %s %t %e %h %E %%"):
+        command.expand(word, VALUES)

@@ -1,0 +1,212 @@
+"""container: where the hierarchies of control groups are mounted, joining them, and the order of the namespaces."""
+
+from __future__ import annotations
+
+import os
+import posix
+from pathlib import Path
+
+import pytest
+from core_helper import container, linux, victim
+from unit.helper.support import in_child, process
+
+V1 = b"""\
+25 30 0:23 / /sys rw,nosuid,nodev,noexec,relatime shared:7 - sysfs sysfs rw
+32 25 0:27 / /sys/fs/cgroup ro,nosuid,nodev,noexec shared:9 - tmpfs tmpfs ro,size=4096k,nr_inodes=1024,mode=755
+34 32 0:29 / /sys/fs/cgroup/systemd rw,nosuid shared:11 - cgroup cgroup rw,xattr,release_agent=/lib/x,name=systemd
+37 32 0:32 / /sys/fs/cgroup/cpu,cpuacct rw,nosuid,nodev,noexec,relatime shared:15 - cgroup cgroup rw,cpu,cpuacct
+38 32 0:33 / /sys/fs/cgroup/pids rw,nosuid,nodev,noexec,relatime shared:16 - cgroup cgroup rw,pids
+39 32 0:34 / /sys/fs/cgroup/net_cls,net_prio rw,relatime shared:17 master:2 - cgroup cgroup rw,net_cls,net_prio
+"""
+HYBRID = V1 + b"33 32 0:28 / /sys/fs/cgroup/unified rw,nosuid shared:10 - cgroup2 cgroup2 rw,nsdelegate\n"
+V2 = b"""\
+25 30 0:23 / /sys rw,nosuid,nodev,noexec,relatime shared:7 - sysfs sysfs rw
+31 25 0:26 / /sys/fs/cgroup rw,nosuid,nodev,noexec,relatime shared:9 - cgroup2 cgroup2 rw,nsdelegate,memory_recursiveprot
+"""
+
+
+def test_on_version_2_there_is_one_hierarchy() -> None:
+    assert container.cgroup_mounts(V2) == {b"": b"/sys/fs/cgroup"}
+
+
+@pytest.mark.parametrize("mountinfo", [V1, HYBRID])
+def test_on_version_1_each_controller_has_its_mount(mountinfo: bytes) -> None:
+    mounts = container.cgroup_mounts(mountinfo)
+    assert mounts[b"name=systemd"] == b"/sys/fs/cgroup/systemd"
+    assert mounts[b"cpu"] == mounts[b"cpuacct"] == b"/sys/fs/cgroup/cpu,cpuacct"
+    assert mounts[b"pids"] == b"/sys/fs/cgroup/pids"
+    assert mounts[b"net_cls"] == b"/sys/fs/cgroup/net_cls,net_prio"
+    assert b"memory" not in mounts
+
+
+def test_on_a_hybrid_machine_the_unified_hierarchy_is_found_beside_the_others() -> None:
+    assert container.cgroup_mounts(HYBRID)[b""] == b"/sys/fs/cgroup/unified"
+    assert b"" not in container.cgroup_mounts(V1)
+
+
+def test_a_part_of_a_hierarchy_that_is_mounted_elsewhere_does_not_count() -> None:
+    bind = b"90 80 0:26 /docker/x /var/lib/x/sys/fs/cgroup ro shared:9 - cgroup2 cgroup2 rw,nsdelegate\n"
+    assert container.cgroup_mounts(bind) == {}
+    assert container.cgroup_mounts(bind + V2)[b""] == b"/sys/fs/cgroup"
+
+
+def test_the_first_of_two_mounts_counts() -> None:
+    second = b"99 80 0:26 / /mnt/host/cgroup rw shared:9 - cgroup2 cgroup2 rw\n"
+    assert container.cgroup_mounts(V2 + second)[b""] == b"/sys/fs/cgroup"
+
+
+def test_blanks_in_a_mount_point_are_decoded() -> None:
+    line = b"31 25 0:26 / /mnt/my\\040own\\040cgroup rw - cgroup2 my\\040cgroup rw,nsdelegate\n"
+    assert container.cgroup_mounts(line)[b""] == b"/mnt/my own cgroup"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"31 25 0:26 / /sys/fs/cgroup rw - tmpfs cgroup rw",
+        b"31 25 0:26 / /sys/fs/cgroup rw - cgroupfs cgroup rw,pids",
+        b"31 25 0:26 / /tmp/\\040-\\040cgroup2\\040cgroup2\\040rw rw - ext4 /dev/sda1 rw",
+        b"31 25 - cgroup2",
+        b"- cgroup2 cgroup2 rw",
+        b"garbage - cgroup cgroup",
+    ],
+)
+def test_lines_about_something_else_are_skipped(line: bytes) -> None:
+    assert container.cgroup_mounts(line + b"\n") == {}
+
+
+def test_groups_are_joined_by_writing_0(tmp_path: Path) -> None:
+    groups = container.ControlGroups()
+    for name in ("a", "b"):
+        (tmp_path / name).touch()
+        groups.add(name, os.fsencode(tmp_path / name))
+    assert groups.join() == []
+    assert [(tmp_path / name).read_bytes() for name in ("a", "b")] == [b"0", b"0"]
+    assert not any(os.get_inheritable(file) for _, file in groups.others if isinstance(file, int))
+
+
+def test_each_group_that_cannot_be_joined_is_told_and_the_others_are_joined(tmp_path: Path) -> None:
+    (tmp_path / "good").touch()
+    groups = container.ControlGroups()
+    groups.add("missing", os.fsencode(tmp_path / "missing" / "cgroup.procs"))
+    groups.add("full", b"/dev/full")
+    groups.add("good", os.fsencode(tmp_path / "good"))
+    assert groups.join() == [
+        "control group missing: No such file or directory",
+        "control group full: No space left on device",
+    ]
+    assert (tmp_path / "good").read_bytes() == b"0"
+
+
+@pytest.mark.parametrize("where", [None, "/"])
+def test_the_fork_falls_back_to_a_plain_one(where: str | None) -> None:
+    groups = container.ControlGroups()
+    if where is not None:
+        groups.unified = os.open(where, os.O_PATH | os.O_DIRECTORY)
+    groups.others = [(container.UNIFIED, OSError(2, "x"))]
+    pid = groups.fork()
+    if pid == 0:
+        os._exit(len(groups.others))
+    _, status = os.waitpid(pid, 0)
+    # 1: the child still knows that it has to join the group.
+    assert os.WEXITSTATUS(status) == 1
+    if groups.unified is not None:
+        os.close(groups.unified)
+
+
+def test_a_child_that_was_forked_into_its_group_does_not_join_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linux, "fork_into_cgroup", lambda directory: 0)
+    groups = container.ControlGroups()
+    groups.unified = 99
+    groups.others = [(container.UNIFIED, 98), ("pids", 97)]
+    assert groups.fork() == 0
+    assert groups.others == [("pids", 97)]
+
+
+def open_groups(monkeypatch: pytest.MonkeyPatch, theirs: bytes, mountinfo: bytes) -> container.ControlGroups:
+    monkeypatch.setattr(victim, "read", lambda directory, name: mountinfo)
+    return container.open_control_groups(process(cgroups=victim.parse_cgroup(theirs)))
+
+
+def test_the_groups_of_the_process_are_opened_where_they_are_mounted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("v1/docker/x/tasks", "v2/docker/x/cgroup.procs"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    mountinfo = b"1 0 0:1 / %s/v1 rw - cgroup cgroup rw,cpu,cpuacct\n2 0 0:2 / %s/v2 rw - cgroup2 none rw\n" % (
+        (os.fsencode(tmp_path),) * 2
+    )
+    groups = open_groups(monkeypatch, b"3:pids:/\n2:cpu,cpuacct:/docker/x\n0::/docker/x\n", mountinfo)
+    assert [name for name, _ in groups.others] == ["cpu,cpuacct", "unified"]
+    assert groups.join() == []
+    assert groups.unified is not None and os.path.samestat(os.fstat(groups.unified), os.stat(tmp_path / "v2/docker/x"))
+    # A thread joins an old hierarchy by "tasks", a process the unified one by "cgroup.procs".
+    assert (tmp_path / "v1/docker/x/tasks").read_bytes() == b"0"
+    assert (tmp_path / "v2/docker/x/cgroup.procs").read_bytes() == b"0"
+
+
+def test_root_groups_in_which_the_helper_is_already_are_not_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = open_groups(monkeypatch, b"2:cpu,cpuacct:/\n0::/\n", b"")
+    assert (groups.unified, groups.others) == (None, [])
+
+
+def test_a_hierarchy_that_is_not_mounted_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = open_groups(monkeypatch, b"2:cpu:/docker/x\n0::/docker/x\n", b"")
+    reason = "its hierarchy is not mounted on the host"
+    assert groups.join() == [f"control group cpu: {reason}", f"control group unified: {reason}"]
+    assert groups.unified is None
+
+
+def test_namespaces_are_joined_in_order_and_the_mount_namespace_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    joined: list[tuple[int, int]] = []
+    monkeypatch.setattr(linux, "setns", lambda descriptor, kind: joined.append((descriptor, kind)))
+    namespaces = [(name, kind, 100 + n) for n, (name, kind) in enumerate(victim.NAMESPACES)]
+    container.join_namespaces(process(namespaces=namespaces))
+    assert joined == [(100 + n, kind) for n, (_, kind) in enumerate(victim.NAMESPACES)]
+    names = [name for name, _ in victim.NAMESPACES]
+    assert names[-1] == "mnt" and "user" not in names
+    assert set(os.listdir("/proc/self/ns")) - {"pid_for_children", "time_for_children", "user"} <= set(names)
+
+
+def test_a_namespace_that_cannot_be_joined_ends_the_entry() -> None:
+    with pytest.raises(OSError, match="setns"):
+        container.join_namespaces(process(namespaces=[("net", linux.CLONE_NEWNET, -1)]))
+
+
+def test_the_host_name_of_a_process_outside_of_containers_is_that_of_the_machine() -> None:
+    assert container.hostname_of(process()) == os.fsencode(os.uname().nodename)
+
+
+def test_the_helper_comes_back_from_its_visit_even_if_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    visits: list[int] = []
+
+    def setns(descriptor: int, kind: int) -> None:
+        assert kind == linux.CLONE_NEWUTS
+        visits.append(descriptor)
+        if descriptor == 99:
+            raise OSError(1, "Operation not permitted", "setns")
+
+    monkeypatch.setattr(linux, "setns", setns)
+    with pytest.raises(OSError, match="setns"):
+        container.hostname_of(process(namespaces=[("uts", linux.CLONE_NEWUTS, 99)]))
+    assert visits[0] == 99 and len(visits) == 2
+
+
+def test_the_root_is_entered_by_its_descriptor_and_nothing_of_the_old_directory_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[tuple[str, object]] = []
+    for name in ("fchdir", "chroot", "chdir"):
+        monkeypatch.setattr(posix, name, lambda argument, name=name: calls.append((name, argument)))
+    container.enter_root(process(root=99))
+    assert calls == [("fchdir", 99), ("chroot", "."), ("chdir", "/")]
+
+
+def test_descriptors_of_groups_survive_until_the_child_joins(tmp_path: Path) -> None:
+    (tmp_path / "procs").touch()
+    groups = container.ControlGroups()
+    groups.add("x", os.fsencode(tmp_path / "procs"))
+    assert in_child(groups.join) == []
+    assert (tmp_path / "procs").read_bytes() == b"0"

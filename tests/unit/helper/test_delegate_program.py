@@ -1,0 +1,265 @@
+"""delegate.Program: finding and executing the delegate, compared with what the kernel itself does."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import posix
+import resource
+from pathlib import Path
+
+import pytest
+from core_helper import delegate
+from unit.helper.support import executed, executed_by_helper, executed_by_kernel, program, script
+
+
+def padded(name: bytes, length: int) -> bytes:
+    """Return a path of ``length`` bytes to the program ``name``."""
+    return name.rjust(length, b"/")
+
+
+TRUE = b"bin/true"
+LINES = [
+    b"#!/bin/true\n",
+    b"#! \t /bin/true \t\n",
+    b"#!/bin/true -a b  c \t \n",
+    b"#!/bin/true\ta\tb\n",
+    b"#!/bin/true \xff\xfe\"'\\$\n",
+    b"#!/bin/true",
+    b"#!/bin/true\0\n",
+    b"#!/bin/true a\0b\n",
+    b"#!/bin/true\n\0more\n",
+    b"#!/bin/true\r\n",
+    b"#!/bin/true\x0ba\n",
+    b"#!/missing\n",
+    b"#!/bin/true " + b" " * 300 + b"\n",
+    b"#!/bin/true " + b"a" * 241 + b" b\n",
+    b"#!/bin/true " + b"a" * 243 + b"\n",
+    b"#!" + padded(TRUE, 252) + b"\n",
+    b"#!" + padded(TRUE, 253) + b"\n",
+    b"#!" + padded(TRUE, 254) + b"\n",
+    b"#!" + padded(TRUE, 252),
+    b"#!" + padded(TRUE, 253),
+    b"#!" + padded(TRUE, 254),
+    b"#!" + padded(TRUE, 300) + b"\n",
+    b"#!" + padded(TRUE, 253) + b" x\n",
+    b"#!" + padded(TRUE, 254) + b" x\n",
+    b"#!" + b" " * 244 + b"/bin/true\n",
+    b"#!" + b" " * 245 + b"/bin/true\n",
+    b"#!" + b" " * 300 + b"/bin/true\n",
+    b"#!\n",
+    b"#!",
+    b"#! ",
+    b"#!   \n",
+    b"#!\0",
+    b"#",
+    b"",
+    b" #!/bin/true\n",
+    b"\n#!/bin/true\n",
+    b"# !/bin/true\n",
+    b"echo without a first line\n",
+    # Of the 256 bytes that the kernel reads, the last one becomes the end of the string.
+    b"#!" + padded(TRUE, 252) + b" x\n",
+    b"#!" + padded(TRUE, 251) + b" xyz\n",
+    b"#!/bin/true " + b"a" * 300 + b"\n",
+    b"#!/bin/true " + b"a" * 242 + b" b\n",
+    # A file that ends within the line; what is read is filled up with NUL, which is no blank.
+    b"#!/bin/true ",
+    b"#!/bin/true a ",
+    b"#!/bin/true \0\n",
+]
+
+
+@pytest.mark.parametrize("line", LINES, ids=lambda line: f"{line[:20]!r}-{len(line)}")
+def test_a_script_is_executed_as_the_kernel_would(tmp_path: Path, line: bytes) -> None:
+    path = script(tmp_path / "delegate", line)
+    kernel, helper = executed_by_kernel(path, b"s3://bucket/", b""), executed_by_helper(path, b"s3://bucket/", b"")
+    assert bool(kernel.error) is bool(helper.error), (kernel.error, helper.error)
+    assert helper.arguments == kernel.arguments
+    assert helper.program == kernel.program
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4, 5, 6, 7])
+def test_scripts_name_scripts_as_deep_as_the_kernel_allows(tmp_path: Path, depth: int) -> None:
+    interpreter = b"/bin/true"
+    for level in range(depth):
+        path = script(tmp_path / f"level{level}", b"#!" + interpreter + b" -%d x\n" % level)
+        interpreter = os.fsencode(path)
+    kernel, helper = executed_by_kernel(path, b"last"), executed_by_helper(path, b"last")
+    assert bool(kernel.error) is bool(helper.error) is (depth > 5)
+    assert helper.arguments == kernel.arguments
+    if depth <= 5:
+        assert len(helper.arguments) == 2 * depth + 2
+    else:
+        assert "more than 5 scripts" in helper.error
+
+
+def test_an_interpreter_without_an_absolute_path_is_refused_whatever_the_directory_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = script(tmp_path / "delegate", b"#!true\n")
+    (tmp_path / "true").symlink_to("/bin/true")
+    monkeypatch.chdir(tmp_path)
+    assert "interpreter true is not an absolute path" in executed_by_helper(path).error
+
+
+def test_a_program_is_executed_with_its_arguments_and_environment() -> None:
+    words = [b"/bin/true", b"", b"a b", b"\xff"]
+    environment = {b"A": b"1", b"B\xff": b"x=y\n"}
+    done = executed(lambda reporter: program(words).execute(environment, reporter))
+    assert (done.arguments, done.environment) == (words, [b"A=1", b"B\xff=x=y\n"])
+    assert done.program == os.path.realpath("/bin/true")
+    assert (done.error, done.reported) == ("", b"")
+
+
+def test_nothing_is_read_from_or_done_to_the_path_after_it_was_opened(tmp_path: Path) -> None:
+    path = script(tmp_path / "delegate", b"#!/bin/true first\n")
+
+    def replace_and_execute(reporter: delegate.Reporter) -> None:
+        opened = program([os.fsencode(path)])
+        script(path, b"#!/bin/false second\n")
+        opened.execute({}, reporter)
+
+    assert executed(replace_and_execute).arguments == [b"/bin/true", b"first", os.fsencode(path)]
+
+
+def refusal(path: Path, forbidden: tuple[int, int] | None = None) -> str:
+    with pytest.raises(delegate.Stopped) as caught:
+        program([os.fsencode(path)], forbidden)
+    return type(caught.value).__name__ + ": " + str(caught.value)
+
+
+def test_a_missing_delegate_is_nobodys_failure(tmp_path: Path) -> None:
+    path = tmp_path / "missing"
+    assert refusal(path) == f"Absent: {path}: No such file"
+    (tmp_path / "dangling").symlink_to(path)
+    assert refusal(tmp_path / "dangling") == f"Absent: {tmp_path}/dangling: No such file"
+
+
+def test_a_missing_interpreter_is_a_failure(tmp_path: Path) -> None:
+    path = script(tmp_path / "delegate", b"#!/missing\n")
+    assert refusal(path) == "Stopped: /missing: No such file"
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o600, 0o000, 0o444])
+def test_a_file_that_is_not_executable_is_refused_with_the_remedy(tmp_path: Path, mode: int) -> None:
+    path = script(tmp_path / "delegate", b"#!/bin/true\n", mode)
+    assert refusal(path) == f"Stopped: {path}: not executable; chmod 0755"
+
+
+def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo", 0o777)
+    (tmp_path / "directory").mkdir()
+    for path in (tmp_path / "fifo", tmp_path / "directory", Path("/dev/null")):
+        assert refusal(path) == f"Stopped: {path}: not a regular file"
+        assert refusal(script(tmp_path / "delegate", b"#!" + os.fsencode(path) + b"\n")) == (
+            f"Stopped: {path}: not a regular file"
+        )
+
+
+def test_loops_of_links_and_files_as_directories_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    (tmp_path / "file").touch()
+    assert refusal(tmp_path / "a") == f"Stopped: {tmp_path}/a: Too many levels of symbolic links"
+    assert refusal(tmp_path / "file" / "x") == f"Stopped: {tmp_path}/file/x: Not a directory"
+
+
+def test_a_script_that_names_itself_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "delegate"
+    script(path, b"#!" + os.fsencode(path) + b"\n")
+    assert refusal(path) == f"Stopped: {path}: more than 5 scripts name each other as interpreter"
+
+
+@pytest.mark.parametrize(
+    "link", ["/proc/self/exe", "/proc/self/root/bin/true", "/proc/self/fd/0", "/proc/thread-self/exe"]
+)
+def test_a_magic_link_is_refused_by_name_by_link_and_as_interpreter(tmp_path: Path, link: str) -> None:
+    (tmp_path / "link").symlink_to(link)
+    named = script(tmp_path / "delegate", f"#!{link}\n".encode())
+    linked = script(tmp_path / "other", b"#!" + os.fsencode(tmp_path / "link") + b"\n")
+    for path in (Path(link), tmp_path / "link", named, linked):
+        assert "Too many levels of symbolic links" in refusal(path)
+
+
+def test_the_helpers_own_interpreter_is_refused_under_every_name(tmp_path: Path) -> None:
+    own = script(tmp_path / "own", b"\x7fELF")
+    os.link(own, tmp_path / "hard")
+    (tmp_path / "soft").symlink_to(own)
+    identity = delegate.identity(os.stat(own))
+    for path in (own, tmp_path / "hard", tmp_path / "soft"):
+        assert refusal(path, identity) == f"Stopped: {path}: is the helper's own interpreter"
+        named = script(tmp_path / "delegate", b"#!" + os.fsencode(path) + b"\n")
+        assert refusal(named, identity) == f"Stopped: {path}: is the helper's own interpreter"
+
+
+def test_ordinary_links_are_followed(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/bin/true")
+    assert executed_by_helper(tmp_path / "link").arguments == [os.fsencode(tmp_path / "link")]
+
+
+def test_a_file_of_another_kind_is_refused_by_the_kernel_and_that_is_told(tmp_path: Path) -> None:
+    path = script(tmp_path / "delegate", b"\x7fELF garbage")
+    assert executed_by_helper(path).error == f"Stopped: {path}: Exec format error"
+
+
+def test_no_descriptor_of_ours_reaches_the_program(tmp_path: Path) -> None:
+    listing = tmp_path / "listing"
+    words = [
+        b"/bin/sh",
+        b"-c",
+        b'for n in 3 4 5 6 7 8 9 50 100 200; do [ -e /proc/$$/fd/$n ] && echo $n; done >"$0"; :',
+    ]
+
+    pid = os.fork()
+    if pid == 0:
+        try:
+            # Below, between and above the two that are kept until the end.
+            for number in (3, 4, 5, 6):
+                os.dup2(1, number)
+            opened = program([*words, os.fsencode(listing)])
+            reporter = delegate.Reporter(fcntl.fcntl(os.pipe()[1], fcntl.F_DUPFD_CLOEXEC, 100))
+            for number in (50, 200):
+                os.dup2(1, number)
+            opened.execute({}, reporter)
+        finally:
+            os._exit(1)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert listing.read_text() == ""
+
+
+def test_an_environment_that_execve_does_not_take_is_reduced_to_that_of_the_helper() -> None:
+    environment = {b"V%d" % number: b"x" * 100000 for number in range(8)}
+    environment.update({b"CORE_PID": b"7", b"CORE_UID": b"0"})
+
+    def execute(reporter: delegate.Reporter) -> None:
+        # A quarter of it is for arguments and environment; execve(2).
+        resource.setrlimit(resource.RLIMIT_STACK, (1 << 20, 1 << 20))
+        program([b"/bin/true", b"a"]).execute(environment, reporter)
+
+    done = executed(execute)
+    assert (done.arguments, done.environment) == ([b"/bin/true", b"a"], [b"CORE_PID=7", b"CORE_UID=0"])
+    assert done.reported == b"note environment too long for execve(2): only CORE_* passed on\n"
+
+
+def test_a_command_line_that_execve_does_not_take_is_an_error() -> None:
+    words = [b"/bin/true", b"x" * 131072]
+    done = executed(lambda reporter: program(words).execute({}, reporter))
+    assert os.strerror(errno.E2BIG) in done.error
+
+
+def test_the_first_line_is_that_of_the_file_that_was_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = script(tmp_path / "delegate", b"#!/bin/true\n")
+    other = script(tmp_path / "other", b"#!/missing\n")
+    real = posix.fstat
+
+    def fstat(descriptor: int) -> os.stat_result:
+        found = real(descriptor)
+        if other.exists():
+            os.replace(other, path)
+        return found
+
+    monkeypatch.setattr(posix, "fstat", fstat)
+    assert program([os.fsencode(path)]).arguments == [b"/bin/true", os.fsencode(path)]
+    assert not other.exists()

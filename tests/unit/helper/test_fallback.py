@@ -1,0 +1,83 @@
+"""fallback.write: the core file, without the entry into a container, which needs root."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import stat
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from core_helper import container, delegate, fallback
+from unit.helper.delivery import supervise
+from unit.helper.support import process
+
+pytestmark = pytest.mark.usefixtures("without_entry")
+
+
+def write(path: Path, core: bytes) -> Any:
+    label: Any = SimpleNamespace(at_once=lambda: None)
+    plan = delegate.Plan(process(), container.ControlGroups(), label, None)
+    return supervise(lambda child: fallback.write(plan, os.fsencode(path), child), core)
+
+
+def test_the_path_holds_the_ids_of_the_host() -> None:
+    assert fallback.path_of(4711, 1000, 100) == b"/tmp/core.4711.1000.100"
+
+
+@pytest.mark.parametrize("size", [0, 4, 3_000_000])
+def test_the_whole_core_is_written_and_belongs_to_the_process_alone(tmp_path: Path, size: int) -> None:
+    core = os.urandom(size)
+    result = write(tmp_path / "core", core)
+    assert (result.started, result.failure, result.complete, result.delivered) == (True, None, True, size)
+    assert (tmp_path / "core").read_bytes() == core
+    found = os.stat(tmp_path / "core")
+    assert stat.S_IMODE(found.st_mode) == 0o600
+    assert (found.st_uid, found.st_gid) == (os.getuid(), os.getgid())
+
+
+@pytest.mark.parametrize("kind", ["file", "hard link", "link", "dangling link", "directory", "fifo"])
+def test_what_somebody_has_put_there_is_left_alone(tmp_path: Path, kind: str) -> None:
+    path, other = tmp_path / "core", tmp_path / "other"
+    other.write_bytes(b"precious")
+    if kind == "file":
+        path.write_bytes(b"precious")
+    elif kind == "hard link":
+        os.link(other, path)
+    elif kind == "link":
+        path.symlink_to(other)
+    elif kind == "dangling link":
+        path.symlink_to(tmp_path / "missing")
+    elif kind == "directory":
+        path.mkdir()
+    else:
+        os.mkfifo(path)
+    result = write(path, b"core")
+    assert (result.started, result.delivered) == (False, 0)
+    assert result.failure == f"create core file: {path}: File exists"
+    assert other.read_bytes() == b"precious" and not (tmp_path / "missing").exists()
+    assert kind != "file" or path.read_bytes() == b"precious"
+
+
+def test_a_missing_directory_is_told(tmp_path: Path) -> None:
+    result = write(tmp_path / "missing" / "core", b"core")
+    assert result.failure == f"create core file: {tmp_path}/missing/core: No such file or directory"
+
+
+@pytest.mark.parametrize(("room", "size"), [(1000, 1500), (100_000, 4 << 20)])
+def test_a_full_disk_is_told_and_what_was_written_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int, size: int
+) -> None:
+    def limit() -> None:
+        # As full as a disk can be made without root; the signal for it is ignored by Python.
+        assert signal.getsignal(signal.SIGXFSZ) == signal.SIG_IGN
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+
+    monkeypatch.setattr(delegate, "entry_steps", lambda plan, reporter: [("limit", limit)])
+    result = write(tmp_path / "core", bytes(size))
+    assert result.started is True
+    assert result.failure == f"write core file: File too large after {room} bytes"
+    assert (tmp_path / "core").stat().st_size == room

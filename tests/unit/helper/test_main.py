@@ -1,0 +1,289 @@
+"""main: the entry as a person and as the kernel start it, and what it makes of a crash."""
+
+from __future__ import annotations
+
+import os
+import posix
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from core_helper import __version__, command, container, delegate, fallback, main, supervisor, victim
+from unit.helper.support import HELPER, process
+
+ENTRY = HELPER / "docker_core_helper"
+
+
+def entry(*arguments: str) -> Any:
+    """Run the entry by hand, on this Python, with the options of its first line."""
+    command_line = [sys.executable, "-BIS", str(ENTRY), *arguments]
+    return subprocess.run(command_line, env={}, cwd="/", capture_output=True, text=True, timeout=30, check=False)
+
+
+def test_help_shows_the_usage_and_how_to_install_it() -> None:
+    done = entry("--help")
+    assert (done.returncode, done.stdout, done.stderr) == (0, command.USAGE, "")
+    assert "kernel.core_pattern=|/opt/bin/docker_core_helper %P %u %g" in done.stdout
+    assert "exit codes: 0" in done.stdout
+
+
+def test_version_is_that_of_the_package() -> None:
+    done = entry("--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"docker_core_helper {__version__}\n", "")
+
+
+def test_a_person_without_arguments_is_told_what_this_is() -> None:
+    done = entry()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("docker_core_helper: the kernel starts this program") and "usage:" in done.stderr
+
+
+def test_every_option_is_in_the_usage() -> None:
+    for option in command.OPTIONS:
+        assert f"{option}%{option[1]}" in command.USAGE
+
+
+def test_the_pattern_in_the_usage_is_one_that_the_kernel_takes() -> None:
+    (pattern,) = [line for line in command.USAGE.split("\n") if "kernel.core_pattern=|" in line]
+    assert len(pattern.split("kernel.core_pattern=")[1].rstrip("'")) <= 127
+    crash, problems = command.parse_arguments(
+        pattern.split("docker_core_helper ")[1]
+        .rstrip("'")
+        .replace("%P", "1")
+        .replace("%u", "2")
+        .replace("%g", "3")
+        .split()
+    )
+    assert problems == [] and crash.delegate[0] == b"/opt/bin/uploader.sh"
+
+
+class Run:
+    """main, with a log of ours in place of this machine's: by hand, or as the kernel does, with 1 and 2 closed."""
+
+    def __init__(self, directory: Path, *arguments: str, as_kernel: bool = False) -> None:
+        program = (
+            f"import sys; sys.path.insert(0, {str(HELPER)!r})\n"
+            "from core_helper import command, journal, main\n"
+            f"journal.SOCKET = '/missing'; journal.KERNEL_LOG = {str(directory / 'log')!r}\n"
+            "command.CONFIGURATION = '/missing'\n"
+            "main.main(['docker_core_helper', *sys.argv[1:]])"
+        )
+        words = [sys.executable, "-BISc", program, *arguments]
+        if as_kernel:
+            words = ["/bin/sh", "-c", 'exec "$@" >&- 2>&-', "sh", *words]
+        # A FIFO takes line after line without being told to append, as the kernel's log does.
+        os.mkfifo(directory / "log")
+        log = os.open(directory / "log", os.O_RDWR | os.O_NONBLOCK)
+        try:
+            os.write(log, b"\n")
+            done = subprocess.run(words, env={}, cwd="/", input=b"core", capture_output=True, timeout=30, check=False)
+            self.lines = os.read(log, 65536).decode().splitlines()[1:]
+        finally:
+            os.close(log)
+        self.code, self.stdout, self.stderr = done.returncode, done.stdout, done.stderr.decode()
+
+
+@pytest.mark.parametrize("as_kernel", [False, True])
+@pytest.mark.parametrize("arguments", [["garbage"], ["1", "2"], ["x", "2", "3"], ["-s", ""], ["--halp"]])
+def test_garbage_is_a_wrong_command_line_and_logged(tmp_path: Path, arguments: list[str], as_kernel: bool) -> None:
+    done = Run(tmp_path, *arguments, as_kernel=as_kernel)
+    assert (done.code, done.stdout) == (2, b"")
+    (line,) = done.lines
+    assert line.startswith("<27>docker_core_helper[") and "core lost: " in line and "%P %u %g" in line
+    assert done.stderr == ("" if as_kernel else f"docker_core_helper: {line.partition(']: ')[2]}\n")
+
+
+def test_a_kernel_that_gives_no_arguments_is_logged(tmp_path: Path) -> None:
+    done = Run(tmp_path, as_kernel=True)
+    assert done.code == 2 and "core lost: PID UID GID expected" in done.lines[0]
+
+
+@pytest.mark.parametrize("as_kernel", [False, True])
+def test_a_process_that_does_not_crash_is_refused(tmp_path: Path, as_kernel: bool) -> None:
+    done = Run(tmp_path, str(os.getpid()), str(os.getuid()), str(os.getgid()), "/bin/true", as_kernel=as_kernel)
+    assert done.code == 1
+    (line,) = done.lines
+    assert line.startswith("<27>") and f"]: pid={os.getpid()} uid={os.getuid()} gid={os.getgid()}: " in line
+    assert f"core not delivered: process {os.getpid()} is not dumping core" in line
+
+
+@pytest.mark.parametrize("option", ["-F999999", "-F99999999999999999999"])
+def test_what_nobody_expected_is_logged(tmp_path: Path, option: str) -> None:
+    done = Run(tmp_path, option, "1", "2", "3", as_kernel=True)
+    assert (done.code, len(done.lines)) == (1, 1)
+    assert done.lines[0].startswith("<27>") and "core not delivered: O" in done.lines[0]
+
+
+def test_a_problem_of_the_command_line_is_a_warning_beside_the_outcome(tmp_path: Path) -> None:
+    done = Run(tmp_path, "-Xx", str(2**22 + 1), "2", "3", "relative", as_kernel=True)
+    lines = sorted(done.lines)
+    assert done.code == 1 and [line[:4] for line in lines] == ["<27>", "<28>", "<28>"]
+    assert "kernel.core_pipe_limit must be above 0" in lines[0]
+
+
+@pytest.fixture
+def crash() -> command.Crash:
+    crash = command.Crash(4711, 1000, 100)
+    crash.signal, crash.time = 11, 1700000000
+    return crash
+
+
+def test_specifiers_are_those_of_core_5(crash: command.Crash) -> None:
+    words = command.expand(b"%P|%p|%u|%g|%s|%t|%e|%h|%E|%%", main.specifiers(crash, process(comm=b"a b%P\n")))
+    assert words == b"4711|7|1000|100|11|1700000000|a b%P\n|box|!usr!bin!server|%"
+    assert set(main.specifiers(crash, process())) == set(command.SPECIFIERS.decode())
+
+
+def test_the_environment_is_that_of_the_process_and_the_facts_cannot_be_forged(crash: command.Crash) -> None:
+    own = {b"PATH": b"/bin", b"CORE_UID": b"0", b"CORE_DESTINATION": b"s3://mine/"}
+    environment = main.delegate_environment(crash, process(environ=own, container_id="f" * 64))
+    facts = {name: value for name, value in environment.items() if name not in (b"CORE_LIMIT", b"CORE_NODE")}
+    assert facts == {
+        b"PATH": b"/bin",
+        b"CORE_DESTINATION": b"s3://mine/",
+        b"CORE_PID": b"7",
+        b"CORE_HOST_PID": b"4711",
+        b"CORE_UID": b"1000",
+        b"CORE_GID": b"100",
+        b"CORE_SIGNAL": b"11",
+        b"CORE_SIGNAL_NAME": b"SIGSEGV",
+        b"CORE_TIME": b"1700000000",
+        b"CORE_EXE": b"/usr/bin/server",
+        b"CORE_COMM": b"server",
+        b"CORE_HOSTNAME": b"box",
+        b"CORE_CONTAINER_ID": b"f" * 64,
+    }
+    assert environment[b"CORE_NODE"] == os.fsencode(os.uname().nodename)
+    assert own[b"CORE_UID"] == b"0"
+
+
+def test_facts_that_are_not_known_are_empty(crash: command.Crash) -> None:
+    crash.signal = None
+    environment = main.delegate_environment(crash, process())
+    assert (environment[b"CORE_SIGNAL"], environment[b"CORE_SIGNAL_NAME"], environment[b"CORE_CONTAINER_ID"]) == (
+        b"",
+    ) * 3
+
+
+class Stage:
+    """The parts around main.handle, each replaced; ``children`` are what was to be run in the container."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, log: Path) -> None:
+        from core_helper import journal
+
+        self.log = log
+        self.process = process(signal=6)
+        self.outcomes: list[supervisor.Result] = []
+        self.children: list[Any] = []
+        self.groups = container.ControlGroups()
+        self.groups.unified = 99
+        plan = delegate.Plan(self.process, self.groups, None, None)  # type: ignore[arg-type]
+        log.touch()
+        monkeypatch.setattr(journal, "SOCKET", "/missing")
+        monkeypatch.setattr(journal, "KERNEL_LOG", str(log))
+        monkeypatch.setattr(victim, "examine", lambda crash: self.process)
+        monkeypatch.setattr(delegate, "prepare", lambda process: plan)
+        monkeypatch.setattr(delegate, "Child", lambda groups, run: run)
+        monkeypatch.setattr(delegate, "execute", lambda plan, words, environment, child: ("execute", words))
+        monkeypatch.setattr(fallback, "write", lambda plan, path, child: ("write", path))
+        monkeypatch.setattr(supervisor, "supervise", self.supervise)
+
+    def supervise(self, core: int, run: Any, *_: object) -> supervisor.Result:
+        self.children.append((*run(None), self.groups.unified))
+        return self.outcomes.pop(0)
+
+    def handle(self, crash: command.Crash, configuration: command.Configuration) -> int:
+        return main.handle(0, crash, configuration, None, 0.0)
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Stage:
+    monkeypatch.delitem(posix.environ, command.FALLBACK_VARIABLE, raising=False)
+    return Stage(monkeypatch, tmp_path / "log")
+
+
+def outcome(**facts: object) -> supervisor.Result:
+    result = supervisor.Result()
+    for name, fact in facts.items():
+        setattr(result, name, fact)
+    return result
+
+
+DELIVERED: dict[str, object] = {"started": True, "complete": True, "delivered": 5}
+FILE = ("write", b"/tmp/core.4711.1000.100", 99)
+
+
+def test_the_delegate_of_the_command_line_comes_before_that_of_the_configuration(
+    stage: Stage, crash: command.Crash
+) -> None:
+    configuration = command.Configuration()
+    configuration.delegate = [b"/configured", b"%P", b"%e"]
+    stage.outcomes = [outcome(**DELIVERED), outcome(**DELIVERED)]
+    crash.delegate = [b"/named", b"%P"]
+    assert stage.handle(crash, configuration) == 0
+    crash.delegate = []
+    assert stage.handle(crash, configuration) == 0
+    assert [child[1] for child in stage.children] == [[b"/named", b"%P"], [b"/configured", b"4711", b"server"]]
+
+
+@pytest.mark.parametrize("where", ["nowhere", "configuration", "helper", "process"])
+@pytest.mark.parametrize("absent", [True, False])
+def test_the_fallback_is_written_only_where_it_is_defined(
+    stage: Stage, crash: command.Crash, monkeypatch: pytest.MonkeyPatch, where: str, absent: bool
+) -> None:
+    crash.delegate = [b"/d"]
+    configuration = command.Configuration()
+    configuration.fallback = where == "configuration"
+    if where == "helper":
+        monkeypatch.setitem(posix.environ, command.FALLBACK_VARIABLE, b"")
+    if where == "process":
+        stage.process.environ = {command.FALLBACK_VARIABLE: b""}
+    stage.outcomes = [outcome(failure="why", absent=absent), outcome(**DELIVERED)]
+    code = stage.handle(crash, configuration)
+    written = [child for child in stage.children if child[0] == "write"]
+    if where == "nowhere":
+        assert (written, code) == ([], 0 if absent else 1)
+        assert "core dropped: why" in stage.log.read_text()
+    else:
+        assert (written, code) == ([FILE], 0)
+        assert "why: delivered 5 bytes to /tmp/core.4711.1000.100" in stage.log.read_text()
+    assert len(stage.log.read_text().splitlines()) == 1
+
+
+def test_a_core_that_a_delegate_has_begun_to_read_is_not_written_again(stage: Stage, crash: command.Crash) -> None:
+    crash.delegate = [b"/d"]
+    configuration = command.Configuration()
+    configuration.fallback = True
+    stage.outcomes = [outcome(started=True, failure="it ended with exit code 1", delivered=3)]
+    assert stage.handle(crash, configuration) == 1
+    assert [child[0] for child in stage.children] == ["execute"]
+
+
+def test_without_any_delegate_nothing_is_run(stage: Stage, crash: command.Crash) -> None:
+    assert stage.handle(crash, command.Configuration()) == 0
+    assert stage.children == []
+    assert "core dropped: no delegate is configured" in stage.log.read_text()
+
+
+def test_a_crowded_container_is_entered_a_second_time_by_the_other_way(stage: Stage, crash: command.Crash) -> None:
+    crash.delegate = [b"/d"]
+    stage.outcomes = [outcome(crowded=True, failure="full"), outcome(**DELIVERED)]
+    assert stage.handle(crash, command.Configuration()) == 0
+    assert stage.children == [("execute", [b"/d"], 99), ("execute", [b"/d"], None)]
+
+
+def test_a_fallback_that_fails_too_tells_both_reasons(stage: Stage, crash: command.Crash) -> None:
+    crash.delegate = [b"/d"]
+    configuration = command.Configuration()
+    configuration.fallback = True
+    stage.outcomes = [outcome(failure="one", absent=True), outcome(failure="two")]
+    assert stage.handle(crash, configuration) == 1
+    assert "<27>" in stage.log.read_text() and "core dropped: one; two" in stage.log.read_text()
+
+
+def test_the_signal_is_that_of_the_process_where_the_kernel_did_not_tell_it(stage: Stage, crash: command.Crash) -> None:
+    crash.signal = None
+    stage.handle(crash, command.Configuration())
+    assert "signal=6 (SIGABRT)" in stage.log.read_text()

@@ -1,0 +1,64 @@
+"""The package as a whole: what an import of it costs, and the Python it needs."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from core_helper import __version__
+from unit.helper.support import HELPER, PACKAGE
+
+# Modules made of C that cost next to nothing; everything of the library that is written in Python costs milliseconds.
+CHEAP = {"_ctypes", "_signal", "_stat", "_struct", "errno", "fcntl", "posix", "select", "sys", "time"}
+CHEAP_AFTER_THE_FORK = CHEAP | {"_socket"}
+SOURCES = [*sorted(PACKAGE.glob("*.py")), HELPER / "docker_core_helper"]
+
+
+def imported(*modules: str) -> set[str]:
+    """Return what the import of ``modules`` brings into an interpreter that was started as the kernel starts it."""
+    program = (
+        f"import sys; sys.path.insert(0, {str(HELPER)!r}); before = set(sys.modules)\n"
+        f"import {', '.join(modules)}; after = set(sys.modules)\n"
+        "import json; print(json.dumps(sorted(after - before)))"
+    )
+    command_line = [sys.executable, "-BISc", program]
+    printed = subprocess.run(command_line, env={}, stdout=subprocess.PIPE, check=True).stdout
+    return set(json.loads(printed))
+
+
+def of_others(modules: set[str]) -> set[str]:
+    return {name for name in modules if name.partition(".")[0] != "core_helper"}
+
+
+def test_the_way_to_the_fork_imports_only_cheap_modules() -> None:
+    assert of_others(imported("core_helper.main")) <= CHEAP
+
+
+def test_the_whole_package_imports_only_cheap_modules() -> None:
+    modules = sorted(f"core_helper.{path.stem}" for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+    assert of_others(imported(*modules)) <= CHEAP_AFTER_THE_FORK
+
+
+def test_what_is_needed_only_after_the_delegate_started_is_not_imported_before_the_fork() -> None:
+    assert not imported("core_helper.main") & {"core_helper.journal", "core_helper.fallback"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_a_source_file_is_of_python_3_8_and_compiles_here(path: Path) -> None:
+    source = path.read_text(encoding="utf-8")
+    ast.parse(source, feature_version=(3, 8))
+    compile(source, str(path), "exec", dont_inherit=True)
+
+
+def test_the_version_is_a_plain_release() -> None:
+    assert [part.isdigit() for part in __version__.split(".")] == [True] * 3
+
+
+def test_the_entry_has_the_two_lines_that_the_installer_replaces() -> None:
+    lines = (HELPER / "docker_core_helper").read_text().split("\n")
+    assert lines[0] == "#!/usr/bin/python3 -IS"
+    assert len([line for line in lines if line.startswith("LIBRARY = ")]) == 1

@@ -1,0 +1,297 @@
+"""privileges: limits for real in a forked child, ids and capabilities as far as a test without root can see them."""
+
+from __future__ import annotations
+
+import os
+import posix
+import resource
+from pathlib import Path
+
+import pytest
+from core_helper import linux, privileges, seccomp, victim
+from unit.helper.support import in_child, process
+
+NAMES = {
+    "Max cpu time": "RLIMIT_CPU",
+    "Max file size": "RLIMIT_FSIZE",
+    "Max data size": "RLIMIT_DATA",
+    "Max stack size": "RLIMIT_STACK",
+    "Max resident set": "RLIMIT_RSS",
+    "Max processes": "RLIMIT_NPROC",
+    "Max open files": "RLIMIT_NOFILE",
+    "Max locked memory": "RLIMIT_MEMLOCK",
+    "Max address space": "RLIMIT_AS",
+    "Max file locks": None,  # RLIMIT_LOCKS, 10: without effect since Linux 2.4, and Python does not name it.
+    "Max pending signals": "RLIMIT_SIGPENDING",
+    "Max msgqueue size": "RLIMIT_MSGQUEUE",
+    "Max nice priority": "RLIMIT_NICE",
+    "Max realtime priority": "RLIMIT_RTPRIO",
+    "Max realtime timeout": "RLIMIT_RTTIME",
+}
+
+
+@pytest.mark.parametrize("row", sorted(NAMES))
+def test_a_limit_has_the_number_that_the_library_knows(row: str) -> None:
+    name = NAMES[row]
+    number = 15 if name == "RLIMIT_RTTIME" else 10 if name is None else getattr(resource, name)
+    assert privileges.RESOURCES[row] == number
+
+
+def test_all_limits_are_taken_over_but_that_of_the_core_size() -> None:
+    assert set(privileges.RESOURCES) == set(NAMES)
+    assert resource.RLIMIT_CORE not in privileges.RESOURCES.values()
+
+
+def test_limits_are_those_of_the_process() -> None:
+    limits = {
+        "Max open files": (100, 200),
+        "Max file size": (1 << 20, 1 << 30),
+        "Max stack size": (1 << 20, 1 << 40),
+        "Max nice priority": (0, 0),
+        "Max realtime timeout": (5, 6),
+    }
+
+    def become() -> object:
+        failures = privileges.set_limits(process(limits=limits))
+        return failures, {name: linux.getrlimit(privileges.RESOURCES[name]) for name in limits}
+
+    failures, found = in_child(become)
+    assert failures == []
+    assert {name: tuple(pair) for name, pair in found.items()} == limits
+
+
+def test_limits_that_are_not_told_stay() -> None:
+    def become() -> object:
+        before = [resource.getrlimit(number) for number in range(16)]
+        return privileges.set_limits(process()) == [] and before == [resource.getrlimit(n) for n in range(16)]
+
+    assert in_child(become) is True
+
+
+def test_the_limit_of_the_core_size_is_never_taken_over() -> None:
+    def become() -> object:
+        resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
+        failures = privileges.set_limits(process(limits={"Max core file size": (-1, -1)}))
+        return failures, resource.getrlimit(resource.RLIMIT_CORE)
+
+    assert in_child(become) == [[], [1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "expected"),
+    [((60, 300), (60, 200)), ((250, 300), (200, 200)), ((-1, -1), (200, 200)), ((0, 300), (0, 200))],
+)
+def test_a_limit_above_our_own_is_told_and_set_as_high_as_it_may_be(
+    theirs: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    def become() -> object:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (100, 200))
+        linux.capset(0, 0, 0)
+        failures = privileges.set_limits(process(limits={"Max open files": theirs, "Max cpu time": (7, 7)}))
+        return failures, resource.getrlimit(resource.RLIMIT_NOFILE), resource.getrlimit(resource.RLIMIT_CPU)
+
+    failures, found, next_one = in_child(become)
+    assert failures == [f"max open files {theirs[1]}: not above 200"]
+    assert (tuple(found), next_one) == (expected, [7, 7])
+
+
+def test_the_kernel_takes_a_limit_of_2_to_the_63_and_so_must_the_helper() -> None:
+    # As the kernel shows it in /proc/PID/limits; a process may set it without any privilege.
+    limit = 1 << 63
+
+    def become() -> object:
+        failures = privileges.set_limits(process(limits={"Max file locks": (limit, limit)}))
+        return failures, victim.parse_limits(Path("/proc/self/limits").read_bytes())["Max file locks"]
+
+    assert in_child(become) == [[], [limit, limit]]
+
+
+def test_room_above_our_own_hard_limit_is_made_only_with_privilege() -> None:
+    def become() -> object:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (100, 200))
+        linux.capset(0, 0, 0)
+        privileges.raise_hard_limits(process(limits={"Max open files": (50, 300)}))
+        return resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    assert in_child(become) == [100, 200]
+
+
+def test_room_is_made_with_the_soft_limit_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[int, int, int]] = []
+    monkeypatch.setattr(linux, "getrlimit", lambda number: (100, 200))
+    monkeypatch.setattr(linux, "setrlimit", lambda *arguments: calls.append(arguments))
+    limits = {"Max open files": (50, 300), "Max processes": (1, 200), "Max stack size": (1, -1)}
+    privileges.raise_hard_limits(process(limits=limits))
+    assert calls == [(resource.RLIMIT_STACK, 100, -1), (resource.RLIMIT_NOFILE, 100, 300)]
+    calls.clear()
+    monkeypatch.setattr(linux, "getrlimit", lambda number: (100, -1))
+    privileges.raise_hard_limits(process(limits=limits))
+    assert calls == []
+
+
+def test_nice_value_and_memory_score_are_taken_over() -> None:
+    def become() -> object:
+        score = int(Path("/proc/self/oom_score_adj").read_text()) + 1
+        failures = privileges.take_over_scheduling(process(nice=os.nice(0) + 3, oom_score_adj=b"%d" % score))
+        return failures, os.nice(0), int(Path("/proc/self/oom_score_adj").read_text()) - score
+
+    nice = os.nice(0)
+    assert in_child(become) == [[], nice + 3, 0]
+
+
+def test_what_cannot_be_taken_over_of_the_scheduling_is_told() -> None:
+    def become() -> object:
+        os.nice(5)
+        linux.capset(0, 0, 0)
+        return privileges.take_over_scheduling(process(nice=-20, oom_score_adj=b"1001"))
+
+    first, second = in_child(become)
+    assert first.startswith("nice -20: ") and second == "oom_score_adj 1001: Invalid argument"
+
+
+def test_the_child_is_hidden() -> None:
+    def become() -> object:
+        privileges.hide()
+        # PR_GET_DUMPABLE; the files in /proc belong to root now.
+        return os.stat("/proc/self/status").st_uid
+
+    assert in_child(become) == 0
+
+
+def test_strict_seccomp_is_refused() -> None:
+    with pytest.raises(victim.Refused, match="strict seccomp"):
+        privileges.check(process(seccomp=1))
+
+
+def test_a_filter_is_refused_on_a_machine_without_one_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(posix, "uname", lambda: os.uname_result(("Linux", "box", "6.1", "#1", "riscv64")))
+    privileges.check(process(seccomp=0))
+    with pytest.raises(victim.Refused, match="riscv64"):
+        privileges.check(process(seccomp=2))
+
+
+def test_no_new_privs_is_always_set() -> None:
+    def become() -> object:
+        privileges.confine(process())
+        status = victim.parse_status(Path("/proc/self/status").read_bytes())
+        return status["NoNewPrivs"], status["Seccomp"]
+
+    before = victim.parse_status(Path("/proc/self/status").read_bytes())["Seccomp"]
+    assert in_child(become) == ["1", before]
+
+
+@pytest.mark.skipif(os.uname().machine not in seccomp.ARCHITECTURES, reason="no filter of ours for this machine")
+def test_a_process_with_a_filter_gets_ours() -> None:
+    def become() -> object:
+        privileges.confine(process(seccomp=2))
+        return victim.parse_status(Path("/proc/self/status").read_bytes())["Seccomp"]
+
+    assert in_child(become) == "2"
+
+
+SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
+
+
+def test_a_process_without_capabilities_keeps_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Without privilege the bounding set cannot be changed; the crash tests look at it.
+    monkeypatch.setattr(linux, "drop_from_bounding_set", lambda keep: None)
+    facts = {"bounding": (1 << 41) - 1, "permitted": 0, "effective": 0xFF, "inheritable": 0xFF, "ambient": 0xFF}
+
+    def become() -> object:
+        privileges.limit_capabilities(process(**facts))
+        status = victim.parse_status(Path("/proc/self/status").read_bytes())
+        return [int(status[name], 16) for name in SETS if name != "CapBnd"]
+
+    assert in_child(become) == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("facts", "keep", "sets", "ambient"),
+    [
+        # Docker's default for root, for a user, with --cap-add and an ambient set, and a root that gave all away.
+        ((0xA80425FB, 0xA80425FB, 0xA80425FB, 0, 0), 0xA80425FB, (0xA80425FB, 0xA80425FB, 0), 0),
+        ((0xA80425FB, 0, 0, 0, 0), 0, (0, 0, 0), 0),
+        ((0xA80425FB, 0x400, 0x400, 0x400, 0x400), 0x400, (0x400, 0x400, 0x400), 0x400),
+        ((0xA80425FB, 0, 0, 0xA80425FB, 0), 0, (0, 0, 0), 0),
+        # Never more than permitted, and not what is permitted but outside of the bounding set after an execve.
+        ((0x1, 0x3, 0x7, 0xF, 0xF), 0x1, (0x3, 0x3, 0x1), 0x1),
+    ],
+)
+def test_capabilities_are_never_more_than_the_process_had(
+    monkeypatch: pytest.MonkeyPatch,
+    facts: tuple[int, int, int, int, int],
+    keep: int,
+    sets: tuple[int, int, int],
+    ambient: int,
+) -> None:
+    done: list[object] = []
+    monkeypatch.setattr(linux, "drop_from_bounding_set", lambda mask: done.append(("bounding", mask)))
+    monkeypatch.setattr(linux, "capset", lambda *masks: done.append(("capset", masks)))
+    monkeypatch.setattr(linux, "set_ambient", lambda mask: done.append(("ambient", mask)))
+    bounding, permitted, effective, inheritable, ambient_set = facts
+    privileges.limit_capabilities(
+        process(
+            bounding=bounding, permitted=permitted, effective=effective, inheritable=inheritable, ambient=ambient_set
+        )
+    )
+    assert done == [("bounding", keep), ("capset", sets), ("ambient", ambient)]
+
+
+def test_ids_are_given_up_groups_first_and_the_user_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[object] = []
+    for name in ("setgroups", "setresgid", "setresuid"):
+        monkeypatch.setattr(posix, name, lambda *arguments, name=name: done.append((name, arguments)))
+    monkeypatch.setattr(linux, "prctl", lambda option, value=0: done.append((option, value)))
+    monkeypatch.setattr(linux, "permitted_capabilities", lambda: 7)
+    monkeypatch.setattr(linux, "capset", lambda *masks: done.append(("capset", masks)))
+    privileges.take_over_ids(process(uid=1000, gid=100, groups=[4, 24]))
+    assert done == [
+        ("setgroups", ([4, 24],)),
+        ("setresgid", (100, 100, 100)),
+        (linux.PR_SET_KEEPCAPS, 1),
+        ("setresuid", (1000, 1000, 1000)),
+        (linux.PR_SET_KEEPCAPS, 0),
+        (linux.PR_SET_DUMPABLE, 0),
+        ("capset", (7, 7, 0)),
+    ]
+
+
+def test_a_user_namespace_is_joined_and_the_child_hidden_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[tuple[int, int]] = []
+    monkeypatch.setattr(linux, "setns", lambda descriptor, kind: done.append((descriptor, kind)))
+    monkeypatch.setattr(linux, "prctl", lambda option, value=0: done.append((option, value)))
+    privileges.join_user_namespace(process())
+    assert done == []
+    privileges.join_user_namespace(process(user_namespace=99))
+    assert done == [(99, linux.CLONE_NEWUSER), (linux.PR_SET_DUMPABLE, 0)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "shown", "at_exec", "at_once"),
+    [
+        ("apparmor", b"docker-default (enforce)", b"exec docker-default", b"changeprofile docker-default"),
+        ("apparmor", b"unconfined", b"exec unconfined", b"changeprofile unconfined"),
+        ("other", b"system_u:system_r:container_t:s0:c1,c2", b"system_u:system_r:container_t:s0:c1,c2", None),
+        ("", b"", b"", b""),
+    ],
+)
+def test_the_label_is_written_as_its_module_reads_it(
+    kind: str, shown: bytes, at_exec: bytes, at_once: bytes | None
+) -> None:
+    label = privileges.Label(process(label_kind=kind, label=shown))
+    for name, method, expected in (("on_exec", label.at_exec, at_exec), ("now", label.at_once, at_once)):
+        reading, writing = os.pipe()
+        setattr(label, name, writing)
+        method()
+        os.close(writing)
+        assert os.read(reading, 100) == (at_exec if expected is None else expected)
+        os.close(reading)
+
+
+def test_a_label_that_we_have_already_is_not_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(victim, "security_label", lambda task: ("apparmor", b"docker-default (enforce)"))
+    label = privileges.Label(process(label_kind="apparmor", label=b"docker-default (enforce)"))
+    label.open()
+    label.at_exec()
+    label.at_once()
+    assert label.label == b""

@@ -1,0 +1,94 @@
+"""relay: the core's way to a delegate, here a plain child without a container, and what the delegate writes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+from unit.helper.delivery import LONG, deliver, shell
+from unit.helper.support import elf
+
+pytestmark = pytest.mark.usefixtures("without_entry")
+
+
+@pytest.mark.parametrize("size", [0, 1, 4095, 4096, 65536, 65537, (1 << 20) + 1, LONG])
+def test_the_whole_core_arrives(tmp_path: Path, size: int) -> None:
+    core = os.urandom(size)
+    result = deliver(shell('cat >"$0"', tmp_path / "core"), core)
+    assert (result.started, result.failure, result.complete, result.delivered) == (True, None, True, size)
+    assert (tmp_path / "core").read_bytes() == core
+
+
+@pytest.mark.parametrize("missing", [0, 1, 5000])
+def test_the_length_that_the_core_announces_is_told_beside_what_came(tmp_path: Path, missing: int) -> None:
+    core = (elf(64, "<", [(4096, 100_000)]) + bytes(104_096))[: 104_096 - missing]
+    result = deliver(shell('cat >"$0"', tmp_path / "core"), core)
+    assert (result.complete, result.delivered, result.length) == (True, 104_096 - missing, 104_096)
+    assert (tmp_path / "core").read_bytes() == core
+
+
+def test_a_core_of_50_megabytes_arrives_unchanged(tmp_path: Path) -> None:
+    core = os.urandom(50_000_000)
+    result = deliver(shell('sha256sum >"$0"', tmp_path / "sum"), core)
+    assert (result.failure, result.complete, result.delivered) == (None, True, len(core))
+    assert (tmp_path / "sum").read_text().split()[0] == hashlib.sha256(core).hexdigest()
+
+
+def test_a_delegate_that_works_on_after_the_core_is_waited_for(tmp_path: Path) -> None:
+    result = deliver(shell('cat >/dev/null; sleep 0.4; echo done >"$0"', tmp_path / "done"), b"core")
+    assert (result.failure, result.complete) == (None, True)
+    assert result.seconds >= 0.4 and (tmp_path / "done").exists()
+
+
+def test_a_delegate_that_reads_slowly_gets_everything(tmp_path: Path) -> None:
+    core = os.urandom(3 << 20)
+    result = deliver(shell('(head -c 100000; sleep 0.2; cat) >"$0"', tmp_path / "core"), core)
+    assert (result.failure, result.complete) == (None, True)
+    assert (tmp_path / "core").read_bytes() == core
+
+
+def test_a_delegate_that_exits_without_reading_is_told(tmp_path: Path) -> None:
+    result = deliver(shell("exit 0"), bytes(LONG))
+    assert (result.started, result.failure, result.complete, result.delivered) == (True, None, False, 0)
+    assert result.seconds < 2
+
+
+def test_bytes_that_the_delegate_did_not_read_do_not_count() -> None:
+    result = deliver(shell("exec dd bs=1000 count=10 iflag=fullblock of=/dev/null status=none"), bytes(LONG))
+    assert (result.failure, result.complete, result.delivered) == (None, False, 10000)
+
+
+@pytest.mark.parametrize(
+    ("script", "failure"),
+    [
+        ("cat >/dev/null; exit 7", "it ended with exit code 7"),
+        ("exit 255", "it ended with exit code 255"),
+        ("kill -KILL $$", "it was killed by signal 9"),
+        ("kill -TERM $$; sleep 9", "it was killed by signal 15"),
+        ("exec 0</dev/null; exit 3", "it ended with exit code 3"),
+    ],
+)
+@pytest.mark.parametrize("size", [0, LONG])
+def test_a_failure_of_the_delegate_is_told(script: str, failure: str, size: int) -> None:
+    assert deliver(shell(script), bytes(size)).failure == failure
+
+
+def test_standard_error_is_logged_line_by_line() -> None:
+    result = deliver(shell("printf 'one\\n\\ntwo\\377\\033[0m\\n' >&2; cat >/dev/null; printf three >&2"), b"core")
+    assert result.failure is None
+    assert [line for line in result.logged if line] == ["one", "two\xff\x1b[0m", "three"]
+
+
+def test_standard_output_goes_nowhere_and_never_blocks() -> None:
+    result = deliver(shell("head -c 3000000 /dev/zero; cat >/dev/null"), b"core")
+    assert (result.failure, result.complete, result.logged) == (None, True, [])
+
+
+@pytest.mark.parametrize(("text", "lines"), [("x" * 1999, 33), ("x" * 99, 201), ("", 201)])
+def test_standard_error_is_bounded_and_never_blocks(text: str, lines: int) -> None:
+    result = deliver(shell(f"yes '{text}' | head -c 3000000 >&2; cat >/dev/null"), b"core")
+    assert (result.failure, result.complete, len(result.logged)) == (None, True, lines)
+    assert "more than 64 KiB" in result.logged[-1]
+    assert all(line == text for line in result.logged[:-1])

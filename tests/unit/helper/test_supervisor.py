@@ -1,0 +1,285 @@
+"""supervisor: the start of a child and its failures, and the end of what hangs."""
+
+from __future__ import annotations
+
+import os
+import posix
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from core_helper import delegate, linux, supervisor, victim
+from unit.helper.delivery import LONG, deliver, end, is_gone, shell, supervise
+from unit.helper.support import process
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+pytestmark = pytest.mark.usefixtures("without_entry")
+
+
+def test_the_delegate_has_its_environment_session_and_mask_and_default_signals() -> None:
+    # The last one takes the place of the shell, which blocks signals while it starts others.
+    script = (
+        "exec >&2; echo $A $CORE_PID; cut -d' ' -f6 /proc/$$/stat; echo $$; umask; "
+        "exec grep -E '^Sig(Ign|Blk)' /proc/self/status"
+    )
+    result = deliver(shell(script), environment={b"A": b"1", b"CORE_PID": b"7"})
+    first, session, pid, umask, *masks = result.logged
+    assert (first, session, umask) == ("1 7", pid, "0022")
+    assert [int(line.split()[1], 16) for line in masks] == [0, 0]
+
+
+def test_a_missing_delegate_is_told_as_absent() -> None:
+    result = deliver(["/missing/delegate"], bytes(LONG))
+    assert (result.started, result.absent, result.delivered) == (False, True, 0)
+    assert result.failure == "/missing/delegate: No such file"
+
+
+def test_a_delegate_that_cannot_be_executed_is_a_failure(tmp_path: Path) -> None:
+    (tmp_path / "delegate").write_bytes(b"garbage")
+    (tmp_path / "delegate").chmod(0o755)
+    result = deliver([str(tmp_path / "delegate")])
+    assert (result.started, result.absent) == (False, False)
+    assert result.failure == f"execute delegate: {tmp_path}/delegate: Exec format error"
+
+
+def failing(action: Callable[[], object]) -> Any:
+    """Return what the supervisor says of a child whose entry does ``action``."""
+    return supervise(
+        lambda child: delegate.run_child(delegate.Reporter(child.error_out), [("enter", action)]), timeout=0.5
+    )
+
+
+def raising(error: BaseException) -> Callable[[], object]:
+    def action() -> None:
+        raise error
+
+    return action
+
+
+@pytest.mark.parametrize(
+    ("error", "failure"),
+    [
+        (PermissionError(1, "Operation not permitted", "setns"), "enter: Operation not permitted"),
+        (delegate.Stopped("a\nb"), "enter: a\\nb"),
+        (RuntimeError("odd \udcff"), "enter: RuntimeError: odd \\udcff"),
+        (MemoryError(), "enter: MemoryError: "),
+        (KeyboardInterrupt(), "enter: KeyboardInterrupt: "),
+    ],
+)
+def test_the_step_that_failed_is_told(error: BaseException, failure: str) -> None:
+    result = failing(raising(error))
+    assert (result.started, result.absent, result.crowded, result.failure) == (False, False, False, failure)
+
+
+def test_a_crowded_container_is_told_as_such() -> None:
+    result = failing(raising(delegate.Crowded("Resource temporarily unavailable")))
+    assert (result.started, result.crowded) == (False, True)
+    assert result.failure == "enter: Resource temporarily unavailable"
+
+
+def test_an_entry_that_is_killed_is_told() -> None:
+    result = failing(lambda: os.kill(os.getpid(), signal.SIGKILL))
+    assert (result.started, result.failure) == (False, "the process that enters the container was killed")
+
+
+def test_an_entry_that_hangs_is_ended_at_the_deadline() -> None:
+    result = failing(lambda: time.sleep(60))
+    assert (result.started, result.failure) == (False, "deadline passed before the delegate was started")
+    assert result.seconds < 3
+
+
+@pytest.fixture
+def innocent() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that is no child of the helper's."""
+    process = subprocess.Popen(["/bin/sleep", "30"], start_new_session=True)
+    yield process
+    process.kill()
+    process.wait()
+
+
+def lives(process: subprocess.Popen[bytes]) -> bool:
+    try:
+        process.wait(0.1)
+    except subprocess.TimeoutExpired:
+        return True
+    return False
+
+
+def test_a_pid_that_is_not_our_childs_is_not_believed(innocent: subprocess.Popen[bytes]) -> None:
+    def run(child: delegate.Child) -> None:
+        delegate.Reporter(child.error_out).send("pid", str(innocent.pid))
+        os._exit(0)
+
+    assert supervise(run, timeout=0.5).failure == "the process that enters the container was killed"
+    assert lives(innocent)
+
+
+def test_no_signal_is_sent_to_a_pid_that_is_not_our_childs(innocent: subprocess.Popen[bytes]) -> None:
+    def run(child: delegate.Child) -> None:
+        reporter = delegate.Reporter(child.error_out)
+        reporter.send("pid", str(innocent.pid))
+        reporter.send("failed", "why")
+        os._exit(0)
+
+    assert supervise(run).failure == "why"
+    assert lives(innocent)
+
+
+def test_no_signal_is_sent_to_a_pid_that_was_reaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # It may belong to any process of the host by then.
+    log = tmp_path / "calls"
+
+    def recorded(name: str) -> Callable[..., Any]:
+        real = getattr(posix, name)
+
+        def call(*arguments: int) -> Any:
+            with log.open("a") as file:
+                file.write(" ".join([name, *(str(argument) for argument in arguments)]) + "\n")
+            found = real(*arguments)
+            if name == "waitpid" or (name == "waitid" and found is not None and not arguments[2] & os.WNOWAIT):
+                with log.open("a") as file:
+                    file.write(f"reaped {found[0]}\n")
+            return found
+
+        return call
+
+    for name in ("kill", "killpg", "waitpid", "waitid"):
+        monkeypatch.setattr(posix, name, recorded(name))
+    # What left the session of the delegate may keep the supervisor waiting for its whole grace.
+    script = 'setsid sleep 60 </dev/null >&- 2>&- & echo $! >"$0"; sleep 60'
+    deliver(shell(script, tmp_path / "pid"), timeout=0.5)
+    end(int((tmp_path / "pid").read_text()))
+    calls = log.read_text().splitlines()
+    delegate_pid = next(call.split()[1] for call in calls if call.startswith("kill "))
+    signals = [
+        n for n, call in enumerate(calls) if call.split()[0] in ("kill", "killpg") and delegate_pid in call.split()
+    ]
+    assert signals and f"reaped {delegate_pid}" not in calls[: signals[-1]]
+
+
+def test_of_the_holders_of_a_pipe_only_those_of_the_container_and_user_are_ended() -> None:
+    reading, writing = os.pipe()
+    holder = subprocess.Popen(["/bin/sleep", "30"], stdin=reading, start_new_session=True)
+    child: Any = SimpleNamespace(pipes=[os.fstat(writing).st_ino])
+
+    def found(kind: str, uid: int) -> set[int]:
+        namespace = os.open(f"/proc/self/ns/{kind}", os.O_RDONLY)
+        own = process(uid=uid, namespaces=[("pid", linux.CLONE_NEWPID, namespace)])
+        pids = set()
+        for pidfd in supervisor._holders(child, own):
+            fdinfo = Path(f"/proc/self/fdinfo/{pidfd}").read_bytes()
+            pids.add(int(victim.parse_status(fdinfo)["Pid"]))
+            os.close(pidfd)
+        os.close(namespace)
+        return pids
+
+    try:
+        # Any other namespace serves as that of another container.
+        assert (found("pid", os.getuid()), found("mnt", os.getuid())) == ({os.getpid(), holder.pid}, set())
+        assert found("pid", os.getuid() + 1) == set()
+        assert supervisor._holders(child, process(uid=os.getuid())) == []
+    finally:
+        holder.kill()
+        holder.wait()
+        os.close(reading)
+        os.close(writing)
+
+
+def test_notes_are_kept_in_order() -> None:
+    def run(child: delegate.Child) -> None:
+        reporter = delegate.Reporter(child.error_out)
+        for text in ("one", "two\nlines"):
+            reporter.send("note", text)
+        reporter.send("absent", "no")
+        os._exit(0)
+
+    result = supervise(run)
+    assert (result.notes, result.absent, result.failure) == (["one", "two\\nlines"], True, "no")
+
+
+def test_a_report_is_never_longer_than_what_a_pipe_takes_at_once() -> None:
+    reading, writing = os.pipe()
+    delegate.Reporter(writing).send("failed", "\xe4" * 5000)
+    report = os.read(reading, 10000)
+    assert len(report) <= 4096 and report.endswith(b"\n")
+    os.close(reading)
+    os.close(writing)
+
+
+@pytest.mark.parametrize("module", ["this", "_symtable"])
+def test_no_module_can_be_imported_on_the_way(module: str) -> None:
+    assert module not in sys.modules
+    result = failing(lambda: __import__(module))
+    assert result.failure == f"enter: ModuleNotFoundError: No module named '{module}'"
+
+
+def test_a_delegate_that_never_reads_is_ended_at_the_deadline(tmp_path: Path) -> None:
+    result = deliver(shell('echo $$ >"$0"; sleep 60', tmp_path / "pid"), bytes(LONG), timeout=0.5)
+    assert (result.failure, result.complete, result.delivered) == ("deadline passed", False, 0)
+    assert 0.5 <= result.seconds < 3
+    assert is_gone(int((tmp_path / "pid").read_text()))
+
+
+def test_a_delegate_that_does_not_end_is_ended_at_the_deadline(tmp_path: Path) -> None:
+    result = deliver(shell('cat >/dev/null; echo $$ >"$0"; sleep 60', tmp_path / "pid"), b"core", timeout=0.5)
+    assert (result.failure, result.complete, result.delivered) == ("deadline passed", True, 4)
+    assert is_gone(int((tmp_path / "pid").read_text()))
+
+
+@pytest.mark.parametrize("pipes", ["", "exec </dev/null >/dev/null 2>&1; "])
+def test_a_delegate_that_ignores_the_first_signal_is_killed(tmp_path: Path, pipes: str) -> None:
+    script = f'{pipes}trap "" TERM; echo $$ >"$0"; while :; do sleep 1; done'
+    result = deliver(shell(script, tmp_path / "pid"), timeout=0.3)
+    assert result.failure == "deadline passed"
+    assert 0.6 <= result.seconds < 3
+    assert is_gone(int((tmp_path / "pid").read_text()))
+
+
+def test_a_process_of_the_delegates_session_is_ended_with_it(tmp_path: Path) -> None:
+    script = 'sleep 60 </dev/null >/dev/null 2>&1 & echo $! >"$0"; wait'
+    result = deliver(shell(script, tmp_path / "pid"), timeout=0.3)
+    pid = int((tmp_path / "pid").read_text())
+    gone = is_gone(pid)
+    end(pid)
+    assert (result.failure, gone) == ("deadline passed", True)
+
+
+def test_a_stopped_delegate_is_killed(tmp_path: Path) -> None:
+    result = deliver(shell('echo $$ >"$0"; kill -STOP $$', tmp_path / "pid"), bytes(LONG), timeout=0.3)
+    assert result.failure == "deadline passed" and result.seconds < 3
+    assert is_gone(int((tmp_path / "pid").read_text()))
+
+
+def test_the_input_does_not_end_before_a_delegate_that_is_ended(tmp_path: Path) -> None:
+    # Which would complete an upload of half a core.
+    done = tmp_path / "complete"
+    deliver(shell('trap "" TERM; sleep 0.6; cat >/dev/null && echo >"$0"', done), bytes(LONG), timeout=0.3)
+    assert not done.exists()
+
+
+@pytest.mark.parametrize("detached", ["", "setsid "])
+def test_a_daemon_that_holds_the_input_frees_the_slot_at_the_deadline(tmp_path: Path, detached: str) -> None:
+    script = f'exec 3<&0; {detached}sleep 60 <&3 3<&- & echo $! >"$0"; exit 0'
+    result = deliver(shell(script, tmp_path / "pid"), bytes(LONG), timeout=0.5)
+    pid = int((tmp_path / "pid").read_text())
+    gone = is_gone(pid)
+    end(pid)
+    assert (result.failure, result.complete) == ("deadline passed", False)
+    assert result.seconds < 3
+    # Outside of containers nobody looks for one that left the session; it holds its own pipe only, never the kernel's.
+    assert gone is (detached == "")
+
+
+def test_a_daemon_does_not_keep_the_supervisor_once_the_core_is_delivered(tmp_path: Path) -> None:
+    script = 'exec 3<&0; setsid sleep 60 <&3 >&- 2>&- 3<&- & echo $! >"$0"; exit 0'
+    result = deliver(shell(script, tmp_path / "pid"), b"small core")
+    end(int((tmp_path / "pid").read_text()))
+    assert (result.failure, result.complete, result.delivered) == (None, True, 10)
+    assert result.seconds < 2

@@ -1,0 +1,222 @@
+"""victim: the process opened, verified, described. No process here crashes: those that are looked at are our own."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from core_helper import command, linux, victim
+
+PROC = "/proc"
+STATUS = {"CoreDumping": "1", "Tgid": "4711", "Uid": "1000\t1000\t1000\t1000", "Gid": "100\t100\t100\t100"}
+
+
+def stat_of(start: int) -> bytes:
+    return b"1 (a) R " + b" ".join([b"0"] * 18) + b" %d 0 0" % start
+
+
+OLD, YOUNG = stat_of(100), stat_of(200)
+
+
+@pytest.fixture
+def crash() -> command.Crash:
+    crash = command.Crash(4711, 1000, 100)
+    crash.tid = 4711
+    return crash
+
+
+@pytest.fixture
+def proc() -> Iterator[int]:
+    descriptor = os.open(PROC, os.O_RDONLY | os.O_DIRECTORY)
+    yield descriptor
+    os.close(descriptor)
+
+
+def test_the_process_that_dumps_core_is_accepted(crash: command.Crash) -> None:
+    victim.verify(crash, STATUS, OLD, YOUNG)
+    victim.verify(crash, STATUS, OLD, OLD)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "complaint"),
+    [
+        ("CoreDumping", "0", "not dumping core"),
+        ("CoreDumping", "", "not dumping core"),
+        ("Tgid", "4712", "does not belong"),
+        ("Tgid", "", "does not belong"),
+        ("Uid", "0\t1000\t1000\t1000", "does not have the ids 1000:100"),
+        ("Gid", "0\t100\t100\t100", "does not have the ids 1000:100"),
+    ],
+)
+def test_another_process_is_refused(crash: command.Crash, field: str, value: str, complaint: str) -> None:
+    with pytest.raises(victim.Refused, match=complaint):
+        victim.verify(crash, {**STATUS, field: value}, OLD, YOUNG)
+
+
+def test_a_process_that_is_younger_than_the_helper_is_refused(crash: command.Crash) -> None:
+    with pytest.raises(victim.Refused, match="younger than its own crash"):
+        victim.verify(crash, STATUS, YOUNG, OLD)
+
+
+def test_an_older_kernel_that_does_not_tell_whether_it_dumps_is_refused(crash: command.Crash) -> None:
+    with pytest.raises(victim.Refused, match="not dumping core"):
+        victim.verify(crash, {key: value for key, value in STATUS.items() if key != "CoreDumping"}, OLD, YOUNG)
+
+
+def test_the_pidfd_must_be_of_the_same_process(crash: command.Crash) -> None:
+    victim.verify_pidfd(crash, b"pos:\t0\nflags:\t02000002\nPid:\t4711\nNSpid:\t4711\n")
+    for fdinfo in (b"Pid:\t4712\n", b"Pid:\t-1\n", b"pos:\t0\n", b""):
+        with pytest.raises(victim.Refused, match="pidfd of the kernel"):
+            victim.verify_pidfd(crash, fdinfo)
+
+
+ROOT, USER, SECURE = True, False, True
+COREDUMP_USER, COREDUMP_ROOT = linux.PIDFD_COREDUMP_USER | 1, linux.PIDFD_COREDUMP_ROOT | 1
+
+
+@pytest.mark.parametrize(
+    ("dumpable", "mask", "owner", "secure", "delegated"),
+    [
+        # The kernel's word on the command line decides.
+        (1, None, USER, False, True),
+        (1, None, ROOT, False, True),
+        (2, None, USER, False, False),
+        (0, None, USER, False, False),
+        (3, None, USER, False, False),
+        # So does that of the pidfd, and a contradiction is refused.
+        (None, COREDUMP_USER, ROOT, False, True),
+        (None, COREDUMP_ROOT, USER, False, False),
+        (None, 1, USER, False, False),
+        (1, COREDUMP_USER, USER, False, True),
+        (1, COREDUMP_ROOT, USER, False, False),
+        (1, COREDUMP_USER | COREDUMP_ROOT, USER, False, False),
+        (2, COREDUMP_USER, USER, False, False),
+        # Lacking both, the owner of /proc/PID.
+        (None, None, USER, False, True),
+        (None, None, ROOT, False, False),
+        # And AT_SECURE in any case.
+        (1, COREDUMP_USER, USER, SECURE, False),
+        (None, None, USER, SECURE, False),
+    ],
+)
+def test_the_core_of_a_set_id_program_is_never_delegated(
+    crash: command.Crash,
+    monkeypatch: pytest.MonkeyPatch,
+    dumpable: int | None,
+    mask: int | None,
+    owner: bool,
+    secure: bool,
+    delegated: bool,
+) -> None:
+    crash.dumpable = dumpable
+    crash.pidfd = None if mask is None else 3
+    monkeypatch.setattr(linux, "pidfd_coredump_mask", lambda _: mask)
+    found = os.stat_result((0, 0, 0, 0, 0, 0, 0, 0, 0, 0) if owner is ROOT else (0, 0, 0, 0, 1000, 100, 0, 0, 0, 0))
+    if delegated:
+        victim.refuse_set_id(crash, STATUS, secure, found)
+    else:
+        with pytest.raises(victim.Refused, match="never delegated"):
+            victim.refuse_set_id(crash, STATUS, secure, found)
+
+
+@pytest.mark.parametrize("field", ["Uid", "Gid"])
+@pytest.mark.parametrize("ids", ["0 9 9 9", "9 0 9 9", "9 9 0 9", "9 9 9 0"])
+def test_a_program_with_changed_ids_is_never_delegated(crash: command.Crash, field: str, ids: str) -> None:
+    crash.dumpable = 1
+    with pytest.raises(victim.Refused, match="changed ids"):
+        victim.refuse_set_id(crash, {**STATUS, field: ids}, False, os.stat("/"))
+
+
+@pytest.mark.parametrize("tid", [None, os.getpid()])
+def test_the_task_of_this_process_is_opened(proc: int, tid: int | None) -> None:
+    task = victim.open_task(proc, os.getpid(), tid)
+    assert victim.parse_status(victim.read(task, "status"))["Pid"] == str(os.getpid())
+    assert os.get_inheritable(task) is False
+    os.close(task)
+
+
+def test_the_task_of_the_faulting_thread_is_opened(proc: int) -> None:
+    end = threading.Event()
+    thread = threading.Thread(target=end.wait)
+    thread.start()
+    try:
+        tid = next(int(name) for name in os.listdir("/proc/self/task") if int(name) != os.getpid())
+        task = victim.open_task(proc, os.getpid(), tid)
+        assert victim.parse_status(victim.read(task, "status"))["Pid"] == str(tid)
+        os.close(task)
+    finally:
+        end.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("tid", [None, 1, 2**22 + 1])
+def test_a_process_that_is_gone_is_refused_with_the_remedy(proc: int, tid: int | None) -> None:
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    with pytest.raises(victim.Refused, match=r"kernel\.core_pipe_limit must be above 0"):
+        victim.open_task(proc, pid, tid)
+
+
+def test_a_thread_of_another_process_is_refused(proc: int) -> None:
+    with pytest.raises(victim.Refused):
+        victim.open_task(proc, os.getpid(), os.getppid())
+
+
+def test_a_thread_stands_for_the_process_whose_leader_has_exited(proc: int) -> None:
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(30)
+
+        def stay() -> None:
+            os.write(writing, b"%d" % threading.get_native_id())
+            time.sleep(30)
+
+        library = ctypes.CDLL(None)
+        threading.Thread(target=stay).start()
+        # The call that ends only the calling thread, which the C library does not offer.
+        library.syscall({"x86_64": 60, "aarch64": 93}[os.uname().machine], 0)
+    try:
+        tid = int(os.read(reading, 100))
+        while Path(f"/proc/{pid}/task/{pid}/stat").read_bytes().split()[2] != b"Z":
+            time.sleep(0.001)
+        task = victim.open_task(proc, pid, None)
+        assert victim.parse_status(victim.read(task, "status"))["Pid"] == str(tid)
+        os.close(task)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(reading)
+        os.close(writing)
+
+
+def test_a_living_process_is_not_taken_for_a_crashed_one() -> None:
+    crash = command.Crash(os.getpid(), os.getuid(), os.getgid())
+    with pytest.raises(victim.Refused, match="not dumping core"):
+        victim.examine(crash)
+
+
+def test_a_process_is_described_by_what_its_proc_directory_says(tmp_path: Path) -> None:
+    task = os.open("/proc/self", os.O_PATH | os.O_DIRECTORY)
+    own = victim.FaultingProcess(task, 99, [], victim.parse_status(victim.read(task, "status")))
+    os.close(task)
+    assert (own.uid, own.gid, own.groups) == (os.getuid(), os.getgid(), os.getgroups())
+    assert (own.host_pid, own.pid, own.root) == (os.getpid(), os.getpid(), 99)
+    assert (own.exe, own.nice) == (os.readlink(b"/proc/self/exe"), os.nice(0))
+    assert own.comm == Path("/proc/self/comm").read_bytes()[:-1]
+    umask = os.umask(0)
+    os.umask(umask)
+    assert own.umask == umask
+    assert own.permitted == linux.permitted_capabilities()
+    assert (own.notes, own.hostname) == ([], b"")
+    assert b"PATH" in own.environ
+    assert own.oom_score_adj == Path("/proc/self/oom_score_adj").read_bytes().strip()
+    assert (own.user_namespace, own.in_container()) == (None, False)

@@ -1,0 +1,185 @@
+"""victim.FaultingProcess on a made-up /proc/PID, which holds what no process of a test can show."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from core_helper import linux, victim
+
+ID = "0123456789abcdef" * 4
+STATUS = """\
+Name:\tevil\\nUid:\t0
+Umask:\t0077
+State:\tD (disk sleep)
+Tgid:\t4711
+NStgid:\t4711\t77\t7
+Uid:\t1000\t1000\t1000\t1000
+Gid:\t100\t100\t100\t100
+Groups:\t4 24 4294967294
+CapInh:\t0000000000000001
+CapPrm:\t00000000a80425fb
+CapEff:\t0000000000000003
+CapBnd:\t000001ffffffffff
+CapAmb:\t8000000000000000
+NoNewPrivs:\t1
+Seccomp:\t2
+CoreDumping:\t1
+"""
+FILES = {
+    # Numbered as in proc_pid_stat(5), but for nice, 19, and the exit status, 52.
+    "stat": b"4711 (a) b) R (c) D"
+    + b"".join(b" %d" % number for number in range(4, 19))
+    + b" -5"
+    + b"".join(b" %d" % number for number in range(20, 52))
+    + b" 139\n",
+    "comm": b"a) b) R (c\n",
+    "limits": b"Limit                     Soft Limit           Hard Limit           Units     \n"
+    b"Max open files            1024                 4096                 files     \n",
+    "cgroup": f"0::/system.slice/docker-{ID}.scope\n".encode(),
+    "environ": b"A=1\0B=2",
+    "oom_score_adj": b"-998\n",
+}
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    (tmp_path / "attr" / "apparmor").mkdir(parents=True)
+    for name, content in FILES.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "exe").symlink_to("/usr/bin/server (deleted)")
+    return tmp_path
+
+
+def describe(
+    directory: Path, status: str = STATUS, namespaces: list[tuple[str, int, int]] | None = None
+) -> victim.FaultingProcess:
+    task = os.open(directory, os.O_PATH | os.O_DIRECTORY)
+    try:
+        return victim.FaultingProcess(task, 99, namespaces or [], victim.parse_status(status.encode()))
+    finally:
+        os.close(task)
+
+
+def test_facts_are_those_of_the_files(directory: Path) -> None:
+    process = describe(directory)
+    assert (process.uid, process.gid, process.groups) == (1000, 100, [4, 24, 4294967294])
+    assert (process.host_pid, process.pid) == (4711, 7)
+    assert (process.inheritable, process.permitted, process.effective) == (1, 0xA80425FB, 3)
+    assert (process.bounding, process.ambient) == (0x1FFFFFFFFFF, 1 << 63)
+    assert (process.seccomp, process.umask, process.nice) == (2, 0o077, -5)
+    assert process.signal == 11
+    assert (process.comm, process.exe) == (b"a) b) R (c", b"/usr/bin/server (deleted)")
+    assert (process.oom_score_adj, process.limits) == (b"-998", {"Max open files": (1024, 4096)})
+    assert (process.container_id, process.cgroups) == (ID, [(b"", f"/system.slice/docker-{ID}.scope".encode())])
+    assert (process.environ, process.notes) == ({b"A": b"1", b"B": b"2"}, [])
+
+
+def test_a_signal_that_the_kernel_does_not_show_early_is_not_known(directory: Path) -> None:
+    (directory / "stat").write_bytes(FILES["stat"].replace(b" 139\n", b" 0\n"))
+    assert describe(directory).signal is None
+
+
+def test_a_process_without_groups_has_none(directory: Path) -> None:
+    assert describe(directory, STATUS.replace("4 24 4294967294", " ")).groups == []
+
+
+def test_fields_that_an_old_kernel_lacks_have_harmless_values(directory: Path) -> None:
+    lacking = ("NStgid", "CapAmb", "Seccomp", "Umask")
+    status = "".join(line + "\n" for line in STATUS.split("\n") if not line.startswith(lacking))
+    process = describe(directory, status)
+    assert (process.pid, process.ambient, process.seccomp, process.umask) == (4711, 0, 0, 0o022)
+
+
+@pytest.mark.parametrize("field", ["Uid", "Gid", "Groups", "CapPrm", "CapEff", "CapBnd", "CapInh", "Tgid"])
+def test_a_privilege_that_is_not_told_is_never_guessed(directory: Path, field: str) -> None:
+    with pytest.raises(KeyError):
+        describe(directory, "".join(line + "\n" for line in STATUS.split("\n") if not line.startswith(field)))
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_a_file_that_cannot_be_read_ends_the_description(directory: Path, name: str) -> None:
+    (directory / name).unlink()
+    with pytest.raises(FileNotFoundError):
+        describe(directory)
+
+
+def test_a_program_that_cannot_be_named_has_no_name(directory: Path) -> None:
+    (directory / "exe").unlink()
+    assert describe(directory).exe == b""
+
+
+def test_a_long_environment_is_bounded(directory: Path) -> None:
+    (directory / "environ").write_bytes((b"A" * 1023 + b"\0") * 2048)
+    process = describe(directory)
+    assert process.environ == {}
+    assert len(process.notes) == 1 and "left out" in process.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("filters", "in_container", "kept"), [(0, False, True), (1, False, False), (1, True, True), (2, True, False)]
+)
+def test_a_process_with_a_filter_of_its_own_does_not_choose_the_environment(
+    directory: Path, filters: int, in_container: bool, kept: bool
+) -> None:
+    (directory / "environ").write_bytes(b"LD_PRELOAD=/evil.so\0CORE_DESTINATION=s3://mine/\0XCORE_=1\0")
+    namespaces = [("mnt", linux.CLONE_NEWNS, 9)] if in_container else []
+    process = describe(directory, STATUS + f"Seccomp_filters:\t{filters}\n", namespaces)
+    process.keep_sandbox()
+    assert set(process.environ) == {b"CORE_DESTINATION", *((b"LD_PRELOAD", b"XCORE_") if kept else ())}
+    assert len(process.notes) == (0 if kept else 1)
+
+
+@pytest.mark.parametrize(
+    ("files", "kind", "label"),
+    [
+        ({}, "", b""),
+        ({"attr/current": b""}, "", b""),
+        ({"attr/current": b"unconfined\n"}, "other", b"unconfined"),
+        (
+            {"attr/current": b"system_u:system_r:container_t:s0:c1,c2\0"},
+            "other",
+            b"system_u:system_r:container_t:s0:c1,c2",
+        ),
+        ({"attr/apparmor/current": b"docker-default (enforce)\n"}, "apparmor", b"docker-default (enforce)"),
+        ({"attr/apparmor/current": b"a (enforce)\n", "attr/current": b"b\n"}, "apparmor", b"a (enforce)"),
+        ({"attr/apparmor/current": b"\n", "attr/current": b"b\n"}, "other", b"b"),
+    ],
+)
+def test_the_label_is_that_of_the_security_module_in_use(
+    directory: Path, files: dict[str, bytes], kind: str, label: bytes
+) -> None:
+    for name, content in files.items():
+        (directory / name).write_bytes(content)
+    process = describe(directory)
+    assert (process.label_kind, process.label) == (kind, label)
+
+
+def test_the_user_namespace_is_kept_apart_from_the_others(directory: Path) -> None:
+    user, mnt = ("user", linux.CLONE_NEWUSER, 8), ("mnt", linux.CLONE_NEWNS, 9)
+    process = describe(directory, namespaces=[mnt, user])
+    assert (process.namespaces, process.user_namespace, process.in_container()) == ([mnt], 8, True)
+    assert describe(directory, namespaces=[user]).in_container() is False
+
+
+def test_a_symbolic_link_in_place_of_a_file_is_not_followed(directory: Path) -> None:
+    (directory / "other").write_bytes(b"root\n")
+    (directory / "comm").unlink()
+    (directory / "comm").symlink_to("other")
+    with pytest.raises(OSError, match="symbolic links"):
+        describe(directory)
+
+
+def test_reading_stops_at_the_limit(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x" * 200000)
+    parent = os.open(tmp_path, os.O_RDONLY)
+    assert [len(victim.read(parent, "file", limit)) for limit in (0, 1, 65536, 65537, 199999, 300000)] == [
+        0,
+        1,
+        65536,
+        65537,
+        199999,
+        200000,
+    ]
+    os.close(parent)

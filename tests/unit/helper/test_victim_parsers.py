@@ -1,0 +1,173 @@
+"""victim: what is read from the texts of /proc, most of which a container chose."""
+
+from __future__ import annotations
+
+import os
+import resource
+import struct
+from pathlib import Path
+
+import pytest
+from core_helper import privileges, victim
+from unit.helper.support import executed
+
+ID = "0123456789abcdef" * 4
+OTHER = "f" * 64
+
+
+def test_fields_of_status_are_found_whatever_the_name_holds() -> None:
+    status = victim.parse_status(b"Name:\ta\\nUid:\t0 \xff)\nUmask:\t0022\nTgid:\t7\nUid:\t1\t2\t3\t4\nGroups:\t\n")
+    assert status["Name"] == "a\\nUid:\t0 \xff)"
+    assert (status["Tgid"], status["Uid"], status["Groups"]) == ("7", "1\t2\t3\t4", "")
+
+
+@pytest.mark.parametrize("comm", [b"cat", b"a b", b")", b") R 1 (", b"\xff\xfe", b"a\nb) S", b""])
+def test_fields_of_stat_are_found_whatever_the_name_holds(comm: bytes) -> None:
+    fields = victim.stat_fields(b"7 (" + comm + b") D " + b" ".join(b"%d" % number for number in range(4, 53)) + b"\n")
+    # Numbered as in proc_pid_stat(5): nice is field 19, the start time 22.
+    assert (fields[0], fields[16], fields[19]) == ("D", "19", "22")
+
+
+def test_limits_of_this_process_are_those_that_it_has() -> None:
+    limits = victim.parse_limits(Path("/proc/self/limits").read_bytes())
+    assert set(limits) - {"Max core file size"} == set(privileges.RESOURCES)
+    for name, number in privileges.RESOURCES.items():
+        assert limits[name] == resource.getrlimit(number), name
+
+
+def test_limits_are_read_by_column() -> None:
+    text = (
+        b"Limit                     Soft Limit           Hard Limit           Units     \n"
+        b"Max cpu time              10                   unlimited            seconds   \n"
+        b"Max stack size            8388608              unlimited            bytes     \n"
+        b"Max nice priority         0                    0                    \n"
+        b"Max realtime timeout      unlimited            unlimited            us        \n"
+        b"\n"
+    )
+    assert victim.parse_limits(text) == {
+        "Max cpu time": (10, -1),
+        "Max stack size": (8388608, -1),
+        "Max nice priority": (0, 0),
+        "Max realtime timeout": (-1, -1),
+    }
+
+
+def test_cgroups_are_split_at_the_first_two_colons() -> None:
+    text = b"12:cpu,cpuacct:/docker/a:b\n1:name=systemd:/x y\n0::/system.slice/a.service\n\n"
+    assert victim.parse_cgroup(text) == [
+        (b"cpu,cpuacct", b"/docker/a:b"),
+        (b"name=systemd", b"/x y"),
+        (b"", b"/system.slice/a.service"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        (f"/docker/{ID}", ID),
+        (f"/system.slice/docker-{ID}.scope", ID),
+        (f"/docker/{ID}/docker/{OTHER}", ID),
+        (f"/system.slice/docker-{ID}.scope/init.scope", ID),
+        (f"/machine.slice/libpod-{ID}.scope/container", ID),
+        (f"/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-{ID}.scope", ID),
+        (f"/libpod_parent/libpod-{ID}", ID),
+        (f"/kubepods/burstable/pod2c48913c-b29f-11e7-9350-020968147796/{ID}", ID),
+        (f"/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod1_2.slice/cri-containerd-{ID}.scope", ID),
+        (f"/kubepods.slice/kubepods-pod1.slice/crio-{ID}.scope", ID),
+        (f"/../../docker/{ID}", ID),
+        ("/", ""),
+        ("/user.slice/user-1000.slice/session-1.scope", ""),
+        (f"/docker/{ID[:63]}", ""),
+        (f"/docker/{ID}0", ""),
+        (f"/docker/{ID[:63]}g", ""),
+        (f"/docker/{ID.upper()}", ""),
+        (f"/docker/{ID[:63]}\xff", ""),
+    ],
+)
+def test_the_container_id_is_found_in_the_cgroup_of_each_engine(path: str, found: str) -> None:
+    assert victim.container_id([(b"", path.encode("latin-1"))]) == found
+
+
+def test_the_container_id_may_stand_in_any_hierarchy() -> None:
+    hierarchies = [(b"cpuset", b"/"), (b"memory", f"/docker/{ID}".encode()), (b"", f"/docker/{OTHER}".encode())]
+    assert victim.container_id(hierarchies) == ID
+    assert victim.container_id([]) == ""
+
+
+def test_26_variables_do_not_overflow_anything() -> None:
+    text = b"".join(b"%c=1\0" % letter for letter in b"abcdefghijklmnopqrstuvwxyz")
+    variables, cut = victim.parse_environ(text)
+    assert variables == {bytes([letter]): b"1" for letter in b"abcdefghijklmnopqrstuvwxyz"}
+    assert cut is False
+
+
+@pytest.mark.parametrize(
+    ("text", "variables"),
+    [
+        (b"", {}),
+        (b"\0", {}),
+        (b"a=1\0b=2", {b"a": b"1", b"b": b"2"}),
+        (b"a=1\0\0\0b=2\0", {b"a": b"1", b"b": b"2"}),
+        (b"title of the process\0a=1\0", {b"a": b"1"}),
+        (b"=x\0=x=y\0a=\0b==c=\0", {b"a": b"", b"b": b"=c="}),
+        (b"a=1\0a=2\0", {b"a": b"1"}),
+        (b"\xff\n=\xfe \0", {b"\xff\n": b"\xfe "}),
+    ],
+)
+def test_strings_that_are_no_variables_are_left_out(text: bytes, variables: dict[bytes, bytes]) -> None:
+    assert victim.parse_environ(text) == (variables, False)
+
+
+def test_an_environment_of_2_mib_is_cut_at_1_mib_and_never_within_a_variable() -> None:
+    strings = [b"v%06d=" % number + b"x" * 90 for number in range(21000)]
+    variables, cut = victim.parse_environ((b"\0".join(strings) + b"\0")[: victim.ENVIRON_LIMIT + 1])
+    assert cut is True
+    assert set(variables.values()) == {b"x" * 90}
+    assert len(variables) == victim.ENVIRON_LIMIT // 99
+
+
+def test_an_environment_of_1_mib_is_not_cut() -> None:
+    count, rest = divmod(victim.ENVIRON_LIMIT, 1024)
+    assert rest == 0
+    variables, cut = victim.parse_environ(b"".join(b"v%04d=" % n + b"x" * 1017 + b"\0" for n in range(count)))
+    assert (len(variables), cut) == (1024, False)
+
+
+def test_a_variable_is_left_out_only_if_execve_would_not_take_it() -> None:
+    longest = b"a=" + b"x" * (131072 - 3)
+    variables, cut = victim.parse_environ(longest + b"\0b=1\0")
+    assert (set(variables), cut) == ({b"a", b"b"}, False)
+    assert executed(lambda _: os.execve("/bin/true", ["true"], variables)).error == ""
+    variables, cut = victim.parse_environ(longest + b"x\0b=1\0")
+    assert (variables, cut) == ({b"b": b"1"}, True)
+    too_long = {b"a": b"x" * (131072 - 2)}
+    assert "Argument list too long" in executed(lambda _: os.execve("/bin/true", ["true"], too_long)).error
+
+
+AUXV = [(33, 0x7FFFDEADB000), (6, 4096), (3, 0x555555554040), (17, 100), (11, 1000), (9, 0x555555555000), (25, 0x7FFC0)]
+AUXV_32 = [(32, 0xF7F0A560), (33, 0xF7F0A000), (6, 4096), (3, 0x56555034), (11, 1000), (9, 0x56556000), (25, 0xFFB40)]
+
+
+@pytest.mark.parametrize("secure", [0, 1])
+@pytest.mark.parametrize("at", [0, 1, 4, 7])
+@pytest.mark.parametrize(("kind", "vector"), [("=QQ", AUXV), ("=II", AUXV_32)])
+def test_at_secure_is_found_in_vectors_of_64_and_32_bits(
+    kind: str, vector: list[tuple[int, int]], at: int, secure: int
+) -> None:
+    entries = [*vector[:at], (23, secure), *vector[at:], (0, 0)]
+    # The kernel gives out its whole array, and what follows the end is zero.
+    auxv = b"".join(struct.pack(kind, *entry) for entry in entries) + bytes(5 * struct.calcsize(kind))
+    assert victim.secure_execution(auxv) is bool(secure)
+
+
+def test_this_process_was_not_executed_set_id() -> None:
+    assert victim.secure_execution(Path("/proc/self/auxv").read_bytes()) is False
+
+
+@pytest.mark.parametrize(
+    "auxv",
+    [b"", b"\0" * 320, b"\xff" * 320, b"\x17", struct.pack("=QQ", 6, 4096), bytes(range(256))],
+)
+def test_a_vector_that_does_not_tell_at_secure_is_refused(auxv: bytes) -> None:
+    with pytest.raises(victim.Refused, match="auxiliary vector"):
+        victim.secure_execution(auxv)

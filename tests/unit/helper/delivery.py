@@ -62,11 +62,16 @@ def shell(script: str, *arguments: object) -> list[str]:
 
 
 def is_gone(pid: int) -> bool:
-    """Tell whether no process ``pid`` runs any more; a zombie whose parent is slow counts as gone."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"Z"
-    except OSError:
-        return True
+    """Tell whether no process ``pid`` runs any more, or not for long; a zombie whose parent is slow counts as gone."""
+    limit = time.monotonic() + 1
+    while time.monotonic() < limit:
+        try:
+            if Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"Z":
+                return True
+        except OSError:
+            return True
+        time.sleep(0.01)
+    return False
 
 
 def end(pid: int) -> None:

@@ -32,7 +32,8 @@ def test_the_delegate_has_its_environment_session_and_mask_and_default_signals()
     result = deliver(shell(script), environment={b"A": b"1", b"CORE_PID": b"7"})
     first, session, pid, umask, *masks = result.logged
     assert (first, session, umask) == ("1 7", pid, "0022")
-    assert [int(line.split()[1], 16) for line in masks] == [0, 0]
+    # But for the C library's own 32 and 33, which it lets nobody change, and which some test runners leave ignored.
+    assert [int(line.split()[1], 16) & ~(3 << 31) for line in masks] == [0, 0]
 
 
 def test_a_missing_delegate_is_told_as_absent() -> None:
@@ -236,15 +237,15 @@ def test_a_delegate_that_does_not_end_is_ended_at_the_deadline(tmp_path: Path) -
 @pytest.mark.parametrize("pipes", ["", "exec </dev/null >/dev/null 2>&1; "])
 def test_a_delegate_that_ignores_the_first_signal_is_killed(tmp_path: Path, pipes: str) -> None:
     script = f'{pipes}trap "" TERM; echo $$ >"$0"; while :; do sleep 1; done'
-    result = deliver(shell(script, tmp_path / "pid"), timeout=0.3)
+    result = deliver(shell(script, tmp_path / "pid"), timeout=0.5)
     assert result.failure == "deadline passed"
-    assert 0.6 <= result.seconds < 3
+    assert 0.8 <= result.seconds < 3
     assert is_gone(int((tmp_path / "pid").read_text()))
 
 
 def test_a_process_of_the_delegates_session_is_ended_with_it(tmp_path: Path) -> None:
     script = 'sleep 60 </dev/null >/dev/null 2>&1 & echo $! >"$0"; wait'
-    result = deliver(shell(script, tmp_path / "pid"), timeout=0.3)
+    result = deliver(shell(script, tmp_path / "pid"), timeout=0.5)
     pid = int((tmp_path / "pid").read_text())
     gone = is_gone(pid)
     end(pid)
@@ -252,7 +253,7 @@ def test_a_process_of_the_delegates_session_is_ended_with_it(tmp_path: Path) -> 
 
 
 def test_a_stopped_delegate_is_killed(tmp_path: Path) -> None:
-    result = deliver(shell('echo $$ >"$0"; kill -STOP $$', tmp_path / "pid"), bytes(LONG), timeout=0.3)
+    result = deliver(shell('echo $$ >"$0"; kill -STOP $$', tmp_path / "pid"), bytes(LONG), timeout=0.5)
     assert result.failure == "deadline passed" and result.seconds < 3
     assert is_gone(int((tmp_path / "pid").read_text()))
 
@@ -260,7 +261,7 @@ def test_a_stopped_delegate_is_killed(tmp_path: Path) -> None:
 def test_the_input_does_not_end_before_a_delegate_that_is_ended(tmp_path: Path) -> None:
     # Which would complete an upload of half a core.
     done = tmp_path / "complete"
-    deliver(shell('trap "" TERM; sleep 0.6; cat >/dev/null && echo >"$0"', done), bytes(LONG), timeout=0.3)
+    deliver(shell('trap "" TERM; sleep 0.8; cat >/dev/null && echo >"$0"', done), bytes(LONG), timeout=0.5)
     assert not done.exists()
 
 

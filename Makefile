@@ -18,7 +18,7 @@ help: ## list the verbs
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 demo: packages venv ## roll out to this machine, crash a container, fetch the core from S3, and give everything back
-	@$(AS_ROOT) python tests/demo.py
+	@$(AS_ROOT) python -u tests/demo.py
 
 test: packages lint unit molecule ## prove everything: lint, unit and molecule
 	@printf '\nmake test: lint, unit and molecule passed. kernel.core_pattern is now: '
@@ -40,7 +40,7 @@ molecule: venv ## the helper on this machine, with real crashes in Docker contai
 	@$(AS_ROOT) tests/molecule.sh
 
 bench: packages venv ## measure the time from crash to delegate, and the memory, against a Python that only executes
-	@$(AS_ROOT) python tests/bench/bench.py
+	@$(AS_ROOT) python -u tests/bench/bench.py
 
 venv: .venv/complete ## build .venv, which holds all tools, pinned and hashed
 

@@ -75,7 +75,10 @@ class Journal:
         """Write one line. A log that cannot be reached is no reason to lose a core: then nothing happens."""
         line = "".join(c if " " <= c <= "~" else ascii(c)[1:-1] for c in text)[:LINE_LIMIT]
         if self.terminal is not None:
-            posix.write(self.terminal, f"{IDENTIFIER}: {line}\n".encode())
+            try:
+                posix.write(self.terminal, f"{IDENTIFIER}: {line}\n".encode())
+            except OSError:
+                pass
         head = f"<{LOG_DAEMON | severity}>"
         tag = f"{IDENTIFIER}[{posix.getpid()}]: "
         # As the C library's syslog does: /dev/log takes a time stamp between the two.
@@ -90,7 +93,13 @@ class Journal:
             pass
 
 
+_unreachable: "set[str]" = set()
+
+
 def _send(path: str, message: bytes) -> bool:
+    """Send ``message`` to the socket ``path``, if it takes it within a second; one that did not is not asked again."""
+    if path in _unreachable:
+        return False
     try:
         connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
         connection.settimeout(1.0)
@@ -98,6 +107,7 @@ def _send(path: str, message: bytes) -> bool:
         connection.send(message)
         connection.close()
     except OSError:
+        _unreachable.add(path)
         return False
     return True
 

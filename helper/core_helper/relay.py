@@ -48,7 +48,9 @@ class Output:
             self.log(line)
         self.lines -= len(lines)
         if self.left <= 0 or self.lines <= 0:
-            self.log(self.line + b" [more than 64 KiB or 200 lines of output: not logged]")
+            if self.line and self.lines > 0:
+                self.log(self.line)
+            self.log(b"[more than 64 KiB or 200 lines of output: not logged]")
             self.left, self.line = 0, b""
 
     def finish(self) -> None:

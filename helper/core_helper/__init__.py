@@ -2,8 +2,8 @@
 
 A crash walks through the modules in one direction::
 
-    main -> command -> victim -(fork)-> delegate -> container -> privileges -> exec
-                          \\-> supervisor -> relay -> journal
+    main -> command -> victim -> child -(fork)-> delegate -> container -> privileges -> exec
+                                  \\-> supervisor -> relay -> journal
 
 The parent stays on the host as the supervisor. ``linux`` holds system calls, ``seccomp`` the filter, ``fallback`` writes the
 core file where there is no delegate.

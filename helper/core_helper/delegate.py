@@ -16,8 +16,9 @@ from core_helper import container, linux, privileges, victim
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, NoReturn
+    from typing import NoReturn
 
+    from core_helper.child import Child
     from core_helper.victim import FaultingProcess
 
 # fs/exec.c: a line of BINPRM_BUF_SIZE bytes is read, and scripts may name scripts five times.
@@ -58,52 +59,6 @@ def prepare(process: "FaultingProcess") -> "Plan":
         # Outside of containers the delegate may well be a script for the same Python.
         interpreter = identity(posix.stat("/proc/self/exe"))
     return Plan(process, container.open_control_groups(process), privileges.Label(process), interpreter)
-
-
-class Child:
-    """The process that enters the container, seen from the supervisor: its pipes and pids, and what it reported."""
-
-    def __init__(self, groups: container.ControlGroups, run: "Callable[[Child], NoReturn]") -> None:
-        """Fork it into ``groups`` and have it ``run``; on our side no end of a pipe ever waits. Raises OSError."""
-        self.core_in, self.core_out = posix.pipe()
-        self.error_in, self.error_out = posix.pipe()
-        self.stdout_in, self.stdout_out = posix.pipe()
-        self.stderr_in, self.stderr_out = posix.pipe()
-        self.pid = 0
-        self.reported_pid = 0
-        self.reported = b""
-        # The joining process exits after it forked the delegate: as a subreaper we become the delegate's parent, although it
-        # lives in another pid namespace (kernel/exit.c, find_new_reaper).
-        linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
-        self.setup_pid = groups.fork()
-        ours = (self.core_out, self.error_in, self.stdout_in, self.stderr_in)
-        theirs = (self.core_in, self.error_out, self.stdout_out, self.stderr_out)
-        if self.setup_pid == 0:
-            try:
-                # The kernel's pipe goes first: a child that is frozen with its container must not hold the crashed process.
-                posix.dup2(1, 0)
-                for descriptor in ours:
-                    posix.close(descriptor)
-                run(self)
-            finally:
-                posix._exit(1)
-        for descriptor in theirs:
-            posix.close(descriptor)
-        for descriptor in ours:
-            posix.set_blocking(descriptor, False)
-        self.pipes = {posix.fstat(end).st_ino for end in (self.core_out, self.stdout_in, self.stderr_in)}
-
-    def standard_streams(self) -> "dict[int, int]":
-        """Return what the delegate gets as its descriptors 0, 1 and 2.
-
-        1 is a pipe too and not /dev/null, which root in a container could fchmod(2) for the whole host.
-        """
-        return {0: self.core_in, 1: self.stdout_out, 2: self.stderr_out}
-
-    def close(self) -> None:
-        """Close what the supervisor still holds, but for ``core_out``, which the relay closes."""
-        for descriptor in (self.error_in, self.stdout_in, self.stderr_in):
-            posix.close(descriptor)
 
 
 class Crowded(Stopped):
@@ -182,7 +137,7 @@ def entry_steps(plan: "Plan", reporter: Reporter) -> "list[tuple[str, object]]":
     ]
 
 
-def execute(plan: Plan, words: "list[bytes]", environment: "dict[bytes, bytes]", child: Child) -> "NoReturn":
+def execute(plan: Plan, words: "list[bytes]", environment: "dict[bytes, bytes]", child: "Child") -> "NoReturn":
     """In the joining process: enter the container and start the delegate ``words`` in it; never returns."""
     reporter = Reporter(child.error_out)
     program: list[Program] = []
@@ -222,7 +177,7 @@ def execute(plan: Plan, words: "list[bytes]", environment: "dict[bytes, bytes]",
 
 
 def delegate_steps(
-    plan: Plan, program: "Program", environment: "dict[bytes, bytes]", child: Child, reporter: Reporter
+    plan: Plan, program: "Program", environment: "dict[bytes, bytes]", child: "Child", reporter: Reporter
 ) -> "list[tuple[str, object]]":
     """Return the last steps, of the process that the container sees and that becomes the delegate."""
     process = plan.process

@@ -8,6 +8,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
+    from core_helper.child import Child
+
 BLOCK = 1 << 18
 MODE = 0o600
 
@@ -17,7 +19,7 @@ def path_of(pid: int, uid: int, gid: int) -> bytes:
     return f"/tmp/core.{pid}.{uid}.{gid}".encode()
 
 
-def write(plan: delegate.Plan, path: bytes, child: delegate.Child) -> "NoReturn":
+def write(plan: delegate.Plan, path: bytes, child: "Child") -> "NoReturn":
     """In a child: enter the container as the delegate would, create ``path`` and copy the core into it; never returns.
 
     Nothing is executed and nothing appears in the container's pid namespace.

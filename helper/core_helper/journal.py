@@ -6,8 +6,8 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from core_helper.child import Result
     from core_helper.command import Crash
-    from core_helper.supervisor import Result
     from core_helper.victim import FaultingProcess
 
 IDENTIFIER = "docker_core_helper"

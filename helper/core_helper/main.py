@@ -8,12 +8,14 @@ import posix
 import sys
 import time
 
-from core_helper import __version__, command, container, delegate, privileges, slots, supervisor, victim
+from core_helper import __version__, command, container, delegate, privileges, slots, victim
+from core_helper.child import Child
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable, NoReturn
 
+    from core_helper.child import Result
     from core_helper.journal import Journal
 
 EXIT_OK, EXIT_NOT_DELIVERED, EXIT_USAGE = 0, 1, 2
@@ -102,10 +104,13 @@ def handle(
         open_journal(terminal).error(f"{who}: core not delivered: {error}")
         return EXIT_NOT_DELIVERED
 
-    def attempt(run: "Callable[[delegate.Child], NoReturn]") -> supervisor.Result:
+    def attempt(run: "Callable[[Child], NoReturn]") -> "Result":
         deadline = began + configuration.timeout
         while True:
-            child = delegate.Child(plan.groups, run)
+            child = Child(plan.groups, run)
+            # The child is on its way: what the rest needs is imported only now.
+            from core_helper import supervisor
+
             result = supervisor.supervise(
                 core, child, process, deadline, lambda line: open_journal(terminal).output(crash, process, line)
             )

@@ -10,8 +10,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable
 
-    from core_helper.delegate import Child
-    from core_helper.supervisor import Result
+    from core_helper.child import Child, Result
 
 PIPE_SIZE = 1 << 20
 STEP = 1 << 20

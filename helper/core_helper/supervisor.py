@@ -11,36 +11,17 @@ import select
 import time
 
 from core_helper import linux
+from core_helper.child import Result
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable
 
-    from core_helper.delegate import Child
+    from core_helper.child import Child
     from core_helper.victim import FaultingProcess
 
 GRACE = 2.0  # Seconds between SIGTERM and SIGKILL, and again before a delegate that cannot be killed is given up.
 SIGTERM, SIGKILL = 15, 9
-
-
-class Result:
-    """How a child ended.
-
-    ``failure`` is None if it was started and ended with exit code 0; ``absent`` if there is no such delegate, ``crowded`` if
-    the container has reached its pids.max; ``delivered`` counts bytes, ``complete`` tells whether the core was relayed to its
-    end, ``length`` how many bytes it should have, None if that is not known.
-    """
-
-    def __init__(self) -> None:
-        """Start with nothing done."""
-        self.started = False
-        self.absent = False
-        self.crowded = False
-        self.failure: str | None = None
-        self.notes: list[str] = []
-        self.delivered = 0
-        self.complete = False
-        self.length: int | None = None
 
 
 def supervise(

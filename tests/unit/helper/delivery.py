@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from core_helper import container, delegate, supervisor
+from core_helper.child import Child
 from unit.helper.support import in_child, process
 
 if TYPE_CHECKING:
@@ -30,11 +31,11 @@ def feed(pipe: int, core: bytes) -> None:
     os.close(pipe)
 
 
-def supervise(run: Callable[[delegate.Child], Any], core: bytes = b"", timeout: float = 10.0) -> Any:
+def supervise(run: Callable[[Child], Any], core: bytes = b"", timeout: float = 10.0) -> Any:
     """Return what the supervisor says of a child that does ``run``; in a process of its own, as the helper has it."""
 
     def helper() -> object:
-        child = delegate.Child(container.ControlGroups(), run)
+        child = Child(container.ControlGroups(), run)
         # Only now, so that no child has the kernel's end of the pipe.
         source, sink = os.pipe()
         threading.Thread(target=feed, args=(sink, core), daemon=True).start()

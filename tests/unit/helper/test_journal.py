@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Iterator
 
 import pytest
-from core_helper import command, journal, supervisor
+from core_helper import command, journal
+from core_helper.child import Result
 from unit.helper.support import process
 
 ID = "0123456789abcdef" * 4
@@ -144,8 +145,8 @@ def test_a_line_of_the_delegate_says_whose_it_is(
     assert re.fullmatch(rf"<30>{PREFIX}pid=4711 {re.escape(written)}\n", kernel_log.read_text())
 
 
-def outcome(**facts: object) -> supervisor.Result:
-    result = supervisor.Result()
+def outcome(**facts: object) -> Result:
+    result = Result()
     for name, fact in {"started": True, "complete": True, "delivered": 4096, **facts}.items():
         setattr(result, name, fact)
     return result
@@ -181,7 +182,7 @@ def outcome(**facts: object) -> supervisor.Result:
     ],
 )
 def test_the_outcome_is_one_line_and_success_is_never_claimed_wrongly(
-    kernel_log: Path, crash: command.Crash, result: supervisor.Result, severity: int, expected: str
+    kernel_log: Path, crash: command.Crash, result: Result, severity: int, expected: str
 ) -> None:
     delivered = journal.Journal(None).conclude(crash, process(), b"/d\n", result, time.monotonic())
     assert delivered is (severity == 30)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from core_helper import __version__, command, container, delegate, fallback, main, supervisor, victim
+from core_helper.child import Result
 from unit.helper.support import HELPER, process
 
 ENTRY = HELPER / "docker_core_helper"
@@ -175,7 +176,7 @@ class Stage:
 
         self.log = log
         self.process = process(signal=6)
-        self.outcomes: list[supervisor.Result] = []
+        self.outcomes: list[Result] = []
         self.children: list[Any] = []
         self.groups = container.ControlGroups()
         self.groups.unified = 99
@@ -185,12 +186,12 @@ class Stage:
         monkeypatch.setattr(journal, "KERNEL_LOG", str(log))
         monkeypatch.setattr(victim, "examine", lambda crash: self.process)
         monkeypatch.setattr(delegate, "prepare", lambda process: plan)
-        monkeypatch.setattr(delegate, "Child", lambda groups, run: run)
+        monkeypatch.setattr(main, "Child", lambda groups, run: run)
         monkeypatch.setattr(delegate, "execute", lambda plan, words, environment, child: ("execute", words))
         monkeypatch.setattr(fallback, "write", lambda plan, path, child: ("write", path))
         monkeypatch.setattr(supervisor, "supervise", self.supervise)
 
-    def supervise(self, core: int, run: Any, *_: object) -> supervisor.Result:
+    def supervise(self, core: int, run: Any, *_: object) -> Result:
         self.children.append((*run(None), self.groups.unified))
         return self.outcomes.pop(0)
 
@@ -204,8 +205,8 @@ def stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Stage:
     return Stage(monkeypatch, tmp_path / "log")
 
 
-def outcome(**facts: object) -> supervisor.Result:
-    result = supervisor.Result()
+def outcome(**facts: object) -> Result:
+    result = Result()
     for name, fact in facts.items():
         setattr(result, name, fact)
     return result

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from core_helper import delegate, linux, supervisor, victim
+from core_helper.child import Child
 from unit.helper.delivery import LONG, deliver, end, is_gone, shell, supervise
 from unit.helper.support import process
 
@@ -114,7 +115,7 @@ def lives(process: subprocess.Popen[bytes]) -> bool:
 
 
 def test_a_pid_that_is_not_our_childs_is_not_believed(innocent: subprocess.Popen[bytes]) -> None:
-    def run(child: delegate.Child) -> None:
+    def run(child: Child) -> None:
         delegate.Reporter(child.error_out).send("pid", str(innocent.pid))
         os._exit(0)
 
@@ -123,7 +124,7 @@ def test_a_pid_that_is_not_our_childs_is_not_believed(innocent: subprocess.Popen
 
 
 def test_no_signal_is_sent_to_a_pid_that_is_not_our_childs(innocent: subprocess.Popen[bytes]) -> None:
-    def run(child: delegate.Child) -> None:
+    def run(child: Child) -> None:
         reporter = delegate.Reporter(child.error_out)
         reporter.send("pid", str(innocent.pid))
         reporter.send("failed", "why")
@@ -194,7 +195,7 @@ def test_of_the_holders_of_a_pipe_only_those_of_the_container_and_user_are_ended
 
 
 def test_notes_are_kept_in_order() -> None:
-    def run(child: delegate.Child) -> None:
+    def run(child: Child) -> None:
         reporter = delegate.Reporter(child.error_out)
         for text in ("one", "two\nlines"):
             reporter.send("note", text)

@@ -3,7 +3,7 @@
 .DEFAULT_GOAL := help
 # One after the other, also with -j.
 .NOTPARALLEL:
-.PHONY: help demo test lint unit molecule bench venv packages clean
+.PHONY: help demo test lint unit molecule bench fuzz test-hostile venv packages clean
 
 # The first Python that can build .venv. Not `:=`, because the packages may bring one.
 PYTHON = $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -15,7 +15,7 @@ AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo) env PATH="$(BIN):$(PATH)" P
 SHELL_SCRIPTS = $(wildcard .ci/run container_scripts/*.sh tests/*.sh)
 
 help: ## list the verbs
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 demo: packages venv ## roll out to this machine, crash a container, fetch the core from S3, and give everything back
 	@$(AS_ROOT) python -u tests/demo.py
@@ -33,7 +33,7 @@ lint: venv ## ruff, mypy, shellcheck, yamllint, ansible-lint
 	PATH="$(BIN):$$PATH" ansible-lint --offline --strict --profile production
 
 unit: venv ## the tests that need no root; those of the helper on each Python 3.8 to 3.14 found
-	$(BIN)/python -m pytest tests/unit
+	$(BIN)/python -m pytest tests/unit tests/fuzz
 	tests/unit.sh
 
 molecule: venv ## the helper on this machine, with real crashes in Docker containers
@@ -41,6 +41,17 @@ molecule: venv ## the helper on this machine, with real crashes in Docker contai
 
 bench: packages venv ## measure the time from crash to delegate, and the memory, against a Python that only executes
 	@$(AS_ROOT) python -u tests/bench/bench.py
+
+FUZZ_SECONDS ?= 60
+fuzz: .cache/fuzz/complete ## fuzz what reads bytes made by others, for FUZZ_SECONDS (60)
+	.cache/fuzz/bin/python tests/fuzz/fuzz.py --seconds $(FUZZ_SECONDS)
+
+.cache/fuzz/complete: tests/fuzz/requirements.txt
+	rm -rf .cache/fuzz
+	$(PYTHON) -m venv .cache/fuzz
+	.cache/fuzz/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+		--requirement tests/fuzz/requirements.txt
+	@touch $@
 
 venv: .venv/complete ## build .venv, which holds all tools, pinned and hashed
 

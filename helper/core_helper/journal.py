@@ -16,6 +16,7 @@ KERNEL_LOG = "/dev/kmsg"
 LOG_DAEMON = 3 << 3
 LOG_ERR, LOG_WARNING, LOG_INFO = 3, 4, 6
 LINE_LIMIT = 2000
+NAME_LIMIT = 256
 KERNEL_LINE_LIMIT = 900  # The kernel's record holds about 1,000 bytes.
 
 
@@ -119,9 +120,12 @@ def escape(text: bytes) -> str:
 
 def describe(crash: "Crash", process: "FaultingProcess") -> str:
     """Return who crashed, where and by which signal."""
+    exe = escape(process.exe)
+    if len(exe) > NAME_LIMIT:
+        exe = exe[:NAME_LIMIT] + "..."  # Or a container could push out of the line what became of the core.
     signal = "?" if crash.signal is None else f"{crash.signal} ({crash.signal_name()})"
     return (
         f"pid={crash.pid} ({process.pid} in its namespace) uid={crash.uid} gid={crash.gid} signal={signal}"
-        f' comm="{escape(process.comm)}" exe="{escape(process.exe)}"'
+        f' comm="{escape(process.comm)}" exe="{exe}"'
         f' container={process.container_id[:12] or "-"} host="{escape(process.hostname)}"'
     )

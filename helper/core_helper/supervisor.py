@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 GRACE = 2.0  # Seconds between SIGTERM and SIGKILL, and again before a delegate that cannot be killed is given up.
 SIGTERM, SIGKILL = 15, 9
+LONGEST_PID = 7  # Digits; PID_MAX_LIMIT of the kernel is 4194304.
 
 
 def supervise(
@@ -106,7 +107,7 @@ def _take_reports(child: "Child", result: "Result") -> bool:
     *lines, child.reported = child.reported.split(b"\n")
     for line in lines:
         kind, _, text = line.decode("utf-8", "replace").partition(" ")
-        if kind == "pid" and text.isdigit():
+        if kind == "pid" and text.isascii() and text.isdigit() and len(text) <= LONGEST_PID:
             child.reported_pid = int(text)
         elif kind == "note":
             result.notes.append(text)

@@ -1,0 +1,314 @@
+"""What holds of each reader of foreign bytes, whatever they are: checked by hypothesis and by the fuzzer.
+
+A check takes any bytes and raises AssertionError, or whatever the reader should not have raised. SEEDS are bytes that a
+reader meets on a real machine.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+from core_helper import command, container, corefile, delegate, journal, relay, supervisor, victim
+from core_helper.child import Result
+from unit.helper.support import elf
+
+LONGEST_PID = 9999999  # PID_MAX_LIMIT, include/linux/threads.h, has so many digits.
+PRINTABLE = set(map(chr, range(32, 127)))
+
+
+def status(data: bytes) -> None:
+    """Fields are text; reading them again from what was found changes nothing."""
+    fields = victim.parse_status(data)
+    assert all("\n" not in key + value and ":" not in key for key, value in fields.items())
+    written = "\n".join(f"{key}:\t{value}" for key, value in fields.items()).encode("latin-1")
+    assert victim.parse_status(written) == fields
+
+
+def stat(data: bytes) -> None:
+    """Fields are words, and nothing before the last parenthesis is one."""
+    fields = victim.stat_fields(data)
+    assert all(field and not field.isspace() and ")" not in field for field in fields)
+    assert sum(map(len, fields)) <= len(data)
+
+
+def limits(data: bytes) -> None:
+    """Limits are pairs of numbers; what the kernel would never write is a ValueError and nothing worse."""
+    try:
+        found = victim.parse_limits(data)
+    except ValueError:
+        return
+    assert all(isinstance(soft, int) and isinstance(hard, int) for soft, hard in found.values())
+    assert len(found) <= data.count(b"\n")
+
+
+def cgroup(data: bytes) -> None:
+    """Hierarchies are taken over unchanged, and the container's id is "" or 64 hexadecimal digits out of the paths."""
+    groups = victim.parse_cgroup(data)
+    assert all(b":" not in controllers and b"\n" not in path for controllers, path in groups)
+    assert victim.parse_cgroup(b"\n".join(b"0:" + b":".join(group) for group in groups)) == groups
+    name = victim.container_id(groups)
+    assert name == "" or (len(name) == 64 and set(name) <= set("0123456789abcdef"))
+    assert any(name.encode() in path for _, path in groups) or not name
+
+
+def environ(data: bytes) -> None:
+    """Variables are such as execve(2) takes, at most 1 MiB of them, and come out of a second reading unchanged."""
+    variables, cut = victim.parse_environ(data)
+    strings = [name + b"=" + value for name, value in variables.items()]
+    assert all(
+        name and b"=" not in name and b"\0" not in string for name, string in zip(variables, strings, strict=True)
+    )
+    assert all(len(string) + 1 <= 131072 for string in strings)
+    assert sum(len(string) + 1 for string in strings) <= victim.ENVIRON_LIMIT + 1
+    assert set(strings) <= set(data.split(b"\0"))
+    assert victim.parse_environ(b"\0".join(strings)) == (variables, False)
+    assert cut or set(variables) == {string.partition(b"=")[0] for string in data.split(b"\0") if string.find(b"=") > 0}
+
+
+def auxv(data: bytes) -> None:
+    """The vector says yes or no, or the crash is refused."""
+    try:
+        assert victim.secure_execution(data) in (True, False)
+    except victim.Refused:
+        pass
+
+
+def mountinfo(data: bytes) -> None:
+    """Mount points are words of the text, and the controllers too."""
+    mounts = container.cgroup_mounts(data)
+    decoded = data.replace(b"\\040", b" ")
+    assert all(mount_point in decoded and controllers in data for controllers, mount_point in mounts.items())
+
+
+def script_line(data: bytes) -> None:
+    """Interpreter and argument are what the kernel would take; they hold no NUL and fit into its buffer."""
+    line = b"#!" + data
+    found = delegate.parse_script_line(line)
+    assert found == kernel_script_line(line)
+    assert found is None or (len(found) <= 2 and sum(map(len, found)) <= delegate.SCRIPT_LINE - 3)
+
+
+def kernel_script_line(line: bytes) -> list[bytes] | None:
+    """Return what fs/binfmt_script.c makes of the first bytes of a script; written from the outcome and not step by step."""
+    seen = line[: delegate.SCRIPT_LINE].partition(b"\0")[0]
+    text, newline, _ = seen[2:].partition(b"\n")
+    if not newline and len(seen) < delegate.SCRIPT_LINE - 1:
+        # A NUL ends the line: blanks before it are not removed, so that an empty argument may be what follows them.
+        name, blank, argument = _first_word(text.lstrip(b" \t"))
+        return [name, argument] if blank else [name]
+    if not newline and len(seen) == delegate.SCRIPT_LINE:
+        # Nothing but a blank shows that the name is whole; the last byte of the buffer is then lost.
+        if not _first_word(text.lstrip(b" \t"))[1]:
+            return None
+        text = text[:-1]
+    name, _, argument = _first_word(text.strip(b" \t"))
+    if not name:
+        return None
+    return [name, argument] if argument else [name]
+
+
+def _first_word(text: bytes) -> tuple[bytes, bytes, bytes]:
+    """Return the first word, the blank that ends it, and what comes from the next word on."""
+    word = text.replace(b"\t", b" ").partition(b" ")[0]
+    return word, text[len(word) : len(word) + 1], text[len(word) :].lstrip(b" \t")
+
+
+def arguments(data: bytes) -> None:
+    """A command line announces a crash of plain numbers, or is told to be wrong; odd words of the delegate stay as they are."""
+    words = [os.fsdecode(word) for word in data.split(b"\0")]
+    try:
+        crash, problems = command.parse_arguments(words)
+    except command.UsageError:
+        return
+    numbers = (crash.pid, crash.uid, crash.gid, crash.tid, crash.signal, crash.time, crash.dumpable, crash.pidfd)
+    assert all(number is None or 0 <= number < 10**20 for number in numbers)
+    assert crash.limit is None or -1 <= crash.limit < 10**20
+    assert isinstance(crash.signal_name(), str)
+    given = data.split(b"\0")
+    assert crash.delegate == [] or (crash.delegate[0][:1] == b"/" and given[-len(crash.delegate) :] == crash.delegate)
+    assert all(isinstance(problem, str) for problem in problems) and len(problems) <= len(words)
+
+
+def configuration(data: bytes) -> None:
+    """Any text is a configuration that can be used, and at most one complaint a line that names it."""
+    result = command.Configuration()
+    command.parse_configuration(data, "conf", result)
+    assert result.delegate == [] or result.delegate[0][:1] == b"/"
+    assert all(command.expand(word, {}) is not None for word in result.delegate)
+    assert 1 <= result.timeout <= command.LONGEST_TIMEOUT
+    assert len(result.problems) <= data.count(b"\n") + 1
+    assert all(problem.startswith("conf, line ") for problem in result.problems)
+
+
+def words(data: bytes) -> None:
+    """Words are split or a quote is told to be open; quoted, they are split into the same again."""
+    for read in (command.split_words, command.unquote):
+        try:
+            found = read(data)
+        except command.ConfigurationError:
+            continue
+        assert sum(map(len, found)) <= len(data) if isinstance(found, list) else len(found) <= len(data)
+        if isinstance(found, list):
+            quoted = " ".join(shlex.quote(word.decode("latin-1")) for word in found).encode("latin-1")
+            assert command.split_words(quoted) == found
+
+
+VALUES = {"P": b"1", "p": b"%P", "e": b"%", "h": b"a b", "E": b"\xff"}
+
+
+def specifiers(data: bytes) -> None:
+    """A word is expanded once, from the left to the right, or refused."""
+    expected = bytearray()
+    rest = data
+    while rest:
+        letter = rest[1:2].decode("latin-1")
+        if rest[:1] != b"%":
+            expected += rest[:1]
+            rest = rest[1:]
+        elif letter and letter in "%PpugsteEh":
+            expected += b"%" if letter == "%" else VALUES.get(letter, b"")
+            rest = rest[2:]
+        else:
+            break
+    try:
+        expanded = command.expand(data, VALUES)
+    except command.ConfigurationError:
+        assert rest, "refused without a reason"
+    else:
+        assert not rest, f"{rest[:2]!r} was not refused"
+        assert expanded == expected
+
+
+def escape(data: bytes) -> None:
+    """Escaped bytes are printable, hold no quote, and tell the bytes."""
+    text = journal.escape(data)
+    assert set(text) <= PRINTABLE - {'"'} and len(text) <= 4 * len(data)
+    assert text.encode().decode("unicode_escape").encode("latin-1") == data
+
+
+def core(data: bytes) -> None:
+    """The length that a dump announces does not depend on how it comes in, nor on what follows its headers."""
+    at_once, one_by_one = corefile.Header(), corefile.Header()
+    at_once.add(data)
+    position = 0
+    while one_by_one.wanted and position < len(data):
+        # As the relay does, which never reads on.
+        step = min(1 + position % 7, one_by_one.wanted - len(one_by_one.content))
+        one_by_one.add(data[position : position + step])
+        position += step
+    assert (at_once.length, at_once.wanted) == (one_by_one.length, one_by_one.wanted)
+    assert at_once.length is None or (0 <= at_once.length < 1 << 65 and at_once.wanted == 0)
+    assert at_once.wanted <= corefile.LONGEST_HEADER
+
+
+def output(data: bytes) -> None:
+    """Of what a delegate says at most 64 KiB and 200 lines are logged, in order and unchanged."""
+    logged: list[bytes] = []
+    reading, writing = os.pipe2(os.O_NONBLOCK)
+    child: Any = SimpleNamespace(stderr_in=reading, stdout_in=-1)
+    taken = relay.Output(child, logged.append)
+    try:
+        for start in range(0, len(data), 50000):
+            os.write(writing, data[start : start + 50000])
+            taken.take(reading)
+        os.close(writing)
+        taken.finish()
+    finally:
+        os.close(reading)
+    assert not any(b"\n" in line for line in logged)
+    lines = data.split(b"\n")
+    if len(data) < relay.OUTPUT_LIMIT and len(lines) <= relay.OUTPUT_LINES:
+        assert logged == (lines if lines[-1] else lines[:-1])
+    elif b"not logged" in logged[-1]:
+        *logged, _ = logged
+        assert len(logged) <= relay.OUTPUT_LINES and sum(map(len, logged)) <= relay.OUTPUT_LIMIT
+        assert b"\n".join(lines).startswith(b"\n".join(logged))
+    else:
+        raise AssertionError("what was left out is not told")
+
+
+def reports(data: bytes) -> None:
+    """Whatever comes over the error pipe is taken over, in whatever parts it comes; a pid is one that a process can have."""
+    outcomes = []
+    for step in (len(data) or 1, 3):
+        child: Any = SimpleNamespace(setup_pid=1, pid=0, reported_pid=0, reported=b"")
+        result = Result()
+        for start in range(0, len(data), step):
+            child.reported += data[start : start + step]
+            supervisor._take_reports(child, result)
+        assert 0 <= child.reported_pid <= LONGEST_PID
+        assert result.failure is None or isinstance(result.failure, str)
+        outcomes.append((child.reported_pid, child.pid, child.reported, vars(result)))
+    assert outcomes[0] == outcomes[1]
+
+
+READERS: dict[str, Callable[[bytes], None]] = {
+    reader.__name__: reader
+    for reader in (
+        status,
+        stat,
+        limits,
+        cgroup,
+        environ,
+        auxv,
+        mountinfo,
+        script_line,
+        arguments,
+        configuration,
+        words,
+        specifiers,
+        escape,
+        core,
+        output,
+        reports,
+    )
+}
+
+
+def _proc(name: str) -> bytes:
+    with open(f"/proc/self/{name}", "rb") as file:
+        return file.read()
+
+
+ID = b"0123456789abcdef" * 4
+
+SEEDS: dict[str, list[bytes]] = {
+    "status": [_proc("status"), b"Name:\ta\\nUid:\t0\nTgid:\t7\nUid:\t1\t2\t3\t4\n"],
+    "stat": [_proc("stat"), b"7 () R 1 () D 1 2 3\n"],
+    "limits": [_proc("limits")],
+    "cgroup": [
+        _proc("cgroup"),
+        b"0::/docker/" + ID + b"\n",
+        b"3:cpu,cpuacct:/a/cri-containerd-" + ID + b".scope/init\n",
+    ],
+    "environ": [b"PATH=/usr/bin:/bin\0HOME=/root\0LANG=C.UTF-8\0_=/bin/sh\0", b"x=1\0" * 26, b"A=\0=\0B\0A=2"],
+    "auxv": [_proc("auxv")],
+    "mountinfo": [
+        b"1 2 0:3 / /m rw - cgroup cgroup\n",
+        _proc("mountinfo"),
+        b"30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n31 23 0:27 / /c/cpu\\040x rw - cgroup cgroup rw,cpu,cpuacct\n",
+    ],
+    "script_line": [b"/bin/sh -e\n", b" /usr/bin/env  python3 -u \n", b"/a \0", b" " * 200 + b"/a" * 27, b"/a" * 200],
+    "arguments": [
+        b"-F3\0-I12\0-s11\0-t1700000000\0-d1\0-c-1\x0012\x000\x000\0/opt/bin/uploader.sh\0s3://b/",
+        b"-F\0-x\0--\x001\x002\x003",
+    ],
+    "configuration": [
+        b'# comment\nDOCKERCOREHELPER_DELEGATE="/opt/bin/uploader.sh s3://bucket/ %P %u %g"\n'
+        b"DOCKERCOREHELPER_FALLBACK_CORE=1\nDOCKERCOREHELPER_TIMEOUT=300\n",
+        b"DOCKERCOREHELPER_DELEGATE='/a b' # c\nDOCKERCOREHELPER_TIMEOUT=\"7\"\nX\n",
+    ],
+    "words": [b'/a "b \\" c" \'d e\'f\\ g # h', b'"a\\\\"', b"'a' # b"],
+    "specifiers": [b"%P.%u.%g-%%%%e", b"s3://%h/%E", b"%"],
+    "escape": [b"server", b'\x1b[31m"\n\\\xff'],
+    "core": [elf(bits, order, [(0x1000, 0x500), (0x1500, 0)]) for bits in (32, 64) for order in "<>"]
+    + [elf(64, "<", [], corefile.PN_XNUM, 1 << 20)]
+    # Its program headers stand at 1 TiB.
+    + [elf(64, "<", [(0, 0)])[:32] + (1 << 40).to_bytes(8, "little") + elf(64, "<", [(0, 0)])[40:]],
+    "output": [b"uploader.sh: no client\nbye", b"x\n" * 300],
+    "reports": [b"note a\npid 12\n", b"ready \n", b"absent /a: No such file\n", b"crowded x\nfailed y\n"],
+}

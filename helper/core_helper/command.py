@@ -131,7 +131,7 @@ def parse_arguments(words: "list[str]") -> "tuple[Crash, list[str]]":
         setattr(crash, option, told)
     delegate = [encode(word) for word in words[position + 3 :]]
     if delegate and not delegate[0].startswith(b"/"):
-        problems.append(f"delegate {delegate[0]!r} ignored: kernel.core_pattern must name its absolute path")
+        problems.append(f"delegate {shown(delegate[0])} ignored: kernel.core_pattern must name its absolute path")
     else:
         crash.delegate = delegate
     return crash, problems
@@ -140,6 +140,11 @@ def parse_arguments(words: "list[str]") -> "tuple[Crash, list[str]]":
 def encode(text: str) -> bytes:
     """Return the bytes that Python has made ``text`` of: a word of the command line, or a host name."""
     return text.encode(sys.getfilesystemencoding(), "surrogateescape")
+
+
+def shown(text: bytes) -> str:
+    """Return ``text`` in quotes for a message."""
+    return repr(text.decode("utf-8", "backslashreplace"))
 
 
 def _is_number(word: str) -> bool:
@@ -200,15 +205,15 @@ def _take_line(line: bytes, configuration: "Configuration") -> None:
         for word in words:
             expand(word, {})
         if words and not words[0].startswith(b"/"):
-            raise ConfigurationError(f"delegate {words[0]!r} must be an absolute path in the container")
+            raise ConfigurationError(f"delegate {shown(words[0])} must be an absolute path in the container")
         configuration.delegate = words
     elif key == b"DOCKERCOREHELPER_TIMEOUT":
         words = split_words(value)
         if len(words) != 1 or not words[0].isdigit() or len(words[0]) > 5 or not 0 < int(words[0]) <= LONGEST_TIMEOUT:
-            raise ConfigurationError(f"{value!r} must be a number of seconds from 1 to {LONGEST_TIMEOUT}")
+            raise ConfigurationError(f"{shown(value)} must be a number of seconds from 1 to {LONGEST_TIMEOUT}")
         configuration.timeout = float(int(words[0]))
     else:
-        raise ConfigurationError(f"unknown key {key!r}")
+        raise ConfigurationError(f"unknown key {shown(key)}")
 
 
 def unquote(value: bytes) -> bytes:

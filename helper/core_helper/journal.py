@@ -31,6 +31,12 @@ class Journal:
         """Tell that a core was lost, or a part of it."""
         self._write(LOG_ERR, text)
 
+    def refuse(self, crash: "Crash", whereabouts: "tuple[bytes, str]", reason: str) -> None:
+        """Tell that a core is not delegated; ``whereabouts`` are name and container of the process as far as is known."""
+        comm, container = whereabouts
+        who = f'pid={crash.pid} uid={crash.uid} gid={crash.gid} comm="{escape(comm)}" container={container[:12] or "-"}'
+        self.error(f"{who}: core not delivered: {reason}")
+
     def warning(self, text: str) -> None:
         """Tell what should be mended."""
         self._write(LOG_WARNING, text)

@@ -100,8 +100,7 @@ def handle(
         process.hostname = container.hostname_of(process)
         plan = delegate.prepare(process)
     except (victim.Refused, OSError) as error:
-        who = f"pid={crash.pid} uid={crash.uid} gid={crash.gid}"
-        open_journal(terminal).error(f"{who}: core not delivered: {error}")
+        open_journal(terminal).refuse(crash, victim.whereabouts(crash.pid), str(error))
         return EXIT_NOT_DELIVERED
 
     def attempt(run: "Callable[[Child], NoReturn]") -> "Result":

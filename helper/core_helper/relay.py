@@ -17,6 +17,7 @@ STEP = 1 << 20
 OUTPUT_LIMIT = 65536
 OUTPUT_LINES = 200
 DEADLINE = "deadline passed"
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.001, 0.1  # Seconds between two looks whether the delegate has read all.
 
 
 class Output:
@@ -72,6 +73,8 @@ class Relay:
         self.output = Output(child, log)
         self.open = True
         self.readable = False
+        self.ended = False
+        self.pause = SHORTEST_PAUSE
         self.header = corefile.Header()
         self.pending = b""
         linux.set_pipe_size(core, PIPE_SIZE)
@@ -81,7 +84,7 @@ class Relay:
         """Relay the core to its end and wait for that of the delegate; tell whether both came before the time ``deadline``."""
         pidfd = linux.pidfd_open(self.child.pid)
         end = None
-        while end is None or self.open:
+        while end is None or (self.open and not self.ended):
             left = deadline - time.monotonic()
             if left <= 0:
                 self.result.failure = DEADLINE
@@ -92,6 +95,8 @@ class Relay:
                 poll.register(pidfd, select.POLLIN)
             for stream in self.output.streams:
                 poll.register(stream, select.POLLIN)
+            if self.ended and self.open:
+                left, self.pause = min(left, self.pause), min(2 * self.pause, LONGEST_PAUSE)
             ready = dict(poll.poll(left * 1000 + 1))
             self._advance(ready)
             for stream in list(self.output.streams):
@@ -114,7 +119,7 @@ class Relay:
     def _register(self, poll: select.poll) -> None:
         # One side at a time: waiting for the sink while the source is empty would spin, and the other way round too.
         if self.open:
-            poll.register(self.sink, select.POLLOUT if self.readable else 0)
+            poll.register(self.sink, select.POLLOUT if self.readable and not self.ended else 0)
             if not self.readable:
                 poll.register(self.core, select.POLLIN)
 
@@ -125,6 +130,8 @@ class Relay:
             self.readable = True
         elif ready.get(self.sink, 0) & (select.POLLERR | select.POLLNVAL):
             self._close()  # The delegate closed its standard input: it does not want more.
+        elif self.ended:
+            self._close_when_read()
         elif ready.get(self.sink, 0) & select.POLLOUT:
             self._move()
 
@@ -139,8 +146,14 @@ class Relay:
             return
         self.result.delivered += moved
         if moved == 0:
-            self.result.complete = True
+            self.ended = True
             self.result.length = self.header.length
+            self._close_when_read()
+
+    def _close_when_read(self) -> None:
+        """Give the delegate the end of its input once it has read all: what still lies in the pipe is not delivered yet."""
+        if linux.bytes_in_pipe(self.sink) == 0:
+            self.result.complete = True
             self._close()
 
     def _copy(self) -> int:

@@ -63,8 +63,7 @@ class FaultingProcess:
         self.comm = read(task, "comm").rstrip(b"\n")
         self.exe = _link(task, "exe")
         self.nice = int(stat[16])
-        # The exit status it will have, for a core pattern without %s. Kernels that do not show it early show 0.
-        self.signal = int(stat[49]) & 0x7F or None
+        self.signal = _exit_signal(task)
         self.oom_score_adj = read(task, "oom_score_adj").strip()
         self.limits = parse_limits(read(task, "limits"))
         self.cgroups = parse_cgroup(read(task, "cgroup"))
@@ -105,6 +104,15 @@ def read(directory: int, name: str, limit: int = FILE_LIMIT) -> bytes:
         return b"".join(parts)
     finally:
         posix.close(descriptor)
+
+
+def whereabouts(pid: int) -> "tuple[bytes, str]":
+    """Return name and container id of process ``pid`` for a line in the log, empty where they cannot be had any more."""
+    try:
+        directory = posix.open(f"/proc/{pid}", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
+        return read(directory, "comm").rstrip(b"\n"), container_id(parse_cgroup(read(directory, "cgroup")))
+    except OSError:
+        return b"", ""
 
 
 def parse_status(text: bytes) -> "dict[str, str]":
@@ -196,6 +204,15 @@ def secure_execution(auxv: bytes) -> bool:
 
 def _ids(status: "dict[str, str]", field: str) -> "list[int]":
     return [int(value) for value in status[field].split()]
+
+
+def _exit_signal(task: int) -> "int | None":
+    """Return the signal that ends the process, for a core pattern without %s, None on kernels that show it only later."""
+    try:
+        # Of the process, which lies two directories up: that of a thread does not show it.
+        return int(stat_fields(read(task, "../../stat"))[49]) & 0x7F or None
+    except (OSError, IndexError):
+        return None
 
 
 def _link(directory: int, name: str) -> bytes:

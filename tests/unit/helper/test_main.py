@@ -106,7 +106,7 @@ def test_a_process_that_does_not_crash_is_refused(tmp_path: Path, as_kernel: boo
     done = Run(tmp_path, str(os.getpid()), str(os.getuid()), str(os.getgid()), "/bin/true", as_kernel=as_kernel)
     assert done.code == 1
     (line,) = done.lines
-    assert line.startswith("<27>") and f"]: pid={os.getpid()} uid={os.getuid()} gid={os.getgid()}: " in line
+    assert line.startswith("<27>") and f"]: pid={os.getpid()} uid={os.getuid()} gid={os.getgid()} comm=" in line
     assert f"core not delivered: process {os.getpid()} is not dumping core" in line
 
 

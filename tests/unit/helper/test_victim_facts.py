@@ -45,11 +45,15 @@ FILES = {
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    (tmp_path / "attr" / "apparmor").mkdir(parents=True)
+    directory = tmp_path / "task" / "4712"
+    (directory / "attr" / "apparmor").mkdir(parents=True)
     for name, content in FILES.items():
-        (tmp_path / name).write_bytes(content)
-    (tmp_path / "exe").symlink_to("/usr/bin/server (deleted)")
-    return tmp_path
+        (directory / name).write_bytes(content)
+    # A thread does not show the exit status that its process will have.
+    (tmp_path / "stat").write_bytes(FILES["stat"])
+    (directory / "stat").write_bytes(FILES["stat"].replace(b" 139\n", b" 0\n"))
+    (directory / "exe").symlink_to("/usr/bin/server (deleted)")
+    return directory
 
 
 def describe(
@@ -77,7 +81,7 @@ def test_facts_are_those_of_the_files(directory: Path) -> None:
 
 
 def test_a_signal_that_the_kernel_does_not_show_early_is_not_known(directory: Path) -> None:
-    (directory / "stat").write_bytes(FILES["stat"].replace(b" 139\n", b" 0\n"))
+    (directory.parent.parent / "stat").write_bytes(FILES["stat"].replace(b" 139\n", b" 0\n"))
     assert describe(directory).signal is None
 
 

@@ -3,7 +3,7 @@
 .DEFAULT_GOAL := help
 # One after the other, also with -j.
 .NOTPARALLEL:
-.PHONY: help demo test lint unit molecule bench fuzz test-hostile venv packages clean
+.PHONY: help demo test lint unit molecule test-hostile bench fuzz venv packages clean
 
 # The first Python that can build .venv. Not `:=`, because the packages may bring one.
 PYTHON = $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -15,13 +15,13 @@ AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo) env PATH="$(BIN):$(PATH)" P
 SHELL_SCRIPTS = $(wildcard .ci/run container_scripts/*.sh tests/*.sh)
 
 help: ## list the verbs
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
 
 demo: packages venv ## roll out to this machine, crash a container, fetch the core from S3, and give everything back
 	@$(AS_ROOT) python -u tests/demo.py
 
-test: packages lint unit molecule ## prove everything: lint, unit and molecule
-	@printf '\nmake test: lint, unit and molecule passed. kernel.core_pattern is now: '
+test: packages lint unit molecule test-hostile ## prove everything: lint, unit, molecule, test-hostile
+	@printf '\nmake test: lint, unit, molecule and test-hostile passed. kernel.core_pattern is now: '
 	@cat /proc/sys/kernel/core_pattern
 
 lint: venv ## ruff, mypy, shellcheck, yamllint, ansible-lint
@@ -38,6 +38,9 @@ unit: venv ## the tests that need no root; those of the helper on each Python 3.
 
 molecule: venv ## the helper on this machine, with real crashes in Docker containers
 	@$(AS_ROOT) tests/molecule.sh
+
+test-hostile: packages venv ## every attack of tests/hostile, with real containers on this machine
+	@$(AS_ROOT) python -u tests/hostile/run.py
 
 bench: packages venv ## measure the time from crash to delegate, and the memory, against a Python that only executes
 	@$(AS_ROOT) python -u tests/bench/bench.py

@@ -1,0 +1,317 @@
+"""Shows that the tests can fail: takes out one defence after the other of the installed helper, and runs its test.
+
+For whoever changes a test or a defence: ``sudo .venv/bin/python tests/hostile/broken.py``. No part of ``make test``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import lab
+import pytest
+from hostile import run
+
+LIBRARY = Path("/opt/lib/docker_core_helper")
+Edit = tuple[str, str, str]  # A file of the library, what stands there, and what takes its place.
+
+NO_MAGICLINKS: Edit = ("linux.py", "resolve: int = RESOLVE_NO_MAGICLINKS", "resolve: int = 0")
+KEEP_DESCRIPTORS: Edit = ("linux.py", "    lowest = 3\n", "    return\n    lowest = 3\n")
+BREAKS: dict[str, tuple[list[Edit], str]] = {
+    "01 interpreter may be a magic link, or our own": (
+        [NO_MAGICLINKS, ("delegate.py", "identity(found) == forbidden", "False")],
+        "attack_01",
+    ),
+    "01 the kernel opens the interpreter": (
+        [
+            ("delegate.py", 'if not line.startswith(b"#!"):', "if True:"),
+            (
+                "delegate.py",
+                "posix.execve(self.descriptor, self.arguments, environment)",
+                "posix.execve(self.arguments[0], self.arguments, environment)",
+            ),
+        ],
+        "attack_01_proc",
+    ),
+    "02 processes are dumpable": (
+        [("privileges.py", "linux.prctl(linux.PR_SET_DUMPABLE, 0)", "pass")],
+        "attack_02_looking",
+    ),
+    "02 descriptors are kept until exec": ([KEEP_DESCRIPTORS], "attack_02_cap"),
+    "03 the kernel's pidfd is inherited": (
+        [
+            KEEP_DESCRIPTORS,
+            ("main.py", "posix.set_inheritable(crash.pidfd, False)", "posix.set_inheritable(crash.pidfd, True)"),
+        ],
+        "attack_03",
+    ),
+    "04 a module is imported in the container": (
+        [
+            ("delegate.py", "        lock_interpreter()\n", ""),
+            ("delegate.py", "        program.append(", "        import colorsys  # noqa\n        program.append("),
+        ],
+        "attack_04",
+    ),
+    "05 failures are told with a traceback": (
+        [
+            ("delegate.py", "import _signal\n", "import _signal, traceback\n"),
+            (
+                "delegate.py",
+                '{reporter.step}: {error}")\n    except OSError',
+                '{traceback.format_exc()}")\n    except OSError',
+            ),
+        ],
+        "attack_05",
+    ),
+    "06 anything may be the delegate": (
+        [NO_MAGICLINKS, ("delegate.py", "if found.st_mode & linux.S_IFMT != linux.S_IFREG:", "if False:")],
+        "attack_06_the_path",
+    ),
+    "06 the delegate is opened from the host": (
+        [
+            NO_MAGICLINKS,
+            (
+                "delegate.py",
+                "program.append(Program(words,",
+                'program.append(Program([b"/proc/%d/root" % plan.process.host_pid + words[0]],',
+            ),
+            (
+                "delegate.py",
+                '("give pipes", give_pipes), *entry',
+                '("give pipes", give_pipes), ("open", open_program), *entry',
+            ),
+            ("delegate.py", 'steps.append(("open delegate", open_program))', "pass"),
+        ],
+        "attack_06_the_path and victims",
+    ),
+    "07 the process is not verified": (
+        [("victim.py", '    if status.get("CoreDumping") != "1":', "    return\n    if False:")],
+        "attack_07",
+    ),
+    "08 set-id is not asked for": (
+        [("victim.py", "    if not safe or secure or len", "    if False and len")],
+        "attack_08",
+    ),
+    "09 the leader stands for the thread": (
+        [("command.py", '"-I": "tid"', '"-I": "unused"')],
+        "attack_09",
+    ),
+    "10 no_new_privs is not set": (
+        [("privileges.py", "linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)", "pass")],
+        "attack_10_a_set_id",
+    ),
+    "10 the bounding set is that of the process": (
+        [("privileges.py", "bounding = process.bounding & process.permitted", "bounding = process.bounding")],
+        "attack_10_root or attack_10_file",
+    ),
+    "10 control groups are not joined": (
+        [("container.py", 'posix.write(file, b"0")', "pass")],
+        "attack_10_a_node or attack_11_the_limit",
+    ),
+    "11, 12 no deadline": (
+        [("relay.py", "            if left <= 0:", "            if False:")],
+        "attack_11_the_delegate_stops",
+    ),
+    "11 a frozen delegate is waited for": (
+        [
+            (
+                "supervisor.py",
+                "if time.monotonic() > limit:\n                return",
+                "if False:\n                return",
+            )
+        ],
+        "attack_11_the_container_is_frozen",
+    ),
+    "11 control groups are joined before the fork": (
+        [
+            (
+                "delegate.py",
+                "        try:\n            pid = posix.fork()",
+                "        plan.groups.join()\n        try:\n            pid = posix.fork()",
+            )
+        ],
+        "attack_11_the_limit",
+    ),
+    "11 the length of the core is not known": (
+        [("relay.py", "self.result.length = self.header.length", "pass")],
+        "attack_11_the_process",
+    ),
+    "11 the exit code is ignored": ([("relay.py", "and end.si_status:", "and False:")], "attack_11_the_exit"),
+    "12 only the session is ended": ([("supervisor.py", "in _holders(child, process)", "in []")], "attack_12_a_daemon"),
+    "12 all output is logged": (
+        [
+            ("relay.py", "OUTPUT_LINES = 200", "OUTPUT_LINES = 1000000"),
+            ("relay.py", "OUTPUT_LIMIT = 65536", "OUTPUT_LIMIT = 1 << 19"),
+        ],
+        "attack_12_the_output",
+    ),
+    "13 no share of the slots": ([("main.py", "        slots.take(process)\n", "")], "attack_13"),
+    "14 the limit of cores is taken over": (
+        [("privileges.py", '    "Max resident set": 5,', '    "Max core file size": 4,\n    "Max resident set": 5,')],
+        "attack_14",
+    ),
+    "15 names are written as they are": (
+        [
+            (
+                "journal.py",
+                'return "".join(chr(byte) if 32',
+                'return text.decode("latin-1")\n    return "".join(chr(byte) if 32',
+            )
+        ],
+        "attack_15",
+    ),
+    "16 /proc is opened in the container": (
+        [
+            (
+                "delegate.py",
+                '[("give pipes", give_pipes), *entry_steps(plan, reporter)]',
+                '[*entry_steps(plan, reporter), ("give pipes", give_pipes)]',
+            )
+        ],
+        "attack_16_a_false",
+    ),
+    "16 ids after the user namespace": (
+        [
+            ("privileges.py", "        linux.setns(process.user_namespace, linux.CLONE_NEWUSER)\n", "        pass\n"),
+            (
+                "privileges.py",
+                "    posix.setgroups(process.groups)\n",
+                "    if process.user_namespace is not None:\n        linux.setns(process.user_namespace, linux.CLONE_NEWUSER)\n"
+                "    posix.setgroups(process.groups)\n",
+            ),
+        ],
+        "attack_16_a_user",
+    ),
+    "17 all of the environment is passed on": (
+        [
+            ("delegate.py", "if error.errno != linux.E2BIG:", "if True:"),
+            ("victim.py", "ENVIRON_LIMIT = 1 << 20", "ENVIRON_LIMIT = 1 << 24"),
+        ],
+        "attack_17",
+    ),
+    "18 what is there is opened": (
+        [("fallback.py", "posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW", "posix.O_CREAT")],
+        "attack_18_something",
+    ),
+    "18 the file is created with the helper's privileges": (
+        [("fallback.py", "*delegate.entry_steps(plan, reporter)]", "*delegate.entry_steps(plan, reporter)[:4]]")],
+        "attack_18_the_temporary",
+    ),
+    "18 errors of the disk are ignored": (
+        [
+            (
+                "fallback.py",
+                '            raise delegate.Stopped(f"{error.strerror} after',
+                '            posix._exit(0)\n            raise delegate.Stopped(f"{error.strerror} after',
+            )
+        ],
+        "attack_18_a_full",
+    ),
+    "19 no filter": (
+        [("privileges.py", "linux.set_seccomp_filter(seccomp.deny_filter(seccomp.architecture()))", "pass")],
+        "attack_19",
+    ),
+    "19 strict mode is left": ([("privileges.py", "if process.seccomp == 1:", "if False:")], "attack_19_strict"),
+    "19a variables of a confined process are passed on": (
+        [("victim.py", "if self.seccomp_filters > (1 if", "if self.seccomp_filters > (9 if")],
+        "attack_19_a_process",
+    ),
+    "attributes: groups": (
+        [("privileges.py", "posix.setgroups(process.groups)", "posix.setgroups([])")],
+        "no_more and groups",
+    ),
+    "attributes: capabilities": (
+        [("privileges.py", "bounding = process.bounding & process.permitted", "bounding = (1 << 40) - 1")],
+        "no_more and dropped",
+    ),
+    "attributes: limits": (
+        [
+            (
+                "privileges.py",
+                "        if name not in process.limits:\n            continue\n        soft",
+                "        continue\n        soft",
+            )
+        ],
+        "no_more and limits",
+    ),
+    "attributes: nice and out-of-memory score": (
+        [
+            ("privileges.py", "if process.nice != 0:", "if False:"),
+            ("privileges.py", 'if process.oom_score_adj == b"0":', "if True:"),
+        ],
+        "no_more and limits",
+    ),
+    "attributes: umask": ([("delegate.py", "posix.umask(process.umask)", "pass")], "no_more and limits"),
+}
+
+
+class Failures:
+    """The tests that failed."""
+
+    def __init__(self) -> None:
+        """Starts with none."""
+        self.names: list[str] = []
+        self.passed = 0
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Takes the result of a test."""
+        if report.when == "call":
+            if report.failed:
+                self.names.append(report.nodeid.rpartition("::")[2])
+            else:
+                self.passed += 1
+
+
+def try_out(name: str) -> bool:
+    """Takes a defence out, runs its tests, puts it back, and tells whether a test has failed."""
+    edits, selection = BREAKS[name]
+    (library,) = LIBRARY.glob("*/core_helper")
+    kept = lab.DIRECTORY / "kept"
+    shutil.copytree(library, kept)
+    failures = Failures()
+    try:
+        for file, old, new in edits:
+            source = library / file
+            text = source.read_text()
+            if text.count(old) != 1:
+                print(f"{name}: {file} does not have exactly one {old!r}")
+                return False
+            source.write_text(text.replace(old, new))
+            # Compiled code that is never compared with its source; see the role's library.
+            for compiled in (library / "__pycache__").glob(f"{source.stem}.*"):
+                compiled.unlink()
+        with contextlib.redirect_stdout(io.StringIO()):
+            here = str(Path(__file__).resolve().parent)
+            pytest.main(["-q", "--maxfail=1", f"--rootdir={lab.PROJECT}", "-k", selection, here], plugins=[failures])
+    finally:
+        shutil.rmtree(library)
+        shutil.copytree(kept, library)
+        shutil.rmtree(kept)
+    print(f"{name}: {len(failures.names)} failed, {failures.passed} passed: {', '.join(failures.names)}", flush=True)
+    return bool(failures.names)
+
+
+def main() -> int:
+    """Tries all, or those whose name begins with a word of the command line; returns the exit status."""
+    for number in (signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, run.interrupt)
+    try:
+        lab.start()
+        lab.playbook("site.yml", *lab.HERE, "-e", run.VARIABLES)
+        chosen = [name for name in BREAKS if not sys.argv[1:] or name.startswith(tuple(sys.argv[1:]))]
+        shown = [try_out(name) for name in chosen]
+    finally:
+        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        lab.stop()
+    return 0 if all(shown) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""Fixtures of the attacks: an image of programs that mean harm, containers of it, and the kernel's settings."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import lab
+import pytest
+from containers import Container, Crash, read_log
+
+HERE = Path(__file__).resolve().parent
+DELEGATE = Path("/opt/bin/delegate")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def image() -> None:
+    """Compiles the programs and puts them into an image of their own."""
+    for program in ("victim", "delegate"):
+        flags = ("-static", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread")
+        lab.command("gcc", *flags, "-o", lab.VICTIMS / program, HERE / f"{program}.c")
+    alone = ("-nostdlib", "-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", "-Wl,--entry=_start")
+    lab.command("gcc", *alone, "-o", lab.VICTIMS / "planted", HERE / "planted.c")
+    victim = lab.VICTIMS / "victim"
+    files = {"usr/bin/victim": victim, "usr/bin/setid": victim, "opt/bin/delegate": lab.VICTIMS / "delegate"}
+    lab.import_image("hostile", files)
+
+
+@pytest.fixture(scope="module")
+def attack() -> Iterator[Crash]:
+    """Runs the victim in a container: ``attack(*its_actions, options=...)``."""
+    containers = []
+
+    def run(*actions: str, options: tuple[str, ...] = ()) -> Container:
+        containers.append(Container("hostile", ("victim", *actions), options))
+        return containers[-1]
+
+    yield run
+    for container in containers:
+        container.remove()
+
+
+@pytest.fixture
+def refusal() -> Callable[[str], str]:
+    """Waits for a line with a text which was not in the log before the test: a refusal does not name the container."""
+    before = set(read_log().splitlines())
+
+    def wait(text: str) -> str:
+        deadline = time.monotonic() + 10
+        while True:
+            for line in read_log().splitlines():
+                if text in line and line not in before:
+                    return line
+            assert time.monotonic() < deadline, f"not in the log: {text}"
+            time.sleep(0.1)
+
+    return wait
+
+
+@pytest.fixture
+def kernel() -> Iterator[Callable[[str, str], None]]:
+    """Sets a value of the kernel for the time of one test."""
+    before = {name: lab.setting(name).read_text() for name in lab.SETTINGS}
+
+    def write(name: str, value: str) -> None:
+        lab.setting(name).write_text(value)
+        assert lab.setting(name).read_text().rstrip("\n") == value
+
+    yield write
+    for name, value in before.items():
+        lab.setting(name).write_text(value)
+
+
+@pytest.fixture
+def delegate_of_the_host() -> Iterator[None]:
+    """Puts the delegate where the configuration says, on the host itself."""
+    shutil.copy(lab.VICTIMS / "delegate", DELEGATE)
+    yield
+    DELEGATE.unlink()
+
+
+@pytest.fixture
+def records() -> Iterator[Path]:
+    """A directory for records of the host's processes, in which every user may write."""
+    directory = lab.RECORDS / "host"
+    directory.mkdir()
+    directory.chmod(0o777)
+    yield directory
+    shutil.rmtree(directory)

@@ -1,0 +1,119 @@
+/*
+ * A delegate that the container chose. $ATTACK says what it does; a delegate has the environment of the faulting process.
+ * Without it: records what it is in $RECORD_DIRECTORY/delegate.$CORE_PID, with the core beside it.
+ */
+#include "../victims/facts.h"
+#include "syscalls.h"
+
+#include <signal.h>
+#include <sys/sysmacros.h>
+
+static int is(const char *attack)
+{
+	const char *chosen = getenv("ATTACK");
+	return chosen && !strcmp(chosen, attack);
+}
+
+static void read_slowly(void)
+{
+	char buffer[4096];
+	while (read(0, buffer, sizeof buffer) > 0)
+		usleep(100000);
+}
+
+static void read_all(void)
+{
+	char buffer[1 << 16];
+	while (read(0, buffer, sizeof buffer) > 0)
+		;
+}
+
+/* A daemon, out of the session and of every group of this process, keeps all of our descriptors open. */
+static void leave_daemon(void)
+{
+	if (fork())
+		_exit(0);
+	setsid();
+	if (fork())
+		_exit(0);
+	for (;;)
+		pause();
+}
+
+/* Device rules hang on the control group: making the node is allowed to a container, opening it is not. */
+static void open_disk(void)
+{
+	FILE *to = fopen("/out/disk", "we");
+	char *disk = getenv("DISK");
+	int major = atoi(disk), minor = atoi(strchr(disk, ':') + 1);
+	if (mknod("/tmp/disk", S_IFBLK | 0600, makedev(major, minor)))
+		fprintf(to, "mknod: %s\n", strerror(errno));
+	int file = open("/tmp/disk", O_RDONLY);
+	fprintf(to, "open: %s\n", file < 0 ? strerror(errno) : "it worked");
+	fclose(to);
+}
+
+static void record(void)
+{
+	char hidden[PATH_MAX], final[PATH_MAX], buffer[1 << 16];
+	const char *pid = getenv("CORE_PID");
+	size_t length;
+
+	snprintf(hidden, sizeof hidden, "%s/.delegate.%s", record_directory(), pid ? pid : "unknown");
+	snprintf(final, sizeof final, "%s/delegate.%s", record_directory(), pid ? pid : "unknown");
+	write_facts(hidden);
+	copy_proc(hidden, "stat");
+	FILE *core = create(hidden, "core");
+	while ((length = fread(buffer, 1, sizeof buffer, stdin)) > 0)
+		if (fwrite(buffer, 1, length, core) != length)
+			fail("core");
+	fclose(core);
+	if (rename(hidden, final))
+		fail(final);
+}
+
+int main(int argc, char **argv)
+{
+	if (is("never-reads") || is("never-ends")) {
+		if (is("never-ends"))
+			read_all();
+		for (;;)
+			pause();
+	} else if (is("reads-slowly"))
+		read_slowly();
+	else if (is("daemon"))
+		leave_daemon();
+	else if (is("waits")) {
+		while (access("/out/go", F_OK))
+			usleep(10000);
+		read_all();
+	} else if (is("stops"))
+		raise(SIGSTOP);
+	else if (is("crashes")) {
+		read_all();
+		abort();
+	} else if (is("talks")) {
+		for (int line = 0; line < 100000; line++)
+			if (write(2, "\x1b[31m 0123456789 0123456789 0123456789 0123456789\n", 50) < 0)
+				break;
+		read_all();
+	} else if (is("opens-disk")) {
+		read_all();
+		open_disk();
+	} else if (is("system-calls")) {
+		read_all();
+		ask_for_system_calls("/out/delegate.syscalls");
+	} else if (is("fails")) {
+		read_all();
+		return 7;
+	} else if (is("tells-words")) {
+		/* Each word of the command line as it came, a NUL after it. */
+		read_all();
+		FILE *to = fopen("/out/words", "we");
+		for (int i = 1; i < argc; i++)
+			fwrite(argv[i], 1, strlen(argv[i]) + 1, to);
+		fclose(to);
+	} else
+		record();
+	return 0;
+}

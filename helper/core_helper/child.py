@@ -13,7 +13,10 @@ class Child:
     """The process that enters the container, seen from the supervisor: its pipes and pids, and what it reported."""
 
     def __init__(self, groups: container.ControlGroups, run: "Callable[[Child], NoReturn]") -> None:
-        """Fork it into ``groups`` and have it ``run``; on our side no end of a pipe ever waits. Raises OSError."""
+        """Fork it into ``groups`` and have it ``run``. Raises OSError.
+
+        Nothing is done here after the fork that can wait: it would slow the child down, which shares our memory's pages.
+        """
         self.core_in, self.core_out = posix.pipe()
         self.error_in, self.error_out = posix.pipe()
         self.stdout_in, self.stdout_out = posix.pipe()
@@ -38,7 +41,10 @@ class Child:
                 posix._exit(1)
         for descriptor in theirs:
             posix.close(descriptor)
-        for descriptor in ours:
+
+    def settle(self) -> None:
+        """Once the delegate runs: have no end of a pipe on our side wait, and note which pipes the delegate was given."""
+        for descriptor in (self.core_out, self.error_in, self.stdout_in, self.stderr_in):
             posix.set_blocking(descriptor, False)
         self.pipes = {posix.fstat(end).st_ino for end in (self.core_out, self.stdout_in, self.stderr_in)}
 

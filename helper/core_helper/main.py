@@ -8,7 +8,7 @@ import posix
 import sys
 import time
 
-from core_helper import __version__, command, container, delegate, privileges, slots, victim
+from core_helper import __version__, command, container, delegate, privileges, slots, supervisor, victim
 from core_helper.child import Child
 
 TYPE_CHECKING = False
@@ -107,9 +107,6 @@ def handle(
         deadline = began + configuration.timeout
         while True:
             child = Child(plan.groups, run)
-            # The child is on its way: what the rest needs is imported only now.
-            from core_helper import supervisor
-
             result = supervisor.supervise(
                 core, child, process, deadline, lambda line: open_journal(terminal).output(crash, process, line)
             )

@@ -17,7 +17,7 @@ STEP = 1 << 20
 OUTPUT_LIMIT = 65536
 OUTPUT_LINES = 200
 DEADLINE = "deadline passed"
-SHORTEST_PAUSE, LONGEST_PAUSE = 0.001, 0.1  # Seconds between two looks whether the delegate has read all.
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.0001, 0.1  # Seconds between two looks whether the delegate has read all.
 
 
 class Output:
@@ -95,9 +95,7 @@ class Relay:
                 poll.register(pidfd, select.POLLIN)
             for stream in self.output.streams:
                 poll.register(stream, select.POLLIN)
-            if self.ended and self.open:
-                left, self.pause = min(left, self.pause), min(2 * self.pause, LONGEST_PAUSE)
-            ready = dict(poll.poll(left * 1000 + 1))
+            ready = dict(poll.poll(self._patience(left)))
             self._advance(ready)
             for stream in list(self.output.streams):
                 if stream in ready:
@@ -110,6 +108,16 @@ class Relay:
             kind = "ended with exit code" if end.si_code == posix.CLD_EXITED else "was killed by signal"
             self.result.failure = f"it {kind} {end.si_status}"
         return self.result.failure != DEADLINE
+
+    def _patience(self, left: float) -> float:
+        """Return the milliseconds to wait for an event, of ``left`` seconds: short while the pipe is being emptied."""
+        if not (self.ended and self.open):
+            return left * 1000 + 1
+        pause, self.pause = min(left, self.pause), min(2 * self.pause, LONGEST_PAUSE)
+        if pause < 0.001:
+            time.sleep(pause)  # Less than poll(2) can wait.
+            return 0
+        return pause * 1000
 
     def finish(self) -> None:
         """Close the child's input if that was not done yet, and log its last words."""

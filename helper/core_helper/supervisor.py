@@ -36,6 +36,7 @@ def supervise(
     result = Result()
     if _wait_for_start(child, result, deadline):
         result.started = True
+        child.settle()
         # What moves the core is imported only now, when the delegate runs.
         from core_helper import relay
 

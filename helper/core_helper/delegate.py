@@ -87,7 +87,7 @@ def lock_interpreter() -> None:
     sys.path.clear()
     sys.meta_path.clear()
     sys.path_hooks.clear()
-    sys.path_importer_cache.clear()
+    # sys.path_importer_cache stays: without finders nobody asks it, and to free it costs as much as a fork.
 
 
 def run_child(reporter: Reporter, steps: "list[tuple[str, object]]") -> "NoReturn":

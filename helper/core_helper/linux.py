@@ -102,6 +102,9 @@ _splice = _ReturnsLong(_ctypes.dlsym(_program, "splice"))
 _syscall = _ReturnsLong(_ctypes.dlsym(_program, "syscall"))
 
 
+_zero = _Long(0)
+
+
 def _buffer(content: bytes) -> "Any":
     """Return an array of characters at a fixed address, with ``content`` in it."""
     buffer = type("_Buffer", (_ctypes.Array,), {"_type_": _Char, "_length_": len(content)})()
@@ -121,7 +124,7 @@ def _checked(result: int, call: str) -> int:
 
 def prctl(option: int, argument: int = 0, third: int = 0) -> None:
     """Change an attribute of this process; prctl(2)."""
-    _checked(_prctl(_Long(option), _Long(argument), _Long(third), _Long(0), _Long(0)), "prctl")
+    _checked(_prctl(_Long(option), _Long(argument), _Long(third), _zero, _zero), "prctl")
 
 
 def setns(descriptor: int, kind: int) -> None:

@@ -88,10 +88,6 @@ def deny_filter(machine: Architecture) -> bytes:
     program = [*_load(ARCH), BPF_JEQ_K, 1, 0, machine.audit, *_deny(ENOSYS)]
     program += [*_load(NUMBER), BPF_JGE_K, 0, 1, LAST_KNOWN + 1, *_deny(ENOSYS)]
     program += [BPF_JEQ_K, 0, 1, CLONE3, *_deny(ENOSYS)]
-    for numbers in DENIED.values():
-        number = numbers[machine.column]
-        if number is not None:
-            program += [BPF_JEQ_K, 0, 1, number, *_deny(EPERM)]
     namespaces = [*_load(FIRST_ARGUMENT), BPF_JSET_K, 0, 1, CLONE_NEW_ANY, *_deny(EPERM), *_allow()]
     vsock = [*_load(FIRST_ARGUMENT), BPF_JEQ_K, 0, 1, AF_VSOCK, *_deny(EPERM), *_allow()]
     personality = _load(FIRST_ARGUMENT)
@@ -100,9 +96,25 @@ def deny_filter(machine: Architecture) -> bytes:
     personality += _deny(EPERM)
     for number, block in ((machine.clone, namespaces), (machine.socket, vsock), (machine.personality, personality)):
         program += [BPF_JEQ_K, 0, len(block) // 4, number, *block]
-    program += _allow()
+    numbers = [pair[machine.column] for pair in DENIED.values()]
+    program += _search(sorted(number for number in numbers if number is not None))
     # One call for all: this runs at every crash in a container.
     return _struct.pack("=" + "HBBI" * (len(program) // 4), *program)
+
+
+def _search(denied: "list[int]") -> "list[int]":
+    """Return instructions that refuse the system calls ``denied``, sorted, and allow all others.
+
+    A binary search: the kernel runs the filter for each system call there is when it is installed.
+    """
+    if len(denied) > 4:
+        middle = len(denied) // 2
+        below, above = _search(denied[:middle]), _search(denied[middle:])
+        return [BPF_JGE_K, len(below) // 4, 0, denied[middle], *below, *above]
+    program: list[int] = []
+    for left, number in zip(range(len(denied), 0, -1), denied):
+        program += [BPF_JEQ_K, left, 0, number]
+    return program + _allow() + _deny(EPERM)
 
 
 # An instruction is four numbers, as in struct sock_filter: code, jump if true, jump if false, value. Jumps count instructions.

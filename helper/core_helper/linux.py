@@ -12,10 +12,6 @@ import _struct
 import fcntl
 import posix
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
 AT_FDCWD = -100
 CAP_LAST_POSSIBLE = 63
 CLONE_INTO_CGROUP = 0x200000000
@@ -64,23 +60,21 @@ NR_CLOSE_RANGE = 436
 NR_OPENAT2 = 437
 
 
-class _Char(_ctypes._SimpleCData):  # type: ignore[type-arg]
-    _type_ = "c"
-
-
-class _Int(_ctypes._SimpleCData):  # type: ignore[type-arg]
-    _type_ = "i"
-
-
 class _Long(_ctypes._SimpleCData):  # type: ignore[type-arg]
     _type_ = "l"
+
+
+class _Memory(_ctypes.Array):  # type: ignore[type-arg]
+    """A page at a fixed address, for what the kernel reads and writes through pointers."""
+
+    _type_ = _Long
+    _length_ = 4096 // _struct.calcsize("l")
 
 
 class _ReturnsInt(_ctypes.CFuncPtr):
     """A function of the C library that takes byte strings and longs, and returns an int, -1 with errno for an error."""
 
-    _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
-    _restype_ = _Int
+    _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO  # No _restype_ means int.
 
 
 class _ReturnsLong(_ctypes.CFuncPtr):
@@ -100,19 +94,7 @@ _setrlimit = _ReturnsInt(_ctypes.dlsym(_program, "setrlimit"))
 _setns = _ReturnsInt(_ctypes.dlsym(_program, "setns"))
 _splice = _ReturnsLong(_ctypes.dlsym(_program, "splice"))
 _syscall = _ReturnsLong(_ctypes.dlsym(_program, "syscall"))
-
-
 _zero = _Long(0)
-
-
-def _buffer(content: bytes) -> "Any":
-    """Return an array of characters at a fixed address, with ``content`` in it."""
-    buffer = type("_Buffer", (_ctypes.Array,), {"_type_": _Char, "_length_": len(content)})()
-    buffer.raw = content
-    return buffer
-
-
-_limits = _buffer(bytes(16))  # struct rlimit, for getrlimit
 
 
 def _checked(result: int, call: str) -> int:
@@ -213,9 +195,9 @@ def capset(effective: int, permitted: int, inheritable: int) -> None:
 def permitted_capabilities() -> int:
     """Return the permitted set of this thread, a mask of 64 bits; capget(2)."""
     header = _struct.pack("=Ii", LINUX_CAPABILITY_VERSION_3, 0)
-    data = _buffer(bytes(24))
+    data = _Memory()
     _checked(_capget(header, data), "capget")
-    words = _struct.unpack("=6I", data.raw)
+    words = _struct.unpack_from("=6I", data)
     return int(words[1] | words[4] << 32)
 
 
@@ -242,8 +224,9 @@ def set_ambient(mask: int) -> None:
 
 def getrlimit(resource: int) -> "tuple[int, int]":
     """Return soft and hard limit of ``resource`` (RLIMIT_*), -1 for unlimited; getrlimit(2)."""
-    _checked(_getrlimit(_Long(resource), _limits), "getrlimit")
-    soft, hard = _struct.unpack("@LL", _limits.raw)
+    limits = _Memory()
+    _checked(_getrlimit(_Long(resource), limits), "getrlimit")
+    soft, hard = _struct.unpack_from("@LL", limits)
     return (-1 if soft == INFINITY else soft), (-1 if hard == INFINITY else hard)
 
 
@@ -255,9 +238,10 @@ def setrlimit(resource: int, soft: int, hard: int) -> None:
 
 def set_seccomp_filter(program: bytes) -> None:
     """Install ``program``, an array of struct sock_filter; seccomp(2). no_new_privs must be set."""
-    instructions = _buffer(program)
+    instructions, fprog = _Memory(), _Memory()
+    _struct.pack_into(f"{len(program)}s", instructions, 0, program)
     # struct sock_fprog: an unsigned short, and a pointer at its natural alignment.
-    fprog = _buffer(_struct.pack("@HP", len(program) // 8, _ctypes.addressof(instructions)))
+    _struct.pack_into("@HP", fprog, 0, len(program) // 8, _ctypes.addressof(instructions))
     prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, _ctypes.addressof(fprog))
 
 

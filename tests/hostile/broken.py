@@ -284,8 +284,9 @@ def try_out(name: str) -> bool:
                 return False
             source.write_text(text.replace(old, new))
             # Compiled code that is never compared with its source; see the role's library.
-            for compiled in (library / "__pycache__").glob(f"{source.stem}.*"):
-                compiled.unlink()
+            for stem in (source.stem, "bundle"):
+                for compiled in (library / "__pycache__").glob(f"{stem}.*"):
+                    compiled.unlink()
         with contextlib.redirect_stdout(io.StringIO()):
             here = str(Path(__file__).resolve().parent)
             pytest.main(["-q", "--maxfail=1", f"--rootdir={lab.PROJECT}", "-k", selection, here], plugins=[failures])

@@ -130,9 +130,42 @@ def test_the_library_is_compiled_for_good_and_names_its_final_place(host: Host) 
     code = f"import sys; sys.path.insert(0, {str(package.parent)!r})\n"
     code += "from core_helper.main import main; print(main.__code__.co_filename)"
     before = {path.name: path.stat().st_ino for path in (package / "__pycache__").iterdir()}
-    assert len(before) == 2
+    assert len(before) == 3
     assert subprocess.check_output([PYTHON, "-IS", "-c", code], text=True).strip() == str(source)
     assert {path.name: path.stat().st_ino for path in (package / "__pycache__").iterdir()} == before
+
+
+def install_the_real_one(host: Host) -> dict[str, Any]:
+    host.library = {path.name: path.read_text() for path in (PROJECT / "helper/core_helper").glob("*.py")}
+    return host.run(entry=(PROJECT / "helper/docker_core_helper").read_text())
+
+
+def unbundled(result: dict[str, Any]) -> set[str]:
+    """Return the modules of the installed library that a start imports one by one."""
+    code = f"import sys; sys.path.insert(0, {result['library']!r}); import core_helper.main\n"
+    code += "print(*[name for name, module in sys.modules.items() if name[:11] == 'core_helper' and module.__spec__])"
+    return set(subprocess.check_output([PYTHON, "-BISc", code], text=True).split())
+
+
+def test_the_modules_of_every_crash_come_out_of_one_file(host: Host) -> None:
+    result = install_the_real_one(host)
+    assert unbundled(result) == {"core_helper"}
+    (bundle,) = Path(result["library"]).glob("core_helper/__pycache__/bundle.*")
+    for name in ("relay", "journal", "fallback"):
+        assert f"/{name}.py".encode() not in bundle.read_bytes()
+
+
+@pytest.mark.parametrize("damage", ["removed", "of another Python"])
+def test_the_helper_runs_without_that_file(host: Host, damage: str) -> None:
+    result = install_the_real_one(host)
+    (bundle,) = Path(result["library"]).glob("core_helper/__pycache__/bundle.*")
+    if damage == "removed":
+        bundle.unlink()
+    else:
+        bundle.write_bytes(b"????" + bundle.read_bytes()[4:])
+    assert {"core_helper.main", "core_helper.linux", "core_helper.supervisor"} <= unbundled(result)
+    assert install_the_real_one(host)["changed"]
+    assert unbundled(result) == {"core_helper"}
 
 
 def test_a_second_run_changes_nothing(host: Host) -> None:
@@ -187,7 +220,7 @@ def test_a_changed_configuration_leaves_the_version_before(host: Host) -> None:
     assert host.versions() == before
 
 
-@pytest.mark.parametrize("damage", ["changed", "removed", "mode", "compiled"])
+@pytest.mark.parametrize("damage", ["changed", "removed", "mode", "compiled", "bundle"])
 def test_a_damaged_library_is_repaired(host: Host, damage: str) -> None:
     package = Path(host.run()["library"]) / "core_helper"
     before = host.files()
@@ -198,7 +231,8 @@ def test_a_damaged_library_is_repaired(host: Host, damage: str) -> None:
     elif damage == "mode":
         (package / "main.py").chmod(0o666)
     else:
-        next((package / "__pycache__").glob("main.*")).write_bytes(b"compiled by another Python")
+        stem = "main" if damage == "compiled" else "bundle"
+        next((package / "__pycache__").glob(f"{stem}.*")).write_bytes(b"compiled by another Python")
     assert host.run()["changed"]
     assert host.files() == before
     assert not host.run()["changed"]

@@ -120,11 +120,11 @@ PYTHONS = (
     "/usr/local/bin/python3",
 )
 # What the helper imports and some builds of Python lack.
-NEEDED = "ctypes, fcntl, select, resource, _socket"
+NEEDED = "_ctypes, _socket, _struct, fcntl, select"
 
-# Run by the Python of the helper, which need not be the one that runs this module. The first argument is the directory
-# of the library, in which it looks for what is not compiled for itself; it need not exist.
-PROBE = f"""
+# These programs are run by the Python of the helper, which need not be the one that runs this module. COMPILED is the
+# beginning of both.
+COMPILED = f"""
 import sys
 if sys.version_info < (3, 8):
     sys.exit("is Python %d.%d, and the helper needs 3.8 or newer" % sys.version_info[:2])
@@ -134,30 +134,73 @@ except ImportError as error:
     sys.exit("lacks a module that the helper needs: %s" % error)
 import importlib.util, os
 
-def is_compiled(source):
-    expected = importlib.util.MAGIC_NUMBER + (1).to_bytes(4, "little")
-    try:
+def header(*sources):
+    content = b""
+    for source in sources:
         with open(source, "rb") as file:
-            expected += importlib.util.source_hash(file.read())
-        with open(importlib.util.cache_from_source(source), "rb") as file:
-            return file.read(16) == expected
+            content += file.read()
+    return importlib.util.MAGIC_NUMBER + (1).to_bytes(4, "little") + importlib.util.source_hash(content)
+
+def is_compiled(path, *sources):
+    try:
+        with open(path, "rb") as file:
+            return file.read(16) == header(*sources)
     except OSError:
         return False
 
+def sources_of(library):
+    names = sorted(os.listdir(library)) if os.path.isdir(library) else []
+    return [os.path.join(library, name) for name in names if name.endswith(".py")]
+
+def bundle_of(library):
+    return os.path.join(library, "__pycache__", "bundle." + sys.implementation.cache_tag)
+
+"""
+# The first argument is the directory of the library, in which it looks for what is not compiled for itself; it need not
+# exist.
+PROBE = f"""{COMPILED}
 library = sys.argv[1]
-names = sorted(os.listdir(library)) if os.path.isdir(library) else []
+sources = sources_of(library)
+wrong = [source for source in sources if not is_compiled(importlib.util.cache_from_source(source), source)]
+if sources and not is_compiled(bundle_of(library), *sources):
+    wrong.append(bundle_of(library))
 print("%d.%d.%d" % sys.version_info[:3])
-print(*[name for name in names if name.endswith(".py") and not is_compiled(os.path.join(library, name))])
+print(*[os.path.basename(path) for path in wrong])
 """
 # Compiles the files of the first argument under the names that they will have in the second one. Not checked at run
 # time against the sources: a version's sources never change, while times do, for example when a backup is restored.
-COMPILE = """
-import os, py_compile, sys
+# Without the docstrings, but under the usual name, so that it is found without an option: they cost time at every crash.
+#
+# What every crash needs goes into one more file, the bundle: the module "main" and what that imports at its top level,
+# each after those that it imports itself. core_helper/__init__.py loads it.
+COMPILE = f"""{COMPILED}
+import ast, marshal, py_compile
 staged, final = sys.argv[1:]
-for name in sorted(os.listdir(staged)):
-    if name.endswith(".py"):
-        py_compile.compile(os.path.join(staged, name), dfile=os.path.join(final, name), doraise=True,
-                           invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+for source in sources_of(staged):
+    py_compile.compile(source, importlib.util.cache_from_source(source), os.path.join(final, os.path.basename(source)),
+                       doraise=True, optimize=2, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+
+bundle = []
+
+def add(name):
+    source = os.path.join(staged, name + ".py")
+    if not os.path.exists(source) or name in [added for added, _ in bundle]:
+        return
+    with open(source, "rb") as file:
+        tree = ast.parse(file.read())
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module == "{PACKAGE}":
+            for imported in node.names:
+                add(imported.name)
+        elif isinstance(node, ast.ImportFrom) and node.module.startswith("{PACKAGE}."):
+            add(node.module.partition(".")[2])
+    bundle.append((name, compile(tree, os.path.join(final, name + ".py"), "exec", dont_inherit=True, optimize=2)))
+
+add("main")
+new = bundle_of(staged) + ".new"
+with open(new, "wb") as file:
+    file.write(header(*sources_of(staged)) + marshal.dumps(bundle))
+os.replace(new, bundle_of(staged))
 """
 
 

@@ -75,7 +75,7 @@ def cgroup_mounts(mountinfo: bytes) -> "dict[bytes, bytes]":
         fields, tail = left.split(b" "), right.split(b" ")
         if len(tail) < 3 or len(fields) < 5 or fields[3] != b"/":
             continue
-        mount_point = fields[4].replace(b"\\040", b" ")
+        mount_point = decoded(fields[4])
         if tail[0] == b"2":
             mounts.setdefault(b"", mount_point)
         elif tail[0] == b"":
@@ -83,6 +83,14 @@ def cgroup_mounts(mountinfo: bytes) -> "dict[bytes, bytes]":
             for option in tail[2].split(b","):
                 mounts.setdefault(option, mount_point)
     return mounts
+
+
+def decoded(path: bytes) -> bytes:
+    """Return ``path`` without the octal escapes of /proc/PID/mountinfo; proc_pid_mountinfo(5)."""
+    # The backslash comes last: one that is part of a name is escaped itself, so none of the others begins with it.
+    for escape, character in ((b"\\040", b" "), (b"\\011", b"\t"), (b"\\012", b"\n"), (b"\\134", b"\\")):
+        path = path.replace(escape, character)
+    return path
 
 
 def open_control_groups(process: "FaultingProcess") -> ControlGroups:

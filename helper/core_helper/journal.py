@@ -35,7 +35,7 @@ class Journal:
         """Tell that a core is not delegated; ``whereabouts`` are name and container of the process as far as is known."""
         comm, container = whereabouts
         who = f'pid={crash.pid} uid={crash.uid} gid={crash.gid} comm="{escape(comm)}" container={container[:12] or "-"}'
-        self.error(f"{who}: core not delivered: {reason}")
+        self.error(f"{who}: core not delivered, 0 bytes: {reason}")
 
     def warning(self, text: str) -> None:
         """Tell what should be mended."""
@@ -76,7 +76,9 @@ class Journal:
 
     def drop(self, crash: "Crash", process: "FaultingProcess", reason: str, absent: bool) -> None:
         """Tell that the core was dropped: for want of a delegate, or because of a failure."""
-        self._write(LOG_INFO if absent else LOG_ERR, f"{describe(crash, process)}: core dropped: {reason}")
+        # The reason comes last: a container may have chosen a part of it, and may not push the rest out of the line.
+        severity, what = (LOG_INFO, "core dropped") if absent else (LOG_ERR, "core dropped, 0 bytes delivered")
+        self._write(severity, f"{describe(crash, process)}: {what}: {reason}")
 
     def _write(self, severity: int, text: str) -> None:
         """Write one line. A log that cannot be reached is no reason to lose a core: then nothing happens."""

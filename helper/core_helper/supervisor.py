@@ -10,7 +10,7 @@ import posix
 import select
 import time
 
-from core_helper import linux
+from core_helper import linux, victim
 from core_helper.child import Result
 
 TYPE_CHECKING = False
@@ -88,7 +88,34 @@ def _adopt(child: "Child") -> "str | None":
             return None
         except ChildProcessError:
             pass
+    _end_unknown()
     return "the process that enters the container was killed"
+
+
+def _end_unknown() -> None:
+    """End the children that are left: the delegate, where the joining process died before it could tell its pid.
+
+    No other process is a child of the helper. They are searched for, since not every kernel lists them (CONFIG_PROC_CHILDREN).
+    """
+    own = str(posix.getpid())
+    for name in posix.listdir("/proc"):
+        if name.isdigit() and _parent(name) == own:
+            # Ours, and so this very process until it is waited for.
+            _signal_session(int(name), SIGKILL)
+            _wait_for_end({int(name)}, 0)
+
+
+def _parent(name: str) -> str:
+    try:
+        stat = posix.open(f"/proc/{name}/stat", posix.O_RDONLY | posix.O_CLOEXEC)
+    except OSError:
+        return ""  # Ended meanwhile.
+    try:
+        return victim.stat_fields(posix.read(stat, 4096))[1]
+    except OSError:
+        return ""
+    finally:
+        posix.close(stat)
 
 
 def _abandon(child: "Child") -> None:
@@ -138,20 +165,20 @@ def _end_family(child: "Child", process: "FaultingProcess") -> None:
 
     The family is its session, and whoever else in the container has inherited its pipes, in whatever session that is.
     """
-    _signal_session(child, SIGTERM)
+    _signal_session(child.pid, SIGTERM)
     _wait_for_end({child.pid}, posix.WNOWAIT)
     # Not reaped before this: as long as it is there, its pid, and so the number of its process group, is nobody else's.
-    _signal_session(child, SIGKILL)
+    _signal_session(child.pid, SIGKILL)
     for pidfd in _holders(child, process):
         linux.pidfd_send_signal(pidfd, SIGKILL)
         posix.close(pidfd)
     _wait_for_end({child.pid}, 0)
 
 
-def _signal_session(child: "Child", number: int) -> None:
+def _signal_session(pid: int, number: int) -> None:
     for kill in (posix.kill, posix.killpg):
         try:
-            kill(child.pid, number)
+            kill(pid, number)
         except OSError:
             pass  # Ended already.
 

@@ -50,7 +50,6 @@ class FaultingProcess:
         self.uid = _ids(status, "Uid")[0]
         self.gid = _ids(status, "Gid")[0]
         self.groups = [int(group) for group in status["Groups"].split()]
-        self.host_pid = int(status["Tgid"])
         self.pid = int(status.get("NStgid", status["Tgid"]).split()[-1])
         self.inheritable = int(status["CapInh"], 16)
         self.permitted = int(status["CapPrm"], 16)

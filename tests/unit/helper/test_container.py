@@ -55,9 +55,18 @@ def test_the_first_of_two_mounts_counts() -> None:
     assert container.cgroup_mounts(V2 + second)[b""] == b"/sys/fs/cgroup"
 
 
-def test_blanks_in_a_mount_point_are_decoded() -> None:
-    line = b"31 25 0:26 / /mnt/my\\040own\\040cgroup rw - cgroup2 my\\040cgroup rw,nsdelegate\n"
-    assert container.cgroup_mounts(line)[b""] == b"/mnt/my own cgroup"
+@pytest.mark.parametrize(
+    ("written", "mount_point"),
+    [
+        (rb"/mnt/my\040own\040cgroup", b"/mnt/my own cgroup"),
+        (rb"/mnt/a\011b\012c\134d", b"/mnt/a\tb\nc\\d"),
+        # A name in which somebody wrote an escape.
+        (rb"/mnt/\134040\134134", rb"/mnt/\040\134"),
+    ],
+)
+def test_escapes_in_a_mount_point_are_decoded(written: bytes, mount_point: bytes) -> None:
+    line = b"31 25 0:26 / " + written + b" rw - cgroup2 my\\040cgroup rw,nsdelegate\n"
+    assert container.cgroup_mounts(line)[b""] == mount_point
 
 
 @pytest.mark.parametrize(

@@ -196,10 +196,12 @@ def test_the_reason_for_another_target_stands_before_the_outcome(kernel_log: Pat
     assert ": no delegate: delivered 4096 bytes to /tmp/core.1.2.3 in" in kernel_log.read_text()
 
 
-@pytest.mark.parametrize(("absent", "severity"), [(True, 30), (False, 27)])
+@pytest.mark.parametrize(
+    ("absent", "severity", "told"), [(True, 30, "core dropped"), (False, 27, "core dropped, 0 bytes delivered")]
+)
 def test_a_dropped_core_is_an_error_only_if_something_failed(
-    kernel_log: Path, crash: command.Crash, absent: bool, severity: int
+    kernel_log: Path, crash: command.Crash, absent: bool, severity: int, told: str
 ) -> None:
     journal.Journal(None).drop(crash, process(), "why", absent)
     line = kernel_log.read_text()
-    assert line.startswith(f"<{severity}>") and line.endswith('host="box": core dropped: why\n')
+    assert line.startswith(f"<{severity}>") and line.endswith(f'host="box": {told}: why\n')

@@ -107,7 +107,7 @@ def test_a_process_that_does_not_crash_is_refused(tmp_path: Path, as_kernel: boo
     assert done.code == 1
     (line,) = done.lines
     assert line.startswith("<27>") and f"]: pid={os.getpid()} uid={os.getuid()} gid={os.getgid()} comm=" in line
-    assert f"core not delivered: process {os.getpid()} is not dumping core" in line
+    assert f"core not delivered, 0 bytes: process {os.getpid()} is not dumping core" in line
 
 
 @pytest.mark.parametrize("option", ["-F999999", "-F99999999999999999999"])
@@ -281,7 +281,7 @@ def test_a_fallback_that_fails_too_tells_both_reasons(stage: Stage, crash: comma
     configuration.fallback = True
     stage.outcomes = [outcome(failure="one", absent=True), outcome(failure="two")]
     assert stage.handle(crash, configuration) == 1
-    assert "<27>" in stage.log.read_text() and "core dropped: one; two" in stage.log.read_text()
+    assert "<27>" in stage.log.read_text() and "core dropped, 0 bytes delivered: one; two" in stage.log.read_text()
 
 
 def test_the_signal_is_that_of_the_process_where_the_kernel_did_not_tell_it(stage: Stage, crash: command.Crash) -> None:

@@ -97,6 +97,34 @@ def test_an_entry_that_hangs_is_ended_at_the_deadline() -> None:
     assert result.seconds < 3
 
 
+@pytest.mark.parametrize(
+    ("ends", "failure"),
+    [
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), "the process that enters the container was killed"),
+        (lambda: time.sleep(60), "deadline passed before the delegate was started"),
+    ],
+    ids=["killed", "late"],
+)
+def test_a_delegate_whose_pid_was_never_told_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: Callable[[], object], failure: str
+) -> None:
+    tell = delegate.Reporter.send
+
+    def send(reporter: delegate.Reporter, kind: str, text: str) -> None:
+        if kind == "pid":
+            (tmp_path / "pid").write_text(text)
+            ends()
+        tell(reporter, kind, text)
+
+    monkeypatch.setattr(delegate.Reporter, "send", send)
+    result = deliver(shell("sleep 60"), timeout=0.5)
+    assert (result.started, result.failure) == (False, failure)
+    pid = int((tmp_path / "pid").read_text())
+    gone = is_gone(pid)
+    end(pid)
+    assert gone
+
+
 @pytest.fixture
 def innocent() -> Iterator[subprocess.Popen[bytes]]:
     """A process that is no child of the helper's."""

@@ -209,7 +209,7 @@ def test_a_process_is_described_by_what_its_proc_directory_says(tmp_path: Path) 
     own = victim.FaultingProcess(task, 99, [], victim.parse_status(victim.read(task, "status")))
     os.close(task)
     assert (own.uid, own.gid, own.groups) == (os.getuid(), os.getgid(), os.getgroups())
-    assert (own.host_pid, own.pid, own.root) == (os.getpid(), os.getpid(), 99)
+    assert (own.pid, own.root) == (os.getpid(), 99)
     assert (own.exe, own.nice) == (os.readlink(b"/proc/self/exe"), os.nice(0))
     assert own.comm == Path("/proc/self/comm").read_bytes()[:-1]
     umask = os.umask(0)

@@ -284,7 +284,8 @@ class Program:
 
     def execute(self, environment: "dict[bytes, bytes]", reporter: Reporter) -> None:
         """Become the program, by its descriptor; execveat(2). Raises OSError or Stopped when the kernel will not."""
-        # The two that stay are close-on-exec.
+        # The two that stay are close-on-exec. The kernel executes no script by such a descriptor: a file that has become one
+        # since its first line was read cannot have it open /proc/self/exe (fs/binfmt_script.c, BINPRM_FLAGS_PATH_INACCESSIBLE).
         linux.close_all_but({self.descriptor, reporter.pipe})
         try:
             posix.execve(self.descriptor, self.arguments, environment)

@@ -32,6 +32,11 @@ NAMESPACES = (
 )
 
 
+NOT_DUMPING = (
+    "process {} is not dumping core: it was killed or frozen, or kernel.core_pipe_limit is 0, or its pid was reused"
+)
+
+
 class Refused(Exception):
     """The delegation is refused. The text, for the log, says what was found and what to do."""
 
@@ -283,6 +288,10 @@ def examine(crash: "Crash") -> "FaultingProcess":
     secure = not told and secure_execution(read(task, "auxv"))
     refuse_set_id(crash, status, secure, posix.stat("status", dir_fd=task))
     process = FaultingProcess(task, root, namespaces, status)
+    # Once more, after everything was read: a process that was killed meanwhile shows no label, an empty environment and, in old
+    # hierarchies, the host's own control groups (kernel/cgroup/cgroup.c, proc_cgroup_show). That would be joined instead.
+    if not still_dumping(read(task, "status")):
+        raise Refused(NOT_DUMPING.format(crash.pid))
     process.keep_sandbox()
     # A directory of the host: nobody in the container must find it open in one of our processes.
     posix.close(task)
@@ -307,9 +316,7 @@ def _open_namespaces(task: int, proc: int) -> "list[tuple[str, int, int]]":
 def verify(crash: "Crash", status: "dict[str, str]", stat: bytes, own_stat: bytes) -> None:
     """Raise Refused unless the opened process is the one that is being dumped."""
     if status.get("CoreDumping") != "1":
-        raise Refused(
-            f"process {crash.pid} is not dumping core: it was killed, or kernel.core_pipe_limit is 0, or its pid was reused"
-        )
+        raise Refused(NOT_DUMPING.format(crash.pid))
     if status.get("Tgid") != str(crash.pid):
         raise Refused(f"thread {crash.tid} does not belong to process {crash.pid}")
     if (_ids(status, "Uid")[0], _ids(status, "Gid")[0]) != (crash.uid, crash.gid):
@@ -318,6 +325,11 @@ def verify(crash: "Crash", status: "dict[str, str]", stat: bytes, own_stat: byte
         )
     if int(stat_fields(stat)[19]) > int(stat_fields(own_stat)[19]):
         raise Refused(f"process {crash.pid} is younger than its own crash: its pid was reused")
+
+
+def still_dumping(status: bytes) -> bool:
+    """Tell whether the process of this /proc/PID/status is being dumped; the name in it, which it chose, is escaped."""
+    return b"\nCoreDumping:\t1\n" in status
 
 
 def verify_pidfd(crash: "Crash", fdinfo: bytes) -> None:

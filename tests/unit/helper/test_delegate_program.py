@@ -130,6 +130,18 @@ def refusal(path: Path, forbidden: tuple[int, int] | None = None) -> str:
     return type(caught.value).__name__ + ": " + str(caught.value)
 
 
+def test_a_program_that_has_become_a_script_since_it_was_opened_is_not_executed(tmp_path: Path) -> None:
+    file = script(tmp_path / "delegate", Path("/bin/true").read_bytes())
+
+    def run(reporter: delegate.Reporter) -> None:
+        opened = program([os.fsencode(file)])
+        file.write_bytes(b"#!/bin/sh\n")
+        opened.execute({}, reporter)
+
+    execution = executed(run)
+    assert (execution.program, execution.error) == ("", f"Stopped: {file}: No such file or directory")
+
+
 def test_a_missing_delegate_is_nobodys_failure(tmp_path: Path) -> None:
     path = tmp_path / "missing"
     assert refusal(path) == f"Absent: {path}: No such file"

@@ -69,6 +69,13 @@ def test_an_older_kernel_that_does_not_tell_whether_it_dumps_is_refused(crash: c
         victim.verify(crash, {key: value for key, value in STATUS.items() if key != "CoreDumping"}, OLD, YOUNG)
 
 
+@pytest.mark.parametrize("value", ["0", "1"])
+def test_whether_a_process_is_still_being_dumped_is_not_for_its_name_to_say(value: str) -> None:
+    # As the kernel prints the name "a\\nCoreDumping:\\t1".
+    status = f"Name:\ta\\nCoreDumping:\t1\nTgid:\t7\nCoreDumping:\t{value}\nThreads:\t1\n"
+    assert victim.still_dumping(status.encode()) is (value == "1")
+
+
 def test_the_pidfd_must_be_of_the_same_process(crash: command.Crash) -> None:
     victim.verify_pidfd(crash, b"pos:\t0\nflags:\t02000002\nPid:\t4711\nNSpid:\t4711\n")
     for fdinfo in (b"Pid:\t4712\n", b"Pid:\t-1\n", b"pos:\t0\n", b""):

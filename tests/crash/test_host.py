@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,28 +10,24 @@ from pathlib import Path
 import lab
 import pytest
 from containers import wait_for_log
+from hosts import delegate_on_host, records_of_host
 from records import CAPABILITY_SETS, NAMESPACES, Record, is_whole
 
 USER = ("setpriv", "--reuid=1000", "--regid=1001", "--groups=2000,3000", "--inh-caps=-all")
-DELEGATE = Path("/opt/bin/delegate")
 
 
 @pytest.fixture
 def delegate() -> Iterator[None]:
     """Puts the probe where the configuration says, on the host itself."""
-    shutil.copy(lab.VICTIMS / "probe", DELEGATE)
-    yield
-    DELEGATE.unlink()
+    with delegate_on_host("probe"):
+        yield
 
 
 @pytest.fixture
 def records() -> Iterator[Path]:
     """A directory for records in which every user may write."""
-    directory = lab.RECORDS / "host"
-    directory.mkdir()
-    directory.chmod(0o777)
-    yield directory
-    shutil.rmtree(directory)
+    with records_of_host() as directory:
+        yield directory
 
 
 def crash(records: Path, *before: str, **variables: str) -> int:

@@ -43,6 +43,10 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         [("privileges.py", "linux.prctl(linux.PR_SET_DUMPABLE, 0)", "pass")],
         "attack_02_looking",
     ),
+    "02 processes are dumpable, for root of the container": (
+        [("privileges.py", "linux.prctl(linux.PR_SET_DUMPABLE, 0)", "pass")],
+        "attack_02_looking and fork",
+    ),
     "02 descriptors are kept until exec": ([KEEP_DESCRIPTORS], "attack_02_cap"),
     "03 the kernel's pidfd is inherited": (
         [
@@ -55,6 +59,44 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         [
             ("delegate.py", "        lock_interpreter()\n", ""),
             ("delegate.py", "        program.append(", "        import colorsys  # noqa\n        program.append("),
+        ],
+        "attack_04",
+    ),
+    "04 an extension module is imported in the container": (
+        [
+            ("delegate.py", "        lock_interpreter()\n", ""),
+            ("delegate.py", "        program.append(", "        import _bz2  # noqa\n        program.append("),
+        ],
+        "attack_04",
+    ),
+    "04 a user is looked up in the container": (
+        [
+            ("delegate.py", "import _signal\n", "import _signal, pwd\n"),
+            ("delegate.py", "        program.append(", "        pwd.getpwuid(4711)\n        program.append("),
+        ],
+        "attack_04",
+    ),
+    "04 text is converted in the container": (
+        [
+            (
+                "delegate.py",
+                "        program.append(",
+                "        convert = linux._ReturnsLong(linux._ctypes.dlsym(linux._program, 'iconv_open'))\n"
+                "        convert(b'UTF-8', b'PLANTED')\n        program.append(",
+            ),
+        ],
+        "attack_04",
+    ),
+    "04 a program of the host is executed in the container": (
+        [
+            (
+                "delegate.py",
+                '        descriptors.append(posix.open("/proc/self/fd"',
+                '        linux.HOST = posix.open("/proc/self/exe", posix.O_PATH | posix.O_CLOEXEC)\n'
+                '        descriptors.append(posix.open("/proc/self/fd"',
+            ),
+            ("delegate.py", "linux.openat2(path, posix.O_PATH)", "posix.dup(linux.HOST)"),
+            ("delegate.py", "identity(found) == forbidden", "False"),
         ],
         "attack_04",
     ),
@@ -79,7 +121,7 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
             (
                 "delegate.py",
                 "program.append(Program(words,",
-                'program.append(Program([b"/proc/%d/root" % plan.process.host_pid + words[0]],',
+                'program.append(Program([b"/proc/self/fd/%d" % plan.process.root + words[0]],',
             ),
             (
                 "delegate.py",
@@ -94,9 +136,21 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         [("victim.py", '    if status.get("CoreDumping") != "1":', "    return\n    if False:")],
         "attack_07",
     ),
+    "07 the pidfd of the kernel is not compared": (
+        [("victim.py", 'if parse_status(fdinfo).get("Pid") != str(crash.pid):', "if False:")],
+        "attack_07_the_pid",
+    ),
+    "07 the process is not verified again": (
+        [("victim.py", "    if not still_dumping(", "    if False and not still_dumping(")],
+        "attack_07_the_process",
+    ),
     "08 set-id is not asked for": (
         [("victim.py", "    if not safe or secure or len", "    if False and len")],
         "attack_08",
+    ),
+    "08 the auxiliary vector is not asked for": (
+        [("victim.py", "secure = not told and secure_execution(", "secure = False and secure_execution(")],
+        "attack_08 and capable",
     ),
     "09 the leader stands for the thread": (
         [("command.py", '"-I": "tid"', '"-I": "unused"')],
@@ -128,6 +182,10 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         ],
         "attack_11_the_container_is_frozen",
     ),
+    "11 the start of a delegate is waited for": (
+        [("supervisor.py", "poll.poll(max(0.0, deadline - time.monotonic()) * 1000)", "poll.poll(30000)")],
+        "attack_11_the_container_is_frozen_before",
+    ),
     "11 control groups are joined before the fork": (
         [
             (
@@ -144,6 +202,17 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
     ),
     "11 the exit code is ignored": ([("relay.py", "and end.si_status:", "and False:")], "attack_11_the_exit"),
     "12 only the session is ended": ([("supervisor.py", "in _holders(child, process)", "in []")], "attack_12_a_daemon"),
+    "12 whoever holds the pipe lives on": (
+        [("supervisor.py", "in _holders(child, process)", "in []")],
+        "attack_12_standard",
+    ),
+    "12 the delegate gets the pipe of the kernel": (
+        [
+            ("child.py", "                posix.dup2(1, 0)\n", ""),
+            ("child.py", "return {0: self.core_in,", "return {0: 0,"),
+        ],
+        "attack_12_standard",
+    ),
     "12 all output is logged": (
         [
             ("relay.py", "OUTPUT_LINES = 200", "OUTPUT_LINES = 1000000"),
@@ -165,6 +234,10 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
             )
         ],
         "attack_15",
+    ),
+    "15 a path may push the rest out of the line": (
+        [("journal.py", "if len(exe) > NAME_LIMIT:", "if False:")],
+        "attack_15_a_path",
     ),
     "16 /proc is opened in the container": (
         [
@@ -199,6 +272,10 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         [("fallback.py", "posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW", "posix.O_CREAT")],
         "attack_18_something",
     ),
+    "18 a file of another user is written": (
+        [("fallback.py", "posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW", "posix.O_CREAT | posix.O_NOFOLLOW")],
+        "attack_18_something and foreign",
+    ),
     "18 the file is created with the helper's privileges": (
         [("fallback.py", "*delegate.entry_steps(plan, reporter)]", "*delegate.entry_steps(plan, reporter)[:4]]")],
         "attack_18_the_temporary",
@@ -221,6 +298,16 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
     "19a variables of a confined process are passed on": (
         [("victim.py", "if self.seccomp_filters > (1 if", "if self.seccomp_filters > (9 if")],
         "attack_19_a_process",
+    ),
+    "the core is read before the delegate has started": (
+        [
+            (
+                "supervisor.py",
+                "    result = Result()\n    if _wait",
+                "    result = Result()\n    posix.read(core, 100)\n    if _wait",
+            )
+        ],
+        "leaves_the_whole_core",
     ),
     "attributes: groups": (
         [("privileges.py", "posix.setgroups(process.groups)", "posix.setgroups([])")],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,9 +9,32 @@ from pathlib import Path
 import lab
 import pytest
 from containers import Container, Crash, read_log
+from hosts import HELPER, delegate_on_host, records_of_host
 
 HERE = Path(__file__).resolve().parent
-DELEGATE = Path("/opt/bin/delegate")
+HOLD_SHELL = """#!/bin/sh
+: > {directory}/held
+while [ ! -e {directory}/go ]; do sleep 0.02; done
+{start} {helper} "$@"
+"""
+# Takes the place of the last line of the installed entry.
+HOLD_ENTRY = """
+import os
+import time
+
+from core_helper import {module}
+
+
+def held(*arguments, called={module}.{name}):
+    os.close(os.open("{directory}/held", os.O_CREAT | os.O_WRONLY))
+    while not os.path.exists("{directory}/go"):
+        time.sleep(0.01)
+    return called(*arguments)
+
+
+{module}.{name} = held
+main(sys.argv)
+"""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -76,16 +98,39 @@ def kernel() -> Iterator[Callable[[str, str], None]]:
 @pytest.fixture
 def delegate_of_the_host() -> Iterator[None]:
     """Puts the delegate where the configuration says, on the host itself."""
-    shutil.copy(lab.VICTIMS / "delegate", DELEGATE)
-    yield
-    DELEGATE.unlink()
+    with delegate_on_host("delegate"):
+        yield
 
 
 @pytest.fixture
 def records() -> Iterator[Path]:
     """A directory for records of the host's processes, in which every user may write."""
-    directory = lab.RECORDS / "host"
-    directory.mkdir()
-    directory.chmod(0o777)
-    yield directory
-    shutil.rmtree(directory)
+    with records_of_host() as directory:
+        yield directory
+
+
+@pytest.fixture
+def hold(kernel: Callable[[str, str], None], records: Path) -> Iterator[Callable[..., Path]]:
+    """Installs a core pattern whose helper writes the file ``held`` and goes on only when the file ``go`` is there.
+
+    ``hold(options)`` holds it before it starts, by a shell that then becomes the helper, or, ``becomes=False``, starts it.
+    ``hold(options, before=(module, name))`` holds the helper itself, before it calls that function.
+    """
+    # At most 127 bytes go into the core pattern.
+    script = lab.DIRECTORY / "hold"
+
+    def install(options: str = "-d%d", before: tuple[str, str] | None = None, becomes: bool = True) -> Path:
+        if before is None:
+            start = "exec" if becomes else ""
+            text = HOLD_SHELL.format(directory=records, helper=HELPER, start=start)
+        else:
+            module, name = before
+            wait = HOLD_ENTRY.format(directory=records, module=module, name=name)
+            text = HELPER.read_text().replace("\nmain(sys.argv)\n", wait)
+        script.write_text(text)
+        script.chmod(0o755)
+        kernel("kernel/core_pattern", f"|{script} {options} %P %u %g")
+        return records
+
+    yield install
+    script.unlink(missing_ok=True)

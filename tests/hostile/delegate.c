@@ -6,7 +6,9 @@
 #include "syscalls.h"
 
 #include <signal.h>
+#include <sys/socket.h>
 #include <sys/sysmacros.h>
+#include <sys/un.h>
 
 static int is(const char *attack)
 {
@@ -38,6 +40,27 @@ static void leave_daemon(void)
 		_exit(0);
 	for (;;)
 		pause();
+}
+
+/* Another process of the container, of whatever user, has standard input open from now on. */
+static void pass_on(void)
+{
+	struct sockaddr_un address = {.sun_family = AF_UNIX, .sun_path = "/out/socket"};
+	char space[CMSG_SPACE(sizeof(int))] = {0};
+	struct iovec part = {"", 1};
+	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = space, .msg_controllen = sizeof space};
+	struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+	header->cmsg_level = SOL_SOCKET;
+	header->cmsg_type = SCM_RIGHTS;
+	header->cmsg_len = CMSG_LEN(sizeof(int));
+	memcpy(CMSG_DATA(header), &(int){0}, sizeof(int));
+	int client = socket(AF_UNIX, SOCK_STREAM, 0);
+	while (connect(client, (struct sockaddr *)&address, sizeof address))
+		usleep(10000);
+	if (sendmsg(client, &message, 0) < 0)
+		fail("sendmsg");
+	while (access("/out/received", F_OK))
+		usleep(10000);
 }
 
 /* Device rules hang on the control group: making the node is allowed to a container, opening it is not. */
@@ -81,6 +104,8 @@ int main(int argc, char **argv)
 			pause();
 	} else if (is("reads-slowly"))
 		read_slowly();
+	else if (is("passes-on"))
+		pass_on();
 	else if (is("daemon"))
 		leave_daemon();
 	else if (is("waits")) {

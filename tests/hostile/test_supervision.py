@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
@@ -13,54 +12,38 @@ from pathlib import Path
 import lab
 import pytest
 from containers import Container, Crash
+from hostile.observe import delegates_of, helpers, kill_dumper, processes_of, wait_until
 from records import is_whole
 
 TIMEOUT = 5  # Seconds; what run.py rolls out.
 
 
-def wait_until(condition: Callable[[], object], what: str, seconds: float = 10) -> None:
-    """Waits for a condition, and fails if it does not come."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
-
-
-def processes_of(container: Container) -> list[tuple[int, str]]:
-    """Host pid and command line of each process in a container."""
-    lines = lab.output("docker", "top", container.name, "-eo", "pid,args").splitlines()[1:]
-    return [(int(pid), words) for pid, words in (line.split(maxsplit=1) for line in lines)]
-
-
-def delegates_of(container: Container) -> list[int]:
-    """Host pids of the delegate and its family."""
-    return [pid for pid, words in processes_of(container) if words.startswith("/opt/bin/delegate")]
-
-
-def helpers() -> int:
-    """How many crashes are in flight."""
-    count = 0
-    for directory in Path("/proc").glob("[0-9]*"):
-        try:
-            count += b"\0/opt/bin/docker_core_helper\0" in (directory / "cmdline").read_bytes()
-        except OSError:
-            continue
-    return count
-
-
 # 11 and 12. All of these wait for the deadline, so they do it at the same time.
 
-ENDLESS = ("never-reads", "reads-slowly", "never-ends", "daemon", "stops", "frozen")
+ENDLESS = {
+    "never-reads": "never-reads",
+    "reads-slowly": "reads-slowly",
+    "never-ends": "never-ends",
+    "daemon": "daemon",
+    "stops": "stops",
+    "frozen": "never-ends",
+    "passed on to the same user": "passes-on",
+    "passed on to another user": "passes-on",
+}
+RECEIVERS = {"passed on to the same user": ("receiver=0",), "passed on to another user": ("receiver=1000",)}
 
 
 @pytest.fixture(scope="module")
 def endless(attack: Crash) -> Iterator[dict[str, Container]]:
     """A container for each kind of delegate that does not end by itself."""
     containers = {}
-    for kind in ENDLESS:
-        kinds = (f"--env=ATTACK={'never-ends' if kind == 'frozen' else kind}", "--detach")
-        containers[kind] = attack("keep=60", "memory=8", options=kinds)
-        wait_until(lambda kind=kind: delegates_of(containers[kind]), f"no delegate: {kind}", 5)  # type: ignore[misc]
+    for kind, does in ENDLESS.items():
+        actions = (*RECEIVERS.get(kind, ()), "keep=60", "memory=8")
+        containers[kind] = container = attack(*actions, options=(f"--env=ATTACK={does}", "--detach"))
+        if kind in RECEIVERS:
+            wait_until((container.records / "received").exists, f"nothing was passed on: {kind}", 5)
+        else:
+            wait_until(lambda of=container: delegates_of(of), f"no delegate: {kind}", 5)  # type: ignore[misc]
         if kind == "frozen":
             lab.output("docker", "pause", containers[kind].name)
     yield containers
@@ -84,6 +67,14 @@ def test_attack_12_a_daemon_holds_standard_input(endless: dict[str, Container]) 
     assert_ended(endless["daemon"])
 
 
+@pytest.mark.parametrize("kind", RECEIVERS)
+def test_attack_12_standard_input_is_passed_on_over_a_socket(endless: dict[str, Container], kind: str) -> None:
+    assert_ended(endless[kind])
+    receivers = [words for _, words in processes_of(endless[kind]) if words.startswith("receiver")]
+    # Nobody is ended whom the delegate could not have ended itself; and what he holds is only our pipe, not the kernel's.
+    assert bool(receivers) == (kind == "passed on to another user")
+
+
 def test_attack_11_the_delegate_stops_itself(endless: dict[str, Container]) -> None:
     assert_ended(endless["stops"])
 
@@ -92,6 +83,33 @@ def test_attack_11_the_container_is_frozen(endless: dict[str, Container]) -> Non
     assert "deadline passed" in endless["frozen"].log("deadline passed")
     lab.output("docker", "unpause", endless["frozen"].name)
     assert_ended(endless["frozen"])
+
+
+@pytest.mark.parametrize(
+    ("before", "told"),
+    [
+        # The kernel ends a dump when the process is to be frozen.
+        (("victim", "examine"), "core not delivered, 0 bytes: process {} is "),
+        (("delegate", "prepare"), "0 bytes delivered: deadline passed before the delegate was started"),
+    ],
+    ids=["before the process is examined", "before the container is entered"],
+)
+def test_attack_11_the_container_is_frozen_before_the_delegate_starts(
+    attack: Crash, hold: Callable[..., Path], before: tuple[str, str], told: str
+) -> None:
+    directory = hold(before=before)
+    container = attack("leave=60", options=("--detach",))
+    wait_until((directory / "held").exists, "no helper")
+    dumper = max(pid for pid, _ in processes_of(container))
+    lab.output("docker", "pause", container.name)
+    try:
+        (directory / "go").touch()
+        line = container.log(told.format(dumper))
+        assert told.format(dumper) in line
+    finally:
+        lab.output("docker", "unpause", container.name)
+    wait_until(lambda: all("victim" in words for _, words in processes_of(container)), "a process of ours is left")
+    assert container.of("delegate") == []
 
 
 def test_attack_12_the_output_of_the_delegate_is_bounded(attack: Crash) -> None:
@@ -133,8 +151,7 @@ def test_attack_11_the_process_is_killed_while_it_dumps(attack: Crash) -> None:
     container = attack("keep=20", "memory=256", options=("--env=ATTACK=waits", "--detach"))
     wait_until(lambda: delegates_of(container), "no delegate")
     time.sleep(0.3)
-    dumper = max(pid for pid, words in processes_of(container) if words.startswith("victim"))
-    os.kill(dumper, signal.SIGKILL)
+    kill_dumper(container)
     (container.records / "go").touch()
     line = container.log("truncated")
     delivered, length = map(int, re.findall(r"(\d+) bytes to .*truncated: of (\d+) bytes", line)[0])
@@ -157,7 +174,36 @@ def test_attack_11_the_exit_code_of_the_delegate_is_told(attack: Crash) -> None:
     assert re.search(r"not delivered: it ended with exit code 7: \d+ bytes", container.log("not delivered"))
 
 
+@pytest.mark.parametrize("delegate", ["plain", "directory", "#!/opt/missing", "garbage"])
+def test_a_delegate_that_cannot_be_started_leaves_the_whole_core_to_the_fallback(
+    attack: Crash, tmp_path: Path, delegate: str
+) -> None:
+    options = ("--env=DOCKERCOREHELPER_FALLBACK_CORE=1", f"--volume={tmp_path}:/tmp")
+    container = attack(f"delegate={delegate}", "memory=4", options=options)
+    assert ": delivered " in container.log("delivered")
+    (core,) = tmp_path.glob("core.*")
+    assert is_whole(core.read_bytes())
+    assert core.stat().st_size > 4 << 20
+
+
 # 13
+
+
+def test_attack_13_a_crash_beyond_the_limit_of_the_kernel_leaves_a_line_of_the_kernel(
+    attack: Crash, kernel: Callable[[str, str], None]
+) -> None:
+    before = lab.output("dmesg").splitlines()
+    kernel("kernel/core_pipe_limit", "1")
+    first = attack("keep=60", "tiny", options=("--env=ATTACK=never-ends", "--detach"))
+    wait_until(lambda: delegates_of(first), "no delegate")
+    second = attack("tiny")
+    assert second.of("delegate") == []
+
+    def told() -> bool:
+        new = set(lab.output("dmesg").splitlines()) - set(before)
+        return any("over core_pipe_limit" in line for line in new)
+
+    wait_until(told, "the kernel has not told")
 
 
 @pytest.mark.usefixtures("delegate_of_the_host")

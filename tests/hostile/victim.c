@@ -3,6 +3,8 @@
  *
  *   fork=COUNT     that many children go on; the parent waits, says "children ended" and ends
  *   keep=SECONDS   a child goes on; the parent waits, says "child ended", and keeps the container alive
+ *   leave=SECONDS  a child goes on; the parent keeps the container alive and does not wait for it
+ *   receiver=USER  a process of that user holds the descriptor that it is sent over /out/socket
  *   record         writes what it is to /out/process.PID
  *   wait=FILE      waits until the file is there
  *   user           becomes user 1000, group 1000, groups 2000 and 3000
@@ -13,9 +15,11 @@
  *   limits         changes resource limits, umask, nice and oom_score_adj
  *   memory=MIB     fills that much memory
  *   tiny           has no memory dumped
+ *   path=LENGTH    the program is at a path of that length
  *   name           a name full of bytes that matter elsewhere: thread, host, path
  *   environ=KIND   an environment of its own: letters, large or unterminated
  *   setid          user 1000 executes a set-user-id program of root, which goes on; become: it becomes root altogether
+ *   capable        user 1000 executes a program with a file capability, which goes on
  *   delegate=KIND  puts something else where the delegate is
  *   plant=KIND     puts something where a core file would be, whatever the pid
  *   fake-proc      covers /proc with a directory of its own
@@ -39,7 +43,9 @@
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/sysmacros.h>
+#include <sys/un.h>
 #include <sys/xattr.h>
 #include <time.h>
 
@@ -85,11 +91,10 @@ static void become_user_with_ambient_capability(void)
 	must(prctl(PR_SET_DUMPABLE, 1, 0, 0, 0), "prctl");
 }
 
-static void be_parent(int seconds)
+static void be_parent(const pid_t *children, int count, int seconds)
 {
-	int count = 0;
-	while (wait(NULL) > 0)
-		count++;
+	for (int i = 0; i < count; i++)
+		must(waitpid(children[i], NULL, 0), "waitpid");
 	printf("%s ended\n", count == 1 ? "child" : "children");
 	fflush(stdout);
 	sleep(seconds);
@@ -98,13 +103,59 @@ static void be_parent(int seconds)
 
 static void fork_children(int count, int seconds)
 {
+	pid_t children[count];
 	for (int i = 0; i < count; i++) {
-		pid_t child = fork();
-		must(child, "fork");
-		if (child == 0)
+		children[i] = fork();
+		must(children[i], "fork");
+		if (children[i] == 0)
 			return;
 	}
-	be_parent(seconds);
+	be_parent(children, count, seconds);
+}
+
+/* A process that ends while nobody waits for it stays there, and can still be looked at. */
+static void leave_child(int seconds)
+{
+	pid_t child = fork();
+	must(child, "fork");
+	if (child) {
+		sleep(seconds);
+		_exit(0);
+	}
+}
+
+/* Attack 12: what the delegate sends, another process has open from then on. */
+
+static void receive(void)
+{
+	struct sockaddr_un address = {.sun_family = AF_UNIX, .sun_path = "/out/socket"};
+	char byte, space[CMSG_SPACE(sizeof(int))];
+	struct iovec part = {&byte, 1};
+	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = space, .msg_controllen = sizeof space};
+	int server = socket(AF_UNIX, SOCK_STREAM, 0);
+	must(bind(server, (struct sockaddr *)&address, sizeof address), "bind");
+	must(listen(server, 1), "listen");
+	int connection = accept(server, NULL, NULL);
+	must(connection, "accept");
+	must(recvmsg(connection, &message, 0), "recvmsg");
+	if (!CMSG_FIRSTHDR(&message))
+		fail("no descriptor");
+	close(open("/out/received", O_CREAT | O_WRONLY, 0666));
+	for (;;)
+		pause();
+}
+
+static void start_receiver(int user)
+{
+	pid_t child = fork();
+	must(child, "fork");
+	if (child)
+		return;
+	must(setresgid(user, user, user), "setresgid");
+	must(setresuid(user, user, user), "setresuid");
+	/* Under a name of its own, by which the test finds it. */
+	execl("/usr/bin/victim", "receiver", "receive", NULL);
+	fail("receiver");
 }
 
 static void unshare_user_namespace(const char *kind)
@@ -126,7 +177,7 @@ static void unshare_user_namespace(const char *kind)
 			write_file(path, "0 1000 1\n");
 		}
 		must(write(go[1], "", 1), "write");
-		be_parent(0);
+		be_parent(&child, 1, 0);
 	}
 	become_user();
 	must(unshare(CLONE_NEWUSER), "unshare");
@@ -161,6 +212,36 @@ static void fill_memory(size_t size)
 	volatile unsigned *words = malloc(size);
 	for (size_t i = 0; i < size / sizeof *words; i++)
 		words[i] = 0x9E3779B9u * (unsigned)(i + 1);
+}
+
+static void copy_program(const char *to)
+{
+	char buffer[1 << 16];
+	ssize_t length;
+	int from = open("/usr/bin/victim", O_RDONLY | O_CLOEXEC), file = open(to, O_CREAT | O_WRONLY | O_CLOEXEC, 0755);
+	must(file, to);
+	while ((length = read(from, buffer, sizeof buffer)) > 0)
+		must(write(file, buffer, length), to);
+	close(file);
+	close(from);
+}
+
+/* Longer than PATH_MAX works too: whoever goes there step by step never names all of it. */
+static void take_long_path(int length, char **rest)
+{
+	char name[201];
+	must(chdir("/tmp"), "/tmp");
+	for (int left = length - (int)strlen("/tmp/victim"); left > 0; left -= (int)strlen(name) + 1) {
+		/* Of two what is left is no more than one of them, each with its slash. */
+		int size = left > 400 ? 200 : left > 201 ? left / 2 - 1 : left - 1;
+		memset(name, 'x', size);
+		name[size] = 0;
+		must(mkdir(name, 0755), "mkdir");
+		must(chdir(name), "chdir");
+	}
+	copy_program("victim");
+	execv("./victim", rest - 1);
+	fail("victim");
 }
 
 static void take_strange_names(char **rest)
@@ -212,7 +293,12 @@ static void plant(const char *kind)
 	must(target, "target");
 	for (int pid = 2; pid < 32768; pid++) {
 		snprintf(path, sizeof path, "/tmp/core.%d.0.0", pid);
-		if (!strcmp(kind, "symlink"))
+		if (!strcmp(kind, "foreign")) {
+			/* Of another user than the one who crashes; the sticky directory keeps that one from removing it. */
+			snprintf(path, sizeof path, "/tmp/core.%d.1000.1000", pid);
+			close(open(path, O_CREAT | O_WRONLY, 0666));
+			must(chown(path, 1001, 1001), path);
+		} else if (!strcmp(kind, "symlink"))
 			must(symlink("/tmp/target", path), path);
 		else if (!strcmp(kind, "hardlink"))
 			must(link("/tmp/target", path), path);
@@ -246,7 +332,10 @@ static void replace_delegate(const char *kind)
 		must(mkdir(DELEGATE, 0755), DELEGATE);
 	else if (!strcmp(kind, "plain"))
 		close(open(DELEGATE, O_CREAT | O_WRONLY, 0644));
-	else if (!strcmp(kind, "loop"))
+	else if (!strcmp(kind, "garbage")) {
+		close(open(DELEGATE, O_CREAT | O_WRONLY, 0755));
+		write_file(DELEGATE, "no program of any kind\n");
+	} else if (!strcmp(kind, "loop"))
 		must(symlink(DELEGATE, DELEGATE), DELEGATE);
 	else if (!strcmp(kind, "magic"))
 		must(symlink("/proc/1/root/opt/kept", DELEGATE), DELEGATE);
@@ -280,6 +369,16 @@ static void cover_proc(void)
 		snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
 		must(mkfifo(path, 0666), path);
 	}
+}
+
+/* A program with a capability that its user has not. */
+static void make_capable(const char *path)
+{
+	struct vfs_ns_cap_data one = {
+		.magic_etc = VFS_CAP_REVISION_2 | VFS_CAP_FLAGS_EFFECTIVE,
+		.data = {{1 << CAP_CHOWN, 0}},
+	};
+	must(setxattr(path, "security.capability", &one, XATTR_CAPS_SZ_2, 0), path);
 }
 
 static void install_filter(void)
@@ -437,6 +536,12 @@ static void act(char **actions)
 			fork_children(atoi(value), 0);
 		else if (IS("keep"))
 			fork_children(1, atoi(value));
+		else if (IS("leave"))
+			leave_child(atoi(value));
+		else if (IS("receiver"))
+			start_receiver(atoi(value));
+		else if (IS("receive"))
+			receive();
 		else if (IS("record"))
 			record();
 		else if (IS("wait"))
@@ -458,6 +563,8 @@ static void act(char **actions)
 			fill_memory(strtoul(value, NULL, 10) << 20);
 		else if (IS("tiny"))
 			write_file("/proc/self/coredump_filter", "0");
+		else if (IS("path"))
+			take_long_path(atoi(value), actions + 1);
 		else if (IS("name"))
 			take_strange_names(actions + 1);
 		else if (IS("thread-name"))
@@ -471,6 +578,11 @@ static void act(char **actions)
 			become_user();
 			execv("/usr/bin/setid", actions);
 			fail("setid");
+		} else if (IS("capable")) {
+			make_capable("/usr/bin/setid");
+			become_user();
+			execv("/usr/bin/setid", actions);
+			fail("capable");
 		} else if (IS("become"))
 			must(setresgid(0, 0, 0) | setresuid(0, 0, 0), "setresuid");
 		else if (IS("delegate"))

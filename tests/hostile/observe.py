@@ -1,0 +1,57 @@
+"""What runs in a container and beside it, seen from the host."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import lab
+from containers import Container
+
+
+def wait_until(condition: Callable[[], object], what: str, seconds: float = 10) -> None:
+    """Waits for a condition, and fails if it does not come."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+def processes_of(container: Container) -> list[tuple[int, str]]:
+    """Host pid and command line of each process in a container."""
+    lines = lab.output("docker", "top", container.name, "-eo", "pid,args").splitlines()[1:]
+    return [(int(pid), words) for pid, words in (line.split(maxsplit=1) for line in lines)]
+
+
+def delegates_of(container: Container) -> list[int]:
+    """Host pids of the delegate and its family."""
+    return [pid for pid, words in processes_of(container) if words.startswith("/opt/bin/delegate")]
+
+
+def kill_dumper(container: Container) -> None:
+    """Kills the process in a container that came last, which dumps core, and waits until it does so no more."""
+    dumper = max(pid for pid, words in processes_of(container) if words.startswith("victim"))
+    os.kill(dumper, signal.SIGKILL)
+    wait_until(lambda: not is_dumping(dumper), "the killed process dumps core for ever")
+
+
+def is_dumping(pid: int) -> bool:
+    """Whether a process dumps core."""
+    try:
+        return "\nCoreDumping:\t1\n" in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+def helpers() -> int:
+    """How many crashes are in flight."""
+    count = 0
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            count += b"\0/opt/bin/docker_core_helper\0" in (directory / "cmdline").read_bytes()
+        except OSError:
+            continue
+    return count

@@ -97,6 +97,10 @@ def _end_unknown() -> None:
 
     No other process is a child of the helper. They are searched for, since not every kernel lists them (CONFIG_PROC_CHILDREN).
     """
+    try:
+        posix.waitid(posix.P_ALL, 0, posix.WEXITED | posix.WNOHANG | posix.WNOWAIT)
+    except ChildProcessError:
+        return  # There is none, as a rule.
     own = str(posix.getpid())
     for name in posix.listdir("/proc"):
         if name.isdigit() and _parent(name) == own:

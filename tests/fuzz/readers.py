@@ -7,6 +7,7 @@ reader meets on a real machine.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -78,10 +79,11 @@ def auxv(data: bytes) -> None:
 
 
 def mountinfo(data: bytes) -> None:
-    """Mount points are words of the text, and the controllers too."""
+    """Mount points are words of the text without their escapes, and the controllers stand there too."""
     mounts = container.cgroup_mounts(data)
-    decoded = data.replace(b"\\040", b" ")
-    assert all(mount_point in decoded and controllers in data for controllers, mount_point in mounts.items())
+    escape = re.compile(rb"\\(040|011|012|134)")
+    words = {escape.sub(lambda found: bytes([int(found[1], 8)]), word) for word in re.split(rb"[ \n]", data)}
+    assert all(mount_point in words and controllers in data for controllers, mount_point in mounts.items())
 
 
 def script_line(data: bytes) -> None:

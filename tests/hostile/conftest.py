@@ -13,8 +13,9 @@ from hosts import HELPER, delegate_on_host, records_of_host
 
 HERE = Path(__file__).resolve().parent
 HOLD_SHELL = """#!/bin/sh
-: > {directory}/held
-while [ ! -e {directory}/go ]; do sleep 0.02; done
+number=1
+until mkdir {directory}/held.$number; do number=$((number + 1)); done
+while [ ! -e {directory}/go.$number ]; do sleep 0.02; done
 {start} {helper} "$@"
 """
 # Takes the place of the last line of the installed entry.
@@ -111,10 +112,11 @@ def records() -> Iterator[Path]:
 
 @pytest.fixture
 def hold(kernel: Callable[[str, str], None], records: Path) -> Iterator[Callable[..., Path]]:
-    """Installs a core pattern whose helper writes the file ``held`` and goes on only when the file ``go`` is there.
+    """Installs a core pattern whose helper is held, by files in the directory that is returned.
 
-    ``hold(options)`` holds it before it starts, by a shell that then becomes the helper, or, ``becomes=False``, starts it.
-    ``hold(options, before=(module, name))`` holds the helper itself, before it calls that function.
+    ``hold(options)`` holds it before it starts, by a shell that then becomes the helper or, ``becomes=False``, starts it: the
+    first one writes ``held.1`` and goes on when ``go.1`` is there, the second one ``held.2``, and so on.
+    ``hold(options, before=(module, name))`` holds the helper itself before it calls that function: ``held`` and ``go``.
     """
     # At most 127 bytes go into the core pattern.
     script = lab.DIRECTORY / "hold"

@@ -3,7 +3,7 @@
 .DEFAULT_GOAL := help
 # One after the other, also with -j.
 .NOTPARALLEL:
-.PHONY: help demo test lint unit molecule test-hostile bench fuzz venv packages clean
+.PHONY: help demo test lint unit unit-sid molecule test-hostile bench fuzz venv packages clean
 
 # The first Python that can build .venv. Not `:=`, because the packages may bring one.
 PYTHON = $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -35,6 +35,9 @@ lint: venv ## ruff, mypy, shellcheck, yamllint, ansible-lint
 unit: venv ## the tests that need no root; those of the helper on each Python 3.8 to 3.14 found
 	$(BIN)/python -m pytest tests/unit tests/fuzz
 	tests/unit.sh
+
+unit-sid: ## the unit tests that need no engine on Debian sid's Python 3.14 and ansible-core, about a minute
+	@$(AS_ROOT) tests/sid.sh
 
 molecule: venv ## the helper on this machine, with real crashes in Docker containers
 	@$(AS_ROOT) tests/molecule.sh

@@ -3,34 +3,35 @@
 .DEFAULT_GOAL := help
 # One after the other, also with -j.
 .NOTPARALLEL:
-.PHONY: help demo test lint unit unit-sid molecule test-hostile bench fuzz venv packages clean
+.PHONY: help demo test lint unit unit-sid lint-ansible unit-ansible test-collection test-ansible molecule test-hostile bench fuzz venv packages clean
 
 # The first Python that can build .venv. Not `:=`, because the packages may bring one.
 PYTHON = $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	"$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && \
 	command -v "$$python" && break; done)
-BIN := $(CURDIR)/.venv/bin
+# Another directory with another PYTHON gives another ansible-core: see tests/ansible.sh.
+VENV = .venv
+BIN := $(CURDIR)/$(VENV)/bin
 # The engine, the kernel's settings and the rollout need root. What runs as root writes no bytecode into the clone.
 AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo) env PATH="$(BIN):$(PATH)" PYTHONDONTWRITEBYTECODE=1
 SHELL_SCRIPTS = $(wildcard .ci/run container_scripts/*.sh tests/*.sh)
 
 help: ## list the verbs
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
 
 demo: packages venv ## roll out to this machine, crash a container, fetch the core from S3, and give everything back
 	@$(AS_ROOT) python -u tests/demo.py
 
-test: packages lint unit molecule test-hostile ## prove everything: lint, unit, molecule, test-hostile
-	@printf '\nmake test: lint, unit, molecule and test-hostile passed. kernel.core_pattern is now: '
+test: packages lint unit test-collection molecule test-hostile ## prove everything: lint, unit, test-collection, molecule, test-hostile
+	@printf '\nmake test: lint, unit, test-collection, molecule and test-hostile passed. kernel.core_pattern is now: '
 	@cat /proc/sys/kernel/core_pattern
 
-lint: venv ## ruff, mypy, shellcheck, yamllint, ansible-lint
+lint: venv lint-ansible ## ruff, mypy, shellcheck, yamllint, ansible-lint
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	shellcheck $(SHELL_SCRIPTS)
 	$(BIN)/yamllint --strict .
-	PATH="$(BIN):$$PATH" ansible-lint --offline --strict --profile production
 
 unit: venv ## the tests that need no root; those of the helper on each Python 3.8 to 3.14 found
 	$(BIN)/python -m pytest tests/unit tests/fuzz
@@ -38,6 +39,18 @@ unit: venv ## the tests that need no root; those of the helper on each Python 3.
 
 unit-sid: ## the unit tests that need no engine on Debian sid's Python 3.14 and ansible-core, about a minute
 	@$(AS_ROOT) tests/sid.sh
+
+test-collection: packages venv ## build the collection, install it into an empty folder, roll out from there and by ansible-pull
+	@$(AS_ROOT) python -m pytest tests/collection
+
+test-ansible: packages ## lint-ansible, unit-ansible, test-collection and molecule with the oldest and the newest ansible-core
+	@tests/ansible.sh
+
+lint-ansible: venv
+	PATH="$(BIN):$$PATH" ansible-lint --offline --strict --profile production
+
+unit-ansible: venv
+	$(BIN)/python -m pytest tests/unit --ignore tests/unit/helper
 
 molecule: venv ## the helper on this machine, with real crashes in Docker containers
 	@$(AS_ROOT) tests/molecule.sh
@@ -59,13 +72,13 @@ fuzz: .cache/fuzz/complete ## fuzz what reads bytes made by others, for FUZZ_SEC
 		--requirement tests/fuzz/requirements.txt
 	@touch $@
 
-venv: .venv/complete ## build .venv, which holds all tools, pinned and hashed
+venv: $(VENV)/complete ## build .venv, which holds all tools, pinned and hashed
 
-.venv/complete: requirements.txt
+$(VENV)/complete: requirements.txt
 	@[ -n "$(PYTHON)" ] || { \
 		echo 'make venv: found no Python 3.11 or newer with its venv module: install python3-venv' >&2; exit 1; }
-	rm -rf .venv
-	$(PYTHON) -m venv .venv
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.txt
 	@touch $@
 

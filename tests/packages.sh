@@ -15,7 +15,7 @@ has_python() {
 }
 
 packages=
-for pair in busybox:busybox dockerd:docker.io gcc:gcc gdb:gdb shellcheck:shellcheck zstd:zstd; do
+for pair in busybox:busybox dockerd:docker.io gcc:gcc gdb:gdb git:git shellcheck:shellcheck zstd:zstd; do
 	if missing "${pair%:*}"; then packages="$packages ${pair#*:}"; fi
 done
 if missing gcc || [ ! -e "$(gcc -print-file-name=libc.a)" ]; then packages="$packages libc6-dev"; fi

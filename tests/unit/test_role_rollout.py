@@ -21,8 +21,9 @@ BINARIES = Path(sys.executable).parent
 SANDBOX = """
 set -e
 mount -t tmpfs none "$1"
-mkdir "$1/upper" "$1/work" "$1/opt"
-mount -t overlay none -o "lowerdir=/etc,upperdir=$1/upper,workdir=$1/work" /etc
+mkdir "$1/opt"
+cp -a /etc "$1/etc"
+mount --bind "$1/etc" /etc
 rm -f /etc/docker_core_helper.conf /etc/sysctl.d/60-docker-core-helper.conf
 mount --bind "$1/opt" /opt
 for name in core_pattern core_pipe_limit; do

@@ -27,7 +27,7 @@ def pull(repository: Path, clone: Path) -> list[str]:
 def test_a_host_pulls_and_rolls_out_to_itself(
     host: Host, repository: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    command = pull(repository, tmp_path_factory.mktemp("pull") / "clone")
+    command = [*pull(repository, tmp_path_factory.mktemp("pull") / "clone"), *host.rollout]
     bare = host.sandbox.run(LISTING)
     assert "+kernel.core_pipe_limit = 64" in host.run(*command, "--check", "--diff")
     assert host.sandbox.run(LISTING) == bare

@@ -92,6 +92,8 @@ class Configuration:
         self.delegate: list[bytes] = []
         self.fallback = False
         self.timeout = DEFAULT_TIMEOUT
+        self.chain: list[bytes] = []
+        self.chain_containers = False
         self.problems: list[str] = []
 
 
@@ -212,6 +214,17 @@ def _take_line(line: bytes, configuration: "Configuration") -> None:
         if len(words) != 1 or not words[0].isdigit() or len(words[0]) > 5 or not 0 < int(words[0]) <= LONGEST_TIMEOUT:
             raise ConfigurationError(f"{shown(value)} must be a number of seconds from 1 to {LONGEST_TIMEOUT}")
         configuration.timeout = float(int(words[0]))
+    elif key == b"DOCKERCOREHELPER_CHAIN":
+        # Any % is fine: what the kernel does not know vanishes, and so it does in chain.py.
+        words = split_words(value)
+        if words and not words[0].startswith(b"/"):
+            raise ConfigurationError(f"handler {shown(words[0])} must be an absolute path on the host")
+        configuration.chain = words
+    elif key == b"DOCKERCOREHELPER_CHAIN_CONTAINERS":
+        # Not "whatever its value", as above: this one opens a way from containers to a program of the host.
+        if value not in (b"0", b"1"):
+            raise ConfigurationError(f"{shown(value)} must be 0 or 1")
+        configuration.chain_containers = value == b"1"
     else:
         raise ConfigurationError(f"unknown key {shown(key)}")
 

@@ -74,6 +74,10 @@ class Journal:
         self._write(LOG_ERR, f"{name}not delivered: {failure}: {amount}{notes}")
         return False
 
+    def hand_on(self, crash: "Crash", process: "FaultingProcess", handler: bytes) -> None:
+        """Tell that a core goes to the handler that the host had before; what becomes of it there is that one's to tell."""
+        self._write(LOG_INFO, f"{describe(crash, process)}: handed on to {escape(handler)}")
+
     def drop(self, crash: "Crash", process: "FaultingProcess", reason: str, absent: bool) -> None:
         """Tell that the core was dropped: for want of a delegate, or because of a failure."""
         # The reason comes last: a container may have chosen a part of it, and may not push the rest out of the line.

@@ -79,9 +79,9 @@ def receive(words: "list[str]", terminal: "int | None", began: float) -> int:
     if crash.pidfd is not None:
         posix.set_inheritable(crash.pidfd, False)
     configuration = command.read_configuration()
+    configuration.problems = problems + configuration.problems
     code = handle(0, crash, configuration, terminal, began)
-    for problem in problems + configuration.problems:
-        open_journal(terminal).warning(problem)
+    tell(configuration.problems, terminal)
     return code
 
 
@@ -93,9 +93,7 @@ def handle(
     ``terminal`` is where a person reads the log, ``began`` the monotonic time of the start.
     """
     try:
-        process = victim.examine(crash)
-        if crash.signal is None:
-            crash.signal = process.signal
+        process = examine(crash, configuration, terminal)
         slots.take(process)
         process.hostname = container.hostname_of(process)
         plan = delegate.prepare(process)
@@ -124,6 +122,8 @@ def handle(
             delivered = open_journal(terminal).conclude(crash, process, words[0], result, began)
             return EXIT_OK if delivered else EXIT_NOT_DELIVERED
         failure, absent = str(result.failure), result.absent
+    if absent and configuration.chain and configuration.chain_containers:
+        hand_on(crash, process, configuration, terminal)
     if configuration.fallback or command.FALLBACK_VARIABLE in {**posix.environ, **process.environ}:
         from core_helper import fallback
 
@@ -135,6 +135,53 @@ def handle(
         failure, absent = f"{failure}; {result.failure}", False
     open_journal(terminal).drop(crash, process, failure, absent)
     return EXIT_OK if absent else EXIT_NOT_DELIVERED
+
+
+def examine(
+    crash: command.Crash, configuration: command.Configuration, terminal: "int | None"
+) -> victim.FaultingProcess:
+    """Return the process whose core is to be delegated; that of a process of the host goes to the handler the host had.
+
+    Raises Refused or OSError like victim.examine.
+    """
+    refusal = None
+    try:
+        process = victim.examine(crash)
+    except victim.SetId as error:
+        # Not for a delegate; but the handler of the host is root's, and has always looked after such programs itself.
+        process, refusal = error.process, error
+    if crash.signal is None:
+        crash.signal = process.signal
+    # A container's crash pays but this comparison: its pid namespace is another one.
+    if configuration.chain and not any(name == "pid" for name, _, _ in process.namespaces):
+        from core_helper import chain
+
+        if chain.is_of_the_host(process):
+            hand_on(crash, process, configuration, terminal)
+    if refusal is not None:
+        raise refusal
+    return process
+
+
+def hand_on(
+    crash: command.Crash,
+    process: victim.FaultingProcess,
+    configuration: command.Configuration,
+    terminal: "int | None",
+) -> None:
+    """Become the handler that the host had before; return if that cannot be."""
+    from core_helper import chain
+
+    tell(configuration.problems, terminal)
+    configuration.problems = []
+    process.hostname = container.hostname_of(process)
+    chain.hand_on(crash, process, configuration.chain, open_journal(terminal))
+
+
+def tell(problems: "list[str]", terminal: "int | None") -> None:
+    """Have the log say what should be mended."""
+    for problem in problems:
+        open_journal(terminal).warning(problem)
 
 
 def specifiers(crash: command.Crash, process: victim.FaultingProcess) -> "dict[str, bytes]":

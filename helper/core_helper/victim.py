@@ -41,6 +41,15 @@ class Refused(Exception):
     """The delegation is refused. The text, for the log, says what was found and what to do."""
 
 
+class SetId(Refused):
+    """The core is for root only. ``process`` is whose it is: the host's own handler may be asked to look after it."""
+
+    def __init__(self, text: str, process: "FaultingProcess") -> None:
+        """Take the text for the log, and the process as it was verified."""
+        super().__init__(text)
+        self.process = process
+
+
 class FaultingProcess:
     """What the helper knows of the process whose core it holds. Descriptors are close-on-exec."""
 
@@ -56,6 +65,8 @@ class FaultingProcess:
         self.gid = _ids(status, "Gid")[0]
         self.groups = [int(group) for group in status["Groups"].split()]
         self.pid = int(status.get("NStgid", status["Tgid"]).split()[-1])
+        self.host_tid = int(status["Pid"])
+        self.tid = int(status.get("NSpid", status["Pid"]).split()[-1])
         self.inheritable = int(status["CapInh"], 16)
         self.permitted = int(status["CapPrm"], 16)
         self.effective = int(status["CapEff"], 16)
@@ -64,9 +75,10 @@ class FaultingProcess:
         self.seccomp = int(status.get("Seccomp", "0"))
         self.seccomp_filters = int(status.get("Seccomp_filters", "0"))
         self.umask = int(status.get("Umask", "0022"), 8)
-        self.comm = read(task, "comm").rstrip(b"\n")
+        self.comm = read(task, "comm")[:-1]  # The name may end in newlines of its own.
         self.exe = _link(task, "exe")
         self.nice = int(stat[16])
+        self.cpu = int(stat[36])
         self.signal = _exit_signal(task)
         self.oom_score_adj = read(task, "oom_score_adj").strip()
         self.limits = parse_limits(read(task, "limits"))
@@ -285,13 +297,20 @@ def examine(crash: "Crash") -> "FaultingProcess":
     # The auxiliary vector tells a set-id program where the kernel did not, or calls all programs dumpable. Elsewhere it is not
     # asked: a security module may have set its flag for an ordinary program too.
     told = crash.dumpable is not None and read(proc, "sys/fs/suid_dumpable").strip() != b"1"
-    secure = not told and secure_execution(read(task, "auxv"))
-    refuse_set_id(crash, status, secure, posix.stat("status", dir_fd=task))
     process = FaultingProcess(task, root, namespaces, status)
+    refusal = None
+    try:
+        secure = not told and secure_execution(read(task, "auxv"))
+        refuse_set_id(crash, status, secure, posix.stat("status", dir_fd=task))
+    except Refused as error:
+        refusal = error
     # Once more, after everything was read: a process that was killed meanwhile shows no label, an empty environment and, in old
-    # hierarchies, the host's own control groups (kernel/cgroup/cgroup.c, proc_cgroup_show). That would be joined instead.
+    # hierarchies, the host's own control groups (kernel/cgroup/cgroup.c, proc_cgroup_show). That would be joined instead, or
+    # a container taken for a process of the host.
     if not still_dumping(read(task, "status")):
         raise Refused(NOT_DUMPING.format(crash.pid))
+    if refusal is not None:
+        raise SetId(str(refusal), process)
     process.keep_sandbox()
     # A directory of the host: nobody in the container must find it open in one of our processes.
     posix.close(task)

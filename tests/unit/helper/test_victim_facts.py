@@ -14,7 +14,9 @@ Name:\tevil\\nUid:\t0
 Umask:\t0077
 State:\tD (disk sleep)
 Tgid:\t4711
+Pid:\t4712
 NStgid:\t4711\t77\t7
+NSpid:\t4712\t78\t8
 Uid:\t1000\t1000\t1000\t1000
 Gid:\t100\t100\t100\t100
 Groups:\t4 24 4294967294

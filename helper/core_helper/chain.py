@@ -1,0 +1,163 @@
+"""The handler that the host had before: executed in the helper's place, as the kernel would have started it.
+
+Imported only where it may be needed, so that it costs the crashes of containers nothing. Follows fs/coredump.c of the kernel,
+format_corename and umh_coredump_setup, and kernel/umh.c.
+"""
+
+import _signal
+import posix
+
+from core_helper import command, delegate, linux
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from core_helper.command import Crash
+    from core_helper.journal import Journal
+    from core_helper.victim import FaultingProcess
+
+PIDFD = 3  # COREDUMP_PIDFD_NUMBER
+UMASK = 0o022  # Of whatever the kernel starts: init_fs in fs/fs_struct.c.
+UNLIMITED = b"18446744073709551615"
+S_IFMT, S_IFREG = 0o170000, 0o100000
+
+
+def is_of_the_host(process: "FaultingProcess") -> bool:
+    """Tell whether ``process`` is outside of containers. Whatever is not clear is a container: it must not get here.
+
+    It has the mount, pid and user namespace of the helper. The mount namespace may be another one where everything else is
+    the host's, the root directory too: so are the services of systemd that have a /tmp of their own and the like.
+    """
+    foreign = {name for name, _, _ in process.namespaces}
+    if process.user_namespace is not None or "pid" in foreign:
+        return False
+    if "mnt" not in foreign:
+        return True
+    # An identifier in the control group's path is an engine's, whatever namespaces the container was given.
+    return (
+        "cgroup" not in foreign
+        and not process.container_id
+        and delegate.identity(posix.fstat(process.root)) == delegate.identity(posix.stat("/"))
+    )
+
+
+def hand_on(crash: "Crash", process: "FaultingProcess", words: "list[bytes]", log: "Journal") -> None:
+    """Become the handler ``words``, to which the core goes as if the kernel had started it: nothing of it was read yet.
+
+    Returns only where that cannot be: the log then knows why, and what to do.
+    """
+    values = specifiers(crash, process)
+    arguments = [expand(word, values) for word in words]
+    problem = _unusable(arguments[0])
+    if problem is None:
+        # Before, because there is no after.
+        log.hand_on(crash, process, arguments[0])
+        asked = any(expand(word, {b"F": b"3"}) != expand(word, {}) for word in words)
+        problem = _execute(arguments, crash.pidfd if asked else None)
+    log.warning(
+        f"not handed on to {command.shown(arguments[0])}: {problem}: install it again, or correct DOCKERCOREHELPER_CHAIN in"
+        f" {command.CONFIGURATION}; pid={crash.pid} is handled without it"
+    )
+
+
+def _unusable(program: bytes) -> "str | None":
+    """Return why ``program`` cannot be executed, None if it seems that it can."""
+    try:
+        found = posix.stat(program)
+    except OSError as error:
+        return error.strerror
+    if found.st_mode & S_IFMT != S_IFREG or not found.st_mode & 0o111:
+        return "not an executable file"
+    return None
+
+
+def _execute(arguments: "list[bytes]", pidfd: "int | None") -> str:
+    """Execute a program with all that the kernel gives and nothing that it does not; return why that failed.
+
+    Not touched: standard input, which is the core, the root directory, and RLIMIT_CORE = 1, by which the kernel knows a handler
+    whose own crash it must not handle. All other descriptors are close-on-exec.
+    """
+    linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 0)
+    mask = posix.umask(UMASK)
+    delegate.reset_signals()
+    saved = posix.dup(1)
+    for descriptor in (1, 2):
+        posix.close(descriptor)
+    if pidfd is not None:
+        if pidfd == PIDFD:
+            posix.set_inheritable(pidfd, True)
+        else:
+            posix.dup2(pidfd, PIDFD)
+    try:
+        posix.execve(arguments[0], arguments, {})
+    except OSError as error:
+        problem = str(error.strerror)
+    if pidfd is not None:
+        posix.set_inheritable(PIDFD, False)
+    for descriptor in (1, 2):
+        posix.dup2(saved, descriptor)
+    posix.close(saved)
+    for number in (_signal.SIGPIPE, 25):
+        _signal.signal(number, _signal.SIG_IGN)
+    posix.umask(mask)
+    return problem
+
+
+def specifiers(crash: "Crash", process: "FaultingProcess") -> "dict[bytes, bytes]":
+    """Return what each specifier of core(5) stands for; empty where the kernel did not tell us."""
+    told = {
+        b"d": crash.dumpable,
+        b"s": crash.signal,
+        b"F": None if crash.pidfd is None else PIDFD,
+    }
+    path = path_of_program(process)
+    return {
+        b"%": b"%",
+        b"P": b"%d" % crash.pid,
+        b"p": b"%d" % process.pid,
+        b"I": b"%d" % process.host_tid,
+        b"i": b"%d" % process.tid,
+        b"u": b"%d" % crash.uid,
+        b"g": b"%d" % crash.gid,
+        b"t": b"%d" % crash.time,
+        b"c": _core_limit(crash, process),
+        b"C": b"%d" % process.cpu,
+        b"h": escape(process.hostname),
+        b"e": escape(process.comm),
+        b"E": escape(path),
+        b"f": escape(path.rpartition(b"/")[2]),
+        **{name: b"" if value is None else b"%d" % value for name, value in told.items()},
+    }
+
+
+def _core_limit(crash: "Crash", process: "FaultingProcess") -> bytes:
+    soft = process.limits.get("Max core file size", (-1, -1))[0] if crash.limit is None else crash.limit
+    return UNLIMITED if soft == -1 else b"%d" % soft
+
+
+def path_of_program(process: "FaultingProcess") -> bytes:
+    """Return the path of the program as the kernel writes it: seen from the root directory of the process."""
+    if not process.exe:
+        return process.comm + b" (path unknown)"
+    root = posix.readlink(b"/proc/self/fd/%d" % process.root).rstrip(b"/")
+    return process.exe[len(root) :] if process.exe.startswith(root + b"/") else process.exe
+
+
+def escape(name: bytes) -> bytes:
+    """Return ``name``, which the process chose, as one component of a path; cn_esc_printf in fs/coredump.c."""
+    if name in (b".", b".."):
+        name = b"!" + name[1:]
+    return (name or b"!").replace(b"/", b"!")
+
+
+def expand(word: bytes, values: "dict[bytes, bytes]") -> bytes:
+    """Replace each %X of ``word`` by ``values[X]``. What the kernel does not know vanishes, and so does a % at the end."""
+    parts = []
+    position = 0
+    while position < len(word):
+        if word[position : position + 1] == b"%":
+            parts.append(values.get(word[position + 1 : position + 2], b""))
+            position += 2
+        else:
+            parts.append(word[position : position + 1])
+            position += 1
+    return b"".join(parts)

@@ -28,7 +28,11 @@ class Kernel:
         self.module: Any = importlib.util.module_from_spec(specification)
         specification.loader.exec_module(self.module)
         self.capture = capture
-        self.root = root
+        self.host = root / "host"
+        self.host.mkdir()
+        monkeypatch.setattr(self.module, "ROOT", str(self.host))
+        self.root = root = root / "kernel"
+        root.mkdir()
         self.record = root / "previous.json"
         self.sysctl_file = root / "60-docker-core-helper.conf"
         self.written: list[str] = []

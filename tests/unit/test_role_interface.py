@@ -30,6 +30,9 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "strings": {"pipe_limit": "8", "timeout": "86400", "fallback_core": "true"},
     "directories": {"bin_dir": "/srv/core_1.0/bin", "lib_dir": "/srv/core..x/lib"},
     "no_delegate": {"delegate": []},
+    "no_chain": {"chain": "none"},
+    "chain": {"chain": ["/usr/share/apport/apport", "-p%p", "--", "%E"], "chain_containers": True},
+    "chain_quotes": {"chain": ["/opt/a b", 'say "hello"', "it's", "%", "%x", ""]},
     "quotes": {"delegate": ["/opt/a b", 'say "hello"', "it's", 'back\\slash \\" $HOME `x`', "", "#no", "100%%", "é"]},
 }
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -65,6 +68,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "delegate_newline": ({"delegate": ["/a", "b\nDOCKERCOREHELPER_TIMEOUT=1"]}, "must not hold newlines"),
     "delegate_specifier": ({"delegate": ["/a", "%P.%x"]}, "docker_core_helper_delegate knows %P"),
+    "chain_string": ({"chain": "/bin/x %P"}, "docker_core_helper_chain must be none, previous or a list of words"),
+    "chain_number": ({"chain": 7}, "docker_core_helper_chain must be none, previous or a list of words"),
+    "chain_mapping": ({"chain": {"a": "b"}}, "docker_core_helper_chain must be none, previous or a list of words"),
+    "chain_empty": ({"chain": []}, "docker_core_helper_chain must begin with the absolute path"),
+    "chain_relative": ({"chain": ["systemd-coredump"]}, "docker_core_helper_chain must begin with the absolute path"),
+    "chain_newline": ({"chain": ["/a", "b\nDOCKERCOREHELPER_TIMEOUT=1"]}, "docker_core_helper_chain must not hold"),
     "python": ({"python": "python3"}, "docker_core_helper_python must be an absolute path"),
 }
 
@@ -124,6 +133,9 @@ def test_the_helper_reads_in_the_configuration_what_the_user_has_written(message
     assert configuration.delegate == words
     assert configuration.timeout == float(expected.get("timeout", 300))
     assert configuration.fallback == bool(expected.get("fallback_core"))
+    chain = expected.get("chain", "previous")
+    assert configuration.chain == ([word.encode() for word in chain] if isinstance(chain, list) else [])
+    assert configuration.chain_containers == bool(expected.get("chain_containers"))
 
 
 def test_the_defaults_are_the_documented_variables() -> None:

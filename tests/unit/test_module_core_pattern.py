@@ -40,6 +40,9 @@ class Kernel:
         self.set("core", "0")
         monkeypatch.setattr(self.module, "KERNEL", str(root))
         monkeypatch.setattr(self.module, "open", self.open, raising=False)
+        # Ansible collects the warnings of all runs of this process.
+        self.warned: list[str] = []
+        monkeypatch.setattr(self.module.AnsibleModule, "warn", self.warn)
 
     def open(self, path: str | int, mode: str = "r", **options: Any) -> IO[Any]:
         """Open a file as the module does; keep in mind which values of the kernel it writes."""
@@ -49,6 +52,10 @@ class Kernel:
                 raise OSError(errno.EINVAL, "Invalid argument")
             self.written.append(name)
         return open(path, mode, **options)
+
+    def warn(self, text: str) -> None:
+        """Take a warning of the module."""
+        self.warned.append(text)
 
     def set(self, pattern: str, limit: str) -> None:
         """Set the live values as somebody else would."""
@@ -72,6 +79,7 @@ class Kernel:
             "_ansible_check_mode": check,
             **changed,
         }
+        self.warned.clear()
         with testing.patch_module_args(parameters), pytest.raises(SystemExit):
             self.module.main()
         result: dict[str, Any] = json.loads(self.capture.readouterr().out.splitlines()[-1])
@@ -145,17 +153,17 @@ def test_a_pattern_that_somebody_took_over_is_set_again_and_the_record_stays(ker
 def test_removal_leaves_a_pattern_that_somebody_else_has_set(kernel: Kernel) -> None:
     kernel.run()
     kernel.set(APPORT, "64")
-    result = kernel.run("absent")
+    kernel.run("absent")
     assert kernel.live == (APPORT, "64")
-    assert "somebody else has set kernel.core_pattern" in str(result["warnings"])
+    assert "somebody else has set kernel.core_pattern" in str(kernel.warned)
     assert not kernel.sysctl_file.exists()
     assert not kernel.record.exists()
 
 
 def test_our_own_pattern_is_never_recorded_as_the_one_from_before(kernel: Kernel) -> None:
     kernel.set("|/usr/bin/env A=1 /opt/bin/docker_core_helper %P %u %g /opt/bin/uploader.sh", "0")
-    result = kernel.run()
-    assert "no values from before are known" in str(result["warnings"])
+    kernel.run()
+    assert "no values from before are known" in str(kernel.warned)
     kernel.run("absent")
     assert kernel.live == ("core", "0")
 
@@ -197,3 +205,383 @@ def test_the_record_is_there_before_the_kernel_is_changed(kernel: Kernel, monkey
     with pytest.raises(KeyboardInterrupt):
         kernel.run()
     assert json.loads(kernel.record.read_text()) == {"core_pattern": "core", "core_pipe_limit": "0"}
+
+
+# Other owners of the pattern: the host is a made-up tree.
+
+SYSCTL = "etc/sysctl.d/99-kernel_core_pattern.conf"
+HARDENED = "# STIG\nkernel.core_pattern = |/bin/false\nkernel.kptr_restrict = 1\n"
+TAKE: dict[str, Any] = {"conflicts": "take_over"}
+
+
+def add(kernel: Kernel, path: str, content: str) -> Path:
+    """Put a file into the host."""
+    file = kernel.host / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(content)
+    return file
+
+
+def systemd(kernel: Kernel) -> None:
+    """Have systemd run on the host."""
+    (kernel.host / "run/systemd/system").mkdir(parents=True)
+
+
+def link(kernel: Kernel, path: str, target: str) -> Path:
+    """Put a symbolic link into the host."""
+    file = kernel.host / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.symlink_to(target)
+    return file
+
+
+def tree(kernel: Kernel) -> dict[str, tuple[str, int]]:
+    """Return all of the host and the kernel: what each file holds, or where each link leads, and its mode."""
+    found = {}
+    for top in (kernel.host, kernel.root):
+        for path in sorted(top.rglob("*")):
+            if path.is_symlink():
+                found[str(path)] = (str(path.readlink()), 0)
+            elif path.is_file():
+                found[str(path)] = (path.read_bytes().decode("latin-1"), path.stat().st_mode)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        (SYSCTL, "kernel.core_pattern = |/bin/false"),
+        (SYSCTL, "kernel/core_pattern=|/bin/false"),
+        (SYSCTL, "-kernel.core_pattern =|/bin/false"),
+        (SYSCTL, "  - kernel.core_pattern=  |/bin/false  "),
+        ("run/sysctl.d/61-a.conf", "kernel.core_pattern = |/bin/false"),
+        ("usr/local/lib/sysctl.d/61-a.conf", "kernel.core_pattern = |/bin/false"),
+        ("usr/lib/sysctl.d/61-a.conf", "kernel.core_pattern = |/bin/false"),
+        ("lib/sysctl.d/61-a.conf", "kernel.core_pattern = |/bin/false"),
+        ("etc/sysctl.d/a.conf", "kernel.core_pattern = |/bin/false"),
+        ("etc/sysctl.conf", "kernel.core_pattern = |/bin/false"),
+    ],
+)
+def test_a_line_that_is_read_later_is_named_and_nothing_is_changed(kernel: Kernel, path: str, line: str) -> None:
+    file = add(kernel, path, f"# a comment\n{line}\n")
+    before = tree(kernel)
+    result = kernel.run()
+    assert result["failed"] and tree(kernel) == before
+    assert f"{file}, line 2, sets kernel.core_pattern = |/bin/false and is read" in result["msg"]
+    assert "remove that line, or set docker_core_helper_conflicts=take_over" in result["msg"]
+    assert "\n" not in result["msg"] and len(result["conflicts"]) == 1
+    assert (result["next_boot"], result["next_boot_file"]) == ("|/bin/false", str(file))
+    assert (result["live"], result["pipe_limit"]) == ("core", 0)
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        ("usr/lib/sysctl.d/50-coredump.conf", "kernel.core_pattern=|/usr/lib/systemd/systemd-coredump %P\n"),
+        ("etc/sysctl.d/10-a.conf", "kernel.core_pattern = x\nkernel.core_pipe_limit = 0\n"),
+        (SYSCTL, "#kernel.core_pattern = x\n; kernel.core_pattern = x\n"),
+        (SYSCTL, "kernel.core_pattern\nkernel.core_uses_pid = 1\nkernel.core_pattern.x = 1\n"),
+        (SYSCTL, f"kernel.core_pattern = {PATTERN}\n"),
+        (SYSCTL, f"kernel.core_pattern = x\nkernel.core_pattern = {PATTERN}\n"),
+        ("etc/sysctl.d/99-a.conf.dpkg-old", "kernel.core_pattern = x\n"),
+        ("etc/sysctl.d/.hidden", "kernel.core_pattern = x\n"),
+    ],
+)
+def test_what_does_not_win_is_no_conflict(kernel: Kernel, path: str, content: str) -> None:
+    add(kernel, path, content)
+    assert kernel.run()["conflicts"] == []
+
+
+def test_a_limit_of_somebody_else_is_a_conflict_too(kernel: Kernel) -> None:
+    add(kernel, SYSCTL, "kernel.core_pipe_limit = 0\n")
+    assert "line 1, sets kernel.core_pipe_limit = 0" in kernel.run()["msg"]
+
+
+@pytest.mark.parametrize("mask", ["link", "file"])
+def test_a_file_that_is_masked_by_one_of_the_same_name_does_not_count(kernel: Kernel, mask: str) -> None:
+    add(kernel, "usr/lib/sysctl.d/99-a.conf", "kernel.core_pattern = x\n")
+    if mask == "link":
+        link(kernel, "etc/sysctl.d/99-a.conf", "/dev/null")
+    else:
+        add(kernel, "run/sysctl.d/99-a.conf", "")
+    assert kernel.run()["conflicts"] == []
+
+
+@pytest.mark.parametrize(("runs", "linked", "wins"), [(True, False, False), (True, True, True), (False, True, True)])
+def test_sysctl_conf_counts_where_it_is_read(kernel: Kernel, runs: bool, linked: bool, wins: bool) -> None:
+    if runs:
+        systemd(kernel)
+    add(kernel, "etc/sysctl.conf", "kernel.core_pattern = x\n")
+    if linked:
+        link(kernel, "etc/sysctl.d/99-sysctl.conf", "../sysctl.conf")
+    result = kernel.run()
+    assert len(result["conflicts"]) == wins
+    assert result["next_boot"] == ("x" if wins else "core")
+
+
+def enable(kernel: Kernel, service: str, how: str) -> None:
+    """Enable a service."""
+    name = service.partition(".")[0]
+    if how == "unit":
+        add(kernel, f"usr/lib/systemd/system/{service}", "[Service]\n")
+        link(kernel, f"etc/systemd/system/multi-user.target.wants/{service}", f"/usr/lib/systemd/system/{service}")
+    else:
+        add(kernel, f"etc/init.d/{name}", "#!/bin/sh\n")
+        link(kernel, f"etc/rc2.d/S20{name}", f"../init.d/{name}")
+        link(kernel, f"etc/rc0.d/K20{name}", f"../init.d/{name}")
+
+
+@pytest.mark.parametrize("how", ["unit", "script"])
+@pytest.mark.parametrize("service", ["apport.service", "abrt-ccpp.service"])
+def test_a_service_that_sets_the_pattern_is_named(kernel: Kernel, service: str, how: str) -> None:
+    enable(kernel, service, how)
+    result = kernel.run()
+    assert f"{service} is enabled and sets kernel.core_pattern when it starts: disable it, or set" in result["msg"]
+    assert (result["next_boot"], result["next_boot_file"]) == ("", service)
+
+
+def test_a_service_that_is_not_enabled_is_no_conflict(kernel: Kernel) -> None:
+    enable(kernel, "apport.service", "script")
+    add(kernel, "etc/default/apport", "# set this to 0\nenabled=0\n")
+    enable(kernel, "abrt-ccpp.service", "unit")
+    link(kernel, "etc/systemd/system/abrt-ccpp.service", "/dev/null")
+    add(kernel, "etc/init.d/abrt-ccpp", "#!/bin/sh\n")
+    assert kernel.run()["conflicts"] == []
+
+
+def test_with_systemd_a_script_that_has_a_unit_does_not_count(kernel: Kernel) -> None:
+    systemd(kernel)
+    enable(kernel, "apport.service", "script")
+    assert len(kernel.run()["conflicts"]) == 1
+    add(kernel, "usr/lib/systemd/system/apport.service", "[Service]\n")
+    assert kernel.run()["conflicts"] == []
+
+
+def make_conflict(kernel: Kernel, kind: str) -> Path:
+    """Make somebody else win at the next boot, and return the file or link that does it."""
+    if kind == "later file":
+        return add(kernel, SYSCTL, HARDENED)
+    if kind == "last file":
+        file = add(kernel, "etc/sysctl.d/zzz.conf", "# caf\u00e9\r\n" + HARDENED.replace("\n", "\r\n"))
+        file.chmod(0o640)
+        return file
+    if kind == "sysctl.conf":
+        link(kernel, "etc/sysctl.d/99-sysctl.conf", "../sysctl.conf")
+        return add(kernel, "etc/sysctl.conf", HARDENED + "kernel.core_pipe_limit=0")
+    enable(kernel, "apport.service", kind)
+    return (
+        kernel.host
+        / {
+            "unit": "etc/systemd/system/multi-user.target.wants/apport.service",
+            "script": "etc/rc2.d/S20apport",
+        }[kind]
+    )
+
+
+KINDS = ["later file", "last file", "sysctl.conf", "unit", "script"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_taken_over_is_given_back(kernel: Kernel, kind: str) -> None:
+    file = make_conflict(kernel, kind)
+    before = tree(kernel)
+    predicted = kernel.run(check=True, **TAKE)
+    assert tree(kernel) == before
+    result = kernel.run(**TAKE)
+    assert result["changed"] and len(result["conflicts"]) >= 1
+    assert {**predicted, "invocation": None} == {**result, "invocation": None}
+    if kind == "later file":
+        # Least intrusive: a name that is read later is enough.
+        assert file.read_text() == HARDENED
+        assert "kernel.core_pattern = |/opt" in (kernel.root / "zz-docker-core-helper.conf").read_text()
+        assert not kernel.sysctl_file.exists()
+    elif kind in ("last file", "sysctl.conf"):
+        assert "removal gives it back: kernel.core_pattern = |/bin/false" in file.read_text()
+        assert "\nkernel.kptr_restrict = 1" in file.read_text()
+        assert kernel.sysctl_file.exists()
+    else:
+        assert not file.is_symlink()
+    again = kernel.run(**TAKE)
+    assert (again["changed"], again["conflicts"]) == (False, [])
+    assert not kernel.run()["changed"]
+    kernel.run("absent", check=True)
+    assert kernel.warned == []
+    kernel.run("absent")
+    assert kernel.warned == []
+    assert tree(kernel) == before
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_next_boot_is_ours_after_the_takeover(kernel: Kernel, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel.sysctl_file = kernel.host / "etc/sysctl.d/60-docker-core-helper.conf"
+    kernel.sysctl_file.parent.mkdir(parents=True)
+    make_conflict(kernel, kind)
+    kernel.run(**TAKE)
+    found = kernel.run()
+    assert (found["next_boot"], found["conflicts"]) == (PATTERN, [])
+    name = "zz-docker-core-helper.conf" if kind == "later file" else "60-docker-core-helper.conf"
+    assert found["next_boot_file"] == str(kernel.sysctl_file.with_name(name))
+
+
+def test_the_diff_shows_what_is_taken_over(kernel: Kernel) -> None:
+    make_conflict(kernel, "last file")
+    make_conflict(kernel, "unit")
+    shown = {diff["after_header"]: diff["after"] for diff in kernel.run(check=True, **TAKE)["diff"]}
+    assert "took this over" in shown[str(kernel.host / "etc/sysctl.d/zzz.conf")]
+    assert shown["apport.service"] == "disabled\n"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("stop", ["disable", "write", "put_boot", "set_live"])
+def test_a_takeover_that_was_interrupted_is_given_back(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch, kind: str, stop: str
+) -> None:
+    make_conflict(kernel, kind)
+    before = tree(kernel)
+    with monkeypatch.context() as patch:
+
+        def interrupt(*arguments: object) -> None:
+            # The record is written by the same function as the files of others.
+            if stop == "write" and arguments[1] == str(kernel.record):
+                write(*arguments)
+            else:
+                raise KeyboardInterrupt
+
+        owner = {"disable": kernel.module.Takeover, "set_live": kernel.module}.get(stop, kernel.module.Settings)
+        write = kernel.module.Settings.write
+        patch.setattr(owner, stop, interrupt)
+        try:
+            kernel.run(**TAKE)
+        except KeyboardInterrupt:
+            kernel.capture.readouterr()
+    assert "taken_over" in kernel.record.read_text()
+    kernel.run("absent")
+    assert kernel.warned == []
+    assert tree(kernel) == before
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_takeover_that_the_kernel_refuses_is_given_back_at_once(kernel: Kernel, kind: str) -> None:
+    make_conflict(kernel, kind)
+    before = tree(kernel)
+    kernel.refuses = "core_pattern"
+    assert "the kernel refuses" in kernel.run(**TAKE)["msg"]
+    assert tree(kernel) == before
+
+
+def test_a_line_that_somebody_added_meanwhile_is_not_overruled(kernel: Kernel) -> None:
+    file = make_conflict(kernel, "last file")
+    kernel.run(**TAKE)
+    file.write_bytes(b"kernel.core_pattern = theirs\n" + file.read_bytes())
+    after = file.read_bytes()
+    kernel.run("absent")
+    assert f"{file}, line 1, was added meanwhile: left as it is" in str(kernel.warned)
+    assert file.read_bytes() == after
+
+
+def test_other_changes_of_the_file_stay(kernel: Kernel) -> None:
+    file = make_conflict(kernel, "sysctl.conf")
+    kernel.run(**TAKE)
+    file.write_text("vm.swappiness = 1\n" + file.read_text())
+    kernel.run("absent")
+    assert kernel.warned == []
+    assert file.read_text() == "vm.swappiness = 1\n" + HARDENED + "kernel.core_pipe_limit=0"
+
+
+@pytest.mark.parametrize("change", ["removed line", "removed file"])
+def test_a_file_that_somebody_has_changed_is_told(kernel: Kernel, change: str) -> None:
+    file = make_conflict(kernel, "last file")
+    kernel.run(**TAKE)
+    if change == "removed line":
+        file.write_text("# nothing\n")
+    else:
+        file.unlink()
+    result = kernel.run("absent")
+    assert f"{file} {'was changed meanwhile' if change == 'removed line' else 'is gone'}" in str(kernel.warned)
+    assert not result.get("failed") and (change != "removed line" or file.read_text() == "# nothing\n")
+
+
+def test_a_service_that_was_removed_meanwhile_is_told(kernel: Kernel) -> None:
+    file = make_conflict(kernel, "unit")
+    kernel.run(**TAKE)
+    file.parent.rmdir()
+    kernel.run("absent")
+    assert "apport.service was enabled before the first run, and cannot be enabled again" in str(kernel.warned)
+    assert not kernel.record.exists()
+
+
+def test_where_systemd_runs_it_disables_and_enables_the_service(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+    systemd(kernel)
+    wanted = make_conflict(kernel, "unit")
+
+    def run_command(module: object, words: list[str]) -> tuple[int, str, str]:
+        asked.append(words)
+        if words[1] == "disable":
+            wanted.unlink()
+        return 0, "", ""
+
+    monkeypatch.setattr(kernel.module.AnsibleModule, "run_command", run_command)
+    kernel.run(check=True, **TAKE)
+    assert asked == []
+    kernel.run(**TAKE)
+    assert not kernel.run(**TAKE)["changed"]
+    assert asked == [["systemctl", "disable", "apport.service"]]
+    kernel.run("absent")
+    assert asked[1:] == [["systemctl", "enable", "apport.service"]]
+
+
+def test_a_service_that_systemd_cannot_disable_fails_and_everything_is_taken_back(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    systemd(kernel)
+    make_conflict(kernel, "unit")
+    make_conflict(kernel, "last file")
+    before = tree(kernel)
+    monkeypatch.setattr(kernel.module.AnsibleModule, "run_command", lambda *_: (1, "", "no bus\n"))
+    assert "systemctl disable apport.service failed: no bus" in kernel.run(**TAKE)["msg"]
+    assert tree(kernel) == before
+
+
+def test_a_conflict_that_comes_after_the_first_run_is_taken_over_too(kernel: Kernel) -> None:
+    kernel.run()
+    make_conflict(kernel, "last file")
+    assert "zzz.conf" in kernel.run()["msg"]
+    kernel.run(**TAKE)
+    make_conflict(kernel, "unit")
+    kernel.run(**TAKE)
+    record = json.loads(kernel.record.read_text())
+    assert (record["core_pattern"], list(record["taken_over"]["services"])) == ("core", ["apport.service"])
+    assert len(record["taken_over"]["lines"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("pattern", "words"),
+    [
+        ("core", []),
+        ("|{handler} %P %u -- %E", ["{handler}", "%P", "%u", "--", "%E"]),
+        ("|{handler}.missing %P", []),
+        ("|/bin/false", []),
+        ("|/bin/true %P", []),
+        ("|", []),
+        (PATTERN, []),
+        ("|/usr/bin/env A=1 /opt/bin/docker_core_helper %P %u %g", []),
+    ],
+)
+def test_the_handler_from_before_is_told_before_and_after_the_first_run(
+    kernel: Kernel, pattern: str, words: list[str]
+) -> None:
+    handler = add(kernel, "handler", "")
+    handler.chmod(0o755)
+    kernel.set(pattern.format(handler=handler), "0")
+    expected = [word.format(handler=handler) for word in words]
+    assert kernel.run(check=True)["previous_handler"] == expected
+    kernel.run()
+    assert kernel.run()["previous_handler"] == expected
+
+
+def test_the_next_boot_of_a_bare_host_is_the_value_of_the_kernel(kernel: Kernel) -> None:
+    result = kernel.run(check=True)
+    assert (result["next_boot"], result["next_boot_file"]) == ("core", "")

@@ -262,6 +262,9 @@ class Boot:
         self.lines = [((0, name), line) for name in sorted(files) for line in assignments(files[name])]
         if not self.systemd:
             self.lines += [((1, ""), line) for line in assignments(last)]
+        links = {service: self.links(service) for service in SERVICES}
+        # Those that are enabled, with the symbolic links that say so.
+        self.services = {service: found for service, found in links.items() if found}
 
     def winner(self, name: str) -> Assignment | None:
         """Return the line that sets a value last, None if there is none."""
@@ -278,10 +281,6 @@ class Boot:
             if same and same[-1][1].value != wanted[name]:
                 found += [(place, line) for place, line in same if line.value != wanted[name]]
         return found
-
-    def services(self) -> list[str]:
-        """Return the names of those services that are enabled."""
-        return [service for service in SERVICES if self.links(service)]
 
     def links(self, service: str) -> list[str]:
         """Return the symbolic links by which a service is enabled."""
@@ -307,7 +306,7 @@ class Boot:
 
     def next(self, live: dict[str, str]) -> tuple[str, str]:
         """Return the core pattern of the next boot, and the file or service that decides about it."""
-        for service in self.services():
+        for service in self.services:
             name = service.rpartition(".")[0].partition("-")[0]
             return (live["core_pattern"] if f"/{name}" in live["core_pattern"] else "", service)
         winner = self.winner("core_pattern")
@@ -485,7 +484,7 @@ class Settings:
                 f"{line.file}, line {line.number}, sets kernel.{line.name} = {line.value} and is read {after}:"
                 f" remove that line, {REMEDY}"
             )
-        for service in self.others.services():
+        for service in self.others.services:
             self.conflicts.append(
                 f"{service} is enabled and sets kernel.core_pattern when it starts: disable it, {REMEDY}"
             )
@@ -497,8 +496,8 @@ class Settings:
             self.taken.sysctl_file = self.sysctl_file = self.last
         for _, line in self.others.stronger(self.sysctl_file, wanted):
             self.taken.add_line(line)
-        for service in self.others.services():
-            self.taken.add_service(service, self.others.links(service))
+        for service in self.others.services:
+            self.taken.add_service(service, self.others.services[service])
 
     def present(self) -> dict[str, object]:
         """Set the wanted values and return the result for Ansible."""
@@ -508,7 +507,7 @@ class Settings:
         if self.conflicts and parameters["conflicts"] == "fail":
             raise ConflictError(" | ".join(self.conflicts))
         self.plan(wanted)
-        disabled = self.others.services()
+        disabled = list(self.others.services)
         edited = {path: self.taken.comment_out(path) for path in self.taken.files()}
         before = {path: read_exactly(path) for path in edited}
         boot = {path: HEADER + lines(wanted) if path == self.sysctl_file else None for path in self.boot}

@@ -71,6 +71,42 @@ def test_an_empty_file_means_the_defaults(read: Read) -> None:
     assert configuration.problems == []
 
 
+def test_the_handler_from_before_is_split_as_a_shell_would_and_may_hold_any_specifier(read: Read) -> None:
+    configuration = read(
+        b"DOCKERCOREHELPER_CHAIN=\"/usr/lib/systemd/systemd-coredump %P 'a b' %z %\"\nDOCKERCOREHELPER_CHAIN_CONTAINERS=1\n"
+    )
+    assert configuration.chain == [b"/usr/lib/systemd/systemd-coredump", b"%P", b"a b", b"%z", b"%"]
+    assert configuration.chain_containers is True
+    assert configuration.problems == []
+
+
+def test_without_a_handler_nothing_is_handed_on(read: Read) -> None:
+    configuration = read(b"")
+    assert (configuration.chain, configuration.chain_containers) == ([], False)
+    assert read(b'DOCKERCOREHELPER_CHAIN=""\n').chain == []
+
+
+def test_a_handler_that_is_no_absolute_path_is_skipped(read: Read) -> None:
+    configuration = read(b"DOCKERCOREHELPER_CHAIN=systemd-coredump %P\n")
+    assert configuration.chain == []
+    assert (
+        "line 1 skipped: handler 'systemd-coredump' must be an absolute path on the host" in configuration.problems[0]
+    )
+
+
+@pytest.mark.parametrize(("value", "on"), [(b"1", True), (b'"1"', True), (b"0", False)])
+def test_containers_are_handed_on_only_by_a_clear_word(read: Read, value: bytes, on: bool) -> None:
+    configuration = read(b"DOCKERCOREHELPER_CHAIN_CONTAINERS=" + value)
+    assert (configuration.chain_containers, configuration.problems) == (on, [])
+
+
+@pytest.mark.parametrize("value", [b"", b"yes", b"true", b"10", b"2"])
+def test_an_unclear_word_hands_no_container_on(read: Read, value: bytes) -> None:
+    configuration = read(b"DOCKERCOREHELPER_CHAIN_CONTAINERS=" + value)
+    assert configuration.chain_containers is False
+    assert "must be 0 or 1" in configuration.problems[0]
+
+
 @pytest.mark.parametrize("value", [b"", b"0", b"no", b'""'])
 def test_the_fallback_counts_when_it_is_defined_whatever_its_value(read: Read, value: bytes) -> None:
     assert read(b"DOCKERCOREHELPER_FALLBACK_CORE=" + value).fallback is True

@@ -44,7 +44,11 @@ def test_the_whole_package_imports_only_cheap_modules() -> None:
 
 
 def test_what_is_needed_only_after_the_delegate_started_is_not_imported_before_the_fork() -> None:
-    assert not imported("core_helper.main") & {"core_helper.journal", "core_helper.fallback"}
+    assert not imported("core_helper.main") & {
+        "core_helper.chain",
+        "core_helper.journal",
+        "core_helper.fallback",
+    }
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)

@@ -1,0 +1,221 @@
+"""chain: whose crashes are handed on, and how the words of the handler are filled in. tests/crash compares with the kernel."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from core_helper import chain, command, linux, main, victim
+from unit.helper.support import in_child, process, script
+
+ID = "0123456789abcdef" * 4
+
+
+@pytest.fixture
+def crash() -> command.Crash:
+    crash = command.Crash(4711, 1000, 100)
+    crash.signal, crash.time, crash.limit, crash.dumpable, crash.pidfd = 11, 1700000000, 4096, 1, 3
+    return crash
+
+
+@pytest.fixture
+def root() -> Any:
+    descriptor = os.open("/", os.O_PATH | os.O_DIRECTORY)
+    yield descriptor
+    os.close(descriptor)
+
+
+def crashed(**facts: Any) -> Any:
+    """Return a stand-in for the faulting process with all that the handler's words may ask for."""
+    return process(**{"host_tid": 4712, "tid": 8, "cpu": 1, "signal": 11, "oom_score_adj": b"0", **facts})
+
+
+@pytest.mark.parametrize(
+    ("word", "expanded"),
+    [
+        (b"/usr/lib/systemd/systemd-coredump", b"/usr/lib/systemd/systemd-coredump"),
+        (b"-p%p", b"-p7"),
+        (b"%P:%I:%i", b"4711:4712:8"),
+        (b"%u:%g:%d:%s:%t:%c:%C:%F", b"1000:100:1:11:1700000000:4096:1:3"),
+        (b"%h:%e:%f:%E", b"box:server:server:!usr!bin!server"),
+        (b"%%", b"%"),
+        (b"%%F", b"%F"),
+        (b"%%%F", b"%3"),
+        (b"a%", b"a"),
+        (b"%z%Z% x", b"x"),
+        (b"%", b""),
+        (b"", b""),
+        (b"%\xff.\xff", b".\xff"),
+    ],
+)
+def test_a_word_is_filled_in_as_the_kernel_does(crash: command.Crash, root: int, word: bytes, expanded: bytes) -> None:
+    assert chain.expand(word, chain.specifiers(crash, crashed(root=root))) == expanded
+
+
+def test_what_the_kernel_did_not_tell_is_empty(crash: command.Crash, root: int) -> None:
+    crash.signal = crash.dumpable = crash.pidfd = crash.limit = None
+    limits = {"Max core file size": (-1, -1)}
+    values = chain.specifiers(crash, crashed(root=root, limits=limits))
+    assert chain.expand(b"%s,%d,%F,%c", values) == b",,,18446744073709551615"
+    assert chain.specifiers(crash, crashed(root=root, limits={"Max core file size": (5, 9)}))[b"c"] == b"5"
+
+
+def test_an_unlimited_core_is_the_number_that_the_kernel_writes(crash: command.Crash, root: int) -> None:
+    crash.limit = -1
+    assert chain.specifiers(crash, crashed(root=root))[b"c"] == b"18446744073709551615"
+
+
+@pytest.mark.parametrize(
+    ("name", "escaped"),
+    [(b"a/b", b"a!b"), (b".", b"!"), (b"..", b"!."), (b"...", b"..."), (b"", b"!"), (b"a b\n", b"a b\n"), (b"/", b"!")],
+)
+def test_a_name_is_one_component_of_a_path(name: bytes, escaped: bytes) -> None:
+    assert chain.escape(name) == escaped
+
+
+@pytest.mark.parametrize(
+    ("exe", "expected"),
+    [
+        ("{root}/bin/x y (deleted)", b"/bin/x y (deleted)"),
+        ("{root}x/bin", None),
+        ("/bin/outside", b"/bin/outside"),
+        ("", b"server (path unknown)"),
+    ],
+)
+def test_the_path_of_the_program_is_seen_from_its_root(tmp_path: Path, exe: str, expected: bytes | None) -> None:
+    root = os.open(tmp_path, os.O_PATH | os.O_DIRECTORY)
+    path = os.fsencode(exe.format(root=tmp_path))
+    assert chain.path_of_program(crashed(root=root, exe=path)) == (path if expected is None else expected)
+    os.close(root)
+
+
+def test_outside_of_containers_every_namespace_that_counts_is_the_hosts(root: int) -> None:
+    assert chain.is_of_the_host(crashed(root=root))
+    for name in ("net", "ipc", "uts", "cgroup", "time"):
+        assert chain.is_of_the_host(crashed(root=root, namespaces=[(name, 0, 9)]))
+    assert not chain.is_of_the_host(crashed(root=root, namespaces=[("pid", 0, 9)]))
+    assert not chain.is_of_the_host(crashed(root=root, user_namespace=9))
+
+
+def test_a_service_with_mounts_of_its_own_is_of_the_host_and_a_container_is_not(root: int, tmp_path: Path) -> None:
+    mounts = [("mnt", 0, 9)]
+    assert chain.is_of_the_host(crashed(root=root, namespaces=mounts))
+    assert chain.is_of_the_host(crashed(root=root, namespaces=[*mounts, ("net", 0, 9), ("ipc", 0, 9)]))
+    other = os.open(tmp_path, os.O_PATH | os.O_DIRECTORY)
+    for facts in (
+        {"root": other},
+        {"container_id": ID},
+        {"user_namespace": 9},
+        {"namespaces": [*mounts, ("pid", 0, 9)]},
+        {"namespaces": [*mounts, ("cgroup", 0, 9)]},
+    ):
+        assert not chain.is_of_the_host(crashed(**{"root": root, "namespaces": mounts, **facts})), facts
+    os.close(other)
+
+
+class Log:
+    """A log in a list."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def hand_on(self, crash: object, process: object, handler: bytes) -> None:
+        self.lines.append(f"handed on to {handler.decode()}")
+
+    def warning(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def test_a_handler_that_cannot_be_executed_leaves_this_process_as_it_was(
+    crash: command.Crash, root: int, tmp_path: Path
+) -> None:
+    garbage = script(tmp_path / "garbage", b"no program\n")
+
+    def state() -> list[object]:
+        mask = os.umask(0)
+        os.umask(mask)
+        status = Path("/proc/self/status").read_text().splitlines()
+        signals = [line for line in status if line.startswith(("SigIgn", "SigCgt", "SigBlk"))]
+        return [mask, signals, [os.get_inheritable(fd) for fd in (0, 1, 2, 3)], os.readlink("/proc/self/fd/1")]
+
+    def attempt() -> Any:
+        null = os.open("/dev/null", os.O_RDWR)
+        for descriptor in (1, 2):
+            os.dup2(null, descriptor)
+        os.dup2(null, 3, inheritable=False)
+        os.umask(0o077)
+        before = state()
+        log = Log()
+        for word in (os.fsencode(garbage), b"/missing", b"/"):
+            chain.hand_on(crash, crashed(root=root), [word, b"%F"], log)  # type: ignore[arg-type]
+        return [before == state(), log.lines]
+
+    same, lines = in_child(attempt)
+    assert same
+    assert [line.partition(":")[0] for line in lines] == [
+        f"handed on to {garbage}",
+        f"not handed on to '{garbage}'",
+        "not handed on to '/missing'",
+        "not handed on to '/'",
+    ]
+    assert "No such file or directory: install it again, or correct DOCKERCOREHELPER_CHAIN in /etc/" in lines[2]
+
+
+class Stage:
+    """main.examine with a process of ours, and what it hands on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.handed_on: list[list[bytes]] = []
+        self.found: Any = crashed()
+        self.refusal: Exception | None = None
+        monkeypatch.setattr(victim, "examine", self.examine)
+        monkeypatch.setattr(chain, "hand_on", lambda crash, process, words, log: self.handed_on.append(words))
+
+    def examine(self, crash: command.Crash) -> Any:
+        if self.refusal is not None:
+            raise self.refusal
+        return self.found
+
+    def run(self, crash: command.Crash, words: list[bytes]) -> Any:
+        configuration = command.Configuration()
+        configuration.chain = words
+        return main.examine(crash, configuration, None)
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
+    return Stage(monkeypatch)
+
+
+def test_a_crash_of_the_host_is_handed_on_where_that_is_configured(crash: command.Crash, stage: Stage) -> None:
+    assert stage.run(crash, []) is stage.found
+    assert stage.handed_on == []
+    stage.run(crash, [b"/handler"])
+    assert stage.handed_on == [[b"/handler"]]
+
+
+def test_a_set_id_program_is_handed_on_and_else_refused(crash: command.Crash, stage: Stage) -> None:
+    stage.refusal = victim.SetId("never delegated", stage.found)
+    for words in ([], [b"/handler"]):
+        with pytest.raises(victim.Refused, match="never delegated"):
+            stage.run(crash, words)
+    assert stage.handed_on == [[b"/handler"]]
+    stage.refusal = victim.SetId("never delegated", crashed(namespaces=[("pid", 0, 9), ("mnt", 0, 9)]))
+    with pytest.raises(victim.Refused, match="never delegated"):
+        stage.run(crash, [b"/handler"])
+    assert len(stage.handed_on) == 1
+
+
+def test_a_process_that_could_not_be_verified_is_not_handed_on(crash: command.Crash, stage: Stage) -> None:
+    stage.refusal = victim.Refused("its pid was reused")
+    with pytest.raises(victim.Refused, match="reused"):
+        stage.run(crash, [b"/handler"])
+    assert stage.handed_on == []
+
+
+def test_a_container_is_not_handed_on_and_does_not_import_the_chain(crash: command.Crash, stage: Stage) -> None:
+    stage.found = crashed(namespaces=[("pid", linux.CLONE_NEWPID, 9)])
+    assert stage.run(crash, [b"/handler"]) is stage.found
+    assert stage.handed_on == []

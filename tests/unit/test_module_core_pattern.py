@@ -585,3 +585,25 @@ def test_the_handler_from_before_is_told_before_and_after_the_first_run(
 def test_the_next_boot_of_a_bare_host_is_the_value_of_the_kernel(kernel: Kernel) -> None:
     result = kernel.run(check=True)
     assert (result["next_boot"], result["next_boot_file"]) == ("core", "")
+
+
+def test_the_helper_itself_is_never_the_handler_from_before(kernel: Kernel) -> None:
+    helper = add(kernel, "opt/docker_core_helper", "")
+    helper.chmod(0o755)
+    assert kernel.module.handler_of(f"|{helper} %P") == []
+
+
+def test_a_file_of_ours_under_the_other_name_is_no_conflict_and_goes(kernel: Kernel) -> None:
+    kernel.sysctl_file = kernel.host / "etc/sysctl.d/60-docker-core-helper.conf"
+    left = add(kernel, "etc/sysctl.d/zz-docker-core-helper.conf", "kernel.core_pattern = |/old/docker_core_helper\n")
+    assert kernel.run()["conflicts"] == []
+    assert not left.exists() and kernel.sysctl_file.exists()
+
+
+def test_a_link_stays_one_when_its_line_is_taken_over(kernel: Kernel) -> None:
+    file = add(kernel, "etc/shared.conf", HARDENED)
+    entry = link(kernel, "etc/sysctl.d/zzz.conf", "../shared.conf")
+    kernel.run(**TAKE)
+    assert entry.is_symlink() and "took this over" in file.read_text()
+    kernel.run("absent")
+    assert entry.is_symlink() and file.read_text() == HARDENED

@@ -39,12 +39,12 @@ LISTING = "cat /proc/sys/kernel/core_pattern /proc/sys/kernel/core_pipe_limit; f
 class Sandbox:
     """A shell whose host is its own."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, pattern: str) -> None:
         """Start it with values of the kernel that are not the default ones."""
         words = ["unshare", "--mount", "--propagation", "private", "sh", "-c", SANDBOX, "sh", str(directory)]
         self.shell = subprocess.Popen(
             words,
-            env={**os.environ, "core_pattern": "|/bin/false %P", "core_pipe_limit": "3", "ANSIBLE_NOCOLOR": "1"},
+            env={**os.environ, "core_pattern": pattern, "core_pipe_limit": "3", "ANSIBLE_NOCOLOR": "1"},
             cwd=PROJECT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -68,19 +68,19 @@ class Sandbox:
             assert lines[-1], "".join(lines)
         return "".join(lines)
 
-    def play(self, playbook: str, *options: str) -> str:
-        """Run a playbook, which must succeed, and return what Ansible prints."""
+    def play(self, playbook: str, *options: str, status: int = 0) -> str:
+        """Run a playbook, which must end with this exit code, and return what Ansible prints."""
         said = self.run(f"{BINARIES}/ansible-playbook -i localhost, -c local playbooks/{playbook} {' '.join(options)}")
-        assert "end of command 0" in said, said
+        assert f"end of command {status}" in said, said
         return said
 
 
 @pytest.fixture
-def sandbox(tmp_path: Path) -> Iterator[Sandbox]:
-    """Return a bare host."""
+def sandbox(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Sandbox]:
+    """Return a bare host; the parameter is the core pattern that it has."""
     if os.geteuid() != 0:
         pytest.skip("needs root, for private mounts")
-    sandbox = Sandbox(tmp_path)
+    sandbox = Sandbox(tmp_path, getattr(request, "param", "|/bin/false %P"))
     yield sandbox
     sandbox.shell.communicate("exit\n")
 
@@ -114,3 +114,29 @@ def test_a_host_from_the_first_run_to_the_removal(sandbox: Sandbox) -> None:
     assert count(sandbox.play("remove.yml")) == (documented[2], 2)
     assert sandbox.run(LISTING) == bare
     assert count(sandbox.play("remove.yml")) == (documented[2], 0)
+
+
+@pytest.mark.parametrize("sandbox", ["|/bin/echo -p%p %E"], indirect=True)
+def test_a_host_with_a_handler_and_another_owner_of_the_pattern(sandbox: Sandbox) -> None:
+    hardening = "/etc/sysctl.d/99-kernel_core_pattern.conf"
+    sandbox.run(f"echo 'kernel.core_pattern = |/bin/false' > {hardening}")
+    bare = sandbox.run(LISTING)
+    for option in ("--diff", "--check"):
+        said = sandbox.play("site.yml", option, status=2)
+        assert f"{hardening}, line 1, sets kernel.core_pattern = |/bin/false" in said
+        assert sandbox.run(LISTING) == bare
+
+    take_over = ("-e", "docker_core_helper_conflicts=take_over")
+    said = sandbox.play("site.yml", "--check", "--diff", *take_over)
+    assert '+DOCKERCOREHELPER_CHAIN="/bin/echo -p%p %E"' in said
+    assert "after: /etc/sysctl.d/zz-docker-core-helper.conf" in said
+    assert sandbox.run(LISTING) == bare
+    assert count(sandbox.play("site.yml", *take_over)) == (6, 2)
+    assert count(sandbox.play("site.yml", *take_over)) == (5, 0)
+    assert 'DOCKERCOREHELPER_CHAIN="/bin/echo -p%p %E"' in sandbox.run("cat /etc/docker_core_helper.conf")
+    said = sandbox.play("site.yml", "-e", "docker_core_helper_chain=none")
+    assert "CHAIN" not in sandbox.run("cat /etc/docker_core_helper.conf")
+
+    sandbox.play("remove.yml")
+    assert sandbox.run(LISTING) == bare
+    assert "|/bin/false" in sandbox.run(f"cat {hardening}")

@@ -6,7 +6,7 @@ A crash walks through the modules in one direction::
                                   \\-> supervisor -> relay -> journal
 
 The parent stays on the host as the supervisor. ``linux`` holds system calls, ``seccomp`` the filter, ``fallback`` writes the
-core file where there is no delegate.
+core file where there is no delegate, ``chain`` becomes the handler that the host had before, for crashes outside of containers.
 
 The package is imported at every crash, so it imports but modules that are built into the interpreter (``posix`` is what
 ``os`` is made of), and no ``__future__``: annotations that Python 3.8 cannot evaluate are quoted. What is not

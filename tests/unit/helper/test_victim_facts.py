@@ -72,6 +72,7 @@ def test_facts_are_those_of_the_files(directory: Path) -> None:
     process = describe(directory)
     assert (process.uid, process.gid, process.groups) == (1000, 100, [4, 24, 4294967294])
     assert process.pid == 7
+    assert (process.host_tid, process.tid, process.cpu) == (4712, 8, 39)
     assert (process.inheritable, process.permitted, process.effective) == (1, 0xA80425FB, 3)
     assert (process.bounding, process.ambient) == (0x1FFFFFFFFFF, 1 << 63)
     assert (process.seccomp, process.umask, process.nice) == (2, 0o077, -5)
@@ -80,6 +81,11 @@ def test_facts_are_those_of_the_files(directory: Path) -> None:
     assert (process.oom_score_adj, process.limits) == (b"-998", {"Max open files": (1024, 4096)})
     assert (process.container_id, process.cgroups) == (ID, [(b"", f"/system.slice/docker-{ID}.scope".encode())])
     assert (process.environ, process.notes) == ({b"A": b"1", b"B": b"2"}, [])
+
+
+def test_a_name_may_end_in_newlines_of_its_own(directory: Path) -> None:
+    (directory / "comm").write_bytes(b"a\n\n\n")
+    assert describe(directory).comm == b"a\n\n"
 
 
 def test_a_signal_that_the_kernel_does_not_show_early_is_not_known(directory: Path) -> None:

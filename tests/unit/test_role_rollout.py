@@ -33,13 +33,14 @@ done
 echo ready
 exec sh
 """
+PATTERN = "|/bin/false %P"
 LISTING = "cat /proc/sys/kernel/core_pattern /proc/sys/kernel/core_pipe_limit; find /opt /etc/sysctl.d /etc/*.conf"
 
 
 class Sandbox:
     """A shell whose host is its own."""
 
-    def __init__(self, directory: Path, pattern: str) -> None:
+    def __init__(self, directory: Path, pattern: str = PATTERN) -> None:
         """Start it with values of the kernel that are not the default ones."""
         words = ["unshare", "--mount", "--propagation", "private", "sh", "-c", SANDBOX, "sh", str(directory)]
         self.shell = subprocess.Popen(
@@ -80,7 +81,7 @@ def sandbox(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Sandbox]
     """Return a bare host; the parameter is the core pattern that it has."""
     if os.geteuid() != 0:
         pytest.skip("needs root, for private mounts")
-    sandbox = Sandbox(tmp_path, getattr(request, "param", "|/bin/false %P"))
+    sandbox = Sandbox(tmp_path, getattr(request, "param", PATTERN))
     yield sandbox
     sandbox.shell.communicate("exit\n")
 

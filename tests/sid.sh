@@ -18,8 +18,7 @@ root=$(mktemp -d)
 trap 'rm -rf --one-file-system "$root"' EXIT
 trap 'exit 130' HUP INT TERM
 tar --extract --file .cache/sid.tar --directory "$root" --exclude './dev/*'
-# The second is systemd's, which is not there.
-mkdir -p "$root/project" "$root/etc/sysctl.d"
+mkdir -p "$root/project"
 # shellcheck disable=SC2016 # the inner shell expands
 unshare --mount --pid --fork --propagation private sh -euc '
 	# A mount of its own, so that the tests can make private ones.

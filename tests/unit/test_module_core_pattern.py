@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import importlib.util
 import json
+import os
+import stat
 from pathlib import Path
 from typing import IO, Any
 
@@ -102,6 +104,15 @@ def test_both_values_are_set_live_and_for_the_next_boot(kernel: Kernel) -> None:
     assert kernel.live == (PATTERN, "64")
     assert f"kernel.core_pipe_limit = 64\nkernel.core_pattern = {PATTERN}\n" in kernel.sysctl_file.read_text()
     assert result["previous"] == {"core_pattern": "core", "core_pipe_limit": "0"}
+
+
+def test_a_host_without_a_directory_for_such_files_gets_one(kernel: Kernel) -> None:
+    kernel.sysctl_file = kernel.sysctl_file.parent / "sysctl.d" / kernel.sysctl_file.name
+    umask = os.umask(0o077)
+    kernel.run()
+    os.umask(umask)
+    assert "kernel.core_pattern" in kernel.sysctl_file.read_text()
+    assert stat.S_IMODE(kernel.sysctl_file.parent.stat().st_mode) == 0o755
 
 
 def test_the_pattern_is_set_last_and_removed_first(kernel: Kernel) -> None:

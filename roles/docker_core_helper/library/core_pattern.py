@@ -454,6 +454,10 @@ class Settings:
 
     def write(self, path: str, content: str, encoding: str = "utf-8") -> None:
         """Write a file that after a crash of the host is either the old or the new one; it keeps its owner and mode."""
+        if not os.path.isdir(os.path.dirname(path)):
+            # Nothing on this host reads /etc/sysctl.d yet: it may be there for a loader that is installed later.
+            os.mkdir(os.path.dirname(path))
+            os.chmod(os.path.dirname(path), 0o755)
         descriptor, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", dir=os.path.dirname(path))
         with open(descriptor, "w", encoding=encoding, newline="") as file:
             file.write(content)

@@ -1,0 +1,40 @@
+"""Which delegate the canary takes the place of; its crashes are in tests/fleet/test_canary.py."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from core_helper import command
+
+MODULE = Path(__file__).resolve().parents[2] / "roles/docker_core_helper/library/core_helper_canary.py"
+
+
+@pytest.fixture(scope="module")
+def canary() -> dict[str, Any]:
+    """Return what the module defines."""
+    pytest.importorskip("ansible.module_utils.basic")
+    return runpy.run_path(str(MODULE))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "DOCKERCOREHELPER_TIMEOUT=3",
+        "DOCKERCOREHELPER_DELEGATE=/opt/a b",
+        'DOCKERCOREHELPER_DELEGATE="/opt/a b"',
+        "DOCKERCOREHELPER_DELEGATE=\"'/opt/a b' c\"",
+        "DOCKERCOREHELPER_DELEGATE='/opt/a\\ b c'",
+        'DOCKERCOREHELPER_DELEGATE="/opt/a \\"b c\\" \\\\x"',
+        "# no\n  DOCKERCOREHELPER_DELEGATE=/first\nDOCKERCOREHELPER_DELEGATE=/second # word\n",
+        "DOCKERCOREHELPER_DELEGATE=",
+    ],
+)
+def test_the_configuration_is_read_as_the_helper_reads_it(canary: dict[str, Any], text: str) -> None:
+    configuration = command.Configuration()
+    command.parse_configuration(text.encode(), "test", configuration)
+    assert configuration.problems == []
+    assert canary["words_of_configuration"](text) == [word.decode() for word in configuration.delegate]

@@ -36,8 +36,8 @@ INSTALLED = (
     "/etc/docker_core_helper.conf",
     "/etc/sysctl.d/60-docker-core-helper.conf",
 )
-# This machine is the only host of the inventory.
-HERE = ("-i", "localhost,", "-c", "local")
+# This machine is the only host of the inventory. The record of its rollout goes with the lab.
+HERE = ("-i", "localhost,", "-c", "local", "-e", f"rollout_directory={DIRECTORY}/rollout")
 
 S3 = "core-lab-s3"
 # A container reaches the S3 server by sharing its network namespace, which has nothing but a loopback interface.

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ansible action: the end of playbooks/verify.yml, one table of the whole fleet.
+
+Runs on the controller, once for all hosts, and connects to none: it reads what ``tasks/inspect.yml`` of the role has found.
+Every host of the play is a row, also one that was unreachable. Writes the rows to the files ``json`` and ``html``, prints
+them as a table, and fails if one host is not as it should be.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import time
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+
+COLUMNS = {
+    "host": "host",
+    "kernel": "kernel",
+    "engine": "engine",
+    "version": "version",
+    "pattern": "pattern",
+    "next_boot": "next boot",
+    "canary": "canary",
+}
+# A longer value is cut off on the terminal, not in the files.
+WIDTH = 40
+PAGE = """\
+<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>docker_core_helper: {summary}</title>
+<style>
+body {{ font: 15px/1.4 system-ui, sans-serif; margin: 2em; }}
+table {{ border-collapse: collapse; }}
+th, td {{ border: 1px solid #bbb; padding: .3em .6em; text-align: left; vertical-align: top; }}
+tr.wrong td {{ background: #fdd; }}
+code {{ word-break: break-all; }}
+</style></head>
+<body><h1>docker_core_helper: {summary}</h1><p>{time}</p>
+<table><tr>{head}</tr>
+{rows}</table></body></html>
+"""
+
+
+def as_wanted(value: str, wanted: str) -> str:
+    """Return a value for the table: the wanted one is as long as it is well known."""
+    return "as wanted" if value and value == wanted else value
+
+
+def text_of(problem: Any) -> str:
+    """Return a problem that a module has returned as one line."""
+    return " ".join((problem if isinstance(problem, str) else json.dumps(problem)).split())
+
+
+class Row:
+    """What is known of a host."""
+
+    def __init__(self, host: str, known: dict[str, Any]) -> None:
+        """Take the host's registered results."""
+        self.problems: list[str] = []
+        self.values: dict[str, Any] = {**dict.fromkeys(COLUMNS, "-"), "host": host}
+        snapshot = known.get("__docker_core_helper_snapshot") or {}
+        if snapshot.get("unreachable"):
+            self.problems.append(f"unreachable: {text_of(snapshot.get('msg', ''))}")
+        elif not snapshot or snapshot.get("failed"):
+            self.problems.append(text_of(snapshot.get("msg", "was not looked at")))
+        else:
+            self.look(snapshot, known)
+        self.values["ok"] = not self.problems
+        self.values["problems"] = self.problems
+
+    def look(self, snapshot: dict[str, Any], known: dict[str, Any]) -> None:
+        """Take what the modules have found."""
+        live = snapshot["snapshot"]["live"]
+        files = known.get("__docker_core_helper_files") or {}
+        kernel = known.get("__docker_core_helper_found") or {}
+        self.values |= {
+            "kernel": snapshot["kernel"],
+            "engine": ", ".join(snapshot["engines"]) or "none",
+            "version": snapshot["version"] or "not installed",
+            "pattern": live["core_pattern"],
+            "pipe_limit": live["core_pipe_limit"],
+            "python": f"{files.get('python', '')} {files.get('python_version', '')}".strip(),
+        }
+        for result in (files, kernel):
+            if result.get("unreachable"):
+                self.problems.append(f"unreachable: {text_of(result.get('msg', ''))}")
+            elif result.get("failed"):
+                self.problems.append(text_of(result.get("msg", "failed")))
+        if known.get("docker_core_helper_state") == "absent":
+            self.problems += ["the helper is still installed"] if snapshot["installed"] else []
+        elif not snapshot["installed"]:
+            self.problems.append("the helper is not installed")
+        else:
+            self.compare(snapshot["snapshot"], files, kernel)
+        self.take_canary(known.get("__docker_core_helper_crash") or {})
+
+    def compare(self, snapshot: dict[str, Any], files: dict[str, Any], kernel: dict[str, Any]) -> None:
+        """Compare the host with what the role would make of it."""
+        if files.get("changed"):
+            names = ", ".join(step["after_header"] for step in files.get("diff", [])) or "an owner or a mode"
+            self.problems.append(f"the files are not those of this version: {names}")
+        live = snapshot["live"]
+        for name, value in live.items():
+            wanted = str(kernel.get(name, value))
+            if value == wanted:
+                continue
+            # What the role has written for the next boot says what it had set.
+            was_set = any(f"kernel.{name} = {wanted}\n" in (content or "") for content in snapshot["files"].values())
+            self.problems.append(
+                f"drift: kernel.{name} is {value!r}, somebody has changed it since the role set {wanted!r}"
+                if was_set
+                else f"kernel.{name} is {value!r} instead of {wanted!r}"
+            )
+        for step in kernel.get("diff", []):
+            if step["after_header"] in snapshot["files"]:
+                self.problems.append(f"not as the role writes it: {step['after_header']}")
+        wanted = str(kernel.get("core_pattern", ""))
+        self.values["pattern"] = as_wanted(live["core_pattern"], wanted)
+        if "next_boot" in kernel:
+            # A service decides where there is no value.
+            value, origin = kernel["next_boot"], kernel["next_boot_file"] or "the kernel's default"
+            self.values["next_boot"] = as_wanted(value, wanted) or origin
+            self.values["next_boot_file"] = kernel["next_boot_file"]
+            if value != wanted:
+                what = f"sets kernel.core_pattern to {value!r}" if value else "may set another kernel.core_pattern"
+                self.problems.append(f"next boot: {origin} {what}")
+        self.problems += [f"conflict: {text_of(conflict)}" for conflict in kernel.get("conflicts") or []]
+
+    def take_canary(self, crash: dict[str, Any]) -> None:
+        """Take what came of the crash, if there was one."""
+        outcome = crash.get("outcome", "")
+        if outcome == "delivered":
+            self.values["canary"] = f"delivered in {crash['seconds']} s"
+            self.values |= {"canary_size": crash["size"], "canary_seconds": crash["seconds"]}
+        elif outcome == "skipped" or not crash or crash.get("skipped"):
+            self.values["canary"] = "not tried"
+        else:
+            self.values["canary"] = "no set-up" if outcome == "setup" else "lost" if outcome == "lost" else "failed"
+            self.problems.append(text_of(crash.get("msg", "the canary failed")))
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the rows for a terminal, what is wrong below them."""
+
+    def cell(value: str) -> str:
+        return value if len(value) <= WIDTH else f"{value[: WIDTH - 3]}..."
+
+    lines = [list(COLUMNS.values()), *([cell(str(row[key])) for key in COLUMNS] for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
+    lines.insert(1, ["-" * width for width in widths])
+    shown = ["  ".join(value.ljust(width) for value, width in zip(line, widths)).rstrip() for line in lines]
+    return "\n".join(shown + [""] + [f"{row['host']}: {problem}" for row in rows for problem in row["problems"]])
+
+
+def page(rows: list[dict[str, Any]], summary: str) -> str:
+    """Return the rows as a page that needs nothing else."""
+
+    def line(row: dict[str, Any]) -> str:
+        cells = [html.escape(str(row[key])) for key in COLUMNS]
+        problems = "<br>".join(html.escape(problem) for problem in row["problems"]) or "none"
+        return f"<tr{'' if row['ok'] else ' class=wrong'}><td>{'</td><td>'.join(cells)}</td><td>{problems}</td></tr>\n"
+
+    return PAGE.format(
+        summary=html.escape(summary),
+        time=time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+        head="".join(f"<th>{title}</th>" for title in [*COLUMNS.values(), "what is wrong"]),
+        rows="".join(map(line, rows)),
+    )
+
+
+class ActionModule(ActionBase):
+    """The report."""
+
+    TRANSFERS_FILES = False
+    _supports_check_mode = True
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Write and print it."""
+        super().run(tmp, task_vars)
+        variables = task_vars or {}
+        raw = variables["hostvars"].raw_get
+        rows = [Row(host, raw(host)).values for host in variables["ansible_play_hosts_all"]]
+        wrong = [row["host"] for row in rows if not row["ok"]]
+        summary = f"{len(rows) - len(wrong)} of {len(rows)} hosts are as they should be"
+        paths = {name: os.path.abspath(self._task.args[name]) for name in ("json", "html")}
+        for name, content in (("json", json.dumps(rows, indent=1) + "\n"), ("html", page(rows, summary))):
+            os.makedirs(os.path.dirname(paths[name]), exist_ok=True)
+            with open(paths[name], "w", encoding="utf-8") as file:
+                file.write(content)
+        Display().display(f"\n{table(rows)}\n{summary}; {paths['json']}, {paths['html']}\n")
+        result: dict[str, Any] = {"changed": False, "msg": summary}
+        if wrong:
+            result |= {"failed": True, "msg": f"{summary}; wrong: {', '.join(wrong)}"}
+        return result

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ansible action: the controller's part of a rollout, for playbooks/site.yml and playbooks/rollback.yml.
+
+Keeps a record of which hosts a rollout has begun with and how each was before, and stops it. It runs on the controller,
+once for all hosts, and connects to none. Its argument ``step`` is one of:
+
+``start``
+    A new run begins. Returns ``canaries``: the hosts of ``canaries`` (names of hosts and groups), or the first host.
+``begin``
+    A batch has been looked at and will now be changed: writes down how its hosts are, or fails if one of them is missing.
+``gate``
+    A batch has been changed: fails if any host of the play has failed, was unreachable, or hides a failure by a ``rescue``.
+``finish``
+    All batches are through.
+``load``
+    Returns ``hosts``: how each host was before the rollout that is not finished, or else before the last finished one.
+``forget``
+    The hosts that are still in the play have been brought back. Fails if others are left.
+
+The argument ``directory`` is where the record is: ``pending.json`` during a rollout, and after one that was stopped;
+``finished.json`` after one that went to its end and changed anything.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from typing import Any
+
+from ansible.errors import AnsibleActionFail
+from ansible.plugins.action import ActionBase
+
+SNAPSHOT = "__docker_core_helper_snapshot"
+AFTER = "__docker_core_helper_after"
+# What of a snapshot is kept.
+BEFORE = ("installed", "version", "snapshot")
+
+
+def good(result: Any) -> bool:
+    """Tell whether a registered result is one of a task that has run and has not failed."""
+    bad = ("failed", "unreachable", "skipped")
+    return isinstance(result, dict) and not any(result.get(word) for word in bad)
+
+
+def named(hosts: list[str]) -> str:
+    """Return hosts for a message."""
+    return ", ".join(hosts) or "none"
+
+
+class ActionModule(ActionBase):
+    """The steps of a rollout."""
+
+    TRANSFERS_FILES = False
+    _supports_check_mode = True
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Run one step."""
+        super().run(tmp, task_vars)
+        self.variables = task_vars or {}
+        self.all: list[str] = list(self.variables["ansible_play_hosts_all"])
+        self.alive: list[str] = list(self.variables["ansible_play_hosts"])
+        directory = os.path.abspath(self._task.args["directory"])
+        self.pending = os.path.join(directory, "pending.json")
+        self.finished = os.path.join(directory, "finished.json")
+        result: dict[str, Any] = getattr(self, self._task.args["step"])()
+        return {"changed": False, **result}
+
+    # -- what is known
+
+    def known(self, host: str, name: str) -> Any:
+        """Return a variable of a host, as it is."""
+        return self.variables["hostvars"].raw_get(host).get(name)
+
+    def read(self, path: str) -> dict[str, dict[str, Any]]:
+        """Return the hosts of a record, none if there is no such file."""
+        try:
+            with open(path, encoding="utf-8") as file:
+                hosts: dict[str, dict[str, Any]] = json.load(file)["hosts"]
+                return hosts
+        except FileNotFoundError:
+            return {}
+
+    def write(self, path: str, hosts: dict[str, dict[str, Any]]) -> None:
+        """Write a record, in one step. It is for the one who rolls out: it holds the configuration of the hosts."""
+        if self._task.check_mode:
+            return
+        if not hosts:
+            if os.path.exists(path):
+                os.unlink(path)
+            return
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path))
+        with open(descriptor, "w", encoding="utf-8") as file:
+            json.dump({"hosts": hosts}, file, indent=1)
+            file.write("\n")
+            file.flush()
+            os.fsync(descriptor)
+        os.replace(temporary, path)
+
+    def wrong(self, evidence: str) -> dict[str, str]:
+        """Return the hosts that must not be followed by others, and why.
+
+        That a play goes on with a host proves nothing: a rescue may have hidden a failure. So each host of the batch must
+        have the result ``evidence`` of its own.
+        """
+        found = {host: "failed or unreachable" for host in self.all if host not in self.alive}
+        for host in self.variables["ansible_play_batch"]:
+            failure = self.known(host, "ansible_failed_result")
+            if failure:
+                found[host] = f"a rescue hides: {failure.get('msg', 'a failure')}"
+            elif not good(self.known(host, evidence)):
+                found[host] = "has not come to its end"
+        return found
+
+    def stop(self, why: dict[str, str], hint: str) -> None:
+        """End the rollout, and say how far it came."""
+        begun = [host for host, entry in self.read(self.pending).items() if entry["touched"]]
+        reasons = "; ".join(f"{host}: {reason}" for host, reason in why.items())
+        advice = f"; {self.pending} holds how they were, and playbooks/rollback.yml brings them back" if begun else ""
+        raise AnsibleActionFail(
+            f"the rollout stops here, {hint}: {reasons}. Changed so far, or begun with: {named(begun)}{advice}"
+        )
+
+    # -- the steps
+
+    def start(self) -> dict[str, Any]:
+        """Begin a run; a record that an earlier one has left is carried on, because its hosts are not yet as they shall be."""
+        self.write(self.pending, {host: {**entry, "touched": True} for host, entry in self.read(self.pending).items()})
+        asked = self._task.args.get("canaries")
+        if asked is None:
+            return {"canaries": self.all[:1]}
+        groups = self.variables["groups"]
+        unknown = [name for name in asked if name not in groups and name not in groups["all"]]
+        if unknown:
+            raise AnsibleActionFail(f"rollout_canaries: {named(unknown)}: neither a host nor a group of the inventory")
+        canaries = {host for name in asked for host in groups.get(name, [name])}
+        chosen = [host for host in self.all if host in canaries]
+        # With --limit there may be none of them: then the first of those that are left.
+        return {"canaries": chosen or (self.all[:1] if asked else [])}
+
+    def begin(self) -> dict[str, Any]:
+        """Write down how the hosts of the batch are. What an earlier, stopped run has written about one of them stays."""
+        missing = self.wrong(SNAPSHOT)
+        if missing:
+            self.stop(missing, "before anything of this batch was changed")
+        hosts = self.read(self.pending)
+        for host in self.variables["ansible_play_batch"]:
+            before = {key: self.known(host, SNAPSHOT)[key] for key in BEFORE}
+            hosts.setdefault(host, {"touched": False, "before": before})
+        self.write(self.pending, hosts)
+        return {}
+
+    def gate(self) -> dict[str, Any]:
+        """Let the next batch begin only if all hosts so far are as they shall be."""
+        wrong = self.wrong(AFTER)
+        hosts = self.read(self.pending)
+        for host, entry in hosts.items():
+            after = self.known(host, AFTER) or {}
+            changed = after.get("snapshot", entry["before"]["snapshot"]) != entry["before"]["snapshot"]
+            # One that failed may have been changed by the very task of which there is no result.
+            if changed or host in wrong:
+                entry["touched"] = True
+        self.write(self.pending, hosts)
+        if wrong:
+            self.stop(wrong, "before the next batch")
+        return {}
+
+    def finish(self) -> dict[str, Any]:
+        """Close the record. A run that has changed nothing leaves that of the run before: that is the one to come back from."""
+        touched = {host: entry for host, entry in self.read(self.pending).items() if entry["touched"]}
+        if touched:
+            self.write(self.finished, touched)
+        self.write(self.pending, {})
+        return {"msg": f"{len(self.alive)} hosts are as they shall be; changed: {named(list(touched))}"}
+
+    def load(self) -> dict[str, Any]:
+        """Return what there is to come back to."""
+        path = self.pending if os.path.exists(self.pending) else self.finished
+        hosts = {host: entry for host, entry in self.read(path).items() if entry["touched"]}
+        if not hosts:
+            raise AnsibleActionFail(
+                f"no host is to be brought back: there is neither {self.pending} nor {self.finished}"
+            )
+        return {
+            "record": path,
+            "hosts": {host: entry["before"] for host, entry in hosts.items() if host in self.all},
+            "absent": [host for host in hosts if host not in self.all],
+        }
+
+    def forget(self) -> dict[str, Any]:
+        """Take the hosts that were brought back from the record."""
+        path = self.pending if os.path.exists(self.pending) else self.finished
+        back = [host for host in self.alive if host not in self.wrong(SNAPSHOT)]
+        left = {host: entry for host, entry in self.read(path).items() if entry["touched"] and host not in back}
+        self.write(path, left)
+        told = f"brought back: {named(back)}"
+        if left:
+            raise AnsibleActionFail(f"{told}; still to be brought back, in {path}: {named(list(left))}")
+        return {"msg": told}

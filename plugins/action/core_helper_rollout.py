@@ -1,0 +1,1 @@
+../../playbooks/action_plugins/core_helper_rollout.py

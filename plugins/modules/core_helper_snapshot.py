@@ -1,0 +1,1 @@
+../../roles/docker_core_helper/library/core_helper_snapshot.py

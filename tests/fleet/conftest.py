@@ -1,0 +1,110 @@
+"""A fleet of 22 simulated hosts, and the real playbooks for them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+PROJECT = Path(__file__).resolve().parents[2]
+PLAYBOOK = Path(sys.executable).with_name("ansible-playbook")
+MODULES = [path.stem for path in (PROJECT / "roles/docker_core_helper/library").glob("*.py")]
+HOSTS = [f"web{number:02}" for number in range(1, 23)]
+# Nobody listens there.
+UNREACHABLE = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1}
+# The canary, then batches of 2, 4 and the rest.
+BATCHES = [2, 4, "100%"]
+CANARY, FIRST, SECOND, REST = HOSTS[:1], HOSTS[1:3], HOSTS[3:7], HOSTS[7:]
+
+
+class Fleet:
+    """The inventory, the record of the controller, and a directory for each host."""
+
+    def __init__(self, directory: Path) -> None:
+        """Make a fleet that nobody has touched, and the role with the stand-in for its modules."""
+        self.directory = directory
+        self.variables: dict[str, dict[str, Any]] = {host: {} for host in HOSTS}
+        self.record = directory / "rollout"
+        self.role = directory / "roles/docker_core_helper"
+        for host in HOSTS:
+            (directory / "hosts" / host).mkdir(parents=True)
+        shutil.copytree(PROJECT / "roles/docker_core_helper", self.role)
+        # The role's files take the helper from the repository.
+        (directory / "helper").symlink_to(PROJECT / "helper")
+        (self.role / "action_plugins").mkdir()
+        for module in MODULES:
+            shutil.copy(Path(__file__).with_name("stand_in.py"), self.role / f"action_plugins/{module}.py")
+
+    def play(self, playbook: str, *options: str, version: str = "2", **environment: str) -> tuple[int, str]:
+        """Run a playbook and return the exit code and what it said."""
+        inventory = {"all": {"hosts": self.variables, "vars": {"ansible_connection": "local"}}}
+        (self.directory / "inventory.yml").write_text(yaml.safe_dump(inventory))
+        variables = {
+            "fleet": str(self.directory),
+            "fleet_version": version,
+            "rollout_batches": BATCHES,
+            "rollout_directory": str(self.record),
+            "verify_json": str(self.record / "verify.json"),
+            "verify_html": str(self.record / "verify.html"),
+            "ansible_python_interpreter": sys.executable,
+        }
+        words: list[str | Path] = [
+            PLAYBOOK,
+            "-i",
+            self.directory / "inventory.yml",
+            "-e",
+            json.dumps(variables),
+            *options,
+        ]
+        result = subprocess.run(
+            [*words, PROJECT / "playbooks" / playbook],
+            cwd=self.directory,
+            env={
+                **os.environ,
+                "ANSIBLE_ROLES_PATH": str(self.role.parent),
+                "ANSIBLE_INJECT_FACT_VARS": "false",
+                "ANSIBLE_NOCOLOR": "1",
+                "ANSIBLE_FORKS": "10",
+                "ANSIBLE_HOME": str(self.directory / "home"),
+                **environment,
+            },
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        return result.returncode, result.stdout
+
+    def touched(self) -> list[str]:
+        """Return which hosts were touched since the last call, in that order, and print them."""
+        path = self.directory / "touched"
+        lines = path.read_text().splitlines() if path.exists() else []
+        path.unlink(missing_ok=True)
+        hosts = list(dict.fromkeys(line.split()[0] for line in lines))
+        print(f"touched {len(hosts)} of {len(HOSTS)}: {' '.join(hosts) or 'none'}")
+        return hosts
+
+    def versions(self) -> dict[str, str]:
+        """Return the version on each host that has one."""
+        found = {path.parent.name: path.read_text() for path in sorted(self.directory.glob("hosts/*/version"))}
+        return {host: version for host, version in found.items() if version}
+
+    def put(self, hosts: list[str], version: str) -> None:
+        """Give hosts a version, as an earlier rollout has."""
+        for host in hosts:
+            (self.directory / "hosts" / host / "version").write_text(version)
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Fleet:
+    """Return a fleet that nobody has touched."""
+    return Fleet(tmp_path)

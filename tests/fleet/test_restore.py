@@ -1,0 +1,81 @@
+"""The real modules, from one version to the next and back, on this machine with files in place of what they would change."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from unit.test_role_rollout import LISTING, SITE, Sandbox, count
+
+PROJECT = Path(__file__).resolve().parents[2]
+CONTENTS = (
+    f"{LISTING}; cat /etc/docker_core_helper.conf /etc/sysctl.d/60-docker-core-helper.conf /opt/bin/docker_core_helper"
+)
+VERSION = "/opt/bin/docker_core_helper --version"
+
+
+@pytest.fixture
+def sandbox(tmp_path: Path) -> Iterator[Sandbox]:
+    """Return a bare host."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, for private mounts")
+    (tmp_path / "host").mkdir()
+    sandbox = Sandbox(tmp_path / "host", "|/bin/false %P")
+    yield sandbox
+    sandbox.shell.communicate("exit\n")
+
+
+def newer(directory: Path) -> Path:
+    """Return a checkout of the next version."""
+    for name in ("helper", "playbooks", "roles"):
+        shutil.copytree(PROJECT / name, directory / name)
+    package = directory / "helper/core_helper/__init__.py"
+    package.write_text(package.read_text().replace('__version__ = "', '__version__ = "9.'))
+    return directory
+
+
+def test_a_host_that_had_none_loses_it_again(sandbox: Sandbox) -> None:
+    bare = sandbox.run(LISTING)
+    sandbox.play(*SITE)
+    assert sandbox.run(LISTING) != bare
+    sandbox.play("rollback.yml")
+    assert sandbox.run(LISTING) == bare
+
+
+def test_a_host_that_had_an_older_version_gets_it_again_whole(sandbox: Sandbox, tmp_path: Path) -> None:
+    sandbox.play(*SITE, "-e", "docker_core_helper_pipe_limit=8")
+    first = sandbox.run(VERSION)
+    before = sandbox.run(CONTENTS)
+    new = os.path.relpath(newer(tmp_path / "new"), PROJECT / "playbooks")
+    sandbox.run(f"export ANSIBLE_ROLES_PATH={tmp_path}/new/roles")
+    sandbox.play(f"{new}/playbooks/site.yml", *SITE[1:], "-e", "docker_core_helper_timeout=77")
+    assert "docker_core_helper 9." in sandbox.run(VERSION)
+    assert "=77" in sandbox.run(CONTENTS)
+
+    said = sandbox.play("rollback.yml", "--check", "--diff")
+    assert "+kernel.core_pipe_limit = 8" in said
+    assert "docker_core_helper 9." in sandbox.run(VERSION)
+    sandbox.play("rollback.yml")
+    assert sandbox.run(VERSION) == first
+    # The newer library stays until another version comes, in case that a crash is still in it.
+    left = sandbox.run("ls -d /opt/lib/docker_core_helper/*/")
+    assert left.count("/opt/lib/") == 2
+    added = [line for line in sandbox.run(CONTENTS).splitlines() if line not in before.splitlines()]
+    assert all(line.startswith("/opt/lib/docker_core_helper/") for line in added), added
+
+    sandbox.run("unset ANSIBLE_ROLES_PATH")
+    assert count(sandbox.play(*SITE, "-e", "docker_core_helper_pipe_limit=8"))[1] == 0
+
+
+def test_without_its_library_the_older_version_is_refused_before_anything_changes(sandbox: Sandbox) -> None:
+    sandbox.play(*SITE, "-e", "docker_core_helper_pipe_limit=8")
+    sandbox.play(*SITE, "-e", "docker_core_helper_pipe_limit=9")
+    before = sandbox.run(CONTENTS)
+    record = sandbox.directory / "rollout/finished.json"
+    sandbox.run(f"sed -i 's|/opt/lib/docker_core_helper/[0-9a-f]*|/opt/lib/docker_core_helper/gone|' {record}")
+    with pytest.raises(AssertionError, match="the library of the version before is gone"):
+        sandbox.play("rollback.yml")
+    assert sandbox.run(CONTENTS) == before

@@ -1,0 +1,206 @@
+"""Who is touched by a rollout that goes well, and by one that does not; see stand_in.py for what is simulated."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from fleet.conftest import CANARY, FIRST, HOSTS, REST, SECOND, UNREACHABLE, Fleet
+
+
+def assert_rollback_brings_exactly_these_back(fleet: Fleet, hosts: list[str], before: dict[str, str]) -> None:
+    code, said = fleet.play("rollback.yml")
+    assert code == 0, said
+    assert sorted(fleet.touched()) == sorted(hosts)
+    assert fleet.versions() == before
+    assert not list(fleet.record.glob("*.json")), "nothing is left to be brought back"
+
+
+def test_canary_first_then_growing_batches(fleet: Fleet) -> None:
+    code, said = fleet.play("site.yml")
+    assert code == 0, said
+    touched = fleet.touched()
+    parts = [touched[:1], sorted(touched[1:3]), sorted(touched[3:7]), sorted(touched[7:])]
+    assert parts == [CANARY, FIRST, SECOND, REST]
+    assert said.index("Let a process crash") < said.index("PLAY [Pass the gate]") < said.index("to the others]")
+
+    code, said = fleet.play("site.yml")
+    assert (code, fleet.touched()) == (0, []), said
+    assert "changed=1" not in said
+
+    assert_rollback_brings_exactly_these_back(fleet, HOSTS, {})
+
+
+def test_check_mode_touches_nobody_lets_nothing_crash_and_writes_no_record(fleet: Fleet) -> None:
+    code, said = fleet.play("site.yml", "--check", "--diff")
+    assert (code, fleet.touched(), fleet.record.exists()) == (0, [], False), said
+
+
+def test_a_failing_canary_stops_it_before_anybody_else(fleet: Fleet) -> None:
+    fleet.variables[CANARY[0]]["fault"] = "core_helper_canary"
+    code, said = fleet.play("site.yml")
+    assert code != 0
+    assert fleet.touched() == CANARY
+    assert f"Changed so far, or begun with: {CANARY[0]};" in said
+    assert_rollback_brings_exactly_these_back(fleet, CANARY, {})
+
+
+def test_one_failing_canary_of_several_stops_it(fleet: Fleet) -> None:
+    fleet.variables["web09"]["fault"] = "core_helper_canary"
+    code, said = fleet.play("site.yml", "-e", '{"rollout_canaries": ["web05", "web09"]}')
+    assert code != 0
+    assert sorted(fleet.touched()) == ["web05", "web09"]
+    assert "web09: failed or unreachable" in said
+
+
+@pytest.mark.parametrize("fault", ["core_helper_files", "core_pattern"])
+def test_a_host_that_fails_in_batch_two_stops_it_before_batch_three(fleet: Fleet, fault: str) -> None:
+    fleet.put(FIRST, "1")
+    before = fleet.versions()
+    fleet.variables["web05"]["fault"] = fault
+    code, said = fleet.play("site.yml")
+    assert code != 0
+    assert sorted(fleet.touched()) == CANARY + FIRST + SECOND
+    assert f"Changed so far, or begun with: {', '.join(CANARY + FIRST + SECOND)};" in said
+    fleet.variables["web05"].clear()
+    touched = [host for host in CANARY + FIRST + SECOND if host != "web05" or fault == "core_pattern"]
+    assert_rollback_brings_exactly_these_back(fleet, touched, before)
+
+
+def test_the_free_strategy_stops_as_well(fleet: Fleet) -> None:
+    fleet.variables["web05"]["fault"] = "core_helper_files"
+    code, _ = fleet.play("site.yml", ANSIBLE_STRATEGY="free")
+    assert (code != 0, sorted(fleet.touched())) == (True, CANARY + FIRST + SECOND)
+
+
+def test_an_unreachable_host_stops_it_before_its_batch_is_touched(fleet: Fleet) -> None:
+    fleet.variables["web05"] = UNREACHABLE
+    code, said = fleet.play("site.yml")
+    assert code != 0
+    assert sorted(fleet.touched()) == CANARY + FIRST
+    assert "before anything of this batch was changed: web05: failed or unreachable" in said
+    assert_rollback_brings_exactly_these_back(fleet, CANARY + FIRST, {})
+
+
+def test_an_unreachable_canary_stops_it_before_anybody_is_touched(fleet: Fleet) -> None:
+    fleet.variables[CANARY[0]] = UNREACHABLE
+    code, _ = fleet.play("site.yml")
+    assert (code != 0, fleet.touched()) == (True, [])
+
+
+def test_a_host_that_becomes_unreachable_in_the_middle_stops_it_and_is_not_forgotten(fleet: Fleet) -> None:
+    vanished = fleet.directory / "hosts/web05/vanished"
+    connection = "{{ 'ssh' if '" + str(vanished) + "' is exists else 'local' }}"
+    fleet.variables["web05"] = {**UNREACHABLE, "ansible_connection": connection, "fault": "vanish at core_helper_files"}
+    code, said = fleet.play("site.yml")
+    assert code != 0
+    assert sorted(fleet.touched()) == CANARY + FIRST + SECOND
+    assert "before the next batch: web05: failed or unreachable" in said
+
+    code, said = fleet.play("rollback.yml")
+    assert code != 0
+    assert sorted(fleet.touched()) == [host for host in CANARY + FIRST + SECOND if host != "web05"]
+    assert f"still to be brought back, in {fleet.record / 'pending.json'}: web05" in said
+    fleet.variables["web05"].clear()
+    assert_rollback_brings_exactly_these_back(fleet, ["web05"], {})
+
+
+def test_a_rescue_in_the_way_hides_nothing(fleet: Fleet) -> None:
+    tasks = fleet.role / "tasks"
+    (tasks / "main.yml").rename(tasks / "inner.yml")
+    (tasks / "main.yml").write_text(
+        "- block: [{ansible.builtin.import_tasks: inner.yml}]\n  rescue: [{ansible.builtin.debug: {msg: never mind}}]\n"
+    )
+    fleet.variables["web05"]["fault"] = "core_pattern"
+    code, said = fleet.play("site.yml")
+    assert code != 0
+    assert sorted(fleet.touched()) == CANARY + FIRST + SECOND
+    assert "web05: a rescue hides: core_pattern fails on purpose" in said
+    fleet.variables["web05"].clear()
+    assert_rollback_brings_exactly_these_back(fleet, CANARY + FIRST + SECOND, {})
+
+
+def test_the_gate_has_a_command_of_the_user(fleet: Fleet) -> None:
+    code, _ = fleet.play("site.yml", "-e", '{"rollout_gate_command": ["test", "-e", "/nowhere"]}')
+    assert (code != 0, fleet.touched()) == (True, CANARY)
+    code, said = fleet.play("site.yml", "-e", '{"rollout_gate_command": ["true"], "rollout_gate_seconds": 1}')
+    assert (code, sorted(fleet.touched())) == (0, HOSTS[1:]), said
+
+
+def test_a_rollout_that_is_carried_on_can_still_be_taken_back_as_a_whole(fleet: Fleet) -> None:
+    fleet.put(HOSTS[2:10], "1")
+    before = fleet.versions()
+    fleet.variables["web05"]["fault"] = "core_helper_files"
+    assert fleet.play("site.yml")[0] != 0
+    fleet.variables["web05"].clear()
+    assert fleet.play("site.yml")[0] == 0
+    assert set(fleet.versions().values()) == {"2"}
+    fleet.touched()
+    assert_rollback_brings_exactly_these_back(fleet, HOSTS, before)
+
+
+def test_within_a_limit_the_first_host_of_it_is_the_canary(fleet: Fleet) -> None:
+    fleet.variables["web11"]["fault"] = "core_helper_canary"
+    code, _ = fleet.play("site.yml", "--limit", "web11,web12,web13", "-e", '{"rollout_canaries": ["web01"]}')
+    assert (code != 0, fleet.touched()) == (True, ["web11"])
+
+
+def test_a_mistyped_canary_is_refused(fleet: Fleet) -> None:
+    code, said = fleet.play("site.yml", "-e", '{"rollout_canaries": ["web99"]}')
+    assert (code != 0, fleet.touched()) == (True, [])
+    assert "rollout_canaries: web99: neither a host nor a group" in said
+
+
+def test_without_a_record_nothing_is_rolled_back(fleet: Fleet) -> None:
+    fleet.put(HOSTS, "1")
+    code, said = fleet.play("rollback.yml")
+    assert (code != 0, fleet.touched()) == (True, [])
+    assert "no host is to be brought back" in said
+
+
+def test_verify_changes_nothing_and_has_a_row_for_every_host(fleet: Fleet) -> None:
+    fleet.put(HOSTS, "2")
+    fleet.put(["web03"], "1")
+    fleet.put(["web04"], "")
+    (fleet.directory / "hosts/web06/drift").touch()
+    fleet.variables["web05"] = UNREACHABLE
+    fleet.variables["web07"]["fault"] = "core_helper_canary"
+    (fleet.directory / "hosts/web08/other").touch()
+    code, said = fleet.play("verify.yml", "-e", "docker_core_helper_canary=true")
+    assert code != 0
+    assert [host for host in fleet.touched() if host != "web07"] == []
+    rows = {row["host"]: row for row in json.loads((fleet.record / "verify.json").read_text())}
+    assert list(rows) == HOSTS
+    assert sorted(host for host, row in rows.items() if not row["ok"]) == HOSTS[2:8]
+    expected = {
+        "web03": "the files are not those of this version",
+        "web04": "the helper is not installed",
+        "web05": "unreachable: ",
+        "web06": "drift: kernel.core_pattern is '|/bin/false', somebody has changed it since the role set",
+        "web07": "core_helper_canary fails on purpose",
+        "web08": "next boot: /etc/sysctl.d/99-x.conf sets kernel.core_pattern to '|/bin/false'",
+    }
+    page = (fleet.record / "verify.html").read_text()
+    for host, problem in expected.items():
+        assert problem in str(rows[host]["problems"])
+        assert f"\n{host}: {problem}" in said
+        assert f"<td>{host}</td>" in page
+    assert "://" not in page, "the page must need nothing else"
+    assert "16 of 22 hosts are as they should be" in said
+    assert rows["web22"]["canary"] == "delivered in 0.022 s"
+
+
+def test_verify_has_its_table_if_nobody_can_be_reached(fleet: Fleet) -> None:
+    fleet.variables["web05"] = UNREACHABLE
+    code, said = fleet.play("verify.yml", "--limit", "web05")
+    assert code != 0
+    assert "0 of 1 hosts are as they should be" in said
+    assert [row["host"] for row in json.loads((fleet.record / "verify.json").read_text())] == ["web05"]
+
+
+def test_verify_of_a_fleet_as_it_should_be_ends_with_0(fleet: Fleet) -> None:
+    fleet.put(HOSTS[1:], "2")
+    fleet.variables[HOSTS[0]]["docker_core_helper_state"] = "absent"
+    code, said = fleet.play("verify.yml")
+    assert (code, fleet.touched()) == (0, []), said
+    assert "not tried" in said

@@ -3,7 +3,7 @@
 .DEFAULT_GOAL := help
 # One after the other, also with -j.
 .NOTPARALLEL:
-.PHONY: help demo test lint unit unit-sid lint-ansible unit-ansible test-collection test-ansible molecule test-hostile bench fuzz venv packages clean
+.PHONY: help demo test lint unit unit-sid lint-ansible unit-ansible test-collection test-ansible molecule test-fleet test-hostile scale bench fuzz venv packages clean
 
 # The first Python that can build .venv. Not `:=`, because the packages may bring one.
 PYTHON = $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -22,8 +22,8 @@ help: ## list the verbs
 demo: packages venv ## roll out to this machine, crash a container, fetch the core from S3, and give everything back
 	@$(AS_ROOT) python -u tests/demo.py
 
-test: packages lint unit test-collection molecule test-hostile ## prove everything: lint, unit, test-collection, molecule, test-hostile
-	@printf '\nmake test: lint, unit, test-collection, molecule and test-hostile passed. kernel.core_pattern is now: '
+test: packages lint unit test-collection molecule test-fleet test-hostile ## prove everything: lint, unit, test-collection, molecule, test-fleet, test-hostile
+	@printf '\nmake test: lint, unit, test-collection, molecule, test-fleet and test-hostile passed. kernel.core_pattern is now: '
 	@cat /proc/sys/kernel/core_pattern
 
 lint: venv lint-ansible ## ruff, mypy, shellcheck, yamllint, ansible-lint
@@ -55,11 +55,17 @@ unit-ansible: venv
 molecule: venv ## the helper on this machine, with real crashes in Docker containers
 	@$(AS_ROOT) tests/molecule.sh
 
+test-fleet: venv ## rollout, gate and rollback with simulated hosts, who was touched, and the canary with real crashes
+	@$(AS_ROOT) python -m pytest -v -s tests/fleet
+
 test-hostile: packages venv ## every attack of tests/hostile, with real containers on this machine
 	@$(AS_ROOT) python -u tests/hostile/run.py
 
 bench: packages venv ## measure the time from crash to delegate, and the memory, against a Python that only executes
 	@$(AS_ROOT) python -u tests/bench/bench.py
+
+scale: venv ## measure the controller's time for each host and task, for 100 and 1,000 simulated hosts
+	@$(BIN)/python -u tests/fleet/scale.py
 
 FUZZ_SECONDS ?= 60
 fuzz: .cache/fuzz/complete ## fuzz what reads bytes made by others, for FUZZ_SECONDS (60)

@@ -3,7 +3,7 @@
 .DEFAULT_GOAL := help
 # One after the other, also with -j.
 .NOTPARALLEL:
-.PHONY: help demo test lint unit unit-sid lint-ansible unit-ansible test-collection test-ansible molecule test-fleet test-hostile scale bench fuzz venv packages clean
+.PHONY: help demo test lint unit unit-sid lint-ansible unit-ansible test-collection test-ansible molecule test-fleet test-hostile test-vm scale bench fuzz venv packages clean
 
 # The first Python that can build .venv. Not `:=`, because the packages may bring one.
 PYTHON = $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -60,6 +60,10 @@ test-fleet: venv ## rollout, gate and rollback with simulated hosts, who was tou
 
 test-hostile: packages venv ## every attack of tests/hostile, with real containers on this machine
 	@$(AS_ROOT) python -u tests/hostile/run.py
+
+test-vm: venv ## a virtual machine as the host: systemd, AppArmor, three engines, reboots; ALL=1 for all machines
+	@tests/packages.sh vm
+	@$(AS_ROOT) python -u tests/vm/run.py $(if $(ALL),all,$(VM))
 
 bench: packages venv ## measure the time from crash to delegate, and the memory, against a Python that only executes
 	@$(AS_ROOT) python -u tests/bench/bench.py

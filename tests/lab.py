@@ -102,9 +102,7 @@ def start() -> None:
         saved(name).write_bytes(setting(name).read_bytes())
     RECORDS.mkdir()
     VICTIMS.mkdir()
-    for program in ("crash", "probe"):
-        source = PROJECT / "tests" / "victims" / f"{program}.c"
-        command("gcc", "-static", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-o", VICTIMS / program, source)
+    compile_victims(VICTIMS)
     start_engine()
     import_images()
 
@@ -200,6 +198,13 @@ def stop_engine() -> None:
 # The images
 
 
+def compile_victims(directory: Path) -> None:
+    """Compiles the program that crashes and the delegate that records; both run in any root directory."""
+    for program in ("crash", "probe"):
+        source = PROJECT / "tests" / "victims" / f"{program}.c"
+        command("gcc", "-static", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-o", directory / program, source)
+
+
 def import_images() -> None:
     """Makes three images: ``probe`` has a delegate for tests, ``bare`` and ``client`` have none, the last rclone."""
     rclone = Path(sys.executable).parent / "rclone"
@@ -211,6 +216,12 @@ def import_images() -> None:
 
 def import_image(name: str, files: dict[str, Path]) -> None:
     """Imports an image of busybox, the crashing program and the given files."""
+    archive = root_archive({"usr/bin/crash": VICTIMS / "crash", **files})
+    command("docker", "import", "-", f"core-lab/{name}", input=archive, stdout=subprocess.DEVNULL)
+
+
+def root_archive(files: dict[str, Path]) -> bytes:
+    """The tar archive of a root directory of busybox and the given files."""
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as image:
         for directory in ("bin", "opt", "opt/bin", "out", "jail", "jail/out", "tmp"):
@@ -222,13 +233,12 @@ def import_image(name: str, files: dict[str, Path]) -> None:
                 entry = tarfile.TarInfo(f"bin/{applet}")
                 entry.type, entry.linkname = tarfile.SYMTYPE, "busybox"
                 image.addfile(entry)
-        programs = {"bin/busybox": which("busybox"), "usr/bin/crash": VICTIMS / "crash", **files}
-        for path, source in with_libraries(programs).items():
+        for path, source in with_libraries({"bin/busybox": which("busybox"), **files}).items():
             entry = tarfile.TarInfo(path)
             entry.mode, entry.size = 0o755, source.stat().st_size
             with open(source, "rb") as content:
                 image.addfile(entry, content)
-    command("docker", "import", "-", f"core-lab/{name}", input=archive.getvalue(), stdout=subprocess.DEVNULL)
+    return archive.getvalue()
 
 
 def with_libraries(programs: dict[str, Path]) -> dict[str, Path]:

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Says what the demo and the tests do to this machine, and installs the Debian packages that they lack.
+# Says what the demo and the tests do to this machine, and installs the Debian packages that they lack; with the word "vm",
+# what those with virtual machines do and lack.
 set -eu
 
 PATH=$PATH:/usr/sbin:/sbin
@@ -15,7 +16,14 @@ has_python() {
 }
 
 packages=
-for pair in busybox:busybox dockerd:docker.io gcc:gcc gdb:gdb git:git shellcheck:shellcheck zstd:zstd; do
+needed="busybox:busybox dockerd:docker.io gcc:gcc gdb:gdb git:git shellcheck:shellcheck zstd:zstd"
+client=docker
+if [ "${1-}" = vm ]; then
+	needed="busybox:busybox gcc:gcc git:git mke2fs:e2fsprogs mmdebstrap:mmdebstrap qemu-system-x86_64:qemu-system-x86 ssh:openssh-client"
+	client=ssh
+	if [ ! -e /usr/share/keyrings/debian-archive-keyring.gpg ]; then packages=" debian-archive-keyring"; fi
+fi
+for pair in $needed; do
 	if missing "${pair%:*}"; then packages="$packages ${pair#*:}"; fi
 done
 if missing gcc || [ ! -e "$(gcc -print-file-name=libc.a)" ]; then packages="$packages libc6-dev"; fi
@@ -31,7 +39,16 @@ if [ -z "$python" ]; then
 	fi
 fi
 
-cat <<'TEXT'
+if [ "${1-}" = vm ]; then
+	cat <<'TEXT'
+What this does to this machine, as root:
+  - builds virtual machines from Debian's packages, and keeps them in .cache/machines, 0.7 GiB each;
+  - runs one at a time, with 2 processors and 1.3 GiB of memory. It reaches nothing, and is reached on the loopback
+    interface only. What it writes is thrown away.
+Nothing of it runs on at the end, also after a failure or Ctrl-C. The kernel's settings here are not touched.
+TEXT
+else
+	cat <<'TEXT'
 What this does to this machine, as root:
   - sets kernel.core_pattern, kernel.core_pipe_limit and fs.suid_dumpable;
   - installs the helper: /opt/bin/docker_core_helper, /opt/lib/docker_core_helper, /etc/docker_core_helper.conf and
@@ -39,15 +56,16 @@ What this does to this machine, as root:
   - builds and runs containers without any network, in /var/lib/core-lab, by a Docker engine of its own unless one runs.
 At the end, also after a failure or Ctrl-C, all of this is as it was before.
 TEXT
+fi
 
-if [ -n "$packages" ] || missing docker; then
+if [ -n "$packages" ] || missing "$client"; then
 	if [ -n "$root" ] && missing sudo; then
-		echo "$0: run this as root, or install sudo, to install:$packages docker" >&2
+		echo "$0: run this as root, or install sudo, to install:$packages $client" >&2
 		exit 1
 	fi
 	$root apt-get update --quiet=2
 	# Some releases have the client in a package of its own.
-	if missing docker; then
+	if missing "$client" && [ "$client" = docker ]; then
 		if apt-cache show docker-cli >/dev/null 2>&1; then client=docker-cli; else client=docker.io; fi
 		packages="$packages $client"
 	fi

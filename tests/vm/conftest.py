@@ -1,0 +1,86 @@
+"""Fixtures for tests on a virtual machine, which molecule has started, and to which it has rolled the helper out.
+
+The modules run in the order of their names, and the tests of each in that of the file: boots are dear, so one run goes
+through a host's whole life.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import lab
+import pytest
+from machines import Machine
+from vm.crashes import ARCHIVE, AS_USER, IMAGE, ROOT, USER, Crash
+
+
+@pytest.fixture(scope="session")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
+    """The machine, with what crashes on it and the delegates."""
+    ephemeral = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"])
+    found = Machine(Path(os.environ.get("VM_DIRECTORY") or ephemeral / "machine"))
+    victims = tmp_path_factory.mktemp("victims")
+    lab.compile_victims(victims)
+    found.unpack(lab.root_archive({"usr/bin/crash": victims / "crash", "opt/bin/delegate": victims / "probe"}), ROOT)
+    # systemd-nspawn wants to see an operating system. Nothing comes from an image registry.
+    found.run(f"""
+        set -e
+        cd {ROOT}
+        mkdir -p dev etc proc run sys usr/lib
+        echo ID=lab >usr/lib/os-release
+        install -D --mode=755 opt/bin/delegate /opt/bin/delegate
+        tar -c . >{ARCHIVE}
+        docker import {ARCHIVE} {IMAGE}
+        podman import --quiet {ARCHIVE} {IMAGE}
+        loginctl enable-linger {USER}
+        for i in $(seq 100); do [ ! -S /run/user/$(id --user {USER})/bus ] || break; sleep 0.2; done
+        {AS_USER} podman import --quiet {ARCHIVE} {IMAGE}
+    """)
+    return found
+
+
+@pytest.fixture(scope="session")
+def crash(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Crash]:
+    """Crashes a process on the machine in one of the ways of ``crashes.py``."""
+    return lambda way: Crash(machine, way, tmp_path_factory.mktemp("crash"))
+
+
+@pytest.fixture(scope="session")
+def playbook(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """Runs a playbook of the project, or of another version of it, on the machine; returns what it says."""
+    # Here it writes its record of the rollout, and its tables of the fleet.
+    directory = tmp_path_factory.mktemp("rollout")
+
+    def run(name: str, *options: str, project: Path = lab.PROJECT, fails: bool = False) -> str:
+        environment = {
+            **os.environ,
+            "ANSIBLE_CONFIG": str(project / "ansible.cfg"),
+            "ANSIBLE_PIPELINING": "true",
+            # A connection that stayed open would not notice at once that the machine has booted.
+            "ANSIBLE_SSH_CONTROL_PATH_DIR": str(machine.directory / f"ansible-{machine.boots}"),
+        }
+        inventory = os.environ["MOLECULE_INVENTORY_FILE"]
+        words = ["ansible-playbook", "-i", inventory, *options, str(project / "playbooks" / name)]
+        result = subprocess.run(words, cwd=directory, env=environment, capture_output=True, text=True, check=False)
+        said = str(result.stdout + result.stderr)
+        assert (result.returncode != 0) == fails, said[-6000:]
+        return said
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def handed_on() -> dict[str, str]:
+    """What systemd-coredump says of a crash of the host that was handed on to it: for a later test to compare with."""
+    return {}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leaves a test out that says on which machines it has a meaning."""
+    name = os.environ.get("VM_MACHINE", "trixie")
+    for item in items:
+        if (only := item.get_closest_marker("only_on")) and name not in only.args:
+            item.add_marker(pytest.mark.skip(reason=f"only on {', '.join(only.args)}"))

@@ -1,0 +1,107 @@
+"""Crashes on a virtual machine, and all the ways to one that a real host has."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from pathlib import Path
+
+from machines import Machine
+from records import Record
+
+# On the machine: a root directory with busybox, the crashing program and the probe; the same as an image.
+ROOT = "/srv/root"
+ARCHIVE = "/srv/root.tar"
+IMAGE = "localhost/core-lab"
+RECORDS = "/srv/records"
+
+# What baselines such as the STIG demand.
+HARDENING = "/etc/sysctl.d/99-kernel_core_pattern.conf"
+PATTERN = "cat /proc/sys/kernel/core_pattern /proc/sys/kernel/core_pipe_limit"
+
+# A user's own engine, with the session that systemd has for the user.
+USER = "someone"
+AS_USER = (
+    f"runuser --user {USER} -- env --ignore-environment --chdir=/ PATH=/usr/bin:/bin HOME=/home/{USER}"
+    ' XDG_RUNTIME_DIR="/run/user/$(id --user someone)"'
+    ' DBUS_SESSION_BUS_ADDRESS="unix:path=/run/user/$(id --user someone)/bus"'
+)
+IN_CONTAINER = f"run --rm --network=none --volume={{out}}:/out {IMAGE} crash"
+
+# Each is a shell command; {out} is the directory for the records. A process of the host has the host's own delegate, a
+# container that of its image.
+PROCESS = f"RECORD_DIRECTORY={{out}} {ROOT}/usr/bin/crash"
+WAYS = {
+    "service": "systemd-run --quiet --wait --collect --unit=victim --property=User=someone --property=PrivateTmp=yes"
+    f" --property=MemoryMax=64M --setenv=RECORD_DIRECTORY={{out}} {ROOT}/usr/bin/crash",
+    "chroot": f"""
+        mount --bind {{out}} {ROOT}/out && mount -t proc proc {ROOT}/proc
+        chroot {ROOT} /usr/bin/crash
+        umount {ROOT}/proc {ROOT}/out""",
+    "nspawn": f"systemd-nspawn --quiet --pipe --private-network --directory={ROOT} --bind={{out}}:/out /usr/bin/crash",
+    "docker": f"docker {IN_CONTAINER}",
+    "podman": f"podman {IN_CONTAINER}",
+    "rootless-podman": f"{AS_USER} podman {IN_CONTAINER}",
+}
+# The containers, by that part of their AppArmor label which is not the version.
+CONFINED = {"docker": "docker-default", "podman": "containers-default"}
+
+
+class Crash:
+    """A crash on the machine: what the process and its delegate said of themselves, and what the journal holds of it."""
+
+    def __init__(self, machine: Machine, way: str, local: Path) -> None:
+        """Runs the crash to its end, and brings everything here."""
+        remote = f"{RECORDS}/{uuid.uuid4().hex[:8]}"
+        machine.run(f"""
+            mkdir -p {remote} && chmod 777 {remote} && cd {remote}
+            cursor=$(journalctl --lines=0 --show-cursor | sed -n 's/^-- cursor: //p')
+            ( {way.format(out=remote)} ) >output 2>&1
+            echo $? >status
+            read_journal() {{
+                journalctl --after-cursor="$cursor" --identifier=docker_core_helper --output=cat --no-pager >journal
+            }}
+            # The helper writes its line when the process is gone already. A second one would follow at once.
+            for i in $(seq 40); do
+                read_journal
+                [ ! -s journal ] || break
+                sleep 0.25
+            done
+            sleep 0.5
+            read_journal
+        """)
+        machine.pack(remote, local)
+        machine.run(f"rm -r {remote}")
+        self.directory = local
+        self.output = (local / "output").read_text(errors="replace")
+        self.status = int((local / "status").read_text())
+        self.journal = (local / "journal").read_text(errors="replace").splitlines()
+
+    def __repr__(self) -> str:
+        """What pytest shows where a test fails."""
+        return f"exit status {self.status}, output {self.output!r}, journal {self.journal}"
+
+    def of(self, role: str) -> Record:
+        """The record of the only process of a role, ``process`` or ``delegate``."""
+        found = sorted(self.directory.glob(f"{role}.*"))
+        assert len(found) == 1, f"{len(found)} records of the {role}: {self!r}"
+        return Record(found[0])
+
+
+def coredumpctl(machine: Machine) -> dict[str, str]:
+    """Crashes a process of the host; returns what ``coredumpctl list`` shows, and the fields of the journal behind it."""
+    pid, shown, entry = machine.run(f"""
+        directory=$(mktemp --directory)
+        ( ulimit -c unlimited; RECORD_DIRECTORY=$directory {ROOT}/usr/bin/crash ) 2>/dev/null
+        pid=$(ls "$directory" | sed -n 's/^process[.]//p')
+        for i in $(seq 60); do
+            ! coredumpctl --quiet --no-legend list "$pid" >/dev/null 2>&1 || break
+            sleep 0.5
+        done
+        echo "$pid"
+        coredumpctl --no-legend --no-pager list "$pid" || echo nothing
+        journalctl --output=json --no-pager COREDUMP_PID="$pid" MESSAGE_ID=fc2e22bc6ee647b6b90729ab34a250b1
+    """).splitlines()
+    fields = {name: str(value) for name, value in json.loads(entry).items() if name.startswith("COREDUMP_")}
+    # Time, pid, uid and gid come first; signal, state of the core, program and size are the rest.
+    return {**fields, "COREDUMP_PID": pid, "coredumpctl": " ".join(shown.partition(pid)[2].split())}

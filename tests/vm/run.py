@@ -1,0 +1,119 @@
+"""`make test-vm`: molecule's scenario "vm" with one virtual machine after the other, and a table of what each has proven.
+
+The words of the command line are the machines' names, or ``all``.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from types import FrameType
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import machines
+
+# Molecule's actions in their order. Those before the tests are checks themselves.
+ACTIONS = {
+    "create": "boots and answers",
+    "check": "dry run with --check --diff",
+    "converge": "rollout",
+    "idempotence": "second rollout changes nothing",
+    "verify": "tests",
+}
+
+# What came of each check.
+Results = dict[str, str]
+
+
+def main() -> int:
+    """Tries the machines, prints the table, and returns the exit status."""
+    for number in (signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, interrupt)
+    names = sys.argv[1:] or [machines.DEFAULT]
+    names = list(machines.MACHINES) if names == ["all"] else names
+    table: dict[str, Results] = {name: {} for name in names}
+    began = time.monotonic()
+    try:
+        passed = [attempt(name, table[name]) for name in names]
+    finally:
+        show(table)
+    print(f"\n{len(names)} machine(s) in {(time.monotonic() - began) / 60:.1f} minutes")
+    return 0 if all(passed) else 1
+
+
+def attempt(name: str, results: Results) -> bool:
+    """Takes one machine through all checks, and ends it, also after a failure or Ctrl-C; returns whether it passed."""
+    try:
+        machines.build(name)
+    except subprocess.CalledProcessError as error:
+        print(f"{name} cannot be built: {error}", file=sys.stderr)
+        results["is built"] = "FAILED"
+        return False
+    home = Path(tempfile.mkdtemp(prefix="vm."))
+    directory = home / "machine"
+    report = home / "report.xml"
+    environment = {
+        **os.environ,
+        # What molecule and Ansible keep goes with the machine.
+        **{"HOME": str(home), "VM_MACHINE": name, "VM_DIRECTORY": str(directory)},
+        "PYTEST_ADDOPTS": f"--junitxml={report}",
+    }
+    try:
+        for action, check in ACTIONS.items():
+            words = ["molecule", action, "--scenario-name=vm", "--no-command-borders"]
+            began = time.monotonic()
+            status = subprocess.run(words, cwd=machines.PROJECT, env=environment, check=False).returncode
+            tests = read(report) if action == "verify" else {}
+            results |= tests or {check: f"{'passed' if status == 0 else 'FAILED'} {time.monotonic() - began:4.0f} s"}
+            if status != 0:
+                return False
+        return True
+    finally:
+        # Nobody is helped by half a clean-up.
+        before = [(number, signal.signal(number, signal.SIG_IGN)) for number in (signal.SIGINT, signal.SIGTERM)]
+        machines.stop(directory)
+        shutil.rmtree(home)
+        for number, handler in before:
+            signal.signal(number, handler)
+
+
+def read(report: Path) -> Results:
+    """What pytest says of each test, without those that have no meaning on the machine."""
+    results = {}
+    for case in ElementTree.parse(report).iter("testcase") if report.exists() else ():
+        if case.find("skipped") is None:
+            bad = case.find("failure") is not None or case.find("error") is not None
+            name = case.attrib["name"].removeprefix("test_").replace("_", " ")
+            results[name] = f"{'FAILED' if bad else 'passed'} {float(case.attrib['time']):4.0f} s"
+    return results
+
+
+def show(table: dict[str, Results]) -> None:
+    """Prints machine x check; a check without a result was not reached, or has no meaning on that machine."""
+    checks = list(dict.fromkeys(check for results in table.values() for check in results))
+    width = max(map(len, checks), default=0)
+    print(f"\n{'':{width}} | {' | '.join(f'{name:16}' for name in table)}")
+    print(f"{'-' * width}-|-{'-|-'.join('-' * 17 for _ in table)}")
+    for check in checks:
+        row = [results.get(check, "-") for results in table.values()]
+        print(f"{check:{width}} | {' | '.join(f'{result:16}' for result in row)}")
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Lets the end of a terminal or of a job clean up like Ctrl-C."""
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,51 @@
+"""Crashes in everything that runs processes on a real host: systemd, a pure cgroup v2, AppArmor, three engines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from records import CAPABILITY_SETS, NAMESPACES, is_whole
+from vm.crashes import CONFINED, WAYS, Crash
+
+
+@pytest.fixture(scope="module", params=list(WAYS))
+def way(request: pytest.FixtureRequest) -> str:
+    """The name of one way to crash."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def crashed(way: str, crash: Callable[[str], Crash]) -> Crash:
+    """One crash in that way, for all tests."""
+    return crash(WAYS[way])
+
+
+def test_the_delegate_gets_the_whole_core(crashed: Crash) -> None:
+    assert is_whole(crashed.of("delegate").core.read_bytes())
+
+
+def test_the_delegate_has_ids_namespaces_root_and_cgroup_of_the_process(crashed: Crash) -> None:
+    process, delegate = crashed.of("process"), crashed.of("delegate")
+    for name in ("Uid", "Gid", "Groups"):
+        assert delegate.status[name].split() == process.status[name].split(), name
+    for name in CAPABILITY_SETS:
+        assert delegate.capabilities(name) & ~process.capabilities(name) == 0, name
+    for namespace in NAMESPACES:
+        assert delegate.links[f"ns/{namespace}"] == process.links[f"ns/{namespace}"], namespace
+    assert delegate.facts["root_inode"] == process.facts["root_inode"]
+    # One line, so this is a pure cgroup v2, and not that of a session of ours.
+    assert process.text("cgroup").startswith("0::/") and process.text("cgroup").count("\n") == 1
+    assert delegate.text("cgroup") == process.text("cgroup")
+
+
+def test_the_label_of_the_delegate_is_that_of_the_process(way: str, crashed: Crash) -> None:
+    label = crashed.of("process").text("label")
+    assert label.startswith(CONFINED.get(way, "")) and label
+    assert crashed.of("delegate").text("label") == label
+
+
+def test_the_journal_has_one_line(crashed: Crash) -> None:
+    (line,) = crashed.journal
+    size = crashed.of("delegate").core.stat().st_size
+    assert "signal=11 (SIGSEGV)" in line and f"delivered {size} bytes to /opt/bin/delegate in" in line

@@ -1,0 +1,36 @@
+"""What a real boot leaves of the rollout, where systemd-coredump, a hardening rule and Apport were taken over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from machines import MACHINES, Machine
+from records import is_whole
+from vm.crashes import PATTERN, PROCESS, WAYS, Crash, coredumpctl
+
+
+@pytest.fixture(scope="module", autouse=True)
+def before(machine: Machine) -> str:
+    """The kernel's settings from before the reboot."""
+    settings = machine.run(PATTERN)
+    machine.reboot()
+    return settings
+
+
+def test_the_pattern_and_the_limit_are_the_same_after_a_reboot(machine: Machine, before: str) -> None:
+    assert before.startswith("|/opt/bin/docker_core_helper ") and before.endswith("\n64")
+    assert machine.run(PATTERN) == before
+
+
+def test_a_crash_in_a_container_reaches_its_delegate_after_a_reboot(crash: Callable[[str], Crash]) -> None:
+    assert is_whole(crash(WAYS["docker"]).of("delegate").core.read_bytes())
+
+
+def test_a_crash_of_the_host_goes_where_it_belongs_after_a_reboot(
+    machine: Machine, crash: Callable[[str], Crash]
+) -> None:
+    if "systemd-coredump" in MACHINES[machine.name].packages:
+        assert " present " in coredumpctl(machine)["coredumpctl"]
+    else:
+        assert is_whole(crash(PROCESS).of("delegate").core.read_bytes())

@@ -1,0 +1,59 @@
+"""The helper goes, and the host is what its distribution, and its administrator, have made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import lab
+import pytest
+from machines import MACHINES, Machine
+from vm.crashes import HARDENING, PATTERN, coredumpctl
+
+# Of two crashes of the same program, these differ.
+OF_ONE_CRASH = ("PID", "TIMESTAMP", "FILENAME", "PROC_", "ENVIRON", "OPEN_FDS")
+
+
+@pytest.fixture(scope="module")
+def expected(machine: Machine) -> str:
+    """The settings that the kernel has, or that systemd-coredump makes at boot where it is installed."""
+    if "systemd-coredump" in MACHINES[machine.name].packages:
+        lines = machine.run("cat /usr/lib/sysctl.d/50-coredump.conf").splitlines()
+        values = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+        return f"{values['kernel.core_pattern']}\n{values['kernel.core_pipe_limit']}"
+    return "core\n0"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def removed(playbook: Callable[..., str]) -> None:
+    """Removes the helper."""
+    playbook("remove.yml")
+
+
+def test_the_files_are_gone(machine: Machine) -> None:
+    assert machine.run(f"ls -d {' '.join(lab.INSTALLED)} /etc/sysctl.d/*docker* 2>/dev/null || true") == ""
+
+
+def test_the_values_of_the_distribution_are_back(machine: Machine, expected: str) -> None:
+    assert machine.run(PATTERN) == expected
+
+
+def test_what_was_taken_over_is_given_back(machine: Machine) -> None:
+    assert machine.run(f"cat {HARDENING}") == "kernel.core_pattern = |/bin/false"
+    assert machine.run("systemctl is-enabled apport") == "enabled"
+
+
+@pytest.mark.only_on("trixie")
+def test_what_systemd_coredump_was_handed_on_is_what_it_gets_from_the_kernel(
+    machine: Machine, handed_on: dict[str, str]
+) -> None:
+    told = coredumpctl(machine)
+    assert handed_on.keys() == told.keys()
+    for name in told:
+        if not any(part in name for part in OF_ONE_CRASH):
+            assert handed_on[name] == told[name], name
+
+
+def test_the_values_of_the_distribution_are_there_after_a_reboot(machine: Machine, expected: str) -> None:
+    machine.run(f"systemctl --quiet disable apport && rm {HARDENING}")
+    machine.reboot()
+    assert machine.run(PATTERN) == expected

@@ -5,6 +5,7 @@ The words of the command line are the machines' names, or ``all``.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -70,7 +71,7 @@ def attempt(name: str, results: Results) -> bool:
         for action, check in ACTIONS.items():
             words = ["molecule", action, "--scenario-name=vm", "--no-command-borders"]
             began = time.monotonic()
-            status = subprocess.run(words, cwd=machines.PROJECT, env=environment, check=False).returncode
+            status = run(words, environment)
             tests = read(report) if action == "verify" else {}
             results |= tests or {check: f"{'passed' if status == 0 else 'FAILED'} {time.monotonic() - began:4.0f} s"}
             if status != 0:
@@ -83,6 +84,23 @@ def attempt(name: str, results: Results) -> bool:
         shutil.rmtree(home)
         for number, handler in before:
             signal.signal(number, handler)
+
+
+def run(words: list[str], environment: dict[str, str]) -> int:
+    """Runs a program to its end and returns its exit status; if this is interrupted, it ends with all that it has started."""
+    # A session of its own, because a signal to this process alone would leave those behind that molecule has started.
+    process = subprocess.Popen(
+        words, cwd=machines.PROJECT, env=environment, stdin=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        return process.wait()
+    except BaseException:
+        os.killpg(process.pid, signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=5)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        raise
 
 
 def read(report: Path) -> Results:

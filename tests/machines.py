@@ -185,7 +185,7 @@ class Machine:
         return [*words, *(f"-o{name}={value}" for name, value in settings.items()), "127.0.0.1"]
 
     def try_run(
-        self, script: str, *, data: bytes | None = None, seconds: float = 300
+        self, script: str, *, data: bytes | None = None, seconds: float = 900
     ) -> subprocess.CompletedProcess[bytes]:
         """Runs a shell script on the machine, as root."""
         return subprocess.run(
@@ -193,11 +193,11 @@ class Machine:
             capture_output=True, timeout=seconds, check=False,
         )  # fmt: skip
 
-    def run(self, script: str, *, data: bytes | None = None, seconds: float = 300) -> str:
+    def run(self, script: str, *, data: bytes | None = None, seconds: float = 900) -> str:
         """What a shell script on the machine prints; raises ``RuntimeError`` if it fails."""
         return self.fetch(script, data=data, seconds=seconds).decode(errors="surrogateescape").rstrip("\n")
 
-    def fetch(self, script: str, *, data: bytes | None = None, seconds: float = 300) -> bytes:
+    def fetch(self, script: str, *, data: bytes | None = None, seconds: float = 900) -> bytes:
         """The bytes that a shell script on the machine writes; raises ``RuntimeError`` if it fails."""
         result = self.try_run(script, data=data, seconds=seconds)
         if result.returncode != 0:

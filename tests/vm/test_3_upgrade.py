@@ -12,7 +12,6 @@ from machines import Machine
 from records import Record, is_whole
 from vm.crashes import ROOT
 
-INSTALLED = ("helper", "plugins", "roles/docker_core_helper")
 LOOP = "/srv/loop"
 # A container as small as can be, one after the other, each in a directory of its own.
 CRASHES = f"""
@@ -27,11 +26,11 @@ done
 
 @pytest.fixture(scope="module")
 def version_before(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project as it was before the last change of what is installed on a host."""
+    """The project as it was before the last change of the helper."""
     git = ["git", "-c", f"safe.directory={lab.PROJECT}", "-C", str(lab.PROJECT)]
-    commits = lab.output(*git, "log", "--format=%H", "--max-count=50", "--", *INSTALLED).split()
+    commits = lab.output(*git, "log", "--format=%H", "--max-count=50", "--", "helper").split()
     for commit in commits:
-        if lab.command(*git, "diff", "--quiet", commit, "--", *INSTALLED, check=False).returncode != 0:
+        if lab.command(*git, "diff", "--quiet", commit, "--", "helper", check=False).returncode != 0:
             directory = tmp_path_factory.mktemp("before")
             archive = subprocess.run([*git, "archive", commit], check=True, capture_output=True).stdout
             subprocess.run(["tar", "-x", "-C", directory], input=archive, check=True)

@@ -92,7 +92,8 @@ def coredumpctl(machine: Machine) -> dict[str, str]:
     """Crashes a process of the host; returns what ``coredumpctl list`` shows, and the fields of the journal behind it."""
     pid, shown, entry = machine.run(f"""
         directory=$(mktemp --directory)
-        ( ulimit -c unlimited; RECORD_DIRECTORY=$directory {ROOT}/usr/bin/crash ) 2>/dev/null
+        systemd-run --quiet --wait --collect --unit=victim --property=LimitCORE=infinity \
+            --setenv=RECORD_DIRECTORY="$directory" {ROOT}/usr/bin/crash
         pid=$(ls "$directory" | sed -n 's/^process[.]//p')
         for i in $(seq 60); do
             ! coredumpctl --quiet --no-legend list "$pid" >/dev/null 2>&1 || break

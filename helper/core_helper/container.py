@@ -104,6 +104,10 @@ def open_control_groups(process: "FaultingProcess") -> ControlGroups:
             continue
         mount_point = mounts.get(controllers.split(b",")[0])
         name = controllers.decode("latin-1") or UNIFIED
+        if mount_point is None and controllers.startswith(b"name="):
+            # systemd-nspawn of systemd 252 mounts name=systemd in the container alone. It cannot be joined from here, and need
+            # not: a hierarchy without controllers limits nothing.
+            continue
         if mount_point is None:
             groups.others.append((name, OSError(2, "its hierarchy is not mounted on the host")))
         elif controllers:

@@ -168,6 +168,11 @@ def test_a_hierarchy_that_is_not_mounted_is_told(monkeypatch: pytest.MonkeyPatch
     assert groups.unified is None
 
 
+def test_a_named_hierarchy_that_only_the_container_has_mounted_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = open_groups(monkeypatch, b"1:name=systemd:/machine.slice/x\n", b"")
+    assert groups.join() == []
+
+
 def test_namespaces_are_joined_in_order_and_the_mount_namespace_last(monkeypatch: pytest.MonkeyPatch) -> None:
     joined: list[tuple[int, int]] = []
     monkeypatch.setattr(linux, "setns", lambda descriptor, kind: joined.append((descriptor, kind)))

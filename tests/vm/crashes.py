@@ -55,7 +55,7 @@ class Crash:
         remote = f"{RECORDS}/{uuid.uuid4().hex[:8]}"
         machine.run(f"""
             mkdir -p {remote} && chmod 777 {remote} && cd {remote}
-            cursor=$(journalctl --lines=0 --show-cursor | sed -n 's/^-- cursor: //p')
+            cursor=$(journalctl --lines=1 --show-cursor | sed -n 's/^-- cursor: //p')
             ( {way.format(out=remote)} ) >output 2>&1
             echo $? >status
             read_journal() {{

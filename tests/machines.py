@@ -25,8 +25,6 @@ from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
 CACHE = PROJECT / ".cache" / "machines"
-MIRROR = "http://deb.debian.org/debian"
-SECURITY = "http://security.debian.org/debian-security"
 
 # What a host of ours has; no machine needs more to answer ssh, and little of it starts at boot.
 PACKAGES = (
@@ -61,8 +59,9 @@ systemctl --quiet mask systemd-networkd-wait-online.service apt-daily.timer apt-
 serial-getty@.service
 """
 # Python of Debian's next release beside that of this one. Its lists are valid for a week, which a mirror may be behind.
-NEXT_PYTHON = f"""
-echo 'deb [check-valid-until=no] {MIRROR} sid main' >/etc/apt/sources.list.d/sid.list
+NEXT_PYTHON = """
+sed -n 's/^deb \\(.*\\) trixie main/deb [check-valid-until=no] \\1 sid main/p' /etc/apt/sources.list \\
+	>/etc/apt/sources.list.d/sid.list
 printf 'Package: *\\nPin: release n=sid\\nPin-Priority: 100\\n' >/etc/apt/preferences.d/sid
 apt-get --quiet=2 update
 DEBIAN_FRONTEND=noninteractive apt-get --quiet=2 --yes --no-install-recommends --target-release sid install python3.14
@@ -100,7 +99,7 @@ LIFETIME_SECONDS = 3 * 3600
 def build(name: str) -> Path:
     """The directory of a machine's image, kernel and initial RAM disk; builds them if the cache has none."""
     description = MACHINES[name]
-    parts = json.dumps([asdict(description), PACKAGES, WITHOUT, FILES, CUSTOMIZE, MIRROR, SECURITY, CREATE])
+    parts = json.dumps([asdict(description), PACKAGES, WITHOUT, FILES, CUSTOMIZE, CREATE])
     image = CACHE / f"{name}-{hashlib.sha256(parts.encode()).hexdigest()[:12]}"
     if image.exists():
         return image
@@ -127,8 +126,8 @@ CREATE = ("mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-d")
 def make_image(name: str, description: Description, root: Path, image: Path) -> None:
     """Makes the image of a machine from Debian's packages."""
     suite = description.suite
-    suites = [suite, f"{suite}-updates", *([f"{suite}-backports"] if description.backports else [])]
-    sources = [f"deb {MIRROR} {each} main" for each in suites] + [f"deb {SECURITY} {suite}-security main"]
+    # The mirrors are those that mmdebstrap chooses.
+    backports = rf"s/^\(deb .*\) {suite} main/&\n\1 {suite}-backports main/" if description.backports else ""
     script = root.parent / "customize"
     script.write_text(f"set -eu\n{CUSTOMIZE}{description.customize}")
     subprocess.run(
@@ -140,7 +139,8 @@ def make_image(name: str, description: Description, root: Path, image: Path) -> 
             *(f"--dpkgopt=path-exclude={path}" for path in WITHOUT),
             f"--include={','.join((*PACKAGES, *description.packages))}",
             f'--customize-hook=chroot "$1" /bin/sh <{shlex.quote(str(script))}',
-            *(suite, str(root), *sources),
+            f'--setup-hook=sed -i {shlex.quote(backports)} "$1/etc/apt/sources.list"',
+            *(suite, str(root)),
         ],
         check=True,
         stdin=subprocess.DEVNULL,

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,10 +36,12 @@ def run(*words: str | Path, cwd: str | Path = "/", **variables: str | Path) -> s
 
 
 def tracked() -> list[str]:
-    """Return the files of this clone that are in git, or would be with the next commit."""
-    # Root may look into the clone of somebody else.
-    words = ["git", "-c", "safe.directory=*", "ls-files", "--cached", "--others", "--exclude-standard"]
-    return [name for name in run(*words, cwd=PROJECT).splitlines() if os.path.lexists(PROJECT / name)]
+    """Return the files of this clone that git does not ignore: those that are in it, or would be with the next commit."""
+    with tempfile.TemporaryDirectory() as empty:
+        # Asked of an empty repository, so that it works for a download without .git, and for root in somebody else's clone.
+        git = ("git", f"--git-dir={empty}", f"--work-tree={PROJECT}")
+        run(*git, "init", "--quiet")
+        return run(*git, "ls-files", "--others", "--exclude-standard", cwd=PROJECT).splitlines()
 
 
 class Host:

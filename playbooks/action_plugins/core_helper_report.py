@@ -11,12 +11,14 @@ from __future__ import annotations
 import html
 import json
 import os
+import tempfile
 import time
 from typing import Any
 
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
+HELPER = "docker_core_helper"
 COLUMNS = {
     "host": "host",
     "kernel": "kernel",
@@ -54,6 +56,18 @@ def text_of(problem: Any) -> str:
     return " ".join((problem if isinstance(problem, str) else json.dumps(problem)).split())
 
 
+def row_of(host: str, known: dict[str, Any]) -> dict[str, Any]:
+    """Return the row of a host, also of one that is not ours any more and answers nonsense: the others need their rows."""
+    try:
+        row = Row(host, known).values
+        page([row], "")
+        table([row])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        problems = [f"its answer makes no sense: {type(error).__name__}: {error}"]
+        return {**dict.fromkeys(COLUMNS, "-"), "host": host, "ok": False, "problems": problems}
+    return row
+
+
 class Row:
     """What is known of a host."""
 
@@ -85,12 +99,16 @@ class Row:
             "python": f"{files.get('python', '')} {files.get('python_version', '')}".strip(),
         }
         for result in (files, kernel):
-            if result.get("unreachable"):
+            if not result or result.get("skipped"):
+                self.problems.append("was not compared with what the role would make of it")
+            elif result.get("unreachable"):
                 self.problems.append(f"unreachable: {text_of(result.get('msg', ''))}")
             elif result.get("failed"):
                 self.problems.append(text_of(result.get("msg", "failed")))
         if known.get("docker_core_helper_state") == "absent":
             self.problems += ["the helper is still installed"] if snapshot["installed"] else []
+            if HELPER in live["core_pattern"]:
+                self.problems.append(f"kernel.core_pattern still starts the helper: {live['core_pattern']!r}")
         elif not snapshot["installed"]:
             self.problems.append("the helper is not installed")
         else:
@@ -142,17 +160,24 @@ class Row:
             self.problems.append(text_of(crash.get("msg", "the canary failed")))
 
 
+def visible(text: str) -> str:
+    """Return a text that came from a host without what would steer the terminal, or begin a line of its own."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the rows for a terminal, what is wrong below them."""
 
     def cell(value: str) -> str:
+        value = visible(value)
         return value if len(value) <= WIDTH else f"{value[: WIDTH - 3]}..."
 
     lines = [list(COLUMNS.values()), *([cell(str(row[key])) for key in COLUMNS] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
     lines.insert(1, ["-" * width for width in widths])
     shown = ["  ".join(value.ljust(width) for value, width in zip(line, widths)).rstrip() for line in lines]
-    return "\n".join(shown + [""] + [f"{row['host']}: {problem}" for row in rows for problem in row["problems"]])
+    problems = [visible(f"{row['host']}: {problem}") for row in rows for problem in row["problems"]]
+    return "\n".join([*shown, "", *problems])
 
 
 def page(rows: list[dict[str, Any]], summary: str) -> str:
@@ -171,6 +196,17 @@ def page(rows: list[dict[str, Any]], summary: str) -> str:
     )
 
 
+def write(path: str, content: str) -> None:
+    """Write a file in one step, over whatever has its name: no symbolic link that somebody has put there is followed."""
+    descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path))
+    with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(content)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.fchmod(descriptor, 0o666 & ~umask)
+    os.replace(temporary, path)
+
+
 class ActionModule(ActionBase):
     """The report."""
 
@@ -182,14 +218,13 @@ class ActionModule(ActionBase):
         super().run(tmp, task_vars)
         variables = task_vars or {}
         raw = variables["hostvars"].raw_get
-        rows = [Row(host, raw(host)).values for host in variables["ansible_play_hosts_all"]]
+        rows = [row_of(host, raw(host)) for host in variables["ansible_play_hosts_all"]]
         wrong = [row["host"] for row in rows if not row["ok"]]
         summary = f"{len(rows) - len(wrong)} of {len(rows)} hosts are as they should be"
         paths = {name: os.path.abspath(self._task.args[name]) for name in ("json", "html")}
         for name, content in (("json", json.dumps(rows, indent=1) + "\n"), ("html", page(rows, summary))):
             os.makedirs(os.path.dirname(paths[name]), exist_ok=True)
-            with open(paths[name], "w", encoding="utf-8") as file:
-                file.write(content)
+            write(paths[name], content)
         Display().display(f"\n{table(rows)}\n{summary}; {paths['json']}, {paths['html']}\n")
         result: dict[str, Any] = {"changed": False, "msg": summary}
         if wrong:

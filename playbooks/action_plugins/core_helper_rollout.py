@@ -33,6 +33,7 @@ from ansible.plugins.action import ActionBase
 
 SNAPSHOT = "__docker_core_helper_snapshot"
 AFTER = "__docker_core_helper_after"
+REMEDY = "If it is your record, make it yours alone, by chown and chmod; else name another rollout_directory"
 # What of a snapshot is kept.
 BEFORE = ("installed", "version", "snapshot")
 
@@ -73,9 +74,19 @@ class ActionModule(ActionBase):
         return self.variables["hostvars"].raw_get(host).get(name)
 
     def read(self, path: str) -> dict[str, dict[str, Any]]:
-        """Return the hosts of a record, none if there is no such file."""
+        """Return the hosts of a record, none if there is no such file.
+
+        What it holds is written to the hosts, as root. The directory is below the current one by default, and that may be /tmp.
+        """
         try:
             with open(path, encoding="utf-8") as file:
+                found = os.fstat(file.fileno())
+                if found.st_uid not in (0, os.geteuid()):
+                    raise AnsibleActionFail(
+                        f"{path} belongs to user {found.st_uid}, so who says how the hosts were? {REMEDY}"
+                    )
+                if found.st_mode & 0o022:
+                    raise AnsibleActionFail(f"others can write {path}, so who says how the hosts were? {REMEDY}")
                 hosts: dict[str, dict[str, Any]] = json.load(file)["hosts"]
                 return hosts
         except FileNotFoundError:

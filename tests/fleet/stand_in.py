@@ -83,7 +83,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         if wanted:
             self.set("core_helper_snapshot", wanted["version"])
         drift = (self.host / "drift").exists()
-        live = {"core_pattern": "|/bin/false" if drift else PATTERN, "core_pipe_limit": "64"}
+        live = {"core_pattern": "|/bin/false" if drift else PATTERN if before else "core", "core_pipe_limit": "64"}
         return {
             "snapshot": {
                 "version": before,

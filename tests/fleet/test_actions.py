@@ -1,0 +1,155 @@
+"""The controller's part of the playbooks, where somebody else has a hand in its directory or in what a host answers."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+errors = pytest.importorskip("ansible.errors")
+
+PLUGINS = Path(__file__).resolve().parents[2] / "playbooks/action_plugins"
+PENDING = {"hosts": {"web01": {"touched": True, "before": {"installed": True}}}}
+
+
+def load(name: str) -> Any:
+    """Import an action plugin of the playbooks."""
+    specification = importlib.util.spec_from_file_location(name, PLUGINS / f"{name}.py")
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def rollout(directory: Path) -> dict[str, Any]:
+    """Return what the rollback reads in a directory."""
+    module = load("core_helper_rollout")
+    action = module.ActionModule.__new__(module.ActionModule)
+    action.pending, action.finished = str(directory / "pending.json"), str(directory / "finished.json")
+    action.all = ["web01"]
+    result: dict[str, Any] = action.load()
+    return result
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> Path:
+    """Return a record as a rollout writes it."""
+    path = tmp_path / "pending.json"
+    path.write_text(json.dumps(PENDING))
+    path.chmod(0o600)
+    return path
+
+
+def test_a_record_of_ours_is_read(record: Path) -> None:
+    assert rollout(record.parent)["hosts"] == {"web01": {"installed": True}}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give a file away")
+def test_a_record_of_another_user_is_refused(record: Path) -> None:
+    os.chown(record, 12345, 12345)
+    with pytest.raises(errors.AnsibleActionFail, match="belongs to user 12345"):
+        rollout(record.parent)
+
+
+def test_a_record_that_others_can_write_is_refused(record: Path) -> None:
+    record.chmod(0o662)
+    with pytest.raises(errors.AnsibleActionFail, match="others can write"):
+        rollout(record.parent)
+
+
+SNAPSHOT = {
+    "installed": True,
+    "version": "1.0.0",
+    "kernel": "6.1",
+    "engines": [],
+    "snapshot": {"files": {}, "live": {"core_pattern": "core", "core_pipe_limit": "0"}},
+}
+
+
+# Nothing to be changed.
+COMPARED = {"__docker_core_helper_files": {"changed": False}, "__docker_core_helper_found": {"changed": False}}
+
+
+def report(
+    directory: Path, answers: dict[str, Any], monkeypatch: pytest.MonkeyPatch, **extra: Any
+) -> tuple[dict[str, Any], str]:
+    """Return the result of the report over what hosts have answered, and what it shows on the terminal."""
+    module = load("core_helper_report")
+    shown: list[str] = []
+    monkeypatch.setattr(module, "Display", lambda: SimpleNamespace(display=shown.append))
+    monkeypatch.setattr(module.ActionBase, "run", lambda *_: {})
+    action = module.ActionModule.__new__(module.ActionModule)
+    action._task = SimpleNamespace(args={name: str(directory / f"verify.{name}") for name in ("json", "html")})
+    known = {host: {**COMPARED, "__docker_core_helper_snapshot": answer, **extra} for host, answer in answers.items()}
+    variables = {"hostvars": SimpleNamespace(raw_get=known.get), "ansible_play_hosts_all": list(answers)}
+    return action.run(None, variables), "\n".join(shown)
+
+
+def test_what_a_host_answers_cannot_steer_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hostile = "\x1b[2J6.1\nweb02  as wanted\r\x9b1A\u202e\ud800"
+    answers = {"web01": {**SNAPSHOT, "kernel": hostile}, "web02": {"failed": True, "msg": f"no {hostile}"}}
+    _, shown = report(tmp_path, answers, monkeypatch)
+    assert all(line.isprintable() for line in shown.splitlines()), shown
+    assert not [line for line in shown.splitlines() if line.startswith("web02  as wanted")]
+    assert "\\x1b[2J6.1\\nweb02" in shown
+
+
+def test_what_a_host_answers_is_text_in_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hostile = "<script>alert('{head}')</script>\"&{"
+    answers = {hostile: {**SNAPSHOT, "kernel": hostile}, "b": {"failed": True, "msg": hostile}}
+    report(tmp_path, answers, monkeypatch)
+    page = (tmp_path / "verify.html").read_text()
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;alert(&#x27;{head}&#x27;)") == 3
+
+
+def test_a_host_is_right_only_if_it_was_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "failed" not in report(tmp_path, {"web01": SNAPSHOT}, monkeypatch)[0]
+    for name in COMPARED:
+        for result in (None, {"skipped": True}):
+            found, shown = report(tmp_path, {"web01": SNAPSHOT}, monkeypatch, **{name: result})
+            assert found["failed"] and "web01: was not compared" in shown
+
+
+def test_a_host_without_helper_must_not_start_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    live = {"core_pattern": "|/opt/bin/docker_core_helper %P", "core_pipe_limit": "64"}
+    gone = {**SNAPSHOT, "installed": False, "version": "", "snapshot": {"files": {}, "live": live}}
+    found, shown = report(tmp_path, {"web01": gone}, monkeypatch, docker_core_helper_state="absent")
+    assert found["failed"] and "still starts the helper" in shown
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"snapshot": None},
+        {**SNAPSHOT, "engines": [{}]},
+        {**SNAPSHOT, "snapshot": {"files": 1, "live": {"core_pattern": 1}}},
+        ["no"],
+        {**SNAPSHOT, "kernel": "\ud800", "version": 1, "snapshot": None},
+        {"failed": True, "msg": None},
+    ],
+)
+def test_a_host_that_answers_nonsense_is_a_wrong_row_and_not_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: Any
+) -> None:
+    result, shown = report(tmp_path, {"web01": answer, "web02": {"unreachable": True}}, monkeypatch)
+    assert result["failed"] and "web01" in result["msg"]
+    assert [line for line in shown.splitlines() if line.startswith("web02: unreachable")]
+
+
+def test_a_link_in_the_place_of_the_report_is_replaced_and_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    for name in ("json", "html"):
+        (tmp_path / f"verify.{name}").symlink_to(victim)
+    report(tmp_path, {"web01": SNAPSHOT}, monkeypatch)
+    assert victim.read_text() == "mine"
+    assert json.loads((tmp_path / "verify.json").read_text())[0]["host"] == "web01"

@@ -376,7 +376,26 @@ def test_removal_leaves_the_files_and_directories_of_others(host: Host) -> None:
 def test_removal_leaves_a_helper_that_it_did_not_install(host: Host) -> None:
     host.bin_dir.mkdir(parents=True)
     host.entry.write_bytes(b"\x7fELF\xff")
+    # By hand, as the README tells: that one reads the same file.
+    host.configuration.write_text("DOCKERCOREHELPER_DELEGATE=/opt/mine\n")
     result = host.run("absent")
     assert not result["changed"]
     assert "was not installed by this role" in str(result["warnings"])
     assert host.entry.exists()
+    assert host.configuration.exists()
+
+
+def test_directories_of_others_stay_whatever_their_names(host: Host, tmp_path: Path) -> None:
+    """A library's directory that is not ours alone, /usr/lib say: names of twelve digits are common."""
+    others = [host.lib_dir / name for name in ("0123456789ab", ".new.0123456789ab")]
+    for other in others:
+        (other / "core_helper").mkdir(parents=True)
+        (other / "precious").write_text("")
+    (host.lib_dir / "abcdef012345").symlink_to(tmp_path)
+    (host.lib_dir / "abcdef012346").write_text("")
+    before = host.files()
+    host.run()
+    host.library["main.py"] += "# second\n"
+    host.run()
+    assert host.run("absent")["changed"]
+    assert host.files() == before

@@ -421,9 +421,18 @@ class Files:
         return missing
 
     def versions(self) -> list[str]:
-        """Return the directories of the library's versions, and of those that an interrupted run has left."""
+        """Return the directories of the library's versions, and of those that an interrupted run has left.
+
+        A name of this kind does not make a directory ours, where others keep things in the same place: nothing but the library
+        is in one of ours.
+        """
         names = sorted(os.listdir(self.lib_dir)) if os.path.isdir(self.lib_dir) else []
-        return [os.path.join(self.lib_dir, name) for name in names if re.match(r"(\.new\.)?[0-9a-f]{12}\Z", name)]
+        paths = [os.path.join(self.lib_dir, name) for name in names if re.match(r"(\.new\.)?[0-9a-f]{12}\Z", name)]
+        return [
+            path
+            for path in paths
+            if os.path.isdir(path) and not os.path.islink(path) and not set(os.listdir(path)) - {PACKAGE}
+        ]
 
     def show(self, name: str, before: str | None, after: str | None) -> None:
         """Add a change to what --diff shows."""
@@ -561,16 +570,16 @@ class Files:
     def absent(self) -> dict[str, object]:
         """Remove the files, and the directories that were created for them."""
         paths = self.versions()
-        if os.path.exists(CONFIGURATION):
+        entry = read(self.entry)
+        if entry is not None and not library_of(entry):
+            self.module.warn(f"{self.entry} was not installed by this role: left as it is, with {CONFIGURATION}")
+        elif os.path.exists(CONFIGURATION):
             self.show(CONFIGURATION, read(CONFIGURATION), None)
             paths.append(CONFIGURATION)
-        entry = read(self.entry)
         if library_of(entry):
             self.show(self.entry, entry, None)
             # First of all: a helper without its library is worse than none.
             paths.insert(0, self.entry)
-        elif entry is not None:
-            self.module.warn(f"{self.entry} was not installed by this role: left as it is")
         if os.path.exists(self.directories):
             paths.append(self.directories)
         if not self.module.check_mode:

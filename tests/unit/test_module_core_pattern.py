@@ -303,6 +303,24 @@ def test_what_does_not_win_is_no_conflict(kernel: Kernel, path: str, content: st
     assert kernel.run()["conflicts"] == []
 
 
+def test_what_cannot_be_read_at_boot_is_no_conflict(kernel: Kernel) -> None:
+    circle = link(kernel, "etc/sysctl.d/70-circle.conf", "70-circle.conf")
+    link(kernel, "etc/sysctl.d/71-nowhere.conf", "70-circle.conf/nowhere")
+    link(kernel, "etc/sysctl.d/72-no-directory.conf", "73-file.conf/nowhere")
+    add(kernel, "etc/sysctl.d/73-file.conf", "\n")
+    os.mkfifo(circle.parent / "74-pipe.conf")
+    (circle.parent / "75-directory.conf").mkdir()
+    link(kernel, "etc/default/apport", "apport")
+    assert kernel.run()["conflicts"] == []
+    assert kernel.run("absent")["changed"]
+
+
+def test_a_host_that_cannot_be_looked_at_is_told_without_a_traceback(kernel: Kernel) -> None:
+    add(kernel, SYSCTL, "\n")
+    kernel.record.mkdir()
+    assert kernel.run()["msg"].startswith(f"{kernel.record}: Is a directory; everything is as it was")
+
+
 def test_a_limit_of_somebody_else_is_a_conflict_too(kernel: Kernel) -> None:
     add(kernel, SYSCTL, "kernel.core_pipe_limit = 0\n")
     assert "line 1, sets kernel.core_pipe_limit = 0" in kernel.run()["msg"]

@@ -119,6 +119,7 @@ previous:
 """
 
 import contextlib  # noqa: E402 (Ansible wants the documentation first)
+import errno  # noqa: E402
 import json  # noqa: E402
 import os  # noqa: E402
 import re  # noqa: E402
@@ -221,11 +222,20 @@ class Assignment(NamedTuple):
 
 
 def read_exactly(path: str) -> str:
-    """Return the content of somebody else's file so that writing it gives the same bytes again; empty if it is gone."""
+    """Return the content of somebody else's file so that writing it gives the same bytes again; empty if there is none.
+
+    A directory and a link that leads nowhere or in a circle set nothing at boot either, and a pipe would have us wait for ever.
+    """
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return ""
         with open(path, encoding="latin-1", newline="") as file:
             return file.read()
-    except (FileNotFoundError, IsADirectoryError):
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
         return ""
 
 
@@ -636,7 +646,8 @@ def main() -> None:
         )
     except OSError as error:
         module.fail_json(
-            msg=f"{error.filename}: {error.strerror}; everything is as it was before this run", **settings.found()
+            msg=f"{error.filename}: {error.strerror}; everything is as it was before this run",
+            **(settings.found() if settings else {}),
         )
     module.exit_json(**result)
 

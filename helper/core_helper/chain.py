@@ -33,10 +33,13 @@ def is_of_the_host(process: "FaultingProcess") -> bool:
     if "mnt" not in foreign:
         return True
     # An identifier in the control group's path is an engine's, whatever namespaces the container was given.
+    # A container that has the host's root directory mounted can make it the root of a process, by chroot(2); not that of its
+    # mounts.
     return (
         "cgroup" not in foreign
         and not process.container_id
         and delegate.identity(posix.fstat(process.root)) == delegate.identity(posix.stat("/"))
+        and path_of_root(process) == b"/"
     )
 
 
@@ -134,11 +137,16 @@ def _core_limit(crash: "Crash", process: "FaultingProcess") -> bytes:
     return UNLIMITED if soft == -1 else b"%d" % soft
 
 
+def path_of_root(process: "FaultingProcess") -> bytes:
+    """Return the path of the root directory of the process, seen from that of its mount namespace."""
+    return posix.readlink(b"/proc/self/fd/%d" % process.root)
+
+
 def path_of_program(process: "FaultingProcess") -> bytes:
     """Return the path of the program as the kernel writes it: seen from the root directory of the process."""
     if not process.exe:
         return process.comm + b" (path unknown)"
-    root = posix.readlink(b"/proc/self/fd/%d" % process.root).rstrip(b"/")
+    root = path_of_root(process).rstrip(b"/")
     return process.exe[len(root) :] if process.exe.startswith(root + b"/") else process.exe
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,30 @@ def test_a_service_with_mounts_of_its_own_is_of_the_host_and_a_container_is_not(
     ):
         assert not chain.is_of_the_host(crashed(**{"root": root, "namespaces": mounts, **facts})), facts
     os.close(other)
+
+
+def test_a_container_that_has_the_root_of_the_host_mounted_and_changed_to_it_is_none_of_the_host(
+    tmp_path: Path,
+) -> None:
+    words = [
+        "unshare",
+        "--user",
+        "--map-root-user",
+        "--mount",
+        "sh",
+        "-c",
+        'mount --rbind / "$0" && echo done && exec cat',
+    ]
+    with subprocess.Popen([*words, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as container:
+        assert container.stdin and container.stdout
+        if container.stdout.readline() != b"done\n":
+            pytest.skip("no user namespaces here")
+        for path, is_of_the_host in (("/", True), (str(tmp_path), False)):
+            root = os.open(f"/proc/{container.pid}/root{path}", os.O_PATH | os.O_DIRECTORY)
+            assert os.path.samestat(os.fstat(root), os.stat("/"))
+            assert chain.is_of_the_host(crashed(root=root, namespaces=[("mnt", 0, 9)])) is is_of_the_host
+            os.close(root)
+        container.stdin.close()
 
 
 class Log:

@@ -326,6 +326,17 @@ def test_directories_that_others_can_write_are_refused(host: Host) -> None:
     assert host.run()["changed"]
 
 
+@pytest.mark.parametrize("name", ["", "core_helper", "core_helper/__pycache__"])
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give a directory away")
+def test_a_version_that_somebody_else_has_put_into_a_sticky_directory_is_refused(host: Host, name: str) -> None:
+    host.lib_dir.mkdir(parents=True)
+    host.lib_dir.chmod(0o1777)
+    version = host.lib_dir / host.module.version_of(host.library)
+    (version / "core_helper/__pycache__").mkdir(parents=True)
+    os.chown(version / name, 12345, 12345)
+    assert "belongs to user 12345; remove it" in host.refused()
+
+
 def test_the_search_takes_the_first_usable_python_by_its_stable_name(
     host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

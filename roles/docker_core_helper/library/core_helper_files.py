@@ -515,6 +515,10 @@ class Files:
             raise UnusableError("the helper's library is not in what the role brought: is the role complete?")
         version = os.path.join(self.lib_dir, version_of(library))
         package = os.path.join(version, PACKAGE)
+        # In a sticky directory somebody else may have been first, with the name that everybody can tell.
+        danger = changeable(os.path.join(package, "__pycache__"))
+        if danger:
+            raise UnusableError(f"{version} cannot hold what the kernel starts as root: {danger}; remove it")
         python = find_python(self.module.params["python"], package)
         entry = self.wanted_entry(python.path, version)
         configuration = self.module.params["configuration"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import runpy
 from pathlib import Path
 from typing import Any
@@ -38,3 +39,16 @@ def test_the_configuration_is_read_as_the_helper_reads_it(canary: dict[str, Any]
     command.parse_configuration(text.encode(), "test", configuration)
     assert configuration.problems == []
     assert canary["words_of_configuration"](text) == [word.decode() for word in configuration.delegate]
+
+
+def test_root_reads_the_core_and_nothing_that_another_process_of_nobody_has_put_there(
+    canary: dict[str, Any], tmp_path: Path
+) -> None:
+    core = tmp_path / "core"
+    core.write_bytes(b"core")
+    (tmp_path / "link").symlink_to(core)
+    os.mkfifo(tmp_path / "pipe")
+    assert canary["read_core"](str(core)) == b"core"
+    for name in ("link", "pipe"):
+        with pytest.raises(OSError, match=name):
+            canary["read_core"](str(tmp_path / name))

@@ -63,6 +63,7 @@ seconds:
 """
 
 import contextlib  # noqa: E402 (Ansible wants the documentation first)
+import errno  # noqa: E402
 import json  # noqa: E402
 import os  # noqa: E402
 import resource  # noqa: E402
@@ -70,6 +71,7 @@ import select  # noqa: E402
 import shlex  # noqa: E402
 import signal  # noqa: E402
 import socket  # noqa: E402
+import stat  # noqa: E402
 import subprocess  # noqa: E402
 import time  # noqa: E402
 import uuid  # noqa: E402
@@ -246,6 +248,15 @@ def try_delegate(delegate: str, token: str, timeout: float) -> None:
     os.unlink(f"{OUT}/core")
 
 
+def read_core(path: str) -> bytes:
+    """Return the content of a regular file; raise OSError if another process of nobody has put something else there."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", path)
+        return file.read()
+
+
 def crash(delegate: str, timeout: float) -> dict[str, object]:
     """Let a shell crash and return size and time of its core; runs as process 1 of the namespaces, in ROOT."""
     token = uuid.uuid4().hex
@@ -262,8 +273,7 @@ def crash(delegate: str, timeout: float) -> dict[str, object]:
             raise LostError(f"no core came to {delegate} within {timeout:g} seconds")
         time.sleep(0.002)
     try:
-        with open(f"{OUT}/core", "rb") as file:
-            core = file.read()
+        core = read_core(f"{OUT}/core")
     except FileNotFoundError:
         raise LostError(f"the process crashed, and no core came to {delegate}") from None
     seconds = time.monotonic() - began

@@ -22,8 +22,8 @@ help: ## list the verbs
 demo: packages venv ## roll out to this machine, crash a container, fetch the core from S3, and give everything back
 	@$(AS_ROOT) python -u tests/demo.py
 
-test: packages lint unit test-collection molecule test-fleet test-hostile ## prove everything: lint, unit, test-collection, molecule, test-fleet, test-hostile
-	@printf '\nmake test: lint, unit, test-collection, molecule, test-fleet and test-hostile passed. kernel.core_pattern is now: '
+test: packages lint unit test-collection molecule test-fleet test-hostile test-vm ## prove everything: all of these
+	@printf '\nmake test: lint, unit, test-collection, molecule, test-fleet, test-hostile and test-vm passed. kernel.core_pattern is now: '
 	@cat /proc/sys/kernel/core_pattern
 
 lint: venv lint-ansible ## ruff, mypy, shellcheck, yamllint, ansible-lint

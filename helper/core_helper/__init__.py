@@ -32,9 +32,11 @@ def _load_bundle() -> None:
         return
     content = posix.read(file, 1 << 24)
     posix.close(file)
-    if content[:4] != MAGIC_NUMBER:
-        return
-    for name, code in marshal.loads(content[16:]):
+    try:
+        bundle = marshal.loads(content[16:]) if content[:4] == MAGIC_NUMBER else []
+    except (EOFError, TypeError, ValueError):
+        return  # Damaged, as by a full disk.
+    for name, code in bundle:
         module = globals()[name] = sys.modules[f"core_helper.{name}"] = type(sys)(f"core_helper.{name}")
         module.__file__ = code.co_filename
         exec(code, module.__dict__)

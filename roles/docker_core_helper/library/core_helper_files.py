@@ -132,7 +132,7 @@ try:
     import {NEEDED}
 except ImportError as error:
     sys.exit("lacks a module that the helper needs: %s" % error)
-import importlib.util, os
+import importlib.util, marshal, os
 
 def header(*sources):
     content = b""
@@ -144,8 +144,8 @@ def header(*sources):
 def is_compiled(path, *sources):
     try:
         with open(path, "rb") as file:
-            return file.read(16) == header(*sources)
-    except OSError:
+            return file.read(16) == header(*sources) and bool(marshal.load(file))
+    except (OSError, EOFError, TypeError, ValueError):
         return False
 
 def sources_of(library):
@@ -174,7 +174,7 @@ print(*[os.path.basename(path) for path in wrong])
 # What every crash needs goes into one more file, the bundle: the module "main" and what that imports at its top level,
 # each after those that it imports itself. core_helper/__init__.py loads it.
 COMPILE = f"""{COMPILED}
-import ast, marshal, py_compile
+import ast, py_compile
 staged, final = sys.argv[1:]
 for source in sources_of(staged):
     py_compile.compile(source, importlib.util.cache_from_source(source), os.path.join(final, os.path.basename(source)),

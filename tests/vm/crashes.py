@@ -55,7 +55,9 @@ class Crash:
         remote = f"{RECORDS}/{uuid.uuid4().hex[:8]}"
         machine.run(f"""
             mkdir -p {remote} && chmod 777 {remote} && cd {remote}
-            cursor=$(journalctl --lines=1 --show-cursor | sed -n 's/^-- cursor: //p')
+            # A line of its own to begin after: in systemd 252, a cursor at one that does not match hides the first that does.
+            logger --tag=docker_core_helper begin && journalctl --sync
+            cursor=$(journalctl --identifier=docker_core_helper --lines=1 --show-cursor | sed -n 's/^-- cursor: //p')
             ( {way.format(out=remote)} ) >output 2>&1
             echo $? >status
             read_journal() {{

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 from pathlib import Path
@@ -10,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from sources import load
 
 errors = pytest.importorskip("ansible.errors")
 
@@ -17,19 +17,9 @@ PLUGINS = Path(__file__).resolve().parents[2] / "playbooks/action_plugins"
 PENDING = {"hosts": {"web01": {"touched": True, "before": {"installed": True}}}}
 
 
-def load(name: str) -> Any:
-    """Import an action plugin of the playbooks."""
-    specification = importlib.util.spec_from_file_location(name, PLUGINS / f"{name}.py")
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
 def rollout(directory: Path) -> dict[str, Any]:
     """Return what the rollback reads in a directory."""
-    module = load("core_helper_rollout")
+    module = load(PLUGINS / "core_helper_rollout.py")
     action = module.ActionModule.__new__(module.ActionModule)
     action.pending, action.finished = str(directory / "pending.json"), str(directory / "finished.json")
     action.all = ["web01"]
@@ -80,7 +70,7 @@ def report(
     directory: Path, answers: dict[str, Any], monkeypatch: pytest.MonkeyPatch, **extra: Any
 ) -> tuple[dict[str, Any], str]:
     """Return the result of the report over what hosts have answered, and what it shows on the terminal."""
-    module = load("core_helper_report")
+    module = load(PLUGINS / "core_helper_report.py")
     shown: list[str] = []
     monkeypatch.setattr(module, "Display", lambda: SimpleNamespace(display=shown.append))
     monkeypatch.setattr(module.ActionBase, "run", lambda *_: {})

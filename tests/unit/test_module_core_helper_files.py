@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import stat
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sources import load
 
 basic = pytest.importorskip("ansible.module_utils.basic")
 testing = pytest.importorskip("ansible.module_utils.testing")
@@ -35,22 +35,12 @@ def main():
 """
 
 
-def load(name: str) -> Any:
-    """Import a module of the role's library anew."""
-    specification = importlib.util.spec_from_file_location(name, LIBRARY / f"{name}.py")
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
 class Host:
     """A host in a directory: where its files go, and what the module says when it runs there."""
 
     def __init__(self, root: Path, capture: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
         """Make a bare host below ``root``."""
-        self.module = load("core_helper_files")
+        self.module = load(LIBRARY / "core_helper_files.py")
         self.capture = capture
         self.pattern = root / "core_pattern"
         self.pattern.write_text("core\n")

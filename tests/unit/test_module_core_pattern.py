@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import importlib.util
 import json
 import os
 import stat
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
+from sources import load
 
 testing = pytest.importorskip("ansible.module_utils.testing")
 
@@ -24,11 +24,7 @@ class Kernel:
 
     def __init__(self, root: Path, capture: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
         """Make a kernel that nobody has set up."""
-        specification = importlib.util.spec_from_file_location("core_pattern", MODULE)
-        assert specification is not None
-        assert specification.loader is not None
-        self.module: Any = importlib.util.module_from_spec(specification)
-        specification.loader.exec_module(self.module)
+        self.module = load(MODULE)
         self.capture = capture
         self.host = root / "host"
         self.host.mkdir()

@@ -102,24 +102,20 @@ def _end_unknown() -> None:
     except ChildProcessError:
         return  # There is none, as a rule.
     own = str(posix.getpid())
-    for name in posix.listdir("/proc"):
-        if name.isdigit() and _parent(name) == own:
+    proc = posix.open("/proc", posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
+    for name in posix.listdir(proc):
+        if name.isdigit() and _parent(proc, name) == own:
             # Ours, and so this very process until it is waited for.
             _signal_session(int(name), SIGKILL)
             _wait_for_end({int(name)}, 0)
+    posix.close(proc)
 
 
-def _parent(name: str) -> str:
+def _parent(proc: int, name: str) -> str:
     try:
-        stat = posix.open(f"/proc/{name}/stat", posix.O_RDONLY | posix.O_CLOEXEC)
+        return victim.stat_fields(victim.read(proc, f"{name}/stat"))[1]
     except OSError:
         return ""  # Ended meanwhile.
-    try:
-        return victim.stat_fields(posix.read(stat, 4096))[1]
-    except OSError:
-        return ""
-    finally:
-        posix.close(stat)
 
 
 def _abandon(child: "Child") -> None:

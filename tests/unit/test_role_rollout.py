@@ -102,7 +102,7 @@ def count(said: str) -> tuple[int, int]:
 
 def test_a_host_from_the_first_run_to_the_removal(sandbox: Sandbox) -> None:
     documented = [int(number) for number in re.findall(r"^\| [\w ,]+ \| (\d+) \|$", README.read_text(), re.M)]
-    # Each task costs a fleet about 24 ms of the controller for each host.
+    # Each task costs a fleet time of the controller for each host.
     assert (documented[0] <= 8, documented[1] <= 5) == (True, True)
     bare = sandbox.run(LISTING)
 

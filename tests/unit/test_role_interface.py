@@ -138,6 +138,13 @@ def test_the_helper_reads_in_the_configuration_what_the_user_has_written(message
     assert configuration.chain_containers == bool(expected.get("chain_containers"))
 
 
+def test_preflight_gets_every_variable() -> None:
+    (task,) = load("tasks/preflight.yml")
+    assert {NAME + key: value for key, value in task["core_helper_preflight"].items()} == {
+        name: f"{{{{ {name} }}}}" for name in load("defaults/main.yml")
+    }
+
+
 def test_the_defaults_are_the_documented_variables() -> None:
     options = load("meta/argument_specs.yml")["argument_specs"]["main"]["options"]
     defaults = load("defaults/main.yml")

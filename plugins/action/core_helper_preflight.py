@@ -1,0 +1,1 @@
+../../roles/docker_core_helper/action_plugins/core_helper_preflight.py

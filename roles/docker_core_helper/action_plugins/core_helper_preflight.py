@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ansible action: refuses variables of the role docker_core_helper that cannot work, in one line that says which and why.
+
+Runs on the controller and connects to no host. Its arguments are all variables of the role, without ``docker_core_helper_``;
+any other variable that begins so is a mistyped one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+
+PREFIX = "docker_core_helper_"
+# The kernel splits the pattern at spaces and expands its %, so a path is made of what is harmless everywhere.
+PATH = re.compile(r"(/(?!\.\.?(/|\Z))[A-Za-z0-9._+-]+)+")
+PATH_WORDS = "must be an absolute path of letters, digits and . _ + - only, not ending in /"
+# The kernel keeps so much of a pattern: CORENAME_MAX_SIZE of fs/coredump.c, without the byte that ends it.
+PATTERN_BYTES = 127
+CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+# What core_helper fills in; see parse_configuration of helper/core_helper/command.py.
+SPECIFIER = re.compile("%[PpugsteEh%]")
+
+
+def number(value: Any) -> int:
+    """Return a number that may be written as a string, 0 if it is none."""
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        return 0
+
+
+def problems(known: dict[str, Any], defined: list[str]) -> Iterator[str]:
+    """Yield what is wrong with the values of the known variables, and with the names of those that are defined."""
+    for name in sorted(set(defined) - known.keys()):
+        (nearest,) = difflib.get_close_matches(name, known, n=1, cutoff=0)
+        yield f"{PREFIX}{name} is no variable of this role: did you mean {PREFIX}{nearest}?"
+    pattern, delegate, chain = known["core_pattern"], known["delegate"], known["chain"]
+    for name, reason in (("bin_dir", ", because the kernel splits its pattern at spaces"), ("lib_dir", "")):
+        if not PATH.fullmatch(known[name]):
+            yield f"{PREFIX}{name} {PATH_WORDS}{reason}: {json.dumps(known[name])}"
+    yield from problems_of_pattern(pattern, f"{known['bin_dir']}/docker_core_helper")
+    if number(known["pipe_limit"]) < 1:
+        yield (
+            f"{PREFIX}pipe_limit must be above 0, else the kernel does not wait for the helper and cores are lost:"
+            f" {known['pipe_limit']}"
+        )
+    if not 1 <= number(known["timeout"]) <= 86400:
+        yield f"{PREFIX}timeout must be a number of seconds from 1 to 86400: {known['timeout']}"
+    if not isinstance(delegate, list):
+        yield f"{PREFIX}delegate must be a list of words, such as [/opt/bin/uploader.sh, s3://cores/]: {json.dumps(delegate)}"
+    elif delegate:
+        yield from problems_of_words("delegate", delegate, "an absolute path in the container")
+        if any("%" in SPECIFIER.sub("", str(word)) for word in delegate):
+            yield f"{PREFIX}delegate knows %P %p %u %g %s %t %e %h %E, and %% for a percent sign: {json.dumps(delegate)}"
+    if isinstance(chain, list):
+        yield from problems_of_words("chain", chain, "the absolute path of a program of the host")
+    elif chain not in ("none", "previous"):
+        yield (
+            f"{PREFIX}chain must be none, previous or a list of words, such as [/usr/lib/systemd/systemd-coredump, '%P']:"
+            f" {json.dumps(chain)}"
+        )
+    if known["python"] and not re.fullmatch(r"/\S+", known["python"]):
+        yield f"{PREFIX}python must be an absolute path without spaces: {json.dumps(known['python'])}"
+
+
+def problems_of_pattern(pattern: str, helper: str) -> Iterator[str]:
+    """Yield why the kernel would not start the helper by a pattern."""
+    shown = json.dumps(pattern)
+    if not pattern.startswith("|/"):
+        yield f"{PREFIX}core_pattern must begin with |/, a pipe to an absolute path: {shown}"
+    if not re.fullmatch(r"[ -~]*[!-~]", pattern):
+        yield f"{PREFIX}core_pattern must be one line of printable ASCII characters that does not end in a space: {shown}"
+    if len(pattern) > PATTERN_BYTES:
+        yield f"{PREFIX}core_pattern has {len(pattern)} bytes, and the kernel cuts it off after {PATTERN_BYTES}: {shown}"
+    if helper not in pattern[1:].split():
+        yield f"{PREFIX}core_pattern must name {helper}, the helper that is installed: {shown}"
+
+
+def problems_of_words(name: str, words: list[Any], first: str) -> Iterator[str]:
+    """Yield why a list is no command line that the configuration can hold."""
+    if not words or not str(words[0]).startswith("/"):
+        yield f"{PREFIX}{name} must begin with {first}: {json.dumps(words)}"
+    for word in words:
+        if CONTROL.search(str(word)):
+            yield f"{PREFIX}{name} must not hold newlines or other control characters: {json.dumps(word)}"
+
+
+class ActionModule(ActionBase):
+    """The check of the variables."""
+
+    TRANSFERS_FILES = False
+    _supports_check_mode = True
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Fail at the first problem."""
+        super().run(tmp, task_vars)
+        defined = [name[len(PREFIX) :] for name in task_vars or {} if name.startswith(PREFIX)]
+        problem = next(problems(self._task.args, defined), None)
+        return {"changed": False, **({"failed": True, "msg": problem} if problem else {})}

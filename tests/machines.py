@@ -81,8 +81,12 @@ class Description:
 MACHINES = {
     "trixie": Description("trixie", ("docker-cli", "linux-image-cloud-amd64", "systemd-coredump")),
     "bookworm": Description("bookworm", ("linux-image-cloud-amd64",)),
+    # It rolls out to itself, too.
     "trixie-backports": Description(
-        "trixie", ("docker-cli", "linux-image-cloud-amd64/trixie-backports"), backports=True, customize=NEXT_PYTHON
+        "trixie",
+        ("ansible-core", "docker-cli", "git", "linux-image-cloud-amd64/trixie-backports"),
+        backports=True,
+        customize=NEXT_PYTHON,
     ),
 }
 DEFAULT = "trixie"

@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sources import PROJECT, make_repository
 from unit.test_role_rollout import Sandbox
 
-PROJECT = Path(__file__).resolve().parents[2]
 BINARIES = Path(sys.executable).parent
 
 
@@ -33,15 +31,6 @@ def run(*words: str | Path, cwd: str | Path = "/", **variables: str | Path) -> s
     )
     assert done.returncode == 0, done.stdout
     return done.stdout
-
-
-def tracked() -> list[str]:
-    """Return the files of this clone that git does not ignore: those that are in it, or would be with the next commit."""
-    with tempfile.TemporaryDirectory() as empty:
-        # Asked of an empty repository, so that it works for a download without .git, and for root in somebody else's clone.
-        git = ("git", f"--git-dir={empty}", f"--work-tree={PROJECT}")
-        run(*git, "init", "--quiet")
-        return run(*git, "ls-files", "--others", "--exclude-standard", cwd=PROJECT).splitlines()
 
 
 class Host:
@@ -81,23 +70,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a git repository of this clone's files, with what is not committed yet."""
     directory = tmp_path_factory.mktemp("repository")
-    for name in tracked():
-        (directory / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(PROJECT / name, directory / name, follow_symlinks=False)
-    git = (
-        "git",
-        "-C",
-        directory,
-        "-c",
-        "user.name=test",
-        "-c",
-        "user.email=test@localhost",
-        "-c",
-        "commit.gpgsign=false",
-    )
-    run(*git, "init", "--quiet", "--initial-branch=main")
-    run(*git, "add", "--all")
-    run(*git, "commit", "--quiet", "--message=test")
+    make_repository(directory)
     return directory
 
 

@@ -6,7 +6,8 @@ import shutil
 from pathlib import Path
 
 import yaml
-from collection.conftest import PROJECT, install, run
+from collection.conftest import install, run
+from sources import PROJECT
 
 
 def test_ansible_builder_accepts_the_definition_and_finds_the_archive(archive: Path, tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from collection.conftest import PROJECT, Host, run
+from collection.conftest import Host, run
+from sources import PROJECT
 from unit.test_role_rollout import LISTING
 
 EXAMPLE = PROJECT / "examples/ansible-pull"

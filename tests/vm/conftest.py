@@ -14,7 +14,7 @@ from pathlib import Path
 import lab
 import pytest
 from machines import Machine
-from vm.crashes import ARCHIVE, AS_USER, IMAGE, ROOT, USER, Crash
+from vm.crashes import Crash, furnish
 
 
 @pytest.fixture(scope="session")
@@ -22,23 +22,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
     """The machine, with what crashes on it and the delegates."""
     ephemeral = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"])
     found = Machine(Path(os.environ.get("VM_DIRECTORY") or ephemeral / "machine"))
-    victims = tmp_path_factory.mktemp("victims")
-    lab.compile_victims(victims)
-    found.unpack(lab.root_archive({"usr/bin/crash": victims / "crash", "opt/bin/delegate": victims / "probe"}), ROOT)
-    # systemd-nspawn wants to see an operating system. Nothing comes from an image registry.
-    found.run(f"""
-        set -e
-        cd {ROOT}
-        mkdir -p dev etc proc run sys usr/lib
-        echo ID=lab >usr/lib/os-release
-        install -D --mode=755 opt/bin/delegate /opt/bin/delegate
-        tar -c . >{ARCHIVE}
-        docker import {ARCHIVE} {IMAGE}
-        podman import --quiet {ARCHIVE} {IMAGE}
-        loginctl enable-linger {USER}
-        for i in $(seq 100); do [ ! -S /run/user/$(id --user {USER})/bus ] || break; sleep 0.2; done
-        {AS_USER} podman import --quiet {ARCHIVE} {IMAGE}
-    """)
+    furnish(found, tmp_path_factory.mktemp("victims"))
     return found
 
 

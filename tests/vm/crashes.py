@@ -6,6 +6,7 @@ import json
 import uuid
 from pathlib import Path
 
+import lab
 from machines import Machine
 from records import Record
 
@@ -45,6 +46,26 @@ WAYS = {
 }
 # The containers, by that part of their AppArmor label which is not the version.
 CONFINED = {"docker": "docker-default", "podman": "containers-default"}
+
+
+def furnish(machine: Machine, victims: Path) -> None:
+    """Brings what crashes to the machine, and the delegates; ``victims`` is a directory here for what is compiled."""
+    lab.compile_victims(victims)
+    machine.unpack(lab.root_archive({"usr/bin/crash": victims / "crash", "opt/bin/delegate": victims / "probe"}), ROOT)
+    # systemd-nspawn wants to see an operating system. Nothing comes from an image registry.
+    machine.run(f"""
+        set -e
+        cd {ROOT}
+        mkdir -p dev etc proc run sys usr/lib
+        echo ID=lab >usr/lib/os-release
+        install -D --mode=755 opt/bin/delegate /opt/bin/delegate
+        tar -c . >{ARCHIVE}
+        docker import {ARCHIVE} {IMAGE}
+        podman import --quiet {ARCHIVE} {IMAGE}
+        loginctl enable-linger {USER}
+        for i in $(seq 100); do [ ! -S /run/user/$(id --user {USER})/bus ] || break; sleep 0.2; done
+        {AS_USER} podman import --quiet {ARCHIVE} {IMAGE}
+    """)
 
 
 class Crash:

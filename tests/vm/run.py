@@ -1,6 +1,6 @@
 """`make test-vm`: molecule's scenario "vm" with one virtual machine after the other, and a table of what each has proven.
 
-The words of the command line are the machines' names, or ``all``.
+The words of the command line are the machines' names; ``fleet`` for three of them at once; or ``all`` for everything.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ ACTIONS = {
     "verify": "tests",
 }
 
+# Three machines at once.
+FLEET = "fleet"
+
 # What came of each check.
 Results = dict[str, str]
 
@@ -39,48 +42,53 @@ def main() -> int:
     for number in (signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, interrupt)
     names = sys.argv[1:] or [machines.DEFAULT]
-    names = list(machines.MACHINES) if names == ["all"] else names
+    names = [*machines.MACHINES, FLEET] if names == ["all"] else names
     table: dict[str, Results] = {name: {} for name in names}
     began = time.monotonic()
     try:
         passed = [attempt(name, table[name]) for name in names]
     finally:
         show(table)
-    print(f"\n{len(names)} machine(s) in {(time.monotonic() - began) / 60:.1f} minutes")
+    print(f"\n{' '.join(names)}: {(time.monotonic() - began) / 60:.1f} minutes")
     return 0 if all(passed) else 1
 
 
 def attempt(name: str, results: Results) -> bool:
-    """Takes one machine through all checks, and ends it, also after a failure or Ctrl-C; returns whether it passed."""
+    """Takes one machine, or the fleet, through all checks, and ends it, also after a failure or Ctrl-C.
+
+    Returns whether it has passed.
+    """
     try:
-        machines.build(name)
+        for machine in machines.MACHINES if name == FLEET else [name]:
+            machines.build(machine)
     except subprocess.CalledProcessError as error:
         print(f"{name} cannot be built: {error}", file=sys.stderr)
         results["is built"] = "FAILED"
         return False
+    # What molecule and Ansible keep goes with the machines.
     home = Path(tempfile.mkdtemp(prefix="vm."))
-    directory = home / "machine"
     report = home / "report.xml"
-    environment = {
-        **os.environ,
-        # What molecule and Ansible keep goes with the machine.
-        **{"HOME": str(home), "VM_MACHINE": name, "VM_DIRECTORY": str(directory)},
-        "PYTEST_ADDOPTS": f"--junitxml={report}",
-    }
+    environment = {**os.environ, "HOME": str(home), "PYTEST_ADDOPTS": f"--junitxml={report}"}
     try:
+        if name == FLEET:
+            tests = ["pytest", "--verbose", "tests/vm/fleet.py"]
+            status = run(tests, {**environment, "FLEET_DIRECTORY": str(home)})
+            results |= read(report) or {"starts": "FAILED"}
+            return status == 0
+        environment |= {"VM_MACHINE": name, "VM_DIRECTORY": str(home / "machine")}
         for action, check in ACTIONS.items():
-            words = ["molecule", action, "--scenario-name=vm", "--no-command-borders"]
             began = time.monotonic()
-            status = run(words, environment)
-            tests = read(report) if action == "verify" else {}
-            results |= tests or {check: f"{'passed' if status == 0 else 'FAILED'} {time.monotonic() - began:4.0f} s"}
+            status = run(["molecule", action, "--scenario-name=vm", "--no-command-borders"], environment)
+            checks = read(report) if action == "verify" else {}
+            results |= checks or {check: f"{'passed' if status == 0 else 'FAILED'} {time.monotonic() - began:4.0f} s"}
             if status != 0:
                 return False
         return True
     finally:
         # Nobody is helped by half a clean-up.
         before = [(number, signal.signal(number, signal.SIG_IGN)) for number in (signal.SIGINT, signal.SIGTERM)]
-        machines.stop(directory)
+        for directory in home.glob("*/machine.json"):
+            machines.stop(directory.parent)
         shutil.rmtree(home)
         for number, handler in before:
             signal.signal(number, handler)

@@ -61,7 +61,7 @@ test-fleet: venv ## rollout, gate and rollback with simulated hosts, who was tou
 test-hostile: packages venv ## every attack of tests/hostile, with real containers on this machine
 	@$(AS_ROOT) python -u tests/hostile/run.py
 
-test-vm: venv ## a virtual machine as the host: systemd, AppArmor, three engines, reboots; ALL=1 for all machines
+test-vm: venv ## a virtual machine as the host: systemd, AppArmor, three engines, reboots; ALL=1 for all and a fleet
 	@tests/packages.sh vm
 	@$(AS_ROOT) python -u tests/vm/run.py $(if $(ALL),all,$(VM))
 

@@ -52,8 +52,9 @@ def as_wanted(value: str, wanted: str) -> str:
 
 
 def text_of(problem: Any) -> str:
-    """Return a problem that a module has returned as one line."""
-    return " ".join((problem if isinstance(problem, str) else json.dumps(problem)).split())
+    """Return a problem that a module, or Ansible in its place, has returned as one line."""
+    line = " ".join((problem if isinstance(problem, str) else json.dumps(problem)).split())
+    return line.removeprefix("Task failed: ")
 
 
 def row_of(host: str, known: dict[str, Any]) -> dict[str, Any]:

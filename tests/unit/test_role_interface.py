@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import base64
+import datetime
 import json
 import os
 import re
@@ -56,12 +57,17 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "bin_dir_relative": ({"bin_dir": "opt/bin"}, "docker_core_helper_bin_dir must be an absolute path"),
     "bin_dir_specifier": ({"bin_dir": "/opt/%h"}, "docker_core_helper_bin_dir must be an absolute path"),
     "bin_dir_newline": ({"bin_dir": "/opt/bin\n"}, "docker_core_helper_bin_dir must be an absolute path"),
+    "bin_dir_number": ({"bin_dir": 7}, "docker_core_helper_bin_dir must be an absolute path"),
     "lib_dir_space": ({"lib_dir": "/opt/my lib"}, "docker_core_helper_lib_dir must be an absolute path"),
     "lib_dir_above": ({"lib_dir": "/opt/../etc"}, "docker_core_helper_lib_dir must be an absolute path"),
     "pipe_limit": ({"pipe_limit": 0}, "docker_core_helper_pipe_limit must be above 0"),
     "pipe_limit_string": ({"pipe_limit": "-1"}, "docker_core_helper_pipe_limit must be above 0"),
+    "pipe_limit_infinite": ({"pipe_limit": float("inf")}, "docker_core_helper_pipe_limit must be above 0"),
+    "pattern_number": ({"core_pattern": 7}, "docker_core_helper_core_pattern must begin with |/"),
     "timeout": ({"timeout": 86401}, "docker_core_helper_timeout must be a number of seconds"),
     "delegate_string": ({"delegate": "/opt/bin/uploader.sh"}, "docker_core_helper_delegate must be a list of words"),
+    "delegate_date": ({"delegate": datetime.date(2026, 1, 2)}, "docker_core_helper_delegate must be a list of words"),
+    "delegate_number": ({"delegate": [7]}, "docker_core_helper_delegate must begin with an absolute path"),
     "delegate_relative": (
         {"delegate": ["uploader.sh"]},
         "docker_core_helper_delegate must begin with an absolute path",
@@ -74,6 +80,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "chain_empty": ({"chain": []}, "docker_core_helper_chain must begin with the absolute path"),
     "chain_relative": ({"chain": ["systemd-coredump"]}, "docker_core_helper_chain must begin with the absolute path"),
     "chain_newline": ({"chain": ["/a", "b\nDOCKERCOREHELPER_TIMEOUT=1"]}, "docker_core_helper_chain must not hold"),
+    "python_number": ({"python": 3.12}, "docker_core_helper_python must be an absolute path"),
     "python": ({"python": "python3"}, "docker_core_helper_python must be an absolute path"),
 }
 

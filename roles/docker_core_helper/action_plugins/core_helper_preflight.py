@@ -30,8 +30,13 @@ def number(value: Any) -> int:
     """Return a number that may be written as a string, 0 if it is none."""
     try:
         return int(value)
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         return 0
+
+
+def shown(value: Any) -> str:
+    """Return a value for a message, whatever somebody has written there."""
+    return json.dumps(value, default=str)
 
 
 def problems(known: dict[str, Any], defined: list[str]) -> Iterator[str]:
@@ -39,11 +44,11 @@ def problems(known: dict[str, Any], defined: list[str]) -> Iterator[str]:
     for name in sorted(set(defined) - known.keys()):
         (nearest,) = difflib.get_close_matches(name, known, n=1, cutoff=0)
         yield f"{PREFIX}{name} is no variable of this role: did you mean {PREFIX}{nearest}?"
-    pattern, delegate, chain = known["core_pattern"], known["delegate"], known["chain"]
+    delegate, chain = known["delegate"], known["chain"]
     for name, reason in (("bin_dir", ", because the kernel splits its pattern at spaces"), ("lib_dir", "")):
-        if not PATH.fullmatch(known[name]):
-            yield f"{PREFIX}{name} {PATH_WORDS}{reason}: {json.dumps(known[name])}"
-    yield from problems_of_pattern(pattern, f"{known['bin_dir']}/docker_core_helper")
+        if not PATH.fullmatch(str(known[name])):
+            yield f"{PREFIX}{name} {PATH_WORDS}{reason}: {shown(known[name])}"
+    yield from problems_of_pattern(str(known["core_pattern"]), f"{known['bin_dir']}/docker_core_helper")
     if number(known["pipe_limit"]) < 1:
         yield (
             f"{PREFIX}pipe_limit must be above 0, else the kernel does not wait for the helper and cores are lost:"
@@ -52,42 +57,42 @@ def problems(known: dict[str, Any], defined: list[str]) -> Iterator[str]:
     if not 1 <= number(known["timeout"]) <= 86400:
         yield f"{PREFIX}timeout must be a number of seconds from 1 to 86400: {known['timeout']}"
     if not isinstance(delegate, list):
-        yield f"{PREFIX}delegate must be a list of words, such as [/opt/bin/uploader.sh, s3://cores/]: {json.dumps(delegate)}"
+        yield f"{PREFIX}delegate must be a list of words, such as [/opt/bin/uploader.sh, s3://cores/]: {shown(delegate)}"
     elif delegate:
         yield from problems_of_words("delegate", delegate, "an absolute path in the container")
         if any("%" in SPECIFIER.sub("", str(word)) for word in delegate):
-            yield f"{PREFIX}delegate knows %P %p %u %g %s %t %e %h %E, and %% for a percent sign: {json.dumps(delegate)}"
+            yield f"{PREFIX}delegate knows %P %p %u %g %s %t %e %h %E, and %% for a percent sign: {shown(delegate)}"
     if isinstance(chain, list):
         yield from problems_of_words("chain", chain, "the absolute path of a program of the host")
     elif chain not in ("none", "previous"):
         yield (
             f"{PREFIX}chain must be none, previous or a list of words, such as [/usr/lib/systemd/systemd-coredump, '%P']:"
-            f" {json.dumps(chain)}"
+            f" {shown(chain)}"
         )
-    if known["python"] and not re.fullmatch(r"/\S+", known["python"]):
-        yield f"{PREFIX}python must be an absolute path without spaces: {json.dumps(known['python'])}"
+    if known["python"] and not re.fullmatch(r"/\S+", str(known["python"])):
+        yield f"{PREFIX}python must be an absolute path without spaces: {shown(known['python'])}"
 
 
 def problems_of_pattern(pattern: str, helper: str) -> Iterator[str]:
     """Yield why the kernel would not start the helper by a pattern."""
-    shown = json.dumps(pattern)
+    value = shown(pattern)
     if not pattern.startswith("|/"):
-        yield f"{PREFIX}core_pattern must begin with |/, a pipe to an absolute path: {shown}"
+        yield f"{PREFIX}core_pattern must begin with |/, a pipe to an absolute path: {value}"
     if not re.fullmatch(r"[ -~]*[!-~]", pattern):
-        yield f"{PREFIX}core_pattern must be one line of printable ASCII characters that does not end in a space: {shown}"
+        yield f"{PREFIX}core_pattern must be one line of printable ASCII characters that does not end in a space: {value}"
     if len(pattern) > PATTERN_BYTES:
-        yield f"{PREFIX}core_pattern has {len(pattern)} bytes, and the kernel cuts it off after {PATTERN_BYTES}: {shown}"
+        yield f"{PREFIX}core_pattern has {len(pattern)} bytes, and the kernel cuts it off after {PATTERN_BYTES}: {value}"
     if helper not in pattern[1:].split():
-        yield f"{PREFIX}core_pattern must name {helper}, the helper that is installed: {shown}"
+        yield f"{PREFIX}core_pattern must name {helper}, the helper that is installed: {value}"
 
 
 def problems_of_words(name: str, words: list[Any], first: str) -> Iterator[str]:
     """Yield why a list is no command line that the configuration can hold."""
     if not words or not str(words[0]).startswith("/"):
-        yield f"{PREFIX}{name} must begin with {first}: {json.dumps(words)}"
+        yield f"{PREFIX}{name} must begin with {first}: {shown(words)}"
     for word in words:
         if CONTROL.search(str(word)):
-            yield f"{PREFIX}{name} must not hold newlines or other control characters: {json.dumps(word)}"
+            yield f"{PREFIX}{name} must not hold newlines or other control characters: {shown(word)}"
 
 
 class ActionModule(ActionBase):

@@ -42,7 +42,7 @@ fi
 if [ "${1-}" = vm ]; then
 	cat <<'TEXT'
 What this does to this machine, as root:
-  - builds virtual machines from Debian's packages, and keeps them in .cache/machines, 0.7 GiB each;
+  - builds virtual machines from Debian's packages, and keeps them in .cache/machines, 0.7 to 0.9 GiB each;
   - runs one at a time, or three as a fleet, each with 2 processors and 1.3 GiB of memory. It reaches nothing, and is
     reached on the loopback interface only. What it writes is thrown away.
 Nothing of it runs on at the end, also after a failure or Ctrl-C. The kernel's settings here are not touched.

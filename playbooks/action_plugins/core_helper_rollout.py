@@ -5,7 +5,8 @@ Keeps a record of which hosts a rollout has begun with and how each was before, 
 once for all hosts, and connects to none. Its argument ``step`` is one of:
 
 ``start``
-    A new run begins. Returns ``canaries``: the hosts of ``canaries`` (names of hosts and groups), or the first host.
+    A new run begins. Fails if a variable of the playbook is mistyped, or set where it does not count. Returns ``canaries``:
+    the hosts of ``canaries`` (names of hosts and groups), or the first host.
 ``begin``
     A batch has been looked at and will now be changed: writes down how its hosts are, or fails if one of them is missing.
 ``gate``
@@ -18,18 +19,24 @@ once for all hosts, and connects to none. Its argument ``step`` is one of:
     The hosts that are still in the play have been brought back. Fails if others are left.
 
 The argument ``directory`` is where the record is: ``pending.json`` during a rollout, and after one that was stopped;
-``finished.json`` after one that went to its end and changed anything.
+``finished.json`` after one that went to its end and changed anything. That of the one before becomes ``finished-TIME.json``.
 """
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import tempfile
+import time
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
+from ansible.utils.vars import load_extra_vars
+
+VARIABLES = ("canaries", "batches", "gate_seconds", "gate_command", "directory")
+PREFIX = "rollout_"
 
 SNAPSHOT = "__docker_core_helper_snapshot"
 AFTER = "__docker_core_helper_after"
@@ -133,10 +140,30 @@ class ActionModule(ActionBase):
             f"the rollout stops here, {hint}: {reasons}. Changed so far, or begun with: {named(begun)}{advice}"
         )
 
+    def refuse_variables(self) -> None:
+        """Fail at a variable that does not do what its author thinks: a gate that is mistyped is none."""
+        given = [name for name in load_extra_vars(self._loader) if name.startswith(PREFIX)]
+        for name in sorted(name for name in given if name[len(PREFIX) :] not in VARIABLES):
+            (nearest,) = difflib.get_close_matches(name[len(PREFIX) :], VARIABLES, n=1, cutoff=0)
+            raise AnsibleActionFail(f"{name} is no variable of this playbook: did you mean {PREFIX}{nearest}?")
+        # Those of the inventory lose against the playbook's own.
+        for name in (f"{PREFIX}{name}" for name in VARIABLES):
+            hosts = [] if name in given else [host for host in self.all if self.known(host, name) is not None]
+            if hosts:
+                raise AnsibleActionFail(
+                    f"{name} does not count in an inventory, where {hosts[0]} has it: give it by -e"
+                )
+        for name in ("canaries", "gate_command"):
+            value = self._task.args.get(name, [])
+            if not isinstance(value, list):
+                example = json.dumps({PREFIX + name: str(value).split()})
+                raise AnsibleActionFail(f"{PREFIX}{name} must be a list, such as -e '{example}': {value!r}")
+
     # -- the steps
 
     def start(self) -> dict[str, Any]:
         """Begin a run; a record that an earlier one has left is carried on, because its hosts are not yet as they shall be."""
+        self.refuse_variables()
         self.write(self.pending, {host: {**entry, "touched": True} for host, entry in self.read(self.pending).items()})
         asked = self._task.args.get("canaries")
         if asked is None:
@@ -181,6 +208,9 @@ class ActionModule(ActionBase):
         """Close the record. A run that has changed nothing leaves that of the run before: that is the one to come back from."""
         touched = {host: entry for host, entry in self.read(self.pending).items() if entry["touched"]}
         if touched:
+            if os.path.exists(self.finished) and not self._task.check_mode:
+                ended = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(os.stat(self.finished).st_mtime))
+                os.replace(self.finished, f"{self.finished[: -len('.json')]}-{ended}.json")
             self.write(self.finished, touched)
         self.write(self.pending, {})
         return {"msg": f"{len(self.alive)} hosts are as they shall be; changed: {named(list(touched))}"}
@@ -202,7 +232,8 @@ class ActionModule(ActionBase):
     def forget(self) -> dict[str, Any]:
         """Take the hosts that were brought back from the record."""
         path = self.pending if os.path.exists(self.pending) else self.finished
-        back = [host for host in self.alive if host not in self.wrong(SNAPSHOT)]
+        wrong = self.wrong(SNAPSHOT)
+        back = [host for host in self.alive if host not in wrong]
         left = {host: entry for host, entry in self.read(path).items() if entry["touched"] and host not in back}
         self.write(path, left)
         told = f"brought back: {named(back)}"

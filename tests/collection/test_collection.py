@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import tarfile
 from pathlib import Path
 
 import pytest
 import yaml
-from collection.conftest import Host, install
+from collection.conftest import Host, install, run
 from sources import PROJECT, tracked
 from unit.test_role_rollout import LISTING, count
 
@@ -29,6 +30,17 @@ def test_the_archive_holds_what_is_shipped_and_nothing_else(archive: Path) -> No
     with tarfile.open(archive) as members:
         names = {member.name for member in members if not member.isdir()}
     assert names == {name for name in tracked() if name.partition("/")[0] in SHIPPED} | {"MANIFEST.json", "FILES.json"}
+
+
+def test_what_a_user_keeps_beside_the_clone_stays_there(archive: Path, repository: Path, tmp_path: Path) -> None:
+    clone = tmp_path / "clone"
+    shutil.copytree(repository, clone)
+    for name in ("inventory", "inventory.yml", "group_vars/all.yml", "host_vars/shop-1.yml", "rollout/finished.json"):
+        (clone / name).parent.mkdir(exist_ok=True)
+        (clone / name).write_text("secret\n")
+    run("ansible-galaxy", "collection", "build", clone, "--output-path", tmp_path, ANSIBLE_HOME=tmp_path)
+    with tarfile.open(archive) as shipped, tarfile.open(tmp_path / archive.name) as built:
+        assert sorted(built.getnames()) == sorted(shipped.getnames())
 
 
 def test_from_git_comes_the_same_as_from_the_archive(installed: Path, repository: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ def pull(repository: Path, clone: Path) -> list[str]:
     service = (EXAMPLE / "docker-core-helper-pull.service").read_text()
     (line,) = re.findall(r"^ExecStart=(.*)$", service, re.M)
     values = dict(re.findall(r"^Environment=(\w+)=(.*)$", service, re.M)) | {"REPOSITORY": f"file://{repository}"}
-    line = re.sub(r"\$\{(\w+)\}", lambda found: values[found[1]], line)
+    line = re.sub(r"\$\{?(\w+)\}?", lambda found: values[found[1]], line)
     replaced = line.replace("/var/lib/docker-core-helper-pull/clone", str(clone))
     return shlex.split(replaced.replace("/etc/docker-core-helper-pull.yml", f"{EXAMPLE}/docker-core-helper-pull.yml"))
 

@@ -204,3 +204,48 @@ def test_verify_of_a_fleet_as_it_should_be_ends_with_0(fleet: Fleet) -> None:
     code, said = fleet.play("verify.yml")
     assert (code, fleet.touched()) == (0, []), said
     assert "not tried" in said
+
+
+@pytest.mark.parametrize(
+    ("variable", "says"),
+    [
+        (
+            {"rollout_gate_cmd": ["false"]},
+            "rollout_gate_cmd is no variable of this playbook: did you mean rollout_gate_command?",
+        ),
+        (
+            {"rollout_canaries": "web02 web03"},
+            """rollout_canaries must be a list, such as -e '{"rollout_canaries": ["web02", "web03"]}'""",
+        ),
+        ({"rollout_gate_command": "false"}, "rollout_gate_command must be a list"),
+    ],
+)
+def test_a_mistyped_variable_is_refused_before_anybody_is_touched(
+    fleet: Fleet, variable: dict[str, object], says: str
+) -> None:
+    code, said = fleet.play("site.yml", "-e", json.dumps(variable))
+    assert code != 0
+    assert says in said.replace('\\"', '"')
+    assert fleet.touched() == []
+
+
+def test_a_variable_of_the_rollout_in_the_inventory_is_refused_because_it_would_not_count(fleet: Fleet) -> None:
+    for host in HOSTS:
+        fleet.variables[host]["rollout_gate_command"] = ["false"]
+    code, said = fleet.play("site.yml")
+    assert code != 0
+    assert f"rollout_gate_command does not count in an inventory, where {CANARY[0]} has it: give it by -e" in said
+    assert fleet.touched() == []
+    # By -e it counts, whatever the inventory says.
+    code, said = fleet.play("site.yml", "-e", '{"rollout_gate_command": ["true"]}')
+    assert code == 0, said
+
+
+def test_the_record_of_the_rollout_before_is_kept(fleet: Fleet) -> None:
+    assert fleet.play("site.yml")[0] == 0
+    record = (fleet.record / "finished.json").read_text()
+    assert fleet.play("site.yml", "--limit", "web02", version="3")[0] == 0
+    (earlier,) = fleet.record.glob("finished-*.json")
+    assert earlier.read_text() == record
+    assert list(json.loads((fleet.record / "finished.json").read_text())["hosts"]) == ["web02"]
+    assert earlier.stat().st_mode & 0o777 == 0o600

@@ -126,6 +126,16 @@ def test_a_second_run_writes_nothing(kernel: Kernel) -> None:
     assert (result["changed"], result["diff"], kernel.written) == (False, [], [])
 
 
+@pytest.mark.parametrize(("pattern", "warns"), [("/var/crash/core.%e", True), ("core", False), ("|/bin/false", False)])
+def test_who_has_told_the_kernel_where_to_write_files_is_warned_once(kernel: Kernel, pattern: str, warns: bool) -> None:
+    kernel.set(pattern, "0")
+    kernel.run()
+    assert len(kernel.warned) == warns
+    assert all(pattern in warning and "no such files are written any more" in warning for warning in kernel.warned)
+    kernel.run()
+    assert kernel.warned == []
+
+
 @pytest.mark.parametrize("state", ["present", "absent"])
 @pytest.mark.parametrize("installed", [False, True])
 def test_check_mode_tells_what_a_run_does_and_does_nothing(kernel: Kernel, state: str, installed: bool) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sources
 import yaml
 from core_helper import command
 
@@ -41,6 +42,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"pipelimit": 8},
         "docker_core_helper_pipelimit is no variable of this role: did you mean docker_core_helper_pipe_limit?",
     ),
+    "omitted": ({"conflicts": "{{ nowhere | default(omit) }}"}, "docker_core_helper_conflicts is omitted"),
     "unknown_2": ({"delegates": []}, "did you mean docker_core_helper_delegate?"),
     "unknown_3": ({"core_patern": ""}, "did you mean docker_core_helper_core_pattern?"),
     "too_long": (
@@ -64,9 +66,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "pipe_limit_string": ({"pipe_limit": "-1"}, "docker_core_helper_pipe_limit must be above 0"),
     "pipe_limit_infinite": ({"pipe_limit": float("inf")}, "docker_core_helper_pipe_limit must be above 0"),
     "pattern_number": ({"core_pattern": 7}, "docker_core_helper_core_pattern must begin with |/"),
+    "timeout_lines": ({"timeout": "x\ny"}, "docker_core_helper_timeout must be a number of seconds"),
     "timeout": ({"timeout": 86401}, "docker_core_helper_timeout must be a number of seconds"),
     "delegate_string": ({"delegate": "/opt/bin/uploader.sh"}, "docker_core_helper_delegate must be a list of words"),
     "delegate_date": ({"delegate": datetime.date(2026, 1, 2)}, "docker_core_helper_delegate must be a list of words"),
+    "delegate_mapping": ({"delegate": {datetime.date(2026, 1, 2): 7}}, "must be a list of words"),
     "delegate_number": ({"delegate": [7]}, "docker_core_helper_delegate must begin with an absolute path"),
     "delegate_relative": (
         {"delegate": ["uploader.sh"]},
@@ -147,9 +151,10 @@ def test_the_helper_reads_in_the_configuration_what_the_user_has_written(message
 
 def test_preflight_gets_every_variable() -> None:
     (task,) = load("tasks/preflight.yml")
-    assert {NAME + key: value for key, value in task["core_helper_preflight"].items()} == {
-        name: f"{{{{ {name} }}}}" for name in load("defaults/main.yml")
-    }
+    passed = {NAME + key: value for key, value in task["core_helper_preflight"].items()}
+    assert passed == {name: f"{{{{ {name} }}}}" for name in load("defaults/main.yml")}
+    known = sources.load(ROLE / "action_plugins/core_helper_preflight.py").NAMES
+    assert [NAME + name for name in known] == list(passed)
 
 
 def test_the_defaults_are_the_documented_variables() -> None:

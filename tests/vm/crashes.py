@@ -127,5 +127,5 @@ def coredumpctl(machine: Machine) -> dict[str, str]:
         journalctl --output=json --no-pager COREDUMP_PID="$pid" MESSAGE_ID=fc2e22bc6ee647b6b90729ab34a250b1
     """).splitlines()
     fields = {name: str(value) for name, value in json.loads(entry).items() if name.startswith("COREDUMP_")}
-    # Time, pid, uid and gid come first; signal, state of the core, program and size are the rest.
-    return {**fields, "COREDUMP_PID": pid, "coredumpctl": " ".join(shown.partition(pid)[2].split())}
+    # Time, pid, uid and gid come first, then signal, state of the core and program. The size at the end is the compressed one.
+    return {**fields, "COREDUMP_PID": pid, "coredumpctl": " ".join(shown.partition(pid)[2].split()[:-1])}

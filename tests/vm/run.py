@@ -65,10 +65,10 @@ def attempt(name: str, results: Results) -> bool:
         print(f"{name} cannot be built: {error}", file=sys.stderr)
         results["is built"] = "FAILED"
         return False
-    # What molecule and Ansible keep goes with the machines.
+    # What molecule, Ansible and pytest keep goes with the machines.
     home = Path(tempfile.mkdtemp(prefix="vm."))
     report = home / "report.xml"
-    environment = {**os.environ, "HOME": str(home), "PYTEST_ADDOPTS": f"--junitxml={report}"}
+    environment = {**os.environ, "HOME": str(home), "PYTEST_ADDOPTS": f"--junitxml={report} --basetemp={home}/pytest"}
     try:
         if name == FLEET:
             tests = ["pytest", "--verbose", "tests/vm/fleet.py"]
@@ -86,7 +86,8 @@ def attempt(name: str, results: Results) -> bool:
         return True
     finally:
         # Nobody is helped by half a clean-up.
-        before = [(number, signal.signal(number, signal.SIG_IGN)) for number in (signal.SIGINT, signal.SIGTERM)]
+        endings = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+        before = [(number, signal.signal(number, signal.SIG_IGN)) for number in endings]
         for directory in home.glob("*/machine.json"):
             machines.stop(directory.parent)
         shutil.rmtree(home)
@@ -104,10 +105,13 @@ def run(words: list[str], environment: dict[str, str]) -> int:
         return process.wait()
     except BaseException:
         os.killpg(process.pid, signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=5)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=5)
+        finally:
+            # Also where somebody presses Ctrl-C once more.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
         raise
 
 

@@ -39,7 +39,7 @@ def test_a_pattern_that_was_changed_behind_our_back_is_found(machine: Machine, p
     before = machine.run(PATTERN)
     machine.run("echo '|/bin/false by hand' >/proc/sys/kernel/core_pattern")
     said = playbook("verify.yml", "-e", "docker_core_helper_canary=true", fails=True)
-    assert "|/bin/false by hand" in said
+    assert "drift: kernel.core_pattern is '|/bin/false by hand'" in said
     machine.run("cat >/proc/sys/kernel/core_pattern", data=before.encode())
 
 

@@ -8,6 +8,7 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import lab
 import pytest
 from machines import Machine
 from records import is_whole
@@ -47,6 +48,7 @@ def test_a_host_that_follows_the_readme_rolls_out_to_itself(
     commands = "\n".join(re.findall("^# (.*)$", block, re.M)).replace("systemctl edit", "systemctl edit --stdin")
     assert not before.startswith("|/opt/bin/docker_core_helper ")
     machine.run(f"set -e; cd {REPOSITORY}/{EXAMPLE}; {OWN_DELEGATE}\n{commands}", data=EDIT.encode())
+    assert "Let a process crash" not in machine.run(f"journalctl --unit={SERVICE} --output=cat")
     assert machine.run(PATTERN).startswith("|/opt/bin/docker_core_helper ")
     assert machine.run(f"systemctl is-enabled {TIMER}; systemctl is-active {TIMER}") == "enabled\nactive"
     assert is_whole(crash(WAYS["docker"]).of("delegate").core.read_bytes())
@@ -73,3 +75,4 @@ def test_the_helper_goes_again(machine: Machine, before: str) -> None:
     variable = "      docker_core_helper_state: absent"
     machine.run(f"echo '{variable}' >>/etc/docker-core-helper-pull.yml && systemctl start {SERVICE}")
     assert machine.run(PATTERN) == before
+    assert machine.run(f"ls -d {' '.join(lab.INSTALLED)} 2>/dev/null || true") == ""

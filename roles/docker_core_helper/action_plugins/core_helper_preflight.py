@@ -16,6 +16,20 @@ from typing import Any
 from ansible.plugins.action import ActionBase
 
 PREFIX = "docker_core_helper_"
+NAMES = (
+    *(
+        "state",
+        "delegate",
+        "fallback_core",
+        "timeout",
+        "pipe_limit",
+        "core_pattern",
+        "conflicts",
+        "chain",
+        "chain_containers",
+    ),
+    *("bin_dir", "lib_dir", "python", "canary"),
+)
 # The kernel splits the pattern at spaces and expands its %, so a path is made of what is harmless everywhere.
 PATH = re.compile(r"(/(?!\.\.?(/|\Z))[A-Za-z0-9._+-]+)+")
 PATH_WORDS = "must be an absolute path of letters, digits and . _ + - only, not ending in /"
@@ -35,15 +49,21 @@ def number(value: Any) -> int:
 
 
 def shown(value: Any) -> str:
-    """Return a value for a message, whatever somebody has written there."""
-    return json.dumps(value, default=str)
+    """Return a value for a message, on one line, whatever somebody has written there."""
+    try:
+        return json.dumps(value, default=str)
+    except (TypeError, ValueError):
+        return json.dumps(str(value))
 
 
 def problems(known: dict[str, Any], defined: list[str]) -> Iterator[str]:
     """Yield what is wrong with the values of the known variables, and with the names of those that are defined."""
-    for name in sorted(set(defined) - known.keys()):
-        (nearest,) = difflib.get_close_matches(name, known, n=1, cutoff=0)
+    for name in sorted(set(defined).difference(NAMES)):
+        (nearest,) = difflib.get_close_matches(name, NAMES, n=1, cutoff=0)
         yield f"{PREFIX}{name} is no variable of this role: did you mean {PREFIX}{nearest}?"
+    for name in NAMES:
+        if name not in known:
+            yield f"{PREFIX}{name} is omitted: give it a value, or do not define it"
     delegate, chain = known["delegate"], known["chain"]
     for name, reason in (("bin_dir", ", because the kernel splits its pattern at spaces"), ("lib_dir", "")):
         if not PATH.fullmatch(str(known[name])):
@@ -52,10 +72,10 @@ def problems(known: dict[str, Any], defined: list[str]) -> Iterator[str]:
     if number(known["pipe_limit"]) < 1:
         yield (
             f"{PREFIX}pipe_limit must be above 0, else the kernel does not wait for the helper and cores are lost:"
-            f" {known['pipe_limit']}"
+            f" {shown(known['pipe_limit'])}"
         )
     if not 1 <= number(known["timeout"]) <= 86400:
-        yield f"{PREFIX}timeout must be a number of seconds from 1 to 86400: {known['timeout']}"
+        yield f"{PREFIX}timeout must be a number of seconds from 1 to 86400: {shown(known['timeout'])}"
     if not isinstance(delegate, list):
         yield f"{PREFIX}delegate must be a list of words, such as [/opt/bin/uploader.sh, s3://cores/]: {shown(delegate)}"
     elif delegate:
@@ -104,6 +124,6 @@ class ActionModule(ActionBase):
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Fail at the first problem."""
         super().run(tmp, task_vars)
-        defined = [name[len(PREFIX) :] for name in task_vars or {} if name.startswith(PREFIX)]
+        defined = [name[len(PREFIX) :] for name in map(str, task_vars or {}) if name.startswith(PREFIX)]
         problem = next(problems(self._task.args, defined), None)
         return {"changed": False, **({"failed": True, "msg": problem} if problem else {})}

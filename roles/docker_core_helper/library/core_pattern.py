@@ -517,6 +517,7 @@ class Settings:
         """Set the wanted values and return the result for Ansible."""
         parameters = self.module.params
         wanted = {"core_pattern": parameters["pattern"], "core_pipe_limit": str(parameters["pipe_limit"])}
+        self.warn_of_files()
         self.find_conflicts(wanted)
         if self.conflicts and parameters["conflicts"] == "fail":
             raise ConflictError(" | ".join(self.conflicts))
@@ -549,6 +550,15 @@ class Settings:
                 self.take_back(before, disabled)
                 raise
         return self.result(wanted, boot, record)
+
+    def warn_of_files(self) -> None:
+        """Say that the kernel will write no files any more where somebody has told it which."""
+        pattern = self.live["core_pattern"]
+        if self.recorded is None and not pattern.startswith("|") and pattern != DEFAULTS["core_pattern"]:
+            self.module.warn(
+                f"kernel.core_pattern was the file name {pattern!r}, and no such files are written any more: processes of this"
+                " host need a delegate on the host, too, or docker_core_helper_fallback_core; else their cores are dropped"
+            )
 
     def put_boot(self, boot: dict[str, str | None]) -> None:
         """Write the file for the next boot, and remove the one of the other name."""

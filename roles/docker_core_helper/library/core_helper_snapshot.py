@@ -205,6 +205,9 @@ def restore(module: AnsibleModule, entry: str, now: dict[str, dict], wanted: dic
             if not module.check_mode:
                 write(module, path, content, 0o755 if path == entry else 0o644)
     if now["live"] != wanted["live"]:
+        pattern = now["live"]["core_pattern"]
+        if HELPER not in pattern and pattern != wanted["live"]["core_pattern"]:
+            module.warn(f"somebody else has set kernel.core_pattern since the rollout: replaced, it was {pattern!r}")
         shown = ["".join(f"kernel.{name} = {state['live'][name]}\n" for name in NAMES) for state in (now, wanted)]
         diff.append({"header": KERNEL, "before": shown[0], "after": shown[1]})
         if not module.check_mode:

@@ -240,7 +240,10 @@ def read_exactly(path: str) -> str:
 
 
 def assignments(path: str) -> list[Assignment]:
-    """Return the lines of ``path`` that set one of the two values, in either spelling of the key; sysctl.d(5)."""
+    """Return the lines of ``path`` that set one of the two values, in either spelling of the key; sysctl.d(5).
+
+    Keys with wildcards are left out, as both systemd and procps do for a key that is set by its name: ours is.
+    """
     found = []
     for number, line in enumerate(read_exactly(path).split("\n"), 1):
         key, equals, value = line.strip().partition("=")

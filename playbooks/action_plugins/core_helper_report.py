@@ -19,6 +19,8 @@ from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
 HELPER = "docker_core_helper"
+# The name of the live values in what core_pattern shows.
+KERNEL = "/proc/sys/kernel"
 COLUMNS = {
     "host": "host",
     "kernel": "kernel",
@@ -99,17 +101,22 @@ class Row:
             "pipe_limit": live["core_pipe_limit"],
             "python": f"{files.get('python', '')} {files.get('python_version', '')}".strip(),
         }
-        for result in (files, kernel):
+        variables = known.get("__docker_core_helper_preflight") or {}
+        for result in (variables, files, kernel):
             if not result or result.get("skipped"):
                 self.problems.append("was not compared with what the role would make of it")
             elif result.get("unreachable"):
                 self.problems.append(f"unreachable: {text_of(result.get('msg', ''))}")
             elif result.get("failed"):
                 self.problems.append(text_of(result.get("msg", "failed")))
-        if known.get("docker_core_helper_state") == "absent":
+        if variables.get("state") == "absent":
             self.problems += ["the helper is still installed"] if snapshot["installed"] else []
             if HELPER in live["core_pattern"]:
                 self.problems.append(f"kernel.core_pattern still starts the helper: {live['core_pattern']!r}")
+            steps = [*files.get("diff", []), *kernel.get("diff", [])]
+            left = ", ".join(step["after_header"] for step in steps if step["after_header"] != KERNEL)
+            if left or files.get("changed"):
+                self.problems.append(f"a removal would still change: {left or 'the library'}")
         elif not snapshot["installed"]:
             self.problems.append("the helper is not installed")
         else:
@@ -134,7 +141,7 @@ class Row:
                 else f"kernel.{name} is {value!r} instead of {wanted!r}"
             )
         for step in kernel.get("diff", []):
-            if step["after_header"] in snapshot["files"]:
+            if step["after_header"] in (*snapshot["files"], kernel.get("record")):
                 self.problems.append(f"not as the role writes it: {step['after_header']}")
         wanted = str(kernel.get("core_pattern", ""))
         self.values["pattern"] = as_wanted(live["core_pattern"], wanted)

@@ -2,11 +2,12 @@
 """Ansible action: the controller's part of a rollout, for playbooks/site.yml and playbooks/rollback.yml.
 
 Keeps a record of which hosts a rollout has begun with and how each was before, and stops it. It runs on the controller,
-once for all hosts, and connects to none. Its argument ``step`` is one of:
+once for all hosts, and connects to none. A host of the record was ``touched`` (true), or not (false), or was begun with
+and nobody knows (null); then it is brought back, too. Its argument ``step`` is one of:
 
 ``start``
-    A new run begins. Fails if a variable of the playbook is mistyped, or set where it does not count. Returns ``canaries``:
-    the hosts of ``canaries`` (names of hosts and groups), or the first host.
+    A new run begins. Fails if a variable of the playbook is mistyped, or set where it does not count, or asks for a gate where
+    there is none. Returns ``canaries``: the hosts of ``canaries`` (names of hosts and groups), or the first host.
 ``begin``
     A batch has been looked at and will now be changed: writes down how its hosts are, or fails if one of them is missing.
 ``gate``
@@ -16,10 +17,11 @@ once for all hosts, and connects to none. Its argument ``step`` is one of:
 ``load``
     Returns ``hosts``: how each host was before the rollout that is not finished, or else before the last finished one.
 ``forget``
-    The hosts that are still in the play have been brought back. Fails if others are left.
+    The hosts of the play have been brought back: each that is now as it was before leaves the record. Fails if others are left.
 
 The argument ``directory`` is where the record is: ``pending.json`` during a rollout, and after one that was stopped;
-``finished.json`` after one that went to its end and changed anything. That of the one before becomes ``finished-TIME.json``.
+``finished.json`` after one that went to its end and changed anything. That of the one before becomes ``finished-TIME.json``,
+also where a stopped rollout is taken back: to go back further must be asked for.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 import tempfile
 import time
 from typing import Any
@@ -78,7 +81,9 @@ class ActionModule(ActionBase):
 
     def known(self, host: str, name: str) -> Any:
         """Return a variable of a host, as it is."""
-        return self.variables["hostvars"].raw_get(host).get(name)
+        # The record may name hosts that are not in the inventory any more.
+        hostvars = self.variables["hostvars"]
+        return hostvars.raw_get(host).get(name) if host in hostvars else None
 
     def read(self, path: str) -> dict[str, dict[str, Any]]:
         """Return the hosts of a record, none if there is no such file.
@@ -98,6 +103,20 @@ class ActionModule(ActionBase):
                 return hosts
         except FileNotFoundError:
             return {}
+
+    def begun(self, path: str) -> dict[str, dict[str, Any]]:
+        """Return the hosts of a record that were changed, or may have been."""
+        return {host: entry for host, entry in self.read(path).items() if entry["touched"] is not False}
+
+    def record_of_last(self) -> str:
+        """Return the path of the record to come back from."""
+        return self.pending if os.path.exists(self.pending) else self.finished
+
+    def keep_finished(self) -> None:
+        """Give the record of the last finished rollout the name of one before the last."""
+        if os.path.exists(self.finished) and not self._task.check_mode:
+            ended = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(os.stat(self.finished).st_mtime))
+            os.replace(self.finished, f"{self.finished[: -len('.json')]}-{ended}.json")
 
     def write(self, path: str, hosts: dict[str, dict[str, Any]]) -> None:
         """Write a record, in one step. It is for the one who rolls out: it holds the configuration of the hosts."""
@@ -133,7 +152,7 @@ class ActionModule(ActionBase):
 
     def stop(self, why: dict[str, str], hint: str) -> None:
         """End the rollout, and say how far it came."""
-        begun = [host for host, entry in self.read(self.pending).items() if entry["touched"]]
+        begun = list(self.begun(self.pending))
         reasons = "; ".join(f"{host}: {reason}" for host, reason in why.items())
         advice = f"; {self.pending} holds how they were, and playbooks/rollback.yml brings them back" if begun else ""
         raise AnsibleActionFail(
@@ -142,13 +161,16 @@ class ActionModule(ActionBase):
 
     def refuse_variables(self) -> None:
         """Fail at a variable that does not do what its author thinks: a gate that is mistyped is none."""
-        given = [name for name in load_extra_vars(self._loader) if name.startswith(PREFIX)]
+        # Those of -e, and of a playbook that imports this one; the inventory's others are none of our business.
+        extra = load_extra_vars(self._loader)
+        ours = set(self.variables).difference(self.variables["hostvars"].raw_get(self.variables["inventory_hostname"]))
+        given = [name for name in ours.union(extra) if str(name).startswith(PREFIX)]
         for name in sorted(name for name in given if name[len(PREFIX) :] not in VARIABLES):
             (nearest,) = difflib.get_close_matches(name[len(PREFIX) :], VARIABLES, n=1, cutoff=0)
             raise AnsibleActionFail(f"{name} is no variable of this playbook: did you mean {PREFIX}{nearest}?")
         # Those of the inventory lose against the playbook's own.
         for name in (f"{PREFIX}{name}" for name in VARIABLES):
-            hosts = [] if name in given else [host for host in self.all if self.known(host, name) is not None]
+            hosts = [] if name in extra else [host for host in self.all if self.known(host, name) is not None]
             if hosts:
                 raise AnsibleActionFail(
                     f"{name} does not count in an inventory, where {hosts[0]} has it: give it by -e"
@@ -158,13 +180,20 @@ class ActionModule(ActionBase):
             if not isinstance(value, list):
                 example = json.dumps({PREFIX + name: str(value).split()})
                 raise AnsibleActionFail(f"{PREFIX}{name} must be a list, such as -e '{example}': {value!r}")
+        seconds = str(self._task.args["gate_seconds"])
+        if not re.fullmatch("[0-9]{1,7}", seconds):
+            raise AnsibleActionFail(f"{PREFIX}gate_seconds must be a whole number of seconds: {seconds!r}")
+        if self._task.args.get("canaries") == [] and (int(seconds) or self._task.args["gate_command"]):
+            raise AnsibleActionFail(
+                f"there is no gate without canaries: give {PREFIX}canaries hosts, or neither {PREFIX}gate_seconds nor"
+                f" {PREFIX}gate_command"
+            )
 
     # -- the steps
 
     def start(self) -> dict[str, Any]:
         """Begin a run; a record that an earlier one has left is carried on, because its hosts are not yet as they shall be."""
         self.refuse_variables()
-        self.write(self.pending, {host: {**entry, "touched": True} for host, entry in self.read(self.pending).items()})
         asked = self._task.args.get("canaries")
         if asked is None:
             return {"canaries": self.all[:1]}
@@ -185,7 +214,8 @@ class ActionModule(ActionBase):
         hosts = self.read(self.pending)
         for host in self.variables["ansible_play_batch"]:
             before = {key: self.known(host, SNAPSHOT)[key] for key in BEFORE}
-            hosts.setdefault(host, {"touched": False, "before": before})
+            if host not in hosts or hosts[host]["touched"] is False:
+                hosts[host] = {"touched": None, "before": before}
         self.write(self.pending, hosts)
         return {}
 
@@ -199,6 +229,8 @@ class ActionModule(ActionBase):
             # One that failed may have been changed by the very task of which there is no result.
             if changed or host in wrong:
                 entry["touched"] = True
+            elif good(after) and entry["touched"] is None:
+                entry["touched"] = False
         self.write(self.pending, hosts)
         if wrong:
             self.stop(wrong, "before the next batch")
@@ -206,36 +238,45 @@ class ActionModule(ActionBase):
 
     def finish(self) -> dict[str, Any]:
         """Close the record. A run that has changed nothing leaves that of the run before: that is the one to come back from."""
-        touched = {host: entry for host, entry in self.read(self.pending).items() if entry["touched"]}
+        touched = self.begun(self.pending)
         if touched:
-            if os.path.exists(self.finished) and not self._task.check_mode:
-                ended = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(os.stat(self.finished).st_mtime))
-                os.replace(self.finished, f"{self.finished[: -len('.json')]}-{ended}.json")
+            self.keep_finished()
             self.write(self.finished, touched)
         self.write(self.pending, {})
         return {"msg": f"{len(self.alive)} hosts are as they shall be; changed: {named(list(touched))}"}
 
     def load(self) -> dict[str, Any]:
         """Return what there is to come back to."""
-        path = self.pending if os.path.exists(self.pending) else self.finished
-        hosts = {host: entry for host, entry in self.read(path).items() if entry["touched"]}
+        path = self.record_of_last()
+        hosts = self.begun(path)
         if not hosts:
-            raise AnsibleActionFail(
-                f"no host is to be brought back: there is neither {self.pending} nor {self.finished}"
-            )
+            reason = f"{path} has none" if os.path.exists(path) else f"there is neither {self.pending} nor {path}"
+            raise AnsibleActionFail(f"no host is to be brought back: {reason}")
         return {
             "record": path,
             "hosts": {host: entry["before"] for host, entry in hosts.items() if host in self.all},
             "absent": [host for host in hosts if host not in self.all],
         }
 
+    def is_as_before(self, host: str, hosts: dict[str, dict[str, Any]]) -> bool:
+        """Tell whether a host has again what the record says of its files; with --check, whether it would have."""
+        now, before = self.known(host, SNAPSHOT), hosts[host]["before"]
+        if self._task.check_mode:
+            return True
+        if not before["installed"]:
+            return not now["installed"]
+        return bool(now["snapshot"]["files"] == before["snapshot"]["files"])
+
     def forget(self) -> dict[str, Any]:
         """Take the hosts that were brought back from the record."""
-        path = self.pending if os.path.exists(self.pending) else self.finished
+        path = self.record_of_last()
         wrong = self.wrong(SNAPSHOT)
-        back = [host for host in self.alive if host not in wrong]
-        left = {host: entry for host, entry in self.read(path).items() if entry["touched"] and host not in back}
+        hosts = self.begun(path)
+        back = [host for host in hosts if host in self.alive and host not in wrong and self.is_as_before(host, hosts)]
+        left = {host: entry for host, entry in hosts.items() if host not in back}
         self.write(path, left)
+        if not left and path == self.pending:
+            self.keep_finished()
         told = f"brought back: {named(back)}"
         if left:
             raise AnsibleActionFail(f"{told}; still to be brought back, in {path}: {named(list(left))}")

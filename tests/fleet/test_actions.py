@@ -63,7 +63,11 @@ SNAPSHOT = {
 
 
 # Nothing to be changed.
-COMPARED = {"__docker_core_helper_files": {"changed": False}, "__docker_core_helper_found": {"changed": False}}
+COMPARED = {
+    "__docker_core_helper_preflight": {"state": "present"},
+    "__docker_core_helper_files": {"changed": False},
+    "__docker_core_helper_found": {"changed": False},
+}
 
 
 def report(
@@ -109,9 +113,27 @@ def test_a_host_is_right_only_if_it_was_compared(tmp_path: Path, monkeypatch: py
 
 def test_a_host_without_helper_must_not_start_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     live = {"core_pattern": "|/opt/bin/docker_core_helper %P", "core_pipe_limit": "64"}
-    gone = {**SNAPSHOT, "installed": False, "version": "", "snapshot": {"files": {}, "live": live}}
-    found, shown = report(tmp_path, {"web01": gone}, monkeypatch, docker_core_helper_state="absent")
+    gone: dict[str, Any] = {**SNAPSHOT, "installed": False, "version": "", "snapshot": {"files": {}, "live": live}}
+    absent = {"__docker_core_helper_preflight": {"state": "absent"}}
+    found, shown = report(tmp_path, {"web01": gone}, monkeypatch, **absent)
     assert found["failed"] and "still starts the helper" in shown
+    gone["snapshot"]["live"]["core_pattern"] = "core"
+    assert "failed" not in report(tmp_path, {"web01": gone}, monkeypatch, **absent)[0]
+    step = {"after_header": "/etc/sysctl.d/60-docker-core-helper.conf"}
+    changes: list[dict[str, Any]] = [
+        {"__docker_core_helper_found": {"diff": [step]}},
+        {"__docker_core_helper_files": {"changed": True}},
+    ]
+    for change, name in zip(changes, (step["after_header"], "the library"), strict=True):
+        found, shown = report(tmp_path, {"web01": gone}, monkeypatch, **absent, **change)
+        assert found["failed"] and f"web01: a removal would still change: {name}" in shown
+
+
+def test_a_host_without_its_record_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = "/opt/lib/docker_core_helper/previous.json"
+    kernel = {"record": record, "diff": [{"after_header": record}]}
+    found, shown = report(tmp_path, {"web01": SNAPSHOT}, monkeypatch, __docker_core_helper_found=kernel)
+    assert found["failed"] and f"web01: not as the role writes it: {record}" in shown
 
 
 @pytest.mark.parametrize(

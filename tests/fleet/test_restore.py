@@ -74,6 +74,16 @@ def test_a_host_that_had_an_older_version_gets_it_again_whole(sandbox: Sandbox, 
     assert count(sandbox.play(*SITE, "-e", "docker_core_helper_pipe_limit=8"))[1] == 0
 
 
+@pytest.mark.parametrize("words", [("verify.yml",), (*SITE, "--check"), SITE])
+def test_a_helper_that_others_can_change_is_never_run(sandbox: Sandbox, words: tuple[str, ...]) -> None:
+    program = "#!/bin/sh\\nid -un >>/opt/ran\\n"
+    sandbox.run("mkdir /opt/bin; chown 65534 /opt/bin")
+    sandbox.run(f"printf '{program}' >/opt/bin/docker_core_helper; chmod 755 /opt/bin/docker_core_helper")
+    said = sandbox.play(*words, status=2)
+    assert "/opt/bin belongs to user 65534" in said
+    assert "No such file" in sandbox.run("cat /opt/ran")
+
+
 def test_without_its_library_the_older_version_is_refused_before_anything_changes(sandbox: Sandbox) -> None:
     sandbox.play(*SITE, "-e", "docker_core_helper_pipe_limit=8")
     sandbox.play(*SITE, "-e", "docker_core_helper_pipe_limit=9")

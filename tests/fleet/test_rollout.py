@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from fleet.conftest import CANARY, FIRST, HOSTS, REST, SECOND, UNREACHABLE, Fleet
+from fleet.conftest import CANARY, FIRST, HOSTS, PROJECT, REST, SECOND, UNREACHABLE, Fleet
 
 
 def assert_rollback_brings_exactly_these_back(fleet: Fleet, hosts: list[str], before: dict[str, str]) -> None:
@@ -103,6 +103,107 @@ def test_a_host_that_becomes_unreachable_in_the_middle_stops_it_and_is_not_forgo
     assert f"still to be brought back, in {fleet.record / 'pending.json'}: web05" in said
     fleet.variables["web05"].clear()
     assert_rollback_brings_exactly_these_back(fleet, ["web05"], {})
+
+
+@pytest.mark.parametrize("batch", [CANARY, FIRST])
+def test_a_whole_batch_that_becomes_unreachable_is_not_forgotten(fleet: Fleet, batch: list[str]) -> None:
+    """There is no host left for the gate then, as if somebody had ended Ansible."""
+    for host in batch:
+        vanished = fleet.directory / "hosts" / host / "vanished"
+        connection = "{{ 'ssh' if '" + str(vanished) + "' is exists else 'local' }}"
+        fleet.variables[host] = {
+            **UNREACHABLE,
+            "ansible_connection": connection,
+            "fault": "vanish at core_helper_files",
+        }
+    code, _ = fleet.play("site.yml")
+    reached = CANARY if batch == CANARY else CANARY + FIRST
+    assert (code != 0, sorted(fleet.touched())) == (True, reached)
+    for host in batch:
+        fleet.variables[host].clear()
+    assert_rollback_brings_exactly_these_back(fleet, reached, {})
+
+
+def test_a_host_that_is_no_more_stops_no_later_rollout(fleet: Fleet) -> None:
+    fleet.variables["web05"]["fault"] = "core_helper_files"
+    assert fleet.play("site.yml")[0] != 0
+    del fleet.variables["web05"]
+    code, said = fleet.play("site.yml")
+    assert code == 0, said
+    assert set(fleet.versions().values()) == {"2"}
+    code, said = fleet.play("rollback.yml")
+    assert code != 0
+    assert "Not in this inventory, or not within --limit: web05" in said
+    assert "still to be brought back, in" in said and fleet.versions() == {}
+
+
+def test_a_second_rollback_does_not_go_further_back(fleet: Fleet) -> None:
+    assert fleet.play("site.yml", version="1")[0] == 0
+    record = (fleet.record / "finished.json").read_text()
+    fleet.variables["web05"]["fault"] = "core_pattern"
+    assert fleet.play("site.yml")[0] != 0
+    fleet.variables["web05"].clear()
+    assert fleet.play("rollback.yml")[0] == 0
+    assert set(fleet.versions().values()) == {"1"}
+    fleet.touched()
+    code, said = fleet.play("rollback.yml")
+    assert (code != 0, fleet.touched()) == (True, [])
+    assert "no host is to be brought back: there is neither" in said
+    # Only on request.
+    (earlier,) = fleet.record.glob("finished-*.json")
+    assert earlier.read_text() == record
+    earlier.rename(fleet.record / "finished.json")
+    assert_rollback_brings_exactly_these_back(fleet, HOSTS, {})
+
+
+@pytest.mark.parametrize("playbook", ["rollback.yml", "remove.yml"])
+def test_a_state_by_e_does_not_turn_a_removal_round(fleet: Fleet, playbook: str) -> None:
+    assert fleet.play("site.yml")[0] == 0
+    fleet.put(["web05"], "")
+    fleet.touched()
+    for host in HOSTS:
+        fleet.variables[host]["docker_core_helper_state"] = "present"
+    code, said = fleet.play(playbook, "-e", "docker_core_helper_state=present")
+    assert (code != 0, fleet.touched()) == (True, [])
+    assert "docker_core_helper_state must not be given by -e here: present" in said
+    # In an inventory it is right.
+    assert fleet.play(playbook)[0] == 0
+    assert fleet.versions() == {}
+
+
+def test_a_host_that_is_not_as_before_stays_in_the_record(fleet: Fleet) -> None:
+    assert fleet.play("site.yml")[0] == 0
+    main = fleet.role / "tasks/main.yml"
+    tasks = main.read_text()
+    main.write_text("[]\n")
+    code, said = fleet.play("rollback.yml")
+    assert code != 0
+    assert f"brought back: none; still to be brought back, in {fleet.record / 'finished.json'}: web01" in said
+    main.write_text(tasks)
+    assert_rollback_brings_exactly_these_back(fleet, HOSTS, {})
+
+
+def test_the_gate_looks_at_the_canaries_once_more(fleet: Fleet) -> None:
+    drift = fleet.directory / "hosts" / CANARY[0] / "drift"
+    code, said = fleet.play("site.yml", "-e", json.dumps({"rollout_gate_command": ["touch", str(drift)]}))
+    assert (code != 0, fleet.touched()) == (True, CANARY), said
+
+
+def test_the_variables_of_a_playbook_that_imports_this_one_count(fleet: Fleet) -> None:
+    (fleet.directory / "ours.yml").write_text(
+        f"""
+- import_playbook: {PROJECT}/playbooks/site.yml
+  vars: {{rollout_gate_command: [test, -e, /nowhere], rollout_canaries: [web07, web09]}}
+"""
+    )
+    code, said = fleet.play(str(fleet.directory / "ours.yml"))
+    assert (code != 0, sorted(fleet.touched())) == (True, ["web07", "web09"]), said
+    (fleet.directory / "ours.yml").write_text(
+        f"- import_playbook: {PROJECT}/playbooks/site.yml\n  vars: {{rollout_gate_cmd: [false]}}\n"
+    )
+    code, said = fleet.play(str(fleet.directory / "ours.yml"))
+    assert (code != 0, fleet.touched()) == (True, [])
+    assert "rollout_gate_cmd is no variable of this playbook" in said
 
 
 def test_a_rescue_in_the_way_hides_nothing(fleet: Fleet) -> None:
@@ -204,6 +305,12 @@ def test_verify_of_a_fleet_as_it_should_be_ends_with_0(fleet: Fleet) -> None:
     code, said = fleet.play("verify.yml")
     assert (code, fleet.touched()) == (0, []), said
     assert "not tried" in said
+    # The state may be a template.
+    fleet.variables[HOSTS[0]]["docker_core_helper_state"] = "{{ 'absent' if true else 'present' }}"
+    assert fleet.play("verify.yml")[0] == 0
+    code, said = fleet.play("verify.yml", "-e", "docker_core_helper_cannary=true")
+    assert code != 0
+    assert f"\n{HOSTS[0]}: docker_core_helper_cannary is no variable of this role" in said
 
 
 @pytest.mark.parametrize(
@@ -218,6 +325,10 @@ def test_verify_of_a_fleet_as_it_should_be_ends_with_0(fleet: Fleet) -> None:
             """rollout_canaries must be a list, such as -e '{"rollout_canaries": ["web02", "web03"]}'""",
         ),
         ({"rollout_gate_command": "false"}, "rollout_gate_command must be a list"),
+        ({"rollout_gate_seconds": "5m"}, "rollout_gate_seconds must be a whole number of seconds: '5m'"),
+        ({"rollout_gate_seconds": -1}, "rollout_gate_seconds must be a whole number of seconds: '-1'"),
+        ({"rollout_canaries": [], "rollout_gate_seconds": 5}, "there is no gate without canaries"),
+        ({"rollout_canaries": [], "rollout_gate_command": ["false"]}, "there is no gate without canaries"),
     ],
 )
 def test_a_mistyped_variable_is_refused_before_anybody_is_touched(

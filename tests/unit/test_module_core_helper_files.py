@@ -212,7 +212,7 @@ def test_a_changed_configuration_leaves_the_version_before(host: Host) -> None:
     assert host.versions() == before
 
 
-@pytest.mark.parametrize("damage", ["changed", "removed", "mode", "compiled", "bundle"])
+@pytest.mark.parametrize("damage", ["changed", "removed", "mode", "compiled", "bundle", "compiled mode", "bundle mode"])
 def test_a_damaged_library_is_repaired(host: Host, damage: str) -> None:
     package = Path(host.run()["library"]) / "core_helper"
     before = host.files()
@@ -223,8 +223,13 @@ def test_a_damaged_library_is_repaired(host: Host, damage: str) -> None:
     elif damage == "mode":
         (package / "main.py").chmod(0o666)
     else:
-        stem = "main" if damage == "compiled" else "bundle"
-        next((package / "__pycache__").glob(f"{stem}.*")).write_bytes(b"compiled by another Python")
+        stem = "main" if damage.startswith("compiled") else "bundle"
+        path = next((package / "__pycache__").glob(f"{stem}.*"))
+        if damage.endswith("mode"):
+            path.chmod(0o666)
+        else:
+            path.write_bytes(b"compiled by another Python")
+    assert host.run(check=True)["changed"]
     assert host.run()["changed"]
     assert host.files() == before
     assert not host.run()["changed"]
@@ -386,6 +391,16 @@ def test_removal_leaves_a_helper_that_it_did_not_install(host: Host) -> None:
     assert "was not installed by this role" in str(result["warnings"])
     assert host.entry.exists()
     assert host.configuration.exists()
+
+
+def test_a_configuration_that_somebody_has_written_by_hand_is_refused(host: Host) -> None:
+    host.configuration.write_text("DOCKERCOREHELPER_DELEGATE=/opt/mine\n")
+    assert f"{host.configuration} was written by somebody else, and would be lost" in host.refused()
+    host.configuration.write_text("# Written by the Ansible role docker_core_helper; long ago\n")
+    assert host.run()["changed"]
+    # Once the role has written it, it is the role's.
+    host.configuration.write_text("DOCKERCOREHELPER_DELEGATE=/opt/mine\n")
+    assert host.run()["changed"]
 
 
 def test_directories_of_others_stay_whatever_their_names(host: Host, tmp_path: Path) -> None:

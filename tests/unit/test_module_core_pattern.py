@@ -475,10 +475,10 @@ def test_a_takeover_that_was_interrupted_is_given_back(
     before = tree(kernel)
     with monkeypatch.context() as patch:
 
-        def interrupt(*arguments: object) -> None:
+        def interrupt(*arguments: object, **options: object) -> None:
             # The record is written by the same function as the files of others.
             if stop == "write" and arguments[1] == str(kernel.record):
-                write(*arguments)
+                write(*arguments, **options)
             else:
                 raise KeyboardInterrupt
 
@@ -630,9 +630,39 @@ def test_the_helper_itself_is_never_the_handler_from_before(kernel: Kernel) -> N
 
 def test_a_file_of_ours_under_the_other_name_is_no_conflict_and_goes(kernel: Kernel) -> None:
     kernel.sysctl_file = kernel.host / "etc/sysctl.d/60-docker-core-helper.conf"
-    left = add(kernel, "etc/sysctl.d/zz-docker-core-helper.conf", "kernel.core_pattern = |/old/docker_core_helper\n")
+    content = (
+        "# Written by the Ansible role docker_core_helper; for long\nkernel.core_pattern = |/old/docker_core_helper\n"
+    )
+    left = add(kernel, "etc/sysctl.d/zz-docker-core-helper.conf", content)
     assert kernel.run()["conflicts"] == []
     assert not left.exists() and kernel.sysctl_file.exists()
+
+
+@pytest.mark.parametrize("name", ["60-docker-core-helper.conf", "zz-docker-core-helper.conf"])
+def test_a_file_of_somebody_else_under_a_name_of_ours_is_refused(kernel: Kernel, name: str) -> None:
+    kernel.sysctl_file = kernel.host / "etc/sysctl.d/60-docker-core-helper.conf"
+    add(kernel, f"etc/sysctl.d/{name}", "kernel.core_pattern = /var/crash/%p\n")
+    before, live = tree(kernel), kernel.live
+    for check in (True, False):
+        result = kernel.run(check=check, conflicts="take_over")
+        assert result["failed"]
+        assert f"{name} was written by somebody else, and would be lost: move its lines" in result["msg"]
+        assert (tree(kernel), kernel.live) == (before, live)
+
+
+def test_files_that_others_could_write_are_told_and_repaired(kernel: Kernel) -> None:
+    kernel.run()
+    before = kernel.files()
+    for path in (kernel.record, kernel.sysctl_file):
+        path.chmod(0o666)
+        told = kernel.run(check=True)
+        assert [step["after_header"] for step in told["diff"]] == [str(path)]
+        assert "-rw-rw-rw-" in told["diff"][0]["before"]
+        assert stat.S_IMODE(path.stat().st_mode) == 0o666
+        assert kernel.run()["changed"]
+        assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    assert kernel.files() == before
+    assert not kernel.run()["changed"]
 
 
 def test_a_link_stays_one_when_its_line_is_taken_over(kernel: Kernel) -> None:

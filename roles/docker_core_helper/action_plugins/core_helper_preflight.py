@@ -2,7 +2,7 @@
 """Ansible action: refuses variables of the role docker_core_helper that cannot work, in one line that says which and why.
 
 Runs on the controller and connects to no host. Its arguments are all variables of the role, without ``docker_core_helper_``;
-any other variable that begins so is a mistyped one.
+any other variable that begins so is a mistyped one. Returns ``state``, for the table of playbooks/verify.yml.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from ansible.module_utils.parsing.convert_bool import BOOLEANS
 from ansible.plugins.action import ActionBase
 
 PREFIX = "docker_core_helper_"
@@ -36,6 +37,7 @@ PATH_WORDS = "must be an absolute path of letters, digits and . _ + - only, not 
 # The kernel keeps so much of a pattern: CORENAME_MAX_SIZE of fs/coredump.c, without the byte that ends it.
 PATTERN_BYTES = 127
 CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+YES_OR_NO = {str(word).lower() for word in BOOLEANS}
 # What core_helper fills in; see parse_configuration of helper/core_helper/command.py.
 SPECIFIER = re.compile("%[PpugsteEh%]")
 
@@ -64,6 +66,9 @@ def problems(known: dict[str, Any], defined: list[str]) -> Iterator[str]:
     for name in NAMES:
         if name not in known:
             yield f"{PREFIX}{name} is omitted: give it a value, or do not define it"
+    for name in ("fallback_core", "chain_containers", "canary"):
+        if str(known[name]).lower() not in YES_OR_NO:
+            yield f"{PREFIX}{name} must be true or false: {shown(known[name])}"
     delegate, chain = known["delegate"], known["chain"]
     for name, reason in (("bin_dir", ", because the kernel splits its pattern at spaces"), ("lib_dir", "")):
         if not PATH.fullmatch(str(known[name])):
@@ -126,4 +131,5 @@ class ActionModule(ActionBase):
         super().run(tmp, task_vars)
         defined = [name[len(PREFIX) :] for name in map(str, task_vars or {}) if name.startswith(PREFIX)]
         problem = next(problems(self._task.args, defined), None)
-        return {"changed": False, **({"failed": True, "msg": problem} if problem else {})}
+        state = str(self._task.args.get("state"))
+        return {"changed": False, "state": state, **({"failed": True, "msg": problem} if problem else {})}

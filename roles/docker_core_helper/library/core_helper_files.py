@@ -105,6 +105,8 @@ from ansible.module_utils.basic import AnsibleModule  # noqa: E402
 HELPER = "docker_core_helper"
 PACKAGE = "core_helper"
 CONFIGURATION = "/etc/docker_core_helper.conf"
+# How one begins that a role has written; the template has it.
+WRITTEN = "# Written by the Ansible role docker_core_helper"
 CORE_PATTERN = "/proc/sys/kernel/core_pattern"
 # The user and the group that own the files, and the only ones that may be able to change what the kernel starts.
 OWNER = 0
@@ -382,6 +384,14 @@ class Files:
         if library and os.path.dirname(library) != self.lib_dir:
             raise UnusableError(f"the installed helper has its library in {os.path.dirname(library)}: {remedy}")
 
+    def refuse_configuration(self) -> None:
+        """Raise UnusableError if there is a configuration that somebody has written by hand: removal could not give it back."""
+        if not library_of(read(self.entry)) and not (read(CONFIGURATION) or WRITTEN).startswith(WRITTEN):
+            raise UnusableError(
+                f"{CONFIGURATION} was written by somebody else, and would be lost: move it away, and give its settings to"
+                " the role"
+            )
+
     def wanted_entry(self, python: str, version: str) -> str:
         """Return the entry for this host: its interpreter and the directory of its library filled in."""
         content: str = self.module.params["entry"]
@@ -404,6 +414,12 @@ class Files:
             if read(path) != content or not is_owned(path, 0o644):
                 wrong.append(name)
         return wrong
+
+    def wrong_compiled(self, package: str) -> list[str]:
+        """Return the compiled files in ``package`` that do not belong to us, or have another mode."""
+        cache = os.path.join(package, "__pycache__")
+        paths = [os.path.join(cache, name) for name in sorted(os.listdir(cache))] if os.path.isdir(cache) else []
+        return [path for path in paths if not os.path.isdir(path) and not is_owned(path, 0o644)]
 
     def created_directories(self) -> list[str]:
         """Return the directories that an earlier run has created, the innermost last."""
@@ -476,6 +492,8 @@ class Files:
         if os.path.isdir(package):
             for name in self.wrong_files(package):
                 self.write(os.path.join(package, name), library[name], 0o644)
+            for path in self.wrong_compiled(package):
+                os.unlink(path)
             self.compile(python, package, package)
             return
         staged = os.path.join(self.lib_dir, f".new.{os.path.basename(version)}")
@@ -510,6 +528,7 @@ class Files:
         """Install what is missing or different, and return the result for Ansible."""
         self.refuse_host()
         self.refuse_second_installation()
+        self.refuse_configuration()
         library = self.module.params["library"]
         if "__init__.py" not in library or any("/" in name for name in library):
             raise UnusableError("the helper's library is not in what the role brought: is the role complete?")
@@ -526,7 +545,7 @@ class Files:
         before = read(self.entry)
         missing = self.missing_directories()
         old = library_of(before)
-        wrong = not os.path.isdir(package) or self.wrong_files(package)
+        wrong = not os.path.isdir(package) or self.wrong_files(package) or self.wrong_compiled(package)
         install_library = bool(wrong or python.uncompiled)
         if install_library:
             state = f"{old}{', damaged' if wrong else ', for another Python'}\n" if old == version else f"{old}\n"

@@ -141,6 +141,7 @@ HEADER = """\
 # Written by the Ansible role docker_core_helper; its docker_core_helper_state=absent removes it.
 # Above 0: the kernel waits for the helper, and at most so many cores are taken at a time.
 """
+WRITTEN = HEADER.partition(";")[0]
 # Of these directories, the first one that has a file of a name masks that of the others; sysctl.d(5).
 DIRECTORIES = ("etc", "run", "usr/local/lib", "usr/lib", "lib")
 # Sorts behind whatever begins with a number.
@@ -191,6 +192,16 @@ def set_live(values: dict[str, str], names: tuple[str, ...]) -> None:
             raise SettingError(f"kernel.{name}: the kernel refuses {value!r}: {error.strerror}") from error
         if get(name) != value:
             raise SettingError(f"kernel.{name}: wrote {value!r}, but the kernel shows {get(name)!r}")
+
+
+def access(path: str) -> str:
+    """Return whose a file is and who may write it, empty if it is as all of ours are, or is not there."""
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return ""
+    wrong = stat.S_ISLNK(found.st_mode) or (found.st_uid, stat.S_IMODE(found.st_mode)) != (os.geteuid(), 0o644)
+    return f"# {stat.filemode(found.st_mode)}, user {found.st_uid}\n" if wrong else ""
 
 
 def lines(values: dict[str, str]) -> str:
@@ -438,6 +449,8 @@ class Settings:
         self.sysctl_file = self.taken.sysctl_file or first
         self.last = last
         self.boot = {path: read(path) for path in (first, last)}
+        # What of ours has another owner or mode than we gave it, also where its content is right.
+        self.access = {path: access(path) for path in (*self.boot, self.record)}
         self.others = Boot((first, last))
         self.diff: list[dict[str, str]] = []
         self.conflicts: list[str] = []
@@ -462,11 +475,12 @@ class Settings:
             "next_boot": value,
             "next_boot_file": file,
             "conflicts": self.conflicts,
+            "record": self.record,
             "previous_handler": handler_of(self.previous["core_pattern"]),
         }
 
-    def write(self, path: str, content: str, encoding: str = "utf-8") -> None:
-        """Write a file that after a crash of the host is either the old or the new one; it keeps its owner and mode."""
+    def write(self, path: str, content: str, encoding: str = "utf-8", ours: bool = False) -> None:
+        """Write a file that after a crash of the host is the old or the new one; one of others keeps owner and mode."""
         if not os.path.isdir(os.path.dirname(path)):
             # Nothing on this host reads /etc/sysctl.d yet: it may be there for a loader that is installed later.
             os.mkdir(os.path.dirname(path))
@@ -474,7 +488,7 @@ class Settings:
         descriptor, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", dir=os.path.dirname(path))
         with open(descriptor, "w", encoding=encoding, newline="") as file:
             file.write(content)
-            if os.path.exists(path):
+            if os.path.exists(path) and not ours:
                 owner = os.stat(path)
                 os.fchown(descriptor, owner.st_uid, owner.st_gid)
                 os.fchmod(descriptor, stat.S_IMODE(owner.st_mode))
@@ -486,9 +500,9 @@ class Settings:
         os.replace(temporary, path)
 
     def put(self, path: str, content: str | None) -> None:
-        """Give a file this content, or remove it."""
+        """Give a file of ours this content, or remove it."""
         if content is not None:
-            self.write(path, content)
+            self.write(path, content, ours=True)
             return
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
@@ -521,6 +535,11 @@ class Settings:
         parameters = self.module.params
         wanted = {"core_pattern": parameters["pattern"], "core_pipe_limit": str(parameters["pipe_limit"])}
         self.warn_of_files()
+        for path, content in self.boot.items():
+            if self.recorded is None and not (content or WRITTEN).startswith(WRITTEN):
+                raise SettingError(
+                    f"{path} was written by somebody else, and would be lost: move its lines to a file of another name"
+                )
         self.find_conflicts(wanted)
         if self.conflicts and parameters["conflicts"] == "fail":
             raise ConflictError(" | ".join(self.conflicts))
@@ -540,7 +559,7 @@ class Settings:
         if not self.module.check_mode:
             try:
                 # The record first: once the host is changed, nobody else knows what it had.
-                if self.recorded != record:
+                if self.recorded != record or self.access[self.record]:
                     self.put(self.record, record)
                 for service in disabled:
                     self.taken.disable(service)
@@ -566,7 +585,7 @@ class Settings:
     def put_boot(self, boot: dict[str, str | None]) -> None:
         """Write the file for the next boot, and remove the one of the other name."""
         for path, content in sorted(boot.items(), key=lambda item: item[1] is None):
-            if self.boot[path] != content:
+            if self.boot[path] != content or self.access[path]:
                 self.put(path, content)
 
     def take_back(self, edited: dict[str, str], disabled: list[str]) -> None:
@@ -626,8 +645,8 @@ class Settings:
         if live != self.live:
             self.show(KERNEL, lines(self.live), lines(live))
         for path, content in boot.items():
-            self.show(path, self.boot[path] or "", content or "")
-        self.show(self.record, self.recorded or "", record or "")
+            self.show(path, self.access[path] + (self.boot[path] or ""), content or "")
+        self.show(self.record, self.access[self.record] + (self.recorded or ""), record or "")
         return {"changed": bool(self.diff), "diff": self.diff, "previous": self.previous, **self.found(), **live}
 
 

@@ -229,7 +229,8 @@ class ActionModule(ActionBase):
             # One that failed may have been changed by the very task of which there is no result.
             if changed or host in wrong:
                 entry["touched"] = True
-            elif good(after) and entry["touched"] is None:
+            # Not where there is no result, as of an interrupted batch that this run has not come to.
+            elif entry["touched"] is None and good(self.known(host, AFTER)):
                 entry["touched"] = False
         self.write(self.pending, hosts)
         if wrong:
@@ -275,7 +276,7 @@ class ActionModule(ActionBase):
         back = [host for host in hosts if host in self.alive and host not in wrong and self.is_as_before(host, hosts)]
         left = {host: entry for host, entry in hosts.items() if host not in back}
         self.write(path, left)
-        if not left and path == self.pending:
+        if back and path == self.pending:
             self.keep_finished()
         told = f"brought back: {named(back)}"
         if left:

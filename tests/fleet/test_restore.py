@@ -84,6 +84,16 @@ def test_a_helper_that_others_can_change_is_never_run(sandbox: Sandbox, words: t
     assert "No such file" in sandbox.run("cat /opt/ran")
 
 
+@pytest.mark.parametrize("path", ["/etc/docker_core_helper.conf", "/etc/sysctl.d/60-docker-core-helper.conf"])
+def test_what_somebody_else_has_under_our_names_is_neither_replaced_nor_removed(sandbox: Sandbox, path: str) -> None:
+    sandbox.run(f"echo '# mine' >{path}")
+    before = sandbox.run(f"{LISTING}; cat {path}")
+    assert f"{path} was written by somebody else" in sandbox.play(*SITE, status=2)
+    for playbook in ("rollback.yml", "remove.yml"):
+        sandbox.play(playbook)
+        assert sandbox.run(f"{LISTING}; cat {path}") == before
+
+
 def test_without_its_library_the_older_version_is_refused_before_anything_changes(sandbox: Sandbox) -> None:
     sandbox.play(*SITE, "-e", "docker_core_helper_pipe_limit=8")
     sandbox.play(*SITE, "-e", "docker_core_helper_pipe_limit=9")

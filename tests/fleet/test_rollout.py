@@ -124,6 +124,28 @@ def test_a_whole_batch_that_becomes_unreachable_is_not_forgotten(fleet: Fleet, b
     assert_rollback_brings_exactly_these_back(fleet, reached, {})
 
 
+@pytest.mark.parametrize("fails", [CANARY, []])
+def test_an_interrupted_rollout_that_is_carried_on_can_be_taken_back_as_a_whole(fleet: Fleet, fails: list[str]) -> None:
+    fleet.put(HOSTS, "1")
+    before = fleet.versions()
+    for host in FIRST:
+        vanished = fleet.directory / "hosts" / host / "vanished"
+        connection = "{{ 'ssh' if '" + str(vanished) + "' is exists else 'local' }}"
+        fleet.variables[host] = {
+            **UNREACHABLE,
+            "ansible_connection": connection,
+            "fault": "vanish at core_helper_files",
+        }
+    assert fleet.play("site.yml")[0] != 0
+    for host in FIRST:
+        fleet.variables[host].clear()
+    for host in fails:
+        fleet.variables[host]["fault"] = "core_helper_canary"
+    assert (fleet.play("site.yml")[0] != 0) == bool(fails)
+    fleet.touched()
+    assert_rollback_brings_exactly_these_back(fleet, CANARY + FIRST if fails else HOSTS, before)
+
+
 def test_a_host_that_is_no_more_stops_no_later_rollout(fleet: Fleet) -> None:
     fleet.variables["web05"]["fault"] = "core_helper_files"
     assert fleet.play("site.yml")[0] != 0
@@ -142,8 +164,12 @@ def test_a_second_rollback_does_not_go_further_back(fleet: Fleet) -> None:
     record = (fleet.record / "finished.json").read_text()
     fleet.variables["web05"]["fault"] = "core_pattern"
     assert fleet.play("site.yml")[0] != 0
-    fleet.variables["web05"].clear()
-    assert fleet.play("rollback.yml")[0] == 0
+    # Nor does one after it where a host is no more, and its entry, here the only one that is left, was deleted.
+    fleet.variables["web05"] = UNREACHABLE
+    assert fleet.play("rollback.yml")[0] != 0
+    (fleet.record / "pending.json").unlink()
+    fleet.variables["web05"] = {}
+    fleet.put(["web05"], "1")
     assert set(fleet.versions().values()) == {"1"}
     fleet.touched()
     code, said = fleet.play("rollback.yml")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -176,6 +177,19 @@ def test_modes_do_not_depend_on_the_umask(host: Host) -> None:
         os.umask(before)
     modes = {mode for path, (mode, _) in host.files().items() if "/opt" in path and path != str(host.entry)}
     assert modes == {0o755, 0o644}, result
+
+
+def test_modes_do_not_depend_on_a_default_acl_either(host: Host, tmp_path: Path) -> None:
+    # acl(5): the owner, user 1000, the group, the mask and all others; a default one is there instead of the umask.
+    entries = ((0x01, 7, -1), (0x02, 7, 1000), (0x04, 5, -1), (0x10, 7, -1), (0x20, 5, -1))
+    content = struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *entry) for entry in entries)
+    try:
+        os.setxattr(tmp_path, "system.posix_acl_default", content)
+    except OSError as error:
+        pytest.skip(f"no access control lists here: {error}")
+    package = Path(host.run()["library"]) / "core_helper"
+    assert {stat.S_IMODE(path.stat().st_mode) for path in package.rglob("*.*")} == {0o644}
+    assert not host.run()["changed"]
 
 
 @pytest.mark.parametrize("state", ["present", "absent"])

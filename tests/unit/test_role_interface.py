@@ -85,6 +85,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "chain_relative": ({"chain": ["systemd-coredump"]}, "docker_core_helper_chain must begin with the absolute path"),
     "chain_newline": ({"chain": ["/a", "b\nDOCKERCOREHELPER_TIMEOUT=1"]}, "docker_core_helper_chain must not hold"),
     "canary": ({"canary": "ture"}, 'docker_core_helper_canary must be true or false: "ture"'),
+    "canary_short": ({"canary": "y"}, "docker_core_helper_canary must be true or false"),
     "fallback_core": ({"fallback_core": 2}, "docker_core_helper_fallback_core must be true or false: 2"),
     "chain_containers": ({"chain_containers": []}, "docker_core_helper_chain_containers must be true or false"),
     "python_number": ({"python": 3.12}, "docker_core_helper_python must be an absolute path"),

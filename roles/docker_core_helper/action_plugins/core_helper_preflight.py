@@ -13,7 +13,6 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from ansible.module_utils.parsing.convert_bool import BOOLEANS
 from ansible.plugins.action import ActionBase
 
 PREFIX = "docker_core_helper_"
@@ -37,7 +36,8 @@ PATH_WORDS = "must be an absolute path of letters, digits and . _ + - only, not 
 # The kernel keeps so much of a pattern: CORENAME_MAX_SIZE of fs/coredump.c, without the byte that ends it.
 PATTERN_BYTES = 127
 CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
-YES_OR_NO = {str(word).lower() for word in BOOLEANS}
+# What Ansible's filter bool understands.
+YES_OR_NO = ("true", "false", "yes", "no", "on", "off", "1", "0")
 # What core_helper fills in; see parse_configuration of helper/core_helper/command.py.
 SPECIFIER = re.compile("%[PpugsteEh%]")
 

@@ -202,6 +202,8 @@ add("main")
 new = bundle_of(staged) + ".new"
 with open(new, "wb") as file:
     file.write(header(*sources_of(staged)) + marshal.dumps(bundle))
+    # Whatever the umask and a default ACL of the directory are.
+    os.fchmod(file.fileno(), 0o644)
 os.replace(new, bundle_of(staged))
 """
 
@@ -596,7 +598,7 @@ class Files:
         entry = read(self.entry)
         if entry is not None and not library_of(entry):
             self.module.warn(f"{self.entry} was not installed by this role: left as it is, with {CONFIGURATION}")
-        elif os.path.exists(CONFIGURATION):
+        elif os.path.exists(CONFIGURATION) and (entry or (read(CONFIGURATION) or WRITTEN).startswith(WRITTEN)):
             self.show(CONFIGURATION, read(CONFIGURATION), None)
             paths.append(CONFIGURATION)
         if library_of(entry):

@@ -612,7 +612,11 @@ class Settings:
                 f"somebody else has set kernel.core_pattern meanwhile: left as it is, {self.live};"
                 f" before the first run it was {self.previous}"
             )
-        boot: dict[str, str | None] = dict.fromkeys(self.boot)
+        # What somebody else has under our names was refused, and stays.
+        ours = (
+            path for path in self.boot if self.recorded is not None or (self.boot[path] or WRITTEN).startswith(WRITTEN)
+        )
+        boot: dict[str, str | None] = dict.fromkeys(ours)
         before = {path: read_exactly(path) for path in self.taken.files()}
         edited = {path: self.taken.give_back(path) for path in before}
         for path, content in edited.items():

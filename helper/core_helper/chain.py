@@ -99,7 +99,7 @@ def _execute(arguments: "list[bytes]", pidfd: "int | None") -> str:
     for descriptor in (1, 2):
         posix.dup2(saved, descriptor)
     posix.close(saved)
-    for number in (_signal.SIGPIPE, 25):
+    for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
         _signal.signal(number, _signal.SIG_IGN)
     posix.umask(mask)
     return problem

@@ -18,11 +18,14 @@ class Child:
         Nothing is done here after the fork that can wait: it would slow the child down, which shares our memory's pages.
         """
         self.core_in, self.core_out = posix.pipe()
+        # One page, so that it is seen when the first bytes of the core have been read; see relay.py.
+        linux.set_pipe_size(self.core_out, 1)
         self.error_in, self.error_out = posix.pipe()
         self.stdout_in, self.stdout_out = posix.pipe()
         self.stderr_in, self.stderr_out = posix.pipe()
         self.pid = 0
         self.reported_pid = 0
+        self.knows_environ = False
         self.reported = b""
         # The joining process exits after it forked the delegate: as a subreaper we become the delegate's parent, although it
         # lives in another pid namespace (kernel/exit.c, find_new_reaper).
@@ -65,8 +68,10 @@ class Result:
     """How a child ended.
 
     ``failure`` is None if it was started and ended with exit code 0; ``absent`` if there is no such delegate, ``crowded`` if
-    the container has reached its pids.max; ``delivered`` counts bytes, ``complete`` tells whether the core was relayed to its
-    end, ``length`` how many bytes it should have, None if that is not known.
+    the container has reached its pids.max, ``mute`` if the environment of the process could not be read in time. ``fallback``
+    tells whether that environment asks for the core file. ``untouched`` tells whether it has ended without reading a byte:
+    then the core is still whole. ``delivered`` counts bytes, ``complete`` tells whether the core was relayed to its end,
+    ``length`` how many bytes it should have, None if that is not known.
     """
 
     def __init__(self) -> None:
@@ -74,6 +79,9 @@ class Result:
         self.started = False
         self.absent = False
         self.crowded = False
+        self.mute = False
+        self.fallback = False
+        self.untouched = False
         self.failure: str | None = None
         self.notes: list[str] = []
         self.delivered = 0

@@ -12,7 +12,7 @@ import _signal
 import posix
 import sys
 
-from core_helper import container, linux, privileges, victim
+from core_helper import command, container, linux, privileges, victim
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # fs/exec.c: a line of BINPRM_BUF_SIZE bytes is read, and scripts may name scripts five times.
 SCRIPT_LINE = 256
 SCRIPT_DEPTH = 5
+UNCHANGEABLE = {_signal.SIGKILL, _signal.SIGSTOP}
 
 
 class Stopped(Exception):
@@ -68,7 +69,8 @@ class Crowded(Stopped):
 class Reporter:
     """Tells the supervisor over the error pipe how far the child got.
 
-    Lines: ``pid N``, ``note TEXT``, ``ready``, ``absent TEXT``, ``crowded TEXT``, ``failed TEXT``.
+    Lines: ``environ`` when the variables of the process were read, ``environ fallback`` where they ask for the core file;
+    ``pid N``, ``note TEXT``, ``ready``, ``absent TEXT``, ``crowded TEXT``, ``failed TEXT``.
     """
 
     def __init__(self, pipe: int) -> None:
@@ -128,20 +130,37 @@ def entry_steps(plan: "Plan", reporter: Reporter) -> "list[tuple[str, object]]":
         ("open label", plan.label.open),
         ("take over scheduling", take_over_limits),
         ("join namespaces", lambda: container.join_namespaces(process)),
-        ("enter root directory", lambda: container.enter_root(process)),
         # Ids before the user namespace, capabilities after it: joining gives a full set of them.
         ("take over ids", lambda: privileges.take_over_ids(process)),
         ("join user namespace", lambda: privileges.join_user_namespace(process)),
+        # As the user, in its user namespace: a file system of FUSE lets nobody else in. Until here the root directory is that
+        # of the mount namespace; nothing is looked up in it.
+        ("enter root directory", lambda: container.enter_root(process)),
         ("limit capabilities", lambda: privileges.limit_capabilities(process)),
         ("confine", lambda: privileges.confine(process)),
     ]
 
 
-def execute(plan: Plan, words: "list[bytes]", environment: "dict[bytes, bytes]", child: "Child") -> "NoReturn":
-    """In the joining process: enter the container and start the delegate ``words`` in it; never returns."""
+def read_environ(process: "FaultingProcess", reporter: Reporter) -> "dict[bytes, bytes]":
+    """Return the variables of the process for the delegate, and report that they were read: it may take for ever."""
+    variables = process.read_environ()
+    reporter.send("environ", "fallback" if command.FALLBACK_VARIABLE in variables else "")
+    return variables
+
+
+def execute(plan: Plan, words: "list[bytes]", facts: "dict[bytes, bytes]", child: "Child") -> "NoReturn":
+    """In the joining process: enter the container and start the delegate ``words`` in it; never returns.
+
+    The delegate gets the environment of the process with the variables ``facts`` in it.
+    """
     reporter = Reporter(child.error_out)
+    environment: dict[bytes, bytes] = {}
     program: list[Program] = []
     descriptors: list[int] = []
+
+    def take_over_environment() -> None:
+        environment.update(read_environ(plan.process, reporter))
+        environment.update(facts)
 
     def give_pipes() -> None:
         # So that the delegate may open them anew, as /dev/stdin and /dev/stderr.
@@ -169,7 +188,8 @@ def execute(plan: Plan, words: "list[bytes]", environment: "dict[bytes, bytes]",
             run_child(reporter, delegate_steps(plan, program[0], environment, child, reporter))
         reporter.send("pid", str(pid))
 
-    steps: list[tuple[str, object]] = [("give pipes", give_pipes), *entry_steps(plan, reporter)]
+    steps: list[tuple[str, object]] = [("read environment", take_over_environment)]
+    steps += [("give pipes", give_pipes), *entry_steps(plan, reporter)]
     steps.append(("open delegate", open_program))
     steps.append(("take over label", plan.label.at_exec))
     steps.append(("start delegate", fork_into_container))
@@ -195,8 +215,11 @@ def delegate_steps(
         posix.setsid()
         posix.umask(process.umask)
         reset_signals()
+        for failure in privileges.take_over_processors(process):
+            reporter.send("note", failure)
         for target, source in child.standard_streams().items():
             posix.dup2(source, target)
+        program.prepare(environment)
         # Last, since they may leave room for nothing more.
         for failure in privileges.set_limits(process):
             reporter.send("note", failure)
@@ -204,13 +227,13 @@ def delegate_steps(
     return [
         ("join control groups", join_control_groups),
         ("settle", settle),
-        ("execute delegate", lambda: program.execute(environment, reporter)),
+        ("execute delegate", lambda: program.execute(reporter)),
     ]
 
 
 def reset_signals() -> None:
-    """Give every signal its default action and an empty mask; Python ignores SIGPIPE and SIGXFSZ, and execve keeps that."""
-    for number in (_signal.SIGPIPE, 25, _signal.SIGINT):
+    """Give every signal its default action and an empty mask: execve(2) keeps what is ignored, by Python or by its caller."""
+    for number in _signal.valid_signals() - UNCHANGEABLE:
         _signal.signal(number, _signal.SIG_DFL)
     _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
 
@@ -282,18 +305,24 @@ class Program:
         finally:
             posix.close(readable)
 
-    def execute(self, environment: "dict[bytes, bytes]", reporter: Reporter) -> None:
+    def prepare(self, environment: "dict[bytes, bytes]") -> None:
+        """Have all that ``execute`` needs in memory: the limits that are set before may leave no more of it."""
+        self.execution = linux.Execution(self.descriptor, self.arguments, environment)
+        facts = {name: value for name, value in environment.items() if name.startswith(b"CORE_")}
+        self.last_resort = linux.Execution(self.descriptor, self.arguments, facts)
+
+    def execute(self, reporter: Reporter) -> None:
         """Become the program, by its descriptor; execveat(2). Raises OSError or Stopped when the kernel will not."""
         # The two that stay are close-on-exec. The kernel executes no script by such a descriptor: a file that has become one
         # since its first line was read cannot have it open /proc/self/exe (fs/binfmt_script.c, BINPRM_FLAGS_PATH_INACCESSIBLE).
         linux.close_all_but({self.descriptor, reporter.pipe})
         try:
-            posix.execve(self.descriptor, self.arguments, environment)
+            self.execution.run()
         except OSError as error:
             if error.errno != linux.E2BIG:
                 raise Stopped(f"{_name(self.arguments[0])}: {error.strerror}") from None
         reporter.send("note", "environment too long for execve(2): only CORE_* passed on")
-        posix.execve(self.descriptor, self.arguments, {k: v for k, v in environment.items() if k.startswith(b"CORE_")})
+        self.last_resort.run()
 
 
 def parse_script_line(line: bytes) -> "list[bytes] | None":

@@ -2,7 +2,7 @@
 
 import posix
 
-from core_helper import delegate, linux
+from core_helper import command, delegate, linux, privileges
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,19 +19,29 @@ def path_of(pid: int, uid: int, gid: int) -> bytes:
     return f"/tmp/core.{pid}.{uid}.{gid}".encode()
 
 
-def write(plan: delegate.Plan, path: bytes, child: "Child") -> "NoReturn":
+def write(plan: delegate.Plan, path: bytes, asked: bool, child: "Child") -> "NoReturn":
     """In a child: enter the container as the delegate would, create ``path`` and copy the core into it; never returns.
 
-    Nothing is executed and nothing appears in the container's pid namespace.
+    Nothing is executed and nothing appears in the container's pid namespace. Unless the core file was ``asked`` for already,
+    the environment of the process must ask for it.
     """
     reporter = delegate.Reporter(child.error_out)
     files: list[int] = []
 
+    def ask() -> None:
+        if asked:
+            reporter.send("environ", "")
+        elif command.FALLBACK_VARIABLE not in delegate.read_environ(plan.process, reporter):
+            raise delegate.Absent("no delegate is configured")
+
     def join_control_groups() -> None:
         for failure in plan.groups.join():
             reporter.send("note", failure)
+        for failure in privileges.take_over_processors(plan.process):
+            reporter.send("note", failure)
 
     def create() -> None:
+        privileges.limit_file_size(plan.process)
         # O_EXCL follows no symbolic link and takes no file, FIFO or hard link that somebody has put there.
         posix.umask(0o077)
         try:
@@ -56,6 +66,7 @@ def write(plan: delegate.Plan, path: bytes, child: "Child") -> "NoReturn":
             raise delegate.Stopped(f"{error.strerror} after {written} bytes") from None
         posix._exit(0)
 
-    steps = [("join control groups", join_control_groups), *delegate.entry_steps(plan, reporter)]
+    steps: list[tuple[str, object]] = [("read environment", ask), ("join control groups", join_control_groups)]
+    steps += [*delegate.entry_steps(plan, reporter)]
     steps += [("take over label", plan.label.at_once), ("create core file", create), ("write core file", copy)]
     delegate.run_child(reporter, steps)

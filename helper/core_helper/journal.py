@@ -61,6 +61,11 @@ class Journal:
         name = f"{describe(crash, process)}: {reason}: " if reason else f"{describe(crash, process)}: "
         notes = "".join(f"; {note}" for note in result.notes)
         amount = f"{result.delivered} bytes to {escape(target)} in {time.monotonic() - began:.3f} s"
+        if result.untouched and result.failure is None:
+            self._write(
+                LOG_INFO, f"{name}not wanted by {escape(target)}: it read nothing and ended with exit code 0{notes}"
+            )
+            return True
         # A dump of which not even the header came is cut off too.
         cut = result.delivered < (result.length or 1)
         if result.failure is None and result.complete and not cut:
@@ -68,7 +73,7 @@ class Journal:
             return True
         if result.complete and cut:
             amount += f", truncated: of {result.length} bytes; the process was killed or frozen while it dumped core"
-        elif not result.complete:
+        elif not result.complete and result.delivered:
             amount += ", truncated"
         failure = result.failure or ("the rest is missing" if result.complete else "it stopped reading")
         self._write(LOG_ERR, f"{name}not delivered: {failure}: {amount}{notes}")

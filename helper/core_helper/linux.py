@@ -71,6 +71,18 @@ class _Memory(_ctypes.Array):  # type: ignore[type-arg]
     _length_ = 4096 // _struct.calcsize("l")
 
 
+class _Byte(_ctypes._SimpleCData):  # type: ignore[type-arg]
+    _type_ = "c"
+
+
+def _in_memory(content: bytes) -> "_ctypes.Array[_Byte]":
+    """Return ``content`` at a fixed address."""
+    kind = type("_Bytes", (_ctypes.Array,), {"_type_": _Byte, "_length_": len(content)})
+    memory = kind()
+    _struct.pack_into(f"{len(content)}s", memory, 0, content)
+    return memory
+
+
 class _ReturnsInt(_ctypes.CFuncPtr):
     """A function of the C library that takes byte strings and longs, and returns an int, -1 with errno for an error."""
 
@@ -88,12 +100,14 @@ class _ReturnsLong(_ctypes.CFuncPtr):
 _program = _ctypes.dlopen(None, RTLD_NOW)  # type: ignore[arg-type]
 _capget = _ReturnsInt(_ctypes.dlsym(_program, "capget"))
 _capset = _ReturnsInt(_ctypes.dlsym(_program, "capset"))
+_fexecve = _ReturnsInt(_ctypes.dlsym(_program, "fexecve"))
 _getrlimit = _ReturnsInt(_ctypes.dlsym(_program, "getrlimit"))
 _prctl = _ReturnsInt(_ctypes.dlsym(_program, "prctl"))
 _setrlimit = _ReturnsInt(_ctypes.dlsym(_program, "setrlimit"))
 _setns = _ReturnsInt(_ctypes.dlsym(_program, "setns"))
 _splice = _ReturnsLong(_ctypes.dlsym(_program, "splice"))
 _syscall = _ReturnsLong(_ctypes.dlsym(_program, "syscall"))
+_tee = _ReturnsLong(_ctypes.dlsym(_program, "tee"))
 _zero = _Long(0)
 
 
@@ -118,6 +132,32 @@ def openat2(path: bytes, flags: int, mode: int = 0, resolve: int = RESOLVE_NO_MA
     """Open ``path`` like open(2), refusing what ``resolve`` forbids (ELOOP); openat2(2), Linux 5.6."""
     how = _struct.pack("=QQQ", flags | posix.O_CLOEXEC, mode, resolve)
     return _checked(_syscall(_Long(NR_OPENAT2), _Long(AT_FDCWD), path, how, _Long(len(how))), "openat2")
+
+
+class Execution:
+    """An execve(2) with all that it needs in memory: to run it allocates nothing; fexecve(3)."""
+
+    def __init__(self, descriptor: int, arguments: "list[bytes]", environment: "dict[bytes, bytes]") -> None:
+        """Take the opened program, its arguments, and its environment."""
+        self.descriptor = _Long(descriptor)
+        variables = [name + b"=" + value for name, value in environment.items()]
+        strings = [*arguments, *variables]
+        self.strings = _in_memory(b"".join(string + b"\0" for string in strings))
+        addresses = []
+        address = _ctypes.addressof(self.strings)
+        for string in strings:
+            addresses.append(address)
+            address += len(string) + 1
+        self.arguments = self._pointers(addresses[: len(arguments)])
+        self.environment = self._pointers(addresses[len(arguments) :])
+
+    @staticmethod
+    def _pointers(addresses: "list[int]") -> "_ctypes.Array[_Byte]":
+        return _in_memory(_struct.pack(f"@{len(addresses) + 1}P", *addresses, 0))
+
+    def run(self) -> None:
+        """Become the program. Raises OSError where the kernel will not."""
+        _checked(_fexecve(self.descriptor, self.arguments, self.environment), "execve")
 
 
 def pidfd_open(pid: int) -> int:
@@ -174,6 +214,14 @@ def set_pipe_size(pipe: int, size: int) -> None:
         fcntl.fcntl(pipe, F_SETPIPE_SZ, size)
     except OSError:
         pass  # Only slower: fs.pipe-user-pages-soft may forbid it.
+
+
+def tee(source: int, sink: int, count: int) -> int:
+    """Copy at most ``count`` bytes from the pipe ``source`` to the pipe ``sink`` and leave them there, never waiting; tee(2).
+
+    Returns the number of bytes, 0 at the end. Raises BlockingIOError where either pipe would wait, EINVAL where one is no pipe.
+    """
+    return _checked(_tee(_Long(source), _Long(sink), _Long(count), _Long(SPLICE_F_NONBLOCK)), "tee")
 
 
 def bytes_in_pipe(pipe: int) -> int:

@@ -4,6 +4,7 @@ Only this module knows that the core is on standard input and the facts are in t
 first door, a socket may become a second one.
 """
 
+import _signal
 import posix
 import sys
 import time
@@ -34,9 +35,10 @@ def main(arguments: "list[str]") -> "NoReturn":
         sys.stderr.write("docker_core_helper: the kernel starts this program when a process crashes; nothing to do\n\n")
         sys.stderr.write(command.USAGE)
         sys.exit(EXIT_USAGE)
-    terminal = settle_descriptors()
-    code = EXIT_NOT_DELIVERED
+    code, terminal = EXIT_NOT_DELIVERED, None
     try:
+        settle_signals()
+        terminal = settle_descriptors()
         code = receive(arguments[1:], terminal, began)
     except BaseException as error:
         # Nothing may end without a word: nobody sees what the kernel's helpers print.
@@ -50,6 +52,18 @@ def open_journal(terminal: "int | None") -> "Journal":
     from core_helper import journal
 
     return journal.Journal(terminal)
+
+
+def settle_signals() -> None:
+    """Act on signals as Python does, whatever the caller ignored: an ignored SIGCHLD would lose how the delegate ended."""
+    delegate.reset_signals()
+    ignore_own_signals()
+
+
+def ignore_own_signals() -> None:
+    """Have a closed pipe and a file that may not grow be errors, as in any Python."""
+    for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
+        _signal.signal(number, _signal.SIG_IGN)
 
 
 def settle_descriptors() -> "int | None":
@@ -102,37 +116,46 @@ def handle(
         return EXIT_NOT_DELIVERED
 
     def attempt(run: "Callable[[Child], NoReturn]") -> "Result":
-        deadline = began + configuration.timeout
         while True:
             child = Child(plan.groups, run)
             result = supervisor.supervise(
                 core, child, process, deadline, lambda line: open_journal(terminal).output(crash, process, line)
             )
-            if not result.crowded or plan.groups.unified is None:
+            if result.mute and process.environ_file is not None:
+                process.environ_file = None
+            elif result.crowded and plan.groups.unified is not None:
+                # The container may not have one more process: enter it later, by a way that is slower but needs none.
+                plan.groups.unified = None
+            else:
                 return result
-            # The container may not have one more process: enter it later, by a way that is slower but needs none.
-            plan.groups.unified = None
 
-    failure, absent = "no delegate is configured", True
+    deadline = began + configuration.timeout
+    failure, absent, asked = "no delegate is configured", True, False
     words = crash.delegate or [command.expand(word, specifiers(crash, process)) for word in configuration.delegate]
     if words:
-        environment = delegate_environment(crash, process)
-        result = attempt(lambda child: delegate.execute(plan, words, environment, child))
-        if result.started:
+        facts = facts_of(crash, process)
+        result = attempt(lambda child: delegate.execute(plan, words, facts, child))
+        asked = result.fallback
+        if result.started and not (result.untouched and result.failure):
             delivered = open_journal(terminal).conclude(crash, process, words[0], result, began)
             return EXIT_OK if delivered else EXIT_NOT_DELIVERED
         failure, absent = str(result.failure), result.absent
+        if result.untouched:
+            failure = f"{words[0].decode('utf-8', 'backslashreplace')}: {failure} before it read a byte"
     if absent and configuration.chain and configuration.chain_containers:
         hand_on(crash, process, configuration, terminal)
-    if configuration.fallback or command.FALLBACK_VARIABLE in {**posix.environ, **process.environ}:
+    asked = asked or configuration.fallback or command.FALLBACK_VARIABLE in posix.environ
+    # Where no delegate was tried, the environment of the process was not read yet: it may ask for the core file.
+    if asked or not words:
         from core_helper import fallback
 
         path = fallback.path_of(crash.pid, crash.uid, crash.gid)
-        result = attempt(lambda child: fallback.write(plan, path, child))
+        result = attempt(lambda child: fallback.write(plan, path, asked, child))
         if result.started:
             delivered = open_journal(terminal).conclude(crash, process, path, result, began, failure)
             return EXIT_OK if delivered else EXIT_NOT_DELIVERED
-        failure, absent = f"{failure}; {result.failure}", False
+        if not result.absent:
+            failure, absent = f"{failure}; {result.failure}", False
     open_journal(terminal).drop(crash, process, failure, absent)
     return EXIT_OK if absent else EXIT_NOT_DELIVERED
 
@@ -199,9 +222,9 @@ def specifiers(crash: command.Crash, process: victim.FaultingProcess) -> "dict[s
     }
 
 
-def delegate_environment(crash: command.Crash, process: victim.FaultingProcess) -> "dict[bytes, bytes]":
-    """Return the environment of the process with the CORE_* variables of the README in it."""
-    facts = {
+def facts_of(crash: command.Crash, process: victim.FaultingProcess) -> "dict[bytes, bytes]":
+    """Return the CORE_* variables of the README that tell the delegate about the crash."""
+    return {
         b"CORE_PID": b"%d" % process.pid,
         b"CORE_HOST_PID": b"%d" % crash.pid,
         b"CORE_UID": b"%d" % crash.uid,
@@ -216,4 +239,3 @@ def delegate_environment(crash: command.Crash, process: victim.FaultingProcess) 
         b"CORE_NODE": command.encode(posix.uname().nodename),
         b"CORE_CONTAINER_ID": process.container_id.encode(),
     }
-    return {**process.environ, **facts}

@@ -107,6 +107,33 @@ def take_over_scheduling(process: "FaultingProcess") -> "list[str]":
     return failures
 
 
+def take_over_processors(process: "FaultingProcess") -> "list[str]":
+    """Take over the processors and, where it is a modest one, the scheduling policy; return a line for what could not be.
+
+    To be called when the control groups were joined: their cpuset bounds the processors; sched(7), cpuset(7). A real-time
+    policy is not taken over: the delegate would have more than it needs.
+    """
+    failures = []
+    try:
+        if process.processors and posix.sched_getaffinity(0) != process.processors:
+            posix.sched_setaffinity(0, process.processors)
+    except OSError as error:
+        failures.append(f"processors {sorted(process.processors)}: {error.strerror}")
+    if process.policy in (posix.SCHED_BATCH, posix.SCHED_IDLE):
+        try:
+            posix.sched_setscheduler(0, process.policy, posix.sched_param(0))
+        except OSError as error:
+            failures.append(f"scheduling policy {process.policy}: {error.strerror}")
+    return failures
+
+
+def limit_file_size(process: "FaultingProcess") -> None:
+    """Take over the limit of a file's size, for a process that writes one itself; EFBIG, setrlimit(2)."""
+    name = "Max file size"
+    if name in process.limits:
+        linux.setrlimit(RESOURCES[name], *process.limits[name])
+
+
 def raise_hard_limits(process: "FaultingProcess") -> None:
     """Make room for the limits of ``process`` above our own; needs privilege, so it is done while there is some."""
     for name, number in RESOURCES.items():

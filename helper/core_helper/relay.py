@@ -75,15 +75,19 @@ class Relay:
         self.readable = False
         self.ended = False
         self.pause = SHORTEST_PAUSE
+        self.shown = 0
+        self.committed = False
         self.header = corefile.Header()
         self.pending = b""
         linux.set_pipe_size(core, PIPE_SIZE)
-        linux.set_pipe_size(self.sink, PIPE_SIZE)
 
     def run(self, deadline: float) -> bool:
-        """Relay the core to its end and wait for that of the delegate; tell whether both came before the time ``deadline``."""
+        """Relay the core to its end and wait for that of the delegate; tell whether both came before the time ``deadline``.
+
+        Also false where the delegate has failed and nobody has read a byte, but somebody may do so yet.
+        """
         pidfd = linux.pidfd_open(self.child.pid)
-        end = None
+        end, held = None, False
         while end is None or (self.open and not self.ended):
             left = deadline - time.monotonic()
             if left <= 0:
@@ -103,11 +107,26 @@ class Relay:
             if pidfd in ready:
                 # Not reaped yet: that keeps its pid from being reused, and the number of its process group with it.
                 end = posix.waitid(posix.P_PID, self.child.pid, posix.WEXITED | posix.WNOWAIT)
+            if end is not None and self.open and not self.committed and self._is_held():
+                # Who has inherited the input of a delegate that has ended well goes on reading.
+                if end.si_status and linux.bytes_in_pipe(self.sink) == self.shown:
+                    held = True
+                    break
+                if self.shown:
+                    self._commit()
         posix.close(pidfd)
+        # Nobody can read any more what was shown, so it still lies in the kernel's pipe alone.
+        self.result.untouched = not self.committed and end is not None
         if self.result.failure is None and end is not None and end.si_status:
             kind = "ended with exit code" if end.si_code == posix.CLD_EXITED else "was killed by signal"
             self.result.failure = f"it {kind} {end.si_status}"
-        return self.result.failure != DEADLINE
+        return self.result.failure != DEADLINE and not held
+
+    def _is_held(self) -> bool:
+        """Tell whether anybody has the input of the delegate open."""
+        poll = select.poll()
+        poll.register(self.sink, 0)
+        return not poll.poll(0)
 
     def _patience(self, left: float) -> float:
         """Return the milliseconds to wait for an event, of ``left`` seconds: short while the pipe is being emptied."""
@@ -137,13 +156,50 @@ class Relay:
         if self.core in ready:
             self.readable = True
         elif ready.get(self.sink, 0) & (select.POLLERR | select.POLLNVAL):
-            self._close()  # The delegate closed its standard input: it does not want more.
+            # The delegate closed its standard input, or ended: it does not want more.
+            if not self.committed and self.shown and linux.bytes_in_pipe(self.sink) < self.shown:
+                self._commit()
+            self._close()
         elif self.ended:
             self._close_when_read()
         elif ready.get(self.sink, 0) & select.POLLOUT:
             self._move()
 
+    def _show(self) -> None:
+        """Show the child the first bytes of the core and leave them in the kernel's pipe: that of the child holds one page.
+
+        Its pipe takes more only when it has read them. A child that ends before that has cost nothing: the next one gets the
+        whole core.
+        """
+        try:
+            self.shown = linux.tee(self.core, self.sink, STEP)
+        except BlockingIOError:
+            self.readable = False
+        except OSError as error:
+            if error.errno != linux.EINVAL:
+                raise
+            self._commit()  # By hand, from a file: what is read of that cannot be put back.
+        else:
+            if self.shown == 0:
+                self._commit()  # The process was killed before it wrote anything.
+
+    def _commit(self) -> None:
+        """Take what the child has begun to read out of the kernel's pipe: from here on the core is this child's."""
+        self.committed = True
+        left = self.shown
+        while left > 0:
+            part = posix.read(self.core, left)
+            self.header.add(part)
+            self.result.delivered += len(part)
+            left -= len(part)
+        linux.set_pipe_size(self.sink, PIPE_SIZE)
+
     def _move(self) -> None:
+        if not self.committed:
+            if self.shown == 0:
+                self._show()
+                return
+            self._commit()
         try:
             moved = self._copy() if self.header.wanted or self.pending else linux.splice(self.core, self.sink, STEP)
         except BlockingIOError:
@@ -178,7 +234,7 @@ class Relay:
     def _close(self) -> None:
         if self.open:
             self.open = False
-            if not self.result.complete:
+            if self.committed and not self.result.complete:
                 # What lies in the pipe is not read by anybody any more.
                 self.result.delivered -= linux.bytes_in_pipe(self.sink)
             posix.close(self.sink)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from core_helper.child import Child
     from core_helper.victim import FaultingProcess
 
+ENVIRON_PATIENCE = 10.0  # Seconds that reading the environment of the process may take.
 GRACE = 2.0  # Seconds between SIGTERM and SIGKILL, and again before a delegate that cannot be killed is given up.
 SIGTERM, SIGKILL = 15, 9
 LONGEST_PID = 7  # Digits; PID_MAX_LIMIT of the kernel is 4194304.
@@ -55,10 +56,13 @@ def supervise(
 
 def _wait_for_start(child: "Child", result: "Result", deadline: float) -> bool:
     """Read the child's reports until it is ready for the core, or has failed."""
+    patience = time.monotonic() + ENVIRON_PATIENCE
     while True:
         poll = select.poll()
         poll.register(child.error_in, select.POLLIN)
-        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+        limit = deadline if child.knows_environ else min(deadline, patience)
+        if not poll.poll(max(0.0, limit - time.monotonic()) * 1000):
+            result.mute = limit < deadline
             result.failure = "deadline passed before the delegate was started"
             return False
         part = posix.read(child.error_in, 65536)
@@ -139,6 +143,9 @@ def _take_reports(child: "Child", result: "Result") -> bool:
             child.reported_pid = int(text)
         elif kind == "note":
             result.notes.append(text)
+        elif kind == "environ":
+            child.knows_environ = True
+            result.fallback = text == "fallback"
         elif kind == "ready":
             child.pid = child.setup_pid
             ready = True

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 AT_SECURE = 23
 ENVIRON_LIMIT = 1 << 20
+MOST_VARIABLES = 8192
 FILE_LIMIT = 1 << 20
 NO_USER = 0xFFFFFFFF
 
@@ -79,27 +80,40 @@ class FaultingProcess:
         self.exe = _link(task, "exe")
         self.nice = int(stat[16])
         self.cpu = int(stat[36])
+        self.policy = int(stat[38])
+        self.processors = parse_processors(status.get("Cpus_allowed_list", ""))
         self.signal = _exit_signal(task)
         self.oom_score_adj = read(task, "oom_score_adj").strip()
         self.limits = parse_limits(read(task, "limits"))
         self.cgroups = parse_cgroup(read(task, "cgroup"))
         self.notes: list[str] = []
-        self.environ, cut = parse_environ(read(task, "environ", ENVIRON_LIMIT + 1))
-        if cut:
-            self.notes.append("its environment is longer than 1 MiB, or a variable than 128 KiB: the rest was left out")
+        # Only opened: to read it takes the memory of the process, which may lie in a file system that does not answer.
+        self.environ_file: int | None = _open_file(task, "environ")
         self.label_kind, self.label = security_label(task)
         self.container_id = container_id(self.cgroups)
         self.hostname = b""
+        self.confined = self.seccomp_filters > (1 if self.in_container() else 0)
 
-    def keep_sandbox(self) -> None:
-        """Leave all variables out but CORE_*, where the process was confined more than its container is.
+    def read_environ(self) -> "dict[bytes, bytes]":
+        """Return the variables of the process that the delegate gets; ``notes`` tell what was left out.
 
-        Filters cannot be taken over, and Landlock cannot even be seen. With LD_PRELOAD and its like it would choose what
-        the delegate, which is confined less, does.
+        Called in the joining process: the supervisor must not wait for the memory of the process. Nothing is passed on where
+        the process was confined more than its container is. Filters cannot be taken over, and Landlock cannot even be seen:
+        with LD_PRELOAD and its like, the process would choose what the delegate, which is confined less, does.
         """
-        if self.seccomp_filters > (1 if self.in_container() else 0):
-            self.environ = {name: value for name, value in self.environ.items() if name.startswith(b"CORE_")}
-            self.notes.append("it had a seccomp filter of its own: only its variables CORE_* were passed on")
+        if self.environ_file is None:
+            self.notes.append("its environment could not be read in time: none of its variables was passed on")
+            return {}
+        if self.confined:
+            self.notes.append("it had a seccomp filter of its own: none of its variables was passed on")
+            return {}
+        variables, cut = parse_environ(_read_all(self.environ_file, ENVIRON_LIMIT + 1))
+        if cut:
+            self.notes.append(
+                f"its environment has more than {MOST_VARIABLES} variables or 1 MiB, or a variable of 128 KiB:"
+                " the rest was left out"
+            )
+        return variables
 
     def in_container(self) -> bool:
         """Tell whether the process has a mount namespace other than the helper's."""
@@ -108,18 +122,26 @@ class FaultingProcess:
 
 def read(directory: int, name: str, limit: int = FILE_LIMIT) -> bytes:
     """Return at most ``limit`` bytes of the file ``name`` in the opened ``directory``. Raises OSError."""
-    descriptor = posix.open(name, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NOFOLLOW, dir_fd=directory)
+    descriptor = _open_file(directory, name)
     try:
-        parts = []
-        while limit > 0:
-            part = posix.read(descriptor, min(limit, 65536))
-            if not part:
-                break
-            parts.append(part)
-            limit -= len(part)
-        return b"".join(parts)
+        return _read_all(descriptor, limit)
     finally:
         posix.close(descriptor)
+
+
+def _open_file(directory: int, name: str) -> int:
+    return posix.open(name, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NOFOLLOW, dir_fd=directory)
+
+
+def _read_all(descriptor: int, limit: int) -> bytes:
+    parts = []
+    while limit > 0:
+        part = posix.read(descriptor, min(limit, 65536))
+        if not part:
+            break
+        parts.append(part)
+        limit -= len(part)
+    return b"".join(parts)
 
 
 def whereabouts(pid: int) -> "tuple[bytes, str]":
@@ -189,9 +211,10 @@ def parse_environ(text: bytes) -> "tuple[dict[bytes, bytes], bool]":
     takes (MAX_ARG_STRLEN) would keep the delegate from starting, and past 1 MiB a string may have been cut off.
     """
     cut = len(text) > ENVIRON_LIMIT
-    strings = text[:ENVIRON_LIMIT].split(b"\0")
-    if cut:
-        strings.pop()
+    # Bounded before they are split: each variable takes memory of the host's, however short it is.
+    strings = text[:ENVIRON_LIMIT].split(b"\0", MOST_VARIABLES)
+    if cut or len(strings) > MOST_VARIABLES:
+        cut = bool(strings.pop()) or cut
     variables: dict[bytes, bytes] = {}
     for string in strings:
         name, equals, value = string.partition(b"=")
@@ -202,6 +225,16 @@ def parse_environ(text: bytes) -> "tuple[dict[bytes, bytes], bool]":
             continue
         variables.setdefault(name, value)
     return variables, cut
+
+
+def parse_processors(text: str) -> "set[int]":
+    """Return the processors of a list like "0-3,8", as /proc/PID/status has it in Cpus_allowed_list; proc_pid_status(5)."""
+    processors: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        if first.isdigit():
+            processors.update(range(int(first), int(last or first) + 1))
+    return processors
 
 
 def secure_execution(auxv: bytes) -> bool:
@@ -311,7 +344,6 @@ def examine(crash: "Crash") -> "FaultingProcess":
         raise Refused(NOT_DUMPING.format(crash.pid))
     if refusal is not None:
         raise SetId(str(refusal), process)
-    process.keep_sandbox()
     # A directory of the host: nobody in the container must find it open in one of our processes.
     posix.close(task)
     posix.close(proc)

@@ -99,6 +99,12 @@ def program(words: list[bytes], forbidden: tuple[int, int] | None = None) -> del
         os.close(descriptors)
 
 
+def execute(delegate: delegate.Program, environment: dict[bytes, bytes], reporter: delegate.Reporter) -> None:
+    """Become the delegate."""
+    delegate.prepare(environment)
+    delegate.execute(reporter)
+
+
 def executed_by_kernel(path: Path, *arguments: bytes) -> Execution:
     """Return how the kernel itself starts ``path``."""
     return executed(lambda _: os.execve(path, [os.fsencode(path), *arguments], {}))
@@ -107,7 +113,7 @@ def executed_by_kernel(path: Path, *arguments: bytes) -> Execution:
 def executed_by_helper(path: Path, *arguments: bytes) -> Execution:
     """Return how the helper starts ``path`` as a delegate."""
     words = [os.fsencode(path), *arguments]
-    return executed(lambda reporter: program(words).execute({}, reporter))
+    return executed(lambda reporter: execute(program(words), {}, reporter))
 
 
 def process(**facts: Any) -> Any:
@@ -122,7 +128,10 @@ def process(**facts: Any) -> Any:
         "umask": 0o022,
         "limits": {},
         "cgroups": [],
-        "environ": {},
+        "environ_file": 0,
+        "read_environ": dict,
+        "policy": 0,
+        "processors": set(),
         "container_id": "",
         "hostname": b"box",
         "comm": b"server",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from core_helper import delegate
-from unit.helper.support import executed, executed_by_helper, executed_by_kernel, program, script
+from unit.helper.support import execute, executed, executed_by_helper, executed_by_kernel, program, script
 
 
 def padded(name: bytes, length: int) -> bytes:
@@ -107,7 +107,7 @@ def test_an_interpreter_without_an_absolute_path_is_refused_whatever_the_directo
 def test_a_program_is_executed_with_its_arguments_and_environment() -> None:
     words = [b"/bin/true", b"", b"a b", b"\xff"]
     environment = {b"A": b"1", b"B\xff": b"x=y\n"}
-    done = executed(lambda reporter: program(words).execute(environment, reporter))
+    done = executed(lambda reporter: execute(program(words), environment, reporter))
     assert (done.arguments, done.environment) == (words, [b"A=1", b"B\xff=x=y\n"])
     assert done.program == os.path.realpath("/bin/true")
     assert (done.error, done.reported) == ("", b"")
@@ -119,7 +119,7 @@ def test_nothing_is_read_from_or_done_to_the_path_after_it_was_opened(tmp_path: 
     def replace_and_execute(reporter: delegate.Reporter) -> None:
         opened = program([os.fsencode(path)])
         script(path, b"#!/bin/false second\n")
-        opened.execute({}, reporter)
+        execute(opened, {}, reporter)
 
     assert executed(replace_and_execute).arguments == [b"/bin/true", b"first", os.fsencode(path)]
 
@@ -136,7 +136,7 @@ def test_a_program_that_has_become_a_script_since_it_was_opened_is_not_executed(
     def run(reporter: delegate.Reporter) -> None:
         opened = program([os.fsencode(file)])
         file.write_bytes(b"#!/bin/sh\n")
-        opened.execute({}, reporter)
+        execute(opened, {}, reporter)
 
     execution = executed(run)
     assert (execution.program, execution.error) == ("", f"Stopped: {file}: No such file or directory")
@@ -234,7 +234,7 @@ def test_no_descriptor_of_ours_reaches_the_program(tmp_path: Path) -> None:
             reporter = delegate.Reporter(fcntl.fcntl(os.pipe()[1], fcntl.F_DUPFD_CLOEXEC, 100))
             for number in (50, 200):
                 os.dup2(1, number)
-            opened.execute({}, reporter)
+            execute(opened, {}, reporter)
         finally:
             os._exit(1)
     assert os.waitpid(pid, 0)[1] == 0
@@ -245,19 +245,19 @@ def test_an_environment_that_execve_does_not_take_is_reduced_to_that_of_the_help
     environment = {b"V%d" % number: b"x" * 100000 for number in range(8)}
     environment.update({b"CORE_PID": b"7", b"CORE_UID": b"0"})
 
-    def execute(reporter: delegate.Reporter) -> None:
+    def limited(reporter: delegate.Reporter) -> None:
         # A quarter of it is for arguments and environment; execve(2).
         resource.setrlimit(resource.RLIMIT_STACK, (1 << 20, 1 << 20))
-        program([b"/bin/true", b"a"]).execute(environment, reporter)
+        execute(program([b"/bin/true", b"a"]), environment, reporter)
 
-    done = executed(execute)
+    done = executed(limited)
     assert (done.arguments, done.environment) == ([b"/bin/true", b"a"], [b"CORE_PID=7", b"CORE_UID=0"])
     assert done.reported == b"note environment too long for execve(2): only CORE_* passed on\n"
 
 
 def test_a_command_line_that_execve_does_not_take_is_an_error() -> None:
     words = [b"/bin/true", b"x" * 131072]
-    done = executed(lambda reporter: program(words).execute({}, reporter))
+    done = executed(lambda reporter: execute(program(words), {}, reporter))
     assert os.strerror(errno.E2BIG) in done.error
 
 

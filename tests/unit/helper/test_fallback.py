@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("without_entry")
 def write(path: Path, core: bytes) -> Any:
     label: Any = SimpleNamespace(at_once=lambda: None)
     plan = delegate.Plan(process(), container.ControlGroups(), label, None)
-    return supervise(lambda child: fallback.write(plan, os.fsencode(path), child), core)
+    return supervise(lambda child: fallback.write(plan, os.fsencode(path), True, child), core)
 
 
 def test_the_path_holds_the_ids_of_the_host() -> None:

@@ -137,13 +137,10 @@ def test_specifiers_are_those_of_core_5(crash: command.Crash) -> None:
     assert set(main.specifiers(crash, process())) == set(command.SPECIFIERS.decode())
 
 
-def test_the_environment_is_that_of_the_process_and_the_facts_cannot_be_forged(crash: command.Crash) -> None:
-    own = {b"PATH": b"/bin", b"CORE_UID": b"0", b"CORE_DESTINATION": b"s3://mine/"}
-    environment = main.delegate_environment(crash, process(environ=own, container_id="f" * 64))
-    facts = {name: value for name, value in environment.items() if name not in (b"CORE_LIMIT", b"CORE_NODE")}
+def test_the_facts_tell_the_delegate_about_the_crash(crash: command.Crash) -> None:
+    told = main.facts_of(crash, process(container_id="f" * 64))
+    facts = {name: value for name, value in told.items() if name not in (b"CORE_LIMIT", b"CORE_NODE")}
     assert facts == {
-        b"PATH": b"/bin",
-        b"CORE_DESTINATION": b"s3://mine/",
         b"CORE_PID": b"7",
         b"CORE_HOST_PID": b"4711",
         b"CORE_UID": b"1000",
@@ -156,13 +153,12 @@ def test_the_environment_is_that_of_the_process_and_the_facts_cannot_be_forged(c
         b"CORE_HOSTNAME": b"box",
         b"CORE_CONTAINER_ID": b"f" * 64,
     }
-    assert environment[b"CORE_NODE"] == os.fsencode(os.uname().nodename)
-    assert own[b"CORE_UID"] == b"0"
+    assert told[b"CORE_NODE"] == os.fsencode(os.uname().nodename)
 
 
 def test_facts_that_are_not_known_are_empty(crash: command.Crash) -> None:
     crash.signal = None
-    environment = main.delegate_environment(crash, process())
+    environment = main.facts_of(crash, process())
     assert (environment[b"CORE_SIGNAL"], environment[b"CORE_SIGNAL_NAME"], environment[b"CORE_CONTAINER_ID"]) == (
         b"",
     ) * 3
@@ -188,7 +184,7 @@ class Stage:
         monkeypatch.setattr(delegate, "prepare", lambda process: plan)
         monkeypatch.setattr(main, "Child", lambda groups, run: run)
         monkeypatch.setattr(delegate, "execute", lambda plan, words, environment, child: ("execute", words))
-        monkeypatch.setattr(fallback, "write", lambda plan, path, child: ("write", path))
+        monkeypatch.setattr(fallback, "write", lambda plan, path, asked, child: ("write" if asked else "ask", path))
         monkeypatch.setattr(supervisor, "supervise", self.supervise)
 
     def supervise(self, core: int, run: Any, *_: object) -> Result:
@@ -239,9 +235,7 @@ def test_the_fallback_is_written_only_where_it_is_defined(
     configuration.fallback = where == "configuration"
     if where == "helper":
         monkeypatch.setitem(posix.environ, command.FALLBACK_VARIABLE, b"")
-    if where == "process":
-        stage.process.environ = {command.FALLBACK_VARIABLE: b""}
-    stage.outcomes = [outcome(failure="why", absent=absent), outcome(**DELIVERED)]
+    stage.outcomes = [outcome(failure="why", absent=absent, fallback=where == "process"), outcome(**DELIVERED)]
     code = stage.handle(crash, configuration)
     written = [child for child in stage.children if child[0] == "write"]
     if where == "nowhere":
@@ -263,9 +257,25 @@ def test_a_core_that_a_delegate_has_begun_to_read_is_not_written_again(stage: St
     assert [child[0] for child in stage.children] == ["execute"]
 
 
-def test_without_any_delegate_nothing_is_run(stage: Stage, crash: command.Crash) -> None:
+@pytest.mark.parametrize("status", [0, 1])
+def test_a_delegate_that_read_nothing_leaves_the_whole_core_if_it_failed(
+    stage: Stage, crash: command.Crash, status: int
+) -> None:
+    crash.delegate = [b"/d"]
+    configuration = command.Configuration()
+    configuration.fallback = True
+    failure = "it ended with exit code 1" if status else None
+    stage.outcomes = [outcome(started=True, untouched=True, failure=failure), outcome(**DELIVERED)]
+    assert stage.handle(crash, configuration) == 0
+    assert [child[0] for child in stage.children] == ["execute", *(["write"] if status else [])]
+    told = "/d: it ended with exit code 1 before it read a byte: delivered" if status else "not wanted by /d"
+    assert told in stage.log.read_text()
+
+
+def test_without_any_delegate_the_process_is_asked_for_the_core_file(stage: Stage, crash: command.Crash) -> None:
+    stage.outcomes = [outcome(failure="no delegate is configured", absent=True)]
     assert stage.handle(crash, command.Configuration()) == 0
-    assert stage.children == []
+    assert [child[0] for child in stage.children] == ["ask"]
     assert "core dropped: no delegate is configured" in stage.log.read_text()
 
 
@@ -274,6 +284,13 @@ def test_a_crowded_container_is_entered_a_second_time_by_the_other_way(stage: St
     stage.outcomes = [outcome(crowded=True, failure="full"), outcome(**DELIVERED)]
     assert stage.handle(crash, command.Configuration()) == 0
     assert stage.children == [("execute", [b"/d"], 99), ("execute", [b"/d"], None)]
+
+
+def test_an_environment_that_cannot_be_read_is_done_without(stage: Stage, crash: command.Crash) -> None:
+    crash.delegate = [b"/d"]
+    stage.outcomes = [outcome(mute=True, failure="slow"), outcome(**DELIVERED)]
+    assert stage.handle(crash, command.Configuration()) == 0
+    assert stage.process.environ_file is None
 
 
 def test_a_fallback_that_fails_too_tells_both_reasons(stage: Stage, crash: command.Crash) -> None:
@@ -287,5 +304,6 @@ def test_a_fallback_that_fails_too_tells_both_reasons(stage: Stage, crash: comma
 
 def test_the_signal_is_that_of_the_process_where_the_kernel_did_not_tell_it(stage: Stage, crash: command.Crash) -> None:
     crash.signal = None
+    stage.outcomes = [outcome(failure="no delegate is configured", absent=True)]
     stage.handle(crash, command.Configuration())
     assert "signal=6 (SIGABRT)" in stage.log.read_text()

@@ -224,6 +224,7 @@ def test_a_process_is_described_by_what_its_proc_directory_says(tmp_path: Path) 
     assert own.umask == umask
     assert own.permitted == linux.permitted_capabilities()
     assert (own.notes, own.hostname) == ([], b"")
-    assert b"PATH" in own.environ
+    assert b"PATH" in own.read_environ()
+    assert (own.policy, own.processors) == (os.sched_getscheduler(0), os.sched_getaffinity(0))
     assert own.oom_score_adj == Path("/proc/self/oom_score_adj").read_bytes().strip()
     assert (own.user_namespace, own.in_container()) == (None, False)

@@ -28,6 +28,7 @@ CapAmb:\t8000000000000000
 NoNewPrivs:\t1
 Seccomp:\t2
 CoreDumping:\t1
+Cpus_allowed_list:\t0-3,8
 """
 FILES = {
     # Numbered as in proc_pid_stat(5), but for nice, 19, and the exit status, 52.
@@ -80,7 +81,8 @@ def test_facts_are_those_of_the_files(directory: Path) -> None:
     assert (process.comm, process.exe) == (b"a) b) R (c", b"/usr/bin/server (deleted)")
     assert (process.oom_score_adj, process.limits) == (b"-998", {"Max open files": (1024, 4096)})
     assert (process.container_id, process.cgroups) == (ID, [(b"", f"/system.slice/docker-{ID}.scope".encode())])
-    assert (process.environ, process.notes) == ({b"A": b"1", b"B": b"2"}, [])
+    assert (process.policy, process.processors) == (41, {0, 1, 2, 3, 8})
+    assert (process.read_environ(), process.notes) == ({b"A": b"1", b"B": b"2"}, [])
 
 
 def test_a_name_may_end_in_newlines_of_its_own(directory: Path) -> None:
@@ -125,8 +127,15 @@ def test_a_program_that_cannot_be_named_has_no_name(directory: Path) -> None:
 def test_a_long_environment_is_bounded(directory: Path) -> None:
     (directory / "environ").write_bytes((b"A" * 1023 + b"\0") * 2048)
     process = describe(directory)
-    assert process.environ == {}
+    assert process.read_environ() == {}
     assert len(process.notes) == 1 and "left out" in process.notes[0]
+
+
+def test_an_environment_that_was_given_up_is_empty(directory: Path) -> None:
+    process = describe(directory)
+    process.environ_file = None
+    assert process.read_environ() == {}
+    assert "could not be read in time" in process.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -138,8 +147,7 @@ def test_a_process_with_a_filter_of_its_own_does_not_choose_the_environment(
     (directory / "environ").write_bytes(b"LD_PRELOAD=/evil.so\0CORE_DESTINATION=s3://mine/\0XCORE_=1\0")
     namespaces = [("mnt", linux.CLONE_NEWNS, 9)] if in_container else []
     process = describe(directory, STATUS + f"Seccomp_filters:\t{filters}\n", namespaces)
-    process.keep_sandbox()
-    assert set(process.environ) == {b"CORE_DESTINATION", *((b"LD_PRELOAD", b"XCORE_") if kept else ())}
+    assert set(process.read_environ()) == ({b"CORE_DESTINATION", b"LD_PRELOAD", b"XCORE_"} if kept else set())
     assert len(process.notes) == (0 if kept else 1)
 
 

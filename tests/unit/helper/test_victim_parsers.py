@@ -119,11 +119,26 @@ def test_strings_that_are_no_variables_are_left_out(text: bytes, variables: dict
 
 
 def test_an_environment_of_2_mib_is_cut_at_1_mib_and_never_within_a_variable() -> None:
-    strings = [b"v%06d=" % number + b"x" * 90 for number in range(21000)]
+    strings = [b"v%06d=" % number + b"x" * 190 for number in range(11000)]
     variables, cut = victim.parse_environ((b"\0".join(strings) + b"\0")[: victim.ENVIRON_LIMIT + 1])
     assert cut is True
-    assert set(variables.values()) == {b"x" * 90}
-    assert len(variables) == victim.ENVIRON_LIMIT // 99
+    assert set(variables.values()) == {b"x" * 190}
+    assert len(variables) == victim.ENVIRON_LIMIT // 199
+
+
+@pytest.mark.parametrize("more", [0, 1, 200_000])
+def test_the_number_of_variables_is_bounded(more: int) -> None:
+    text = b"".join(b"%d=\0" % number for number in range(victim.MOST_VARIABLES + more))
+    variables, cut = victim.parse_environ(text[: victim.ENVIRON_LIMIT + 1])
+    assert (len(variables), cut) == (victim.MOST_VARIABLES, more > 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "processors"),
+    [("0", {0}), ("0-3,8", {0, 1, 2, 3, 8}), ("1,3", {1, 3}), ("", set()), ("7-7", {7}), ("x", set())],
+)
+def test_a_list_of_processors_is_read(text: str, processors: set[int]) -> None:
+    assert victim.parse_processors(text) == processors
 
 
 def test_an_environment_of_1_mib_is_not_cut() -> None:

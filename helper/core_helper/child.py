@@ -69,9 +69,9 @@ class Result:
 
     ``failure`` is None if it was started and ended with exit code 0; ``absent`` if there is no such delegate, ``crowded`` if
     the container has reached its pids.max, ``mute`` if the environment of the process could not be read in time. ``fallback``
-    tells whether that environment asks for the core file. ``untouched`` tells whether it has ended without reading a byte:
-    then the core is still whole. ``delivered`` counts bytes, ``complete`` tells whether the core was relayed to its end,
-    ``length`` how many bytes it should have, None if that is not known.
+    tells whether that environment asks for the core file, ``untouched`` whether the child ended without reading a byte: then
+    the core is still whole. ``drained`` tells whether the kernel has written the core to its end, ``complete`` whether the
+    child has read all of it; ``delivered`` counts bytes, ``length`` how many it should be, None if that is not known.
     """
 
     def __init__(self) -> None:
@@ -82,6 +82,7 @@ class Result:
         self.mute = False
         self.fallback = False
         self.untouched = False
+        self.drained = False
         self.failure: str | None = None
         self.notes: list[str] = []
         self.delivered = 0

@@ -13,6 +13,7 @@ CONFIGURATION_LIMIT = 65536
 DEFAULT_TIMEOUT = 300.0
 S_IFMT, S_IFREG = 0o170000, 0o100000
 LONGEST_TIMEOUT = 86400
+MOST_DELIVERIES = 1 << 14
 FALLBACK_VARIABLE = b"DOCKERCOREHELPER_FALLBACK_CORE"
 
 # The signals whose default action is to dump core; the library's module for names costs as much as the whole helper.
@@ -75,6 +76,10 @@ class Crash:
         self.dumpable: int | None = None
         self.limit: int | None = None
         self.pidfd: int | None = None
+        # Not told, but found out on the way: whose it is, for slots and log, a pidfd of ours, and whether its core was read.
+        self.holder = ""
+        self.handle: int | None = None
+        self.drained = False
         self.delegate: list[bytes] = []
 
     def signal_name(self) -> str:
@@ -92,6 +97,7 @@ class Configuration:
         self.delegate: list[bytes] = []
         self.fallback = False
         self.timeout = DEFAULT_TIMEOUT
+        self.pipe_limit: int | None = None
         self.chain: list[bytes] = []
         self.chain_containers = False
         self.problems: list[str] = []
@@ -210,10 +216,9 @@ def _take_line(line: bytes, configuration: "Configuration") -> None:
             raise ConfigurationError(f"delegate {shown(words[0])} must be an absolute path in the container")
         configuration.delegate = words
     elif key == b"DOCKERCOREHELPER_TIMEOUT":
-        words = split_words(value)
-        if len(words) != 1 or not words[0].isdigit() or len(words[0]) > 5 or not 0 < int(words[0]) <= LONGEST_TIMEOUT:
-            raise ConfigurationError(f"{shown(value)} must be a number of seconds from 1 to {LONGEST_TIMEOUT}")
-        configuration.timeout = float(int(words[0]))
+        configuration.timeout = float(_number(value, "a number of seconds", LONGEST_TIMEOUT))
+    elif key == b"DOCKERCOREHELPER_PIPE_LIMIT":
+        configuration.pipe_limit = _number(value, "a number of cores", MOST_DELIVERIES)
     elif key == b"DOCKERCOREHELPER_CHAIN":
         # Any % is fine: what the kernel does not know vanishes, and so it does in chain.py.
         words = split_words(value)
@@ -227,6 +232,13 @@ def _take_line(line: bytes, configuration: "Configuration") -> None:
         configuration.chain_containers = value == b"1"
     else:
         raise ConfigurationError(f"unknown key {shown(key)}")
+
+
+def _number(value: bytes, what: str, most: int) -> int:
+    words = split_words(value)
+    if len(words) != 1 or not words[0].isdigit() or len(words[0]) > 5 or not 0 < int(words[0]) <= most:
+        raise ConfigurationError(f"{shown(value)} must be {what} from 1 to {most}")
+    return int(words[0])
 
 
 def unquote(value: bytes) -> bytes:

@@ -4,6 +4,8 @@ import _socket
 import posix
 import time
 
+from core_helper import quota
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from core_helper.child import Result
@@ -23,9 +25,10 @@ KERNEL_LINE_LIMIT = 900  # The kernel's record holds about 1,000 bytes.
 class Journal:
     """Where the lines go. By hand, when standard error is open, they are printed there as well."""
 
-    def __init__(self, terminal: "int | None") -> None:
-        """Take a descriptor of the terminal, or None."""
+    def __init__(self, terminal: "int | None", holder: str = "") -> None:
+        """Take a descriptor of the terminal, or None, and whose lines these are, "" for the helper's own."""
         self.terminal = terminal
+        self.holder = holder
 
     def error(self, text: str) -> None:
         """Tell that a core was lost, or a part of it."""
@@ -90,6 +93,14 @@ class Journal:
         self._write(severity, f"{describe(crash, process)}: {what}: {reason}")
 
     def _write(self, severity: int, text: str) -> None:
+        """Write one line, if the container has not written too many already."""
+        admitted, told = quota.admit(self.holder) if self.holder else (True, "")
+        if told:
+            self._put(LOG_WARNING, f"{self.holder.partition(' ')[2]}: {told}")
+        if admitted:
+            self._put(severity, text)
+
+    def _put(self, severity: int, text: str) -> None:
         """Write one line. A log that cannot be reached is no reason to lose a core: then nothing happens."""
         line = "".join(c if " " <= c <= "~" else ascii(c)[1:-1] for c in text)[:LINE_LIMIT]
         if self.terminal is not None:

@@ -77,8 +77,7 @@ class _Byte(_ctypes._SimpleCData):  # type: ignore[type-arg]
 
 def _in_memory(content: bytes) -> "_ctypes.Array[_Byte]":
     """Return ``content`` at a fixed address."""
-    kind = type("_Bytes", (_ctypes.Array,), {"_type_": _Byte, "_length_": len(content)})
-    memory = kind()
+    memory: _ctypes.Array[_Byte] = type("_Bytes", (_ctypes.Array,), {"_type_": _Byte, "_length_": len(content)})()
     _struct.pack_into(f"{len(content)}s", memory, 0, content)
     return memory
 

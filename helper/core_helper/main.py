@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from core_helper.child import Result
     from core_helper.journal import Journal
 
+LAST_RESORT = 60  # Seconds after the deadline.
 EXIT_OK, EXIT_NOT_DELIVERED, EXIT_USAGE = 0, 1, 2
 
 
@@ -47,11 +48,11 @@ def main(arguments: "list[str]") -> "NoReturn":
     posix._exit(code)
 
 
-def open_journal(terminal: "int | None") -> "Journal":
+def open_journal(terminal: "int | None", holder: str = "") -> "Journal":
     """Return the log. Its module is imported only when the delegate is on its way: nothing is logged before that."""
     from core_helper import journal
 
-    return journal.Journal(terminal)
+    return journal.Journal(terminal, holder)
 
 
 def settle_signals() -> None:
@@ -92,11 +93,21 @@ def receive(words: "list[str]", terminal: "int | None", began: float) -> int:
         return EXIT_USAGE
     if crash.pidfd is not None:
         posix.set_inheritable(crash.pidfd, False)
+    crash.handle = victim.open_pidfd(crash)
     configuration = command.read_configuration()
     configuration.problems = problems + configuration.problems
+    _signal.signal(_signal.SIGALRM, give_up)
+    _signal.alarm(int(configuration.timeout) + LAST_RESORT)
     code = handle(0, crash, configuration, terminal, began)
     tell(configuration.problems, terminal)
+    if not crash.drained and victim.let_go(0, crash):
+        open_journal(terminal, crash.holder).warning(f"pid={crash.pid}: killed: it had not ended without its reader")
     return code
+
+
+def give_up(number: int, frame: object) -> "NoReturn":
+    """End a helper that waits for what has no deadline of its own."""
+    raise TimeoutError("the deadline has passed, and the helper was still waiting")
 
 
 def handle(
@@ -107,20 +118,25 @@ def handle(
     ``terminal`` is where a person reads the log, ``began`` the monotonic time of the start.
     """
     try:
-        process = examine(crash, configuration, terminal)
-        slots.take(process)
+        # First of all: who has too many crashes in flight must not cost more than this.
+        slot = slots.take(crash, configuration.pipe_limit)
+        process = examine(crash, configuration, slot, terminal)
         process.hostname = container.hostname_of(process)
         plan = delegate.prepare(process)
     except (victim.Refused, OSError) as error:
-        open_journal(terminal).refuse(crash, victim.whereabouts(crash.pid), str(error))
+        open_journal(terminal, crash.holder).refuse(crash, victim.whereabouts(crash.pid), str(error))
         return EXIT_NOT_DELIVERED
+
+    def log() -> "Journal":
+        return open_journal(terminal, crash.holder)
 
     def attempt(run: "Callable[[Child], NoReturn]") -> "Result":
         while True:
             child = Child(plan.groups, run)
             result = supervisor.supervise(
-                core, child, process, deadline, lambda line: open_journal(terminal).output(crash, process, line)
+                core, child, process, deadline, lambda line: log().output(crash, process, line)
             )
+            crash.drained = result.drained
             if result.mute and process.environ_file is not None:
                 process.environ_file = None
             elif result.crowded and plan.groups.unified is not None:
@@ -137,13 +153,13 @@ def handle(
         result = attempt(lambda child: delegate.execute(plan, words, facts, child))
         asked = result.fallback
         if result.started and not (result.untouched and result.failure):
-            delivered = open_journal(terminal).conclude(crash, process, words[0], result, began)
+            delivered = log().conclude(crash, process, words[0], result, began)
             return EXIT_OK if delivered else EXIT_NOT_DELIVERED
         failure, absent = str(result.failure), result.absent
         if result.untouched:
             failure = f"{words[0].decode('utf-8', 'backslashreplace')}: {failure} before it read a byte"
     if absent and configuration.chain and configuration.chain_containers:
-        hand_on(crash, process, configuration, terminal)
+        hand_on(crash, process, configuration, slot, terminal)
     asked = asked or configuration.fallback or command.FALLBACK_VARIABLE in posix.environ
     # Where no delegate was tried, the environment of the process was not read yet: it may ask for the core file.
     if asked or not words:
@@ -152,16 +168,16 @@ def handle(
         path = fallback.path_of(crash.pid, crash.uid, crash.gid)
         result = attempt(lambda child: fallback.write(plan, path, asked, child))
         if result.started:
-            delivered = open_journal(terminal).conclude(crash, process, path, result, began, failure)
+            delivered = log().conclude(crash, process, path, result, began, failure)
             return EXIT_OK if delivered else EXIT_NOT_DELIVERED
         if not result.absent:
             failure, absent = f"{failure}; {result.failure}", False
-    open_journal(terminal).drop(crash, process, failure, absent)
+    log().drop(crash, process, failure, absent)
     return EXIT_OK if absent else EXIT_NOT_DELIVERED
 
 
 def examine(
-    crash: command.Crash, configuration: command.Configuration, terminal: "int | None"
+    crash: command.Crash, configuration: command.Configuration, slot: slots.Slot, terminal: "int | None"
 ) -> victim.FaultingProcess:
     """Return the process whose core is to be delegated; that of a process of the host goes to the handler the host had.
 
@@ -180,7 +196,7 @@ def examine(
         from core_helper import chain
 
         if chain.is_of_the_host(process):
-            hand_on(crash, process, configuration, terminal)
+            hand_on(crash, process, configuration, slot, terminal)
     if refusal is not None:
         raise refusal
     return process
@@ -190,6 +206,7 @@ def hand_on(
     crash: command.Crash,
     process: victim.FaultingProcess,
     configuration: command.Configuration,
+    slot: slots.Slot,
     terminal: "int | None",
 ) -> None:
     """Become the handler that the host had before; return if that cannot be."""
@@ -197,8 +214,11 @@ def hand_on(
 
     tell(configuration.problems, terminal)
     configuration.problems = []
+    # That handler has its own deadlines, or none.
+    slot.leave()
+    _signal.alarm(0)
     process.hostname = container.hostname_of(process)
-    chain.hand_on(crash, process, configuration.chain, open_journal(terminal))
+    chain.hand_on(crash, process, configuration.chain, open_journal(terminal, crash.holder))
 
 
 def tell(problems: "list[str]", terminal: "int | None") -> None:

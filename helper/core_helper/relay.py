@@ -210,7 +210,7 @@ class Relay:
             return
         self.result.delivered += moved
         if moved == 0:
-            self.ended = True
+            self.ended = self.result.drained = True
             self.result.length = self.header.length
             self._close_when_read()
 

@@ -1,9 +1,16 @@
-"""Fairness: one container that crashes in a loop leaves slots of kernel.core_pipe_limit to the others.
+"""Fairness: who crashes in a loop leaves slots to the others. Asked first, before anything that costs more.
 
-A slot is one locked byte of a file of root's, at an offset that belongs to the container. The kernel releases the lock when
-the helper ends, however it ends; fcntl_locking(2).
+A slot is a record of a file of root's, one for each core that may be delivered at a time. It counts as long as its helper,
+which holds a lock of it that the kernel releases however the helper ends, and as long as the crashed process, which may outlive
+its helper: where a file that it has mapped does not answer, not even SIGKILL ends it at once; fcntl_locking(2).
+
+The more a container holds, the less it may add when slots are short: one more only while it holds fewer than are free, as in
+the dynamic thresholds of switches (Choudhury and Hahne, 1998). So three containers that take all they get hold 32, 16 and 8 of
+64 slots, and 8 are left. A user who may make containers, or processes, of any number is bounded in the same way, at three
+times what is free.
 """
 
+import _struct
 import fcntl
 import posix
 
@@ -11,62 +18,193 @@ from core_helper import victim
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from core_helper.victim import FaultingProcess
+    from core_helper.command import Crash
 
 FILE = "/run/docker_core_helper.slots"
 LIMIT = "/proc/sys/kernel/core_pipe_limit"
+DEFAULT_LIMIT = 64
+MOST_SLOTS = 1 << 14
+# Process, faulting thread, start of the process in ticks, owner, group.
+RECORD = _struct.Struct("=IIQq104s")
+MUTEX = MOST_SLOTS * RECORD.size
+OWNER_WEIGHT = 3
+NS_GET_USERNS = 0xB701
 NS_GET_PARENT = 0xB702
-MOST_SLOTS = 1 << 16
+NS_GET_OWNER_UID = 0xB704
+NOBODY = -1
 
 
-def take(process: "FaultingProcess") -> None:
-    """Take one of the slots that the container of ``process`` may have at a time, until this process ends.
+class Holder:
+    """Whose a crash is: ``group`` is its container, or user of the host; ``owner`` who could make more of those.
 
-    Raises Refused when it has them all. Processes in the initial pid namespace belong to no container.
+    ``owner`` is the user who made the container, or whose process of the host it is; NOBODY for root, who could do anything.
     """
-    container = outermost_container(process)
-    if container is None:
-        return
-    with_limit = posix.open(LIMIT, posix.O_RDONLY | posix.O_CLOEXEC)
-    limit = int(posix.read(with_limit, 32))
-    posix.close(with_limit)
-    # Left open: closing any descriptor of the file would release the lock.
+
+    def __init__(self, group: str, owner: "int | None") -> None:
+        """Take the two; a group of another owner is another one, whatever its name is."""
+        self.owner = owner or NOBODY
+        self.name = group
+        self.group = f"{self.owner} {group}"
+
+
+class Slot:
+    """A slot that was taken; it is held until this process ends."""
+
+    def __init__(self, file: int, index: int) -> None:
+        """Take the opened file, which must stay open: closing any descriptor of it would release the lock."""
+        self.file = file
+        self.index = index
+
+    def leave(self) -> None:
+        """Give the slot back, though the crashed process is still there: somebody else looks after it from here on."""
+        posix.pwrite(self.file, bytes(RECORD.size), self.index * RECORD.size)
+
+
+def limit_of(configured: "int | None") -> int:
+    """Return how many cores are delivered at a time: as ``configured``, but not more than the kernel keeps crashes for."""
+    file = posix.open(LIMIT, posix.O_RDONLY | posix.O_CLOEXEC)
+    kernel = int(posix.read(file, 32))
+    posix.close(file)
+    return min(configured or kernel or DEFAULT_LIMIT, kernel or MOST_SLOTS, MOST_SLOTS)
+
+
+def take(crash: "Crash", configured: "int | None") -> Slot:
+    """Take a slot for ``crash``, and note whose it is. Raises Refused when its container or its user has too many."""
+    holder = holder_of(crash)
+    crash.holder = holder.group
+    limit = limit_of(configured)
     file = posix.open(FILE, posix.O_RDWR | posix.O_CREAT | posix.O_NOFOLLOW | posix.O_CLOEXEC, 0o600)
-    for slot in range(share_of(limit)):
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, container * MOST_SLOTS + slot)
-            return
-        except OSError:
-            continue
-    raise victim.Refused(
-        f"its container has {share_of(limit)} crashes in flight, its share of kernel.core_pipe_limit={limit}: core dropped"
-    )
+    fcntl.lockf(file, fcntl.LOCK_EX, 1, MUTEX)
+    try:
+        return _take(file, holder, limit, crash)
+    finally:
+        fcntl.lockf(file, fcntl.LOCK_UN, 1, MUTEX)
 
 
-def share_of(limit: int) -> int:
-    """Return how many of ``limit`` slots one container may hold: three quarters, but at least one."""
-    return min(max(1, limit * 3 // 4), MOST_SLOTS)
+def _take(file: int, holder: Holder, limit: int, crash: "Crash") -> Slot:
+    group = holder.group.encode()
+    empty, used, of_group, of_owner = None, 0, 0, 0
+    table = posix.pread(file, limit * RECORD.size, 0).ljust(limit * RECORD.size, b"\0")
+    for index, (pid, tid, started, owner, name) in enumerate(RECORD.iter_unpack(table)):
+        if pid and (_is_locked(file, index) or is_dumping(pid, tid, started)):
+            used += 1
+            of_group += name.rstrip(b"\0") == group
+            of_owner += owner == holder.owner
+        elif empty is None and not _is_locked(file, index):
+            empty = index
+    free = limit - used
+    if empty is None or not may_add(of_group, free, 1):
+        raise victim.Refused(
+            f"{holder.name} has {of_group} crashes in flight, and {free} of {limit} slots are free: core dropped; mend what"
+            " crashes, or raise docker_core_helper_pipe_limit"
+        )
+    if holder.owner != NOBODY and not may_add(of_owner, free, OWNER_WEIGHT):
+        raise victim.Refused(
+            f"user {holder.owner} has {of_owner} crashes in flight, and {free} of {limit} slots are free: core dropped; mend"
+            " what crashes, or raise docker_core_helper_pipe_limit"
+        )
+    _lock(file, empty)
+    tid = crash.tid or crash.pid
+    record = RECORD.pack(crash.pid, tid, start_of(crash.pid) or 0, holder.owner, group)
+    posix.pwrite(file, record, empty * RECORD.size)
+    return Slot(file, empty)
 
 
-def outermost_container(process: "FaultingProcess") -> "int | None":
-    """Return the inode of the pid namespace that stands for the container of ``process``, None outside of containers.
+def may_add(held: int, free: int, weight: int) -> bool:
+    """Tell whether who holds ``held`` slots may take one more of the ``free`` ones."""
+    return free > 0 and (held == 0 or held < weight * free)
 
-    That is the one right below the initial namespace: a container that makes namespaces of its own has no more slots for that;
-    ioctl_ns(2).
-    """
-    own = posix.stat("/proc/self/ns/pid").st_ino
-    namespace = next(
-        (descriptor for name, _, descriptor in process.namespaces if name == "pid"),
-        None,
-    )
-    if namespace is None:
+
+def _lock(file: int, index: int) -> None:
+    """Lock a record, by its first byte. Raises OSError where another process has it."""
+    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, index * RECORD.size)
+
+
+def _is_locked(file: int, index: int) -> bool:
+    try:
+        _lock(file, index)
+    except OSError:
+        return True
+    fcntl.lockf(file, fcntl.LOCK_UN, 1, index * RECORD.size)
+    return False
+
+
+def start_of(pid: int) -> "int | None":
+    """Return when process ``pid`` was started, in ticks since the boot, None if it is gone; proc_pid_stat(5)."""
+    try:
+        return int(victim.stat_fields(_read(f"/proc/{pid}/stat"))[19])
+    except OSError:
         return None
-    namespace = posix.dup(namespace)
-    while True:
-        inode = posix.fstat(namespace).st_ino
-        parent = fcntl.ioctl(namespace, NS_GET_PARENT)
-        posix.close(namespace)
+
+
+def is_dumping(pid: int, tid: int, started: int) -> bool:
+    """Tell whether the process that was ``started`` then is still being dumped; asked of the thread that crashed."""
+    try:
+        return start_of(pid) == started and victim.still_dumping(_read(f"/proc/{pid}/task/{tid}/status"))
+    except OSError:
+        return False
+
+
+def _read(path: str) -> bytes:
+    file = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
+    try:
+        return posix.read(file, 65536)
+    finally:
+        posix.close(file)
+
+
+def holder_of(crash: "Crash") -> Holder:
+    """Return whose the crash is. The process is not verified yet: whoever took its place is refused later."""
+    task = f"/proc/{crash.pid}/task/{crash.tid or crash.pid}"
+    opened: list[int] = []
+    try:
+        identifier = victim.container_id(victim.parse_cgroup(_read(f"{task}/cgroup")))
+        opened.append(posix.open(f"{task}/ns/pid", posix.O_RDONLY | posix.O_CLOEXEC))
+        own = posix.stat("/proc/self/ns/pid").st_ino
+        if posix.fstat(opened[0]).st_ino != own:
+            # Who made it is told by itself: its processes may make user namespaces, as whatever user.
+            opened.append(_outermost(opened[0], own))
+            opened.append(fcntl.ioctl(opened[1], NS_GET_USERNS))
+            name = identifier or f"pid:[{posix.fstat(opened[1]).st_ino}]"
+            return Holder(f"container {name}", _maker_of(opened[-1], opened))
+        opened.append(posix.open(f"{task}/ns/user", posix.O_RDONLY | posix.O_CLOEXEC))
+        maker = _maker_of(opened[-1], opened)
+    except OSError:
+        return Holder("unknown", None)
+    finally:
+        for descriptor in set(opened):
+            posix.close(descriptor)
+    if maker is not None:
+        return Holder(f"user {maker}", maker)
+    if identifier:
+        # Not the same name as above: users of the host may have control groups of their own, and name them.
+        return Holder(f"container {identifier} in the host's pid namespace", None)
+    return Holder(f"user {crash.uid}", crash.uid)
+
+
+def _maker_of(namespace: int, opened: "list[int]") -> "int | None":
+    """Return who made the outermost user namespace that the opened ``namespace`` lies in, None for the host's; ioctl_ns(2)."""
+    own = posix.stat("/proc/self/ns/user").st_ino
+    if posix.fstat(namespace).st_ino == own:
+        return None
+    opened.append(_outermost(namespace, own))
+    owner = bytearray(4)
+    fcntl.ioctl(opened[-1], NS_GET_OWNER_UID, owner, True)
+    return int(_struct.unpack("=I", owner)[0])
+
+
+def _outermost(namespace: int, own: int) -> int:
+    """Return the ancestor of the opened ``namespace`` right below that of the inode ``own``, or ``namespace`` itself.
+
+    A container that makes namespaces of its own has no more slots for that; ioctl_ns(2).
+    """
+    current = namespace
+    while posix.fstat(current).st_ino != own:
+        parent = fcntl.ioctl(current, NS_GET_PARENT)
         if posix.fstat(parent).st_ino == own:
             posix.close(parent)
-            return inode
-        namespace = parent
+            return current
+        if current != namespace:
+            posix.close(current)
+        current = parent
+    return namespace

@@ -7,6 +7,7 @@ See proc(5) for every file that is read.
 
 import _struct
 import posix
+import select
 
 from core_helper import linux
 
@@ -18,7 +19,8 @@ AT_SECURE = 23
 ENVIRON_LIMIT = 1 << 20
 MOST_VARIABLES = 8192
 FILE_LIMIT = 1 << 20
-NO_USER = 0xFFFFFFFF
+PATIENCE = 0.5  # Seconds for a process to end when nobody reads its core any more.
+SIGKILL = 9
 
 # All namespaces but the user namespace, in the order in which they are joined; mnt comes last, because after it the
 # host's files are out of reach. The user namespace is joined after the ids were taken over (privileges.py).
@@ -142,6 +144,42 @@ def _read_all(descriptor: int, limit: int) -> bytes:
         parts.append(part)
         limit -= len(part)
     return b"".join(parts)
+
+
+def open_pidfd(crash: "Crash") -> "int | None":
+    """Return the kernel's pidfd of the process, or one of ours; None where it is gone."""
+    if crash.pidfd is not None:
+        return crash.pidfd
+    try:
+        return linux.pidfd_open(crash.pid)
+    except OSError:
+        return None
+
+
+def let_go(core: int, crash: "Crash") -> bool:
+    """Close the last reader of the kernel's pipe ``core``, and end the process if that does not; tell whether it was ended.
+
+    As a rule the next write ends the dump. But the kernel may have nothing to write for minutes, while it walks terabytes of
+    memory that the process has reserved and never used: fs/coredump.c, dump_user_range. A process that waits for a file
+    system which does not answer is not ended by this either; its slot stays taken, see slots.py.
+    """
+    posix.close(core)
+    if crash.handle is None:
+        return False
+    poll = select.poll()
+    poll.register(crash.handle, select.POLLIN)
+    if poll.poll(PATIENCE * 1000):
+        return False
+    try:
+        proc = posix.open("/proc", posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
+        task = _open_directory(proc, f"{crash.pid}/task/{crash.tid or crash.pid}")
+        # It has not ended, so the number is still its own. And it is no successor of the crashed process: none is that old.
+        if not still_dumping(read(task, "status")) or _is_younger(read(task, "../../stat"), read(proc, "self/stat")):
+            return False
+    except OSError:
+        return False
+    linux.pidfd_send_signal(crash.handle, SIGKILL)
+    return True
 
 
 def whereabouts(pid: int) -> "tuple[bytes, str]":
@@ -374,8 +412,13 @@ def verify(crash: "Crash", status: "dict[str, str]", stat: bytes, own_stat: byte
         raise Refused(
             f"process {crash.pid} does not have the ids {crash.uid}:{crash.gid} that the kernel named: core not delegated"
         )
-    if int(stat_fields(stat)[19]) > int(stat_fields(own_stat)[19]):
+    if _is_younger(stat, own_stat):
         raise Refused(f"process {crash.pid} is younger than its own crash: its pid was reused")
+
+
+def _is_younger(stat: bytes, own_stat: bytes) -> bool:
+    """Tell from two /proc/PID/stat whether the first process was started after the second; proc_pid_stat(5), starttime."""
+    return int(stat_fields(stat)[19]) > int(stat_fields(own_stat)[19])
 
 
 def still_dumping(status: bytes) -> bool:

@@ -193,6 +193,7 @@ class Stage:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.handed_on: list[list[bytes]] = []
+        self.left = 0
         self.found: Any = crashed()
         self.refusal: Exception | None = None
         monkeypatch.setattr(victim, "examine", self.examine)
@@ -206,7 +207,11 @@ class Stage:
     def run(self, crash: command.Crash, words: list[bytes]) -> Any:
         configuration = command.Configuration()
         configuration.chain = words
-        return main.examine(crash, configuration, None)
+        return main.examine(crash, configuration, self, None)  # type: ignore[arg-type]
+
+    def leave(self) -> None:
+        """The slot, which what is handed on does not hold."""
+        self.left += 1
 
 
 @pytest.fixture
@@ -219,6 +224,7 @@ def test_a_crash_of_the_host_is_handed_on_where_that_is_configured(crash: comman
     assert stage.handed_on == []
     stage.run(crash, [b"/handler"])
     assert stage.handed_on == [[b"/handler"]]
+    assert stage.left == 1
 
 
 def test_a_set_id_program_is_handed_on_and_else_refused(crash: command.Crash, stage: Stage) -> None:

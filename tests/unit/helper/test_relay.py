@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,45 @@ def test_standard_error_is_bounded_and_never_blocks(text: str, lines: int) -> No
     assert (result.failure, result.complete, len(result.logged)) == (None, True, lines)
     assert "more than 64 KiB" in result.logged[-1]
     assert all(line == text or text.startswith(line) for line in result.logged[:-1])
+
+
+# What was read decides whose core it is.
+
+
+@pytest.mark.parametrize("size", [0, 10, 5000, LONG])
+@pytest.mark.parametrize("script", ["exit 7", "kill -KILL $$", "exec 0<&-; exit 1", "exec 0<&-; sleep 0.1; exit 1"])
+def test_a_delegate_that_fails_and_has_read_nothing_leaves_the_core_whole(script: str, size: int) -> None:
+    result = deliver(shell(script), b"c" * size)
+    assert (result.started, result.delivered) == (True, 0)
+    assert result.failure is not None
+    # Of a process that was killed before it wrote anything there is no core to be kept.
+    assert result.untouched is True or size == 0
+
+
+@pytest.mark.parametrize("script", ["head -c 1 >/dev/null; exit 7", "head -c 1 >/dev/null; kill -KILL $$"])
+def test_a_delegate_that_has_read_one_byte_has_taken_the_core(script: str) -> None:
+    result = deliver(shell(script), b"c" * LONG)
+    assert result.failure is not None and result.untouched is False
+    assert result.delivered > 0
+
+
+def test_a_delegate_that_reads_nothing_and_ends_well_does_not_want_the_core() -> None:
+    result = deliver(shell("exit 0"), b"c" * LONG)
+    assert (result.failure, result.untouched, result.delivered) == (None, True, 0)
+
+
+def test_who_inherited_the_input_of_a_failed_delegate_does_not_keep_the_core() -> None:
+    result = deliver(shell("exec 3<&0; sleep 60 <&3 >&- 2>&- 3<&- & exit 1"), b"c" * LONG)
+    assert (result.untouched, result.failure) == (True, "it ended with exit code 1")
+    assert result.seconds < 5
+
+
+@pytest.mark.parametrize("size", [10, LONG])
+def test_who_inherited_the_input_of_a_delegate_that_ended_well_reads_on(tmp_path: Path, size: int) -> None:
+    (tmp_path / "core").touch()
+    result = deliver(shell('exec 3<&0; (sleep 0.3; cat <&3 >"$0") 3<&3 & exit 0', tmp_path / "core"), b"c" * size)
+    assert result.failure is None
+    limit = time.monotonic() + 5
+    while (tmp_path / "core").stat().st_size < size and time.monotonic() < limit:
+        time.sleep(0.01)
+    assert (tmp_path / "core").stat().st_size == size

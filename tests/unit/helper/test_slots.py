@@ -1,58 +1,199 @@
-"""slots: one container leaves slots of kernel.core_pipe_limit to the others."""
+"""slots: who crashes in a loop leaves slots to the others."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from core_helper import slots, victim
-from unit.helper.support import in_child, process
-
-
-@pytest.mark.parametrize(("limit", "share"), [(0, 1), (1, 1), (2, 1), (3, 2), (4, 3), (64, 48), (10**9, 1 << 16)])
-def test_a_container_may_hold_three_quarters_but_at_least_one(limit: int, share: int) -> None:
-    assert slots.share_of(limit) == share
-
-
-def test_a_process_of_the_host_needs_no_slot(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slots, "FILE", "/missing/directory/slots")
-    slots.take(process())
-    assert slots.outermost_container(process(namespaces=[("mnt", 0, 99)])) is None
+from core_helper import command, slots, victim
+from unit.helper.support import in_child
 
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "limit").write_text("4\n")
+    (tmp_path / "limit").write_text("512\n")
     monkeypatch.setattr(slots, "FILE", str(tmp_path / "slots"))
     monkeypatch.setattr(slots, "LIMIT", str(tmp_path / "limit"))
-    monkeypatch.setattr(slots, "outermost_container", lambda process: process.container)
+    # A crash by this process, of whom its user number says.
+    monkeypatch.setattr(slots, "holder_of", lambda crash: slots.Holder(f"container {crash.uid}", crash.gid))
     return tmp_path / "slots"
 
 
-def take_nested(containers: list[int]) -> str:
-    """Take a slot for each of ``containers``, each in a process that waits for the next; return who was refused."""
+def crash_of(container: int, owner: int = 0) -> command.Crash:
+    return command.Crash(os.getpid(), container, owner)
+
+
+def take_nested(crashes: list[tuple[int, int]], limit: int) -> str:
+    """Take a slot for each (container, owner), each in a process that waits for the next; return who got one: + or -."""
     try:
-        slots.take(process(container=containers[0]))
-        refused = ""
-    except victim.Refused as error:
-        refused = f"{len(containers)}: {error}\n"
-    return refused + (str(in_child(lambda: take_nested(containers[1:]))) if containers[1:] else "")
+        slots.take(crash_of(*crashes[0]), limit)
+        got = "+"
+    except victim.Refused:
+        got = "-"
+    return got + (str(in_child(lambda: take_nested(crashes[1:], limit))) if crashes[1:] else "")
 
 
-def test_a_container_gets_its_share_and_another_one_still_gets_a_slot(file: Path) -> None:
-    refused = in_child(lambda: take_nested([4026531836, 4026531836, 4026531836, 4026531836, 4026532000]))
-    assert refused == "2: its container has 3 crashes in flight, its share of kernel.core_pipe_limit=4: core dropped\n"
+def got(crashes: list[tuple[int, int]], limit: int) -> str:
+    return str(in_child(lambda: take_nested(crashes, limit)))
+
+
+def test_three_that_take_all_leave_slots_to_the_fourth_and_the_fifth(file: Path) -> None:
+    assert got([(1, 0)] * 9 + [(2, 0)] * 5 + [(3, 0)] * 3 + [(4, 0)] * 2 + [(5, 0)], 16) == (
+        "++++++++-" + "++++-" + "++-" + "+-" + "+"
+    )
+
+
+def test_the_last_slot_is_for_one_who_has_none(file: Path) -> None:
+    assert got([(1, 0), (1, 0), (2, 0), (3, 0)], 2) == "+-+-"
+
+
+def test_who_may_make_containers_of_any_number_is_bounded_over_all_of_them(file: Path) -> None:
+    # Twelve of sixteen for user 7, whatever their containers are; the others go on.
+    crashes = [(number, 7) for number in range(14)] + [(20, 0), (21, 8), (0, 7)]
+    assert got(crashes, 16) == "+" * 12 + "--" + "++" + "-"
+
+
+def test_a_group_of_another_owner_is_another_group(file: Path) -> None:
+    assert got([(1, 0), (1, 0), (1, 0), (1, 7)], 4) == "++-+"
+
+
+def test_slots_are_free_again_when_their_helpers_and_processes_have_ended(file: Path) -> None:
+    for _ in range(2):
+        assert got([(1, 0)] * 3, 4) == "++-"
     assert os.stat(file).st_mode & 0o777 == 0o600
 
 
-def test_slots_are_free_again_when_their_helpers_have_ended(file: Path) -> None:
-    for _ in range(2):
-        assert in_child(lambda: take_nested([4026531836] * 3)) == ""
+def test_a_slot_is_held_as_long_as_the_crashed_process_is_there(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = True
+    monkeypatch.setattr(slots, "is_dumping", lambda pid, tid, started: there)
+    assert got([(1, 0)] * 3, 4) == "++-"
+    assert got([(1, 0), (2, 0)], 4) == "-+"
+    there = False
+    assert got([(1, 0), (2, 0)], 4) == "++"
+
+
+def test_a_slot_that_was_left_counts_no_more_and_is_nobody_elses(file: Path) -> None:
+    def leave_and_take() -> str:
+        slots.take(crash_of(1), 2).leave()
+        return got([(1, 0), (2, 0)], 2)
+
+    assert in_child(leave_and_take) == "+-"
+
+
+def test_a_refusal_names_the_container_what_it_holds_and_the_remedy(file: Path) -> None:
+    def refusal() -> str:
+        with pytest.raises(victim.Refused) as caught:
+            slots.take(crash_of(1), 2)
+        return str(caught.value)
+
+    # Locks are a process's own: seen from itself it holds none.
+    def nested() -> str:
+        slots.take(crash_of(1), 2)
+        return str(in_child(refusal))
+
+    told = in_child(nested)
+    assert told.startswith("container 1 has 1 crashes in flight, and 1 of 2 slots are free: core dropped; ")
+    assert "docker_core_helper_pipe_limit" in told
+
+
+@pytest.mark.parametrize(
+    ("configured", "kernel", "limit"),
+    [(64, 512, 64), (None, 100, 100), (None, 0, 64), (10, 0, 10), (64, 8, 8), (None, 10**9, 1 << 14)],
+)
+def test_deliveries_are_bounded_by_the_configuration_and_by_the_kernel(
+    file: Path, configured: int | None, kernel: int, limit: int
+) -> None:
+    Path(slots.LIMIT).write_text(f"{kernel}\n")
+    assert slots.limit_of(configured) == limit
 
 
 def test_a_link_in_place_of_the_file_is_not_followed(file: Path) -> None:
     file.symlink_to(file.parent / "other")
     with pytest.raises(OSError, match="symbolic links"):
-        slots.take(process(container=1))
+        slots.take(crash_of(1), 4)
     assert not (file.parent / "other").exists()
+
+
+def test_a_file_of_garbage_costs_no_slot(file: Path) -> None:
+    file.write_bytes(os.urandom(16 * slots.RECORD.size))
+    assert got([(1, 0)], 16) == "+"
+
+
+def test_a_process_that_does_not_dump_core_or_is_another_one_is_not_dumping() -> None:
+    started = slots.start_of(os.getpid())
+    assert started is not None and started > 0
+    assert not slots.is_dumping(os.getpid(), os.getpid(), started)
+    assert slots.start_of(1 << 22) is None
+    assert not slots.is_dumping(1 << 22, 1 << 22, 0)
+
+
+def test_the_thread_that_crashed_is_asked_whether_it_dumps(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def read(path: str) -> bytes:
+        asked.append(path)
+        return b"4711 (a) D" + b" 7" * 40 if path.endswith("stat") else b"\nCoreDumping:\t1\n"
+
+    monkeypatch.setattr(slots, "_read", read)
+    assert slots.is_dumping(4711, 4712, 7)
+    assert not slots.is_dumping(4711, 4712, 8)
+    assert asked[1] == "/proc/4711/task/4712/status"
+
+
+def holder_of(*words: str) -> str:
+    """Return whose a crash of the process would be that ``words`` start; or skip where that is forbidden here."""
+    program = "import os; os.write(1, b'x'); os.read(0, 1)"
+    process = subprocess.Popen(
+        [*words, sys.executable, "-ISc", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+    try:
+        if not process.stdout.read(1):
+            pytest.skip(f"{words} does not work here: {process.stderr.read().decode()}")
+        pid = process.pid
+        while children := Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            pid = int(children[0])
+        return slots.holder_of(command.Crash(pid, 4711, 0)).group
+    finally:
+        process.stdin.close()
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()
+
+
+def test_a_process_of_the_host_is_its_users() -> None:
+    assert holder_of() == "4711 user 4711"
+
+
+def test_who_is_gone_is_nobody_in_particular() -> None:
+    assert slots.holder_of(command.Crash(1 << 22, 0, 0)).group == "-1 unknown"
+
+
+def test_a_user_namespace_is_that_of_who_made_it() -> None:
+    uid = os.getuid() or -1
+    inner = holder_of("unshare", "--user", "--map-root-user", "--pid", "--fork")
+    assert inner.startswith(f"{uid} container pid:[")
+    nested = ("unshare", "--user", "--map-root-user", "--pid", "--fork")
+    assert holder_of(*nested, *nested).startswith(f"{uid} container pid:[")
+    alone = holder_of("unshare", "--user", "--map-root-user")
+    assert alone == (f"{uid} user {uid}" if uid > 0 else "-1 user 0")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="a pid namespace without a user namespace needs root")
+def test_namespaces_below_the_container_are_the_containers(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = slots._outermost
+    levels = []
+
+    def outermost(namespace: int, own: int) -> int:
+        found = real(namespace, own)
+        levels.append(os.fstat(namespace).st_ino == os.fstat(found).st_ino)
+        return found
+
+    monkeypatch.setattr(slots, "_outermost", outermost)
+    assert holder_of("unshare", "--pid", "--fork").startswith("-1 container pid:[")
+    nested = ("unshare", "--pid", "--fork")
+    assert holder_of(*nested, *nested, *nested).startswith("-1 container pid:[")
+    assert levels == [True, False]

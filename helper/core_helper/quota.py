@@ -1,0 +1,63 @@
+"""How much one container may write into the host's log, over all its crashes: a token bucket in a file of root's.
+
+Without it a container that crashes in a loop, each time with a delegate that writes all it may, fills the host's log.
+"""
+
+import _struct
+import fcntl
+import posix
+import time
+
+FILE = "/run/docker_core_helper.lines"
+# Lines that may be written at once, lines that are added to them each second, and how many must be there before a container
+# that had used up all of them may write again: or each new line would bring one that says how many were left out.
+BURST, RATE, RESUME = 1000.0, 10.0, 100.0
+MOST_GROUPS = 256
+# Time of the monotonic clock, lines left, lines left out since when it had used up all of them (-1: it has not), name.
+RECORD = _struct.Struct("=ddq104s")
+
+
+def admit(group: str, now: "float | None" = None) -> "tuple[bool, str]":
+    """Tell whether ``group`` may write a line now, and what the log should be told before about lines that were left out.
+
+    ``now`` is a time of the monotonic clock in seconds. A file that cannot be used lets every line through.
+    """
+    try:
+        file = posix.open(FILE, posix.O_RDWR | posix.O_CREAT | posix.O_NOFOLLOW | posix.O_CLOEXEC, 0o600)
+    except OSError:
+        return True, ""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        return _admit(file, group, time.monotonic() if now is None else now)
+    except OSError:
+        return True, ""
+    finally:
+        posix.close(file)
+
+
+def _admit(file: int, group: str, now: float) -> "tuple[bool, str]":
+    name = group.encode()[:104].ljust(104, b"\0")
+    table = posix.pread(file, MOST_GROUPS * RECORD.size, 0).ljust(MOST_GROUPS * RECORD.size, b"\0")
+    records = list(RECORD.iter_unpack(table))
+    index = next((index for index, record in enumerate(records) if record[3] == name), None)
+    if index is None:
+        # A new one takes the place of the one that has been silent for the longest time.
+        index = min(range(MOST_GROUPS), key=lambda index: records[index][0])
+        then, left, missed = now, BURST, -1
+    else:
+        then, left, missed, _ = records[index]
+    left = min(BURST, left + max(0.0, now - then) * RATE)
+    admitted, told = True, ""
+    if missed >= 0 and left < RESUME:
+        admitted, missed = False, missed + 1
+    elif missed >= 0:
+        told, missed = f"{missed} lines of this container were left out of the log", -1
+    if admitted and left < 1:
+        admitted, missed = False, 1
+        told = (
+            f"this container has written {BURST:.0f} lines: more are left out while it writes over {RATE:.0f} a second"
+        )
+    elif admitted:
+        left -= 1
+    posix.pwrite(file, RECORD.pack(now, left, missed, name), index * RECORD.size)
+    return admitted, told

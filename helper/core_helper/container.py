@@ -85,6 +85,61 @@ def cgroup_mounts(mountinfo: bytes) -> "dict[bytes, bytes]":
     return mounts
 
 
+class Mount:
+    """A mount: where it is, on which device its file system is, and which directory of that it shows."""
+
+    def __init__(self, point: bytes, device: bytes, root: bytes) -> None:
+        """Take the three as /proc/PID/mountinfo has them."""
+        self.point = point
+        self.device = device
+        self.root = root
+
+    def place_of(self, path: bytes) -> "tuple[bytes, bytes] | None":
+        """Return device and path within its file system of a ``path`` on this mount, None where it is not on it."""
+        if not is_below((b"", path), (b"", self.point)):
+            return None
+        return self.device, self.root.rstrip(b"/") + b"/" + path[len(self.point) :].lstrip(b"/")
+
+
+def mounts(mountinfo: bytes) -> "dict[int, Mount]":
+    """Return the mounts of /proc/PID/mountinfo by their numbers; proc_pid_mountinfo(5)."""
+    found = {}
+    for line in mountinfo.split(b"\n"):
+        fields = line.split(b" ", 5)
+        if len(fields) == 6 and fields[0].isdigit():
+            found[int(fields[0])] = Mount(decoded(fields[4]), fields[2], decoded(fields[3]))
+    return found
+
+
+def place_of_root(table: "dict[int, Mount]") -> "tuple[bytes, bytes] | None":
+    """Return device and path of the root directory that the process of these mounts sees; the topmost mount counts.
+
+    None where it is no mount, as after chroot(2).
+    """
+    places = [mount.place_of(b"/") for mount in table.values() if mount.point == b"/"]
+    return places[-1] if places else None
+
+
+def is_below(place: "tuple[bytes, bytes] | None", tree: "tuple[bytes, bytes] | None") -> bool:
+    """Tell whether a place, device and path, is ``tree`` or lies below it."""
+    if place is None or tree is None:
+        return False
+    return place[0] == tree[0] and (place[1].rstrip(b"/") + b"/").startswith(tree[1].rstrip(b"/") + b"/")
+
+
+def mount_of(descriptor: int, proc_self: "int | None" = None) -> int:
+    """Return the number of the mount that the opened ``descriptor`` is on; proc_pid_fdinfo(5). No file system is asked.
+
+    ``proc_self`` is the opened /proc/self of the host where the host's /proc is out of reach.
+    """
+    directory = "" if proc_self is not None else "/proc/self/"
+    file = posix.open(f"{directory}fdinfo/{descriptor}", posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=proc_self)
+    try:
+        return int(victim.parse_status(victim.read_all(file))["mnt_id"])
+    finally:
+        posix.close(file)
+
+
 def decoded(path: bytes) -> bytes:
     """Return ``path`` without the octal escapes of /proc/PID/mountinfo; proc_pid_mountinfo(5)."""
     # The backslash comes last: one that is part of a name is escaped itself, so none of the others begins with it.
@@ -140,10 +195,19 @@ def hostname_of(process: "FaultingProcess") -> bytes:
 def join_namespaces(process: "FaultingProcess") -> None:
     """Join all namespaces of ``process`` but the user namespace; setns(2). Raises OSError: never half a container.
 
-    The pid namespace takes effect for children only, so this process cannot be seen from within the container.
+    Raises Refused where the root directory of the process is none of the mount namespace's: then those are not the files of its
+    container. The pid namespace takes effect for children only, so this process cannot be seen from within the container.
     """
+    proc_self = posix.open("/proc/self", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
     for _, kind, descriptor in process.namespaces:
         linux.setns(descriptor, kind)
+    if process.in_container():
+        root = posix.open("/", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
+        mount = mount_of(process.root, proc_self)
+        if mount != mount_of(root, proc_self) and mount not in mounts(victim.read(proc_self, "mountinfo", 1 << 24)):
+            raise victim.Refused("its root directory is in another mount namespace than itself")
+        posix.close(root)
+    posix.close(proc_self)
 
 
 def enter_root(process: "FaultingProcess") -> None:

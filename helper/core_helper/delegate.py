@@ -70,7 +70,7 @@ class Reporter:
     """Tells the supervisor over the error pipe how far the child got.
 
     Lines: ``environ`` when the variables of the process were read, ``environ fallback`` where they ask for the core file;
-    ``pid N``, ``note TEXT``, ``ready``, ``absent TEXT``, ``crowded TEXT``, ``failed TEXT``.
+    ``pid N``, ``note TEXT``, ``ready``, ``absent TEXT``, ``crowded TEXT``, ``failed TEXT``, ``refused TEXT``.
     """
 
     def __init__(self, pipe: int) -> None:
@@ -106,7 +106,9 @@ def run_child(reporter: Reporter, steps: "list[tuple[str, object]]") -> "NoRetur
         reporter.send("absent", str(error))
     except Crowded as error:
         reporter.send("crowded", f"{reporter.step}: {error}")
-    except (Stopped, victim.Refused) as error:
+    except victim.Refused as error:
+        reporter.send("refused", str(error))
+    except Stopped as error:
         reporter.send("failed", f"{reporter.step}: {error}")
     except OSError as error:
         reporter.send("failed", f"{reporter.step}: {error.strerror}")

@@ -9,7 +9,7 @@ import posix
 import sys
 import time
 
-from core_helper import __version__, command, container, delegate, privileges, slots, supervisor, victim
+from core_helper import __version__, command, container, delegate, membership, privileges, slots, supervisor, victim
 from core_helper.child import Child
 
 TYPE_CHECKING = False
@@ -155,6 +155,9 @@ def handle(
         if result.started and not (result.untouched and result.failure):
             delivered = log().conclude(crash, process, words[0], result, began)
             return EXIT_OK if delivered else EXIT_NOT_DELIVERED
+        if result.refused:
+            log().refuse(crash, (process.comm, process.container_id), str(result.failure))
+            return EXIT_NOT_DELIVERED
         failure, absent = str(result.failure), result.absent
         if result.untouched:
             failure = f"{words[0].decode('utf-8', 'backslashreplace')}: {failure} before it read a byte"
@@ -186,8 +189,10 @@ def examine(
     refusal = None
     try:
         process = victim.examine(crash)
-    except victim.SetId as error:
-        # Not for a delegate; but the handler of the host is root's, and has always looked after such programs itself.
+        membership.check(process)
+        process.close_task()
+    except victim.Withheld as error:
+        # Not for a delegate; but the handler of the host is root's, and has always looked after such processes itself.
         process, refusal = error.process, error
     if crash.signal is None:
         crash.signal = process.signal
@@ -195,7 +200,7 @@ def examine(
     if configuration.chain and not any(name == "pid" for name, _, _ in process.namespaces):
         from core_helper import chain
 
-        if chain.is_of_the_host(process):
+        if chain.is_of_the_host(process) or (refusal is not None and refusal.of_the_host):
             hand_on(crash, process, configuration, slot, terminal)
     if refusal is not None:
         raise refusal

@@ -152,6 +152,7 @@ def _take_reports(child: "Child", result: "Result") -> bool:
         elif result.failure is None:
             result.absent = kind == "absent"
             result.crowded = kind == "crowded"
+            result.refused = kind == "refused"
             result.failure = text
     return ready
 

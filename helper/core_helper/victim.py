@@ -44,13 +44,14 @@ class Refused(Exception):
     """The delegation is refused. The text, for the log, says what was found and what to do."""
 
 
-class SetId(Refused):
-    """The core is for root only. ``process`` is whose it is: the host's own handler may be asked to look after it."""
+class Withheld(Refused):
+    """The core is not for a delegate. ``process`` is whose it is: the host's own handler may be asked to look after it."""
 
-    def __init__(self, text: str, process: "FaultingProcess") -> None:
-        """Take the text for the log, and the process as it was verified."""
+    def __init__(self, text: str, process: "FaultingProcess", of_the_host: bool = False) -> None:
+        """Take the text for the log, the process as it was verified, and whether it is the host's though it may not look so."""
         super().__init__(text)
         self.process = process
+        self.of_the_host = of_the_host
 
 
 class FaultingProcess:
@@ -61,6 +62,7 @@ class FaultingProcess:
     ) -> None:
         """Take the opened ``/proc/PID/task/TID``, the root directory, (name, kind, descriptor) of namespaces, the status."""
         stat = stat_fields(read(task, "stat"))
+        self.task = task
         self.root = root
         self.namespaces = [namespace for namespace in namespaces if namespace[0] != "user"]
         self.user_namespace = next((namespace[2] for namespace in namespaces if namespace[0] == "user"), None)
@@ -68,7 +70,9 @@ class FaultingProcess:
         self.gid = _ids(status, "Gid")[0]
         self.groups = [int(group) for group in status["Groups"].split()]
         self.pid = int(status.get("NStgid", status["Tgid"]).split()[-1])
+        self.host_pid = int(status["Tgid"])
         self.host_tid = int(status["Pid"])
+        self.depth = len(status.get("NSpid", status["Pid"]).split())
         self.tid = int(status.get("NSpid", status["Pid"]).split()[-1])
         self.inheritable = int(status["CapInh"], 16)
         self.permitted = int(status["CapPrm"], 16)
@@ -96,6 +100,10 @@ class FaultingProcess:
         self.hostname = b""
         self.confined = self.seccomp_filters > (1 if self.in_container() else 0)
 
+    def close_task(self) -> None:
+        """Close the directory in the host's /proc: nobody in the container must find it open in one of our processes."""
+        posix.close(self.task)
+
     def read_environ(self) -> "dict[bytes, bytes]":
         """Return the variables of the process that the delegate gets; ``notes`` tell what was left out.
 
@@ -109,7 +117,7 @@ class FaultingProcess:
         if self.confined:
             self.notes.append("it had a seccomp filter of its own: none of its variables was passed on")
             return {}
-        variables, cut = parse_environ(_read_all(self.environ_file, ENVIRON_LIMIT + 1))
+        variables, cut = parse_environ(read_all(self.environ_file, ENVIRON_LIMIT + 1))
         if cut:
             self.notes.append(
                 f"its environment has more than {MOST_VARIABLES} variables or 1 MiB, or a variable of 128 KiB:"
@@ -117,16 +125,30 @@ class FaultingProcess:
             )
         return variables
 
+    def descriptor(self, kind: str) -> "int | None":
+        """Return the opened namespace of that ``kind``, None where the process has the helper's."""
+        return next((descriptor for name, _, descriptor in self.namespaces if name == kind), None)
+
+    def inode(self, kind: str) -> int:
+        """Return the inode of the process's namespace of that ``kind``."""
+        descriptor = self.descriptor(kind)
+        found = posix.stat(f"/proc/self/ns/{kind}") if descriptor is None else posix.fstat(descriptor)
+        return found.st_ino
+
     def in_container(self) -> bool:
         """Tell whether the process has a mount namespace other than the helper's."""
-        return any(name == "mnt" for name, _, _ in self.namespaces)
+        return self.descriptor("mnt") is not None
+
+    def in_pid_namespace(self) -> bool:
+        """Tell whether the process has a pid namespace other than the helper's."""
+        return self.descriptor("pid") is not None
 
 
 def read(directory: int, name: str, limit: int = FILE_LIMIT) -> bytes:
     """Return at most ``limit`` bytes of the file ``name`` in the opened ``directory``. Raises OSError."""
     descriptor = _open_file(directory, name)
     try:
-        return _read_all(descriptor, limit)
+        return read_all(descriptor, limit)
     finally:
         posix.close(descriptor)
 
@@ -135,7 +157,8 @@ def _open_file(directory: int, name: str) -> int:
     return posix.open(name, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NOFOLLOW, dir_fd=directory)
 
 
-def _read_all(descriptor: int, limit: int) -> bytes:
+def read_all(descriptor: int, limit: int = FILE_LIMIT) -> bytes:
+    """Return at most ``limit`` bytes of the opened file. Raises OSError."""
     parts = []
     while limit > 0:
         part = posix.read(descriptor, min(limit, 65536))
@@ -381,9 +404,7 @@ def examine(crash: "Crash") -> "FaultingProcess":
     if not still_dumping(read(task, "status")):
         raise Refused(NOT_DUMPING.format(crash.pid))
     if refusal is not None:
-        raise SetId(str(refusal), process)
-    # A directory of the host: nobody in the container must find it open in one of our processes.
-    posix.close(task)
+        raise Withheld(str(refusal), process)
     posix.close(proc)
     return process
 

@@ -4,6 +4,9 @@
  *   fork=COUNT     that many children go on; the parent waits, says "children ended" and ends
  *   keep=SECONDS   a child goes on; the parent waits, says "child ended", and keeps the container alive
  *   leave=SECONDS  a child goes on; the parent keeps the container alive and does not wait for it
+ *   join=FILE      joins the namespace of that file
+ *   root=PATH      makes that directory its root directory
+ *   own-mounts     a mount namespace of its own; jail: with /jail as the root of it
  *   receiver=USER  a process of that user holds the descriptor that it is sent over /out/socket
  *   record         writes what it is to /out/process.PID
  *   wait=FILE      waits until the file is there
@@ -14,10 +17,12 @@
  *   thread         a second thread, with namespaces of its own, goes on
  *   limits         changes resource limits, umask, nice and oom_score_adj
  *   memory=MIB     fills that much memory
+ *   reserve=TIB    reserves that much memory and never uses it
+ *   modest         processor 0 alone, and scheduled when nobody else wants to be
  *   tiny           has no memory dumped
  *   path=LENGTH    the program is at a path of that length
  *   name           a name full of bytes that matter elsewhere: thread, host, path
- *   environ=KIND   an environment of its own: letters, large or unterminated
+ *   environ=KIND   an environment of its own: letters, large, many (200,000 variables) or unterminated
  *   setid          user 1000 executes a set-user-id program of root, which goes on; become: it becomes root altogether
  *   capable        user 1000 executes a program with a file capability, which goes on
  *   delegate=KIND  puts something else where the delegate is
@@ -39,6 +44,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
@@ -206,6 +212,37 @@ static void change_limits(void)
 	umask(027);
 }
 
+static void join(const char *path)
+{
+	int file = open(path, O_RDONLY | O_CLOEXEC);
+	must(file, path);
+	must(setns(file, 0), "setns");
+	close(file);
+}
+
+static void change_root(const char *path)
+{
+	must(chroot(path), path);
+	must(chdir("/"), "/");
+}
+
+static void reserve(size_t size)
+{
+	/* The kernel limits how large one may be to what the machine has, if it heeds it at all. */
+	for (size_t step = 1ul << 40; size; size -= step)
+		if (mmap(NULL, step, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0) == MAP_FAILED)
+			fail("mmap");
+}
+
+static void be_modest(void)
+{
+	cpu_set_t first;
+	CPU_ZERO(&first);
+	CPU_SET(0, &first);
+	must(sched_setaffinity(0, sizeof first, &first), "sched_setaffinity");
+	must(sched_setscheduler(0, SCHED_IDLE, &(struct sched_param){0}), "sched_setscheduler");
+}
+
 static void fill_memory(size_t size)
 {
 	/* volatile: nobody reads it, and the compiler would leave it out. */
@@ -257,6 +294,7 @@ static void change_environment(const char *kind, char **rest)
 {
 	static char space[15][130000];
 	char *letters[27] = {0}, text[26][4], *large[16] = {0};
+	static char *many[200001];
 	char **environment = letters;
 	for (int i = 0; i < 26; i++) {
 		snprintf(text[i], sizeof text[i], "%c=1", 'a' + i);
@@ -270,6 +308,10 @@ static void change_environment(const char *kind, char **rest)
 			large[i] = space[i];
 		}
 		environment = large;
+	} else if (!strcmp(kind, "many")) {
+		for (int i = 0; i < 200000; i++)
+			many[i] = "a=";
+		environment = many;
 	}
 	execve("/usr/bin/victim", rest - 1, environment);
 	fail("execve");
@@ -538,6 +580,18 @@ static void act(char **actions)
 			fork_children(1, atoi(value));
 		else if (IS("leave"))
 			leave_child(atoi(value));
+		else if (IS("join"))
+			join(value);
+		else if (IS("root"))
+			change_root(value);
+		else if (IS("own-mounts")) {
+			must(unshare(CLONE_NEWNS), "unshare");
+			if (value)
+				change_root("/jail");
+		} else if (IS("reserve"))
+			reserve(strtoul(value, NULL, 10) << 40);
+		else if (IS("modest"))
+			be_modest();
 		else if (IS("receiver"))
 			start_receiver(atoi(value));
 		else if (IS("receive"))

@@ -129,6 +129,7 @@ def process(**facts: Any) -> Any:
         "limits": {},
         "cgroups": [],
         "environ_file": 0,
+        "close_task": lambda: None,
         "read_environ": dict,
         "policy": 0,
         "processors": set(),

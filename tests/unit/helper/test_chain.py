@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from core_helper import chain, command, linux, main, victim
+from core_helper import chain, command, linux, main, membership, victim
 from unit.helper.support import in_child, process, script
 
 ID = "0123456789abcdef" * 4
@@ -197,6 +197,7 @@ class Stage:
         self.found: Any = crashed()
         self.refusal: Exception | None = None
         monkeypatch.setattr(victim, "examine", self.examine)
+        monkeypatch.setattr(membership, "check", lambda process: None)
         monkeypatch.setattr(chain, "hand_on", lambda crash, process, words, log: self.handed_on.append(words))
 
     def examine(self, crash: command.Crash) -> Any:
@@ -228,15 +229,29 @@ def test_a_crash_of_the_host_is_handed_on_where_that_is_configured(crash: comman
 
 
 def test_a_set_id_program_is_handed_on_and_else_refused(crash: command.Crash, stage: Stage) -> None:
-    stage.refusal = victim.SetId("never delegated", stage.found)
+    stage.refusal = victim.Withheld("never delegated", stage.found)
     for words in ([], [b"/handler"]):
         with pytest.raises(victim.Refused, match="never delegated"):
             stage.run(crash, words)
     assert stage.handed_on == [[b"/handler"]]
-    stage.refusal = victim.SetId("never delegated", crashed(namespaces=[("pid", 0, 9), ("mnt", 0, 9)]))
+    stage.refusal = victim.Withheld("never delegated", crashed(namespaces=[("pid", 0, 9), ("mnt", 0, 9)]))
     with pytest.raises(victim.Refused, match="never delegated"):
         stage.run(crash, [b"/handler"])
     assert len(stage.handed_on) == 1
+
+
+def test_a_process_of_the_host_in_a_containers_files_is_handed_on_and_else_refused(
+    crash: command.Crash, stage: Stage
+) -> None:
+    stage.found = crashed(namespaces=[("mnt", 0, 9)], container_id="f" * 64)
+    stage.refusal = victim.Withheld("of another container", stage.found)
+    with pytest.raises(victim.Refused, match="another container"):
+        stage.run(crash, [b"/handler"])
+    assert stage.handed_on == []
+    stage.refusal = victim.Withheld("of another container", stage.found, of_the_host=True)
+    with pytest.raises(victim.Refused, match="another container"):
+        stage.run(crash, [b"/handler"])
+    assert stage.handed_on == [[b"/handler"]]
 
 
 def test_a_process_that_could_not_be_verified_is_not_handed_on(crash: command.Crash, stage: Stage) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from core_helper import __version__, command, container, delegate, fallback, main, supervisor, victim
+from core_helper import __version__, command, container, delegate, fallback, main, membership, slots, supervisor, victim
 from core_helper.child import Result
 from unit.helper.support import HELPER, process
 
@@ -181,6 +181,8 @@ class Stage:
         monkeypatch.setattr(journal, "SOCKET", "/missing")
         monkeypatch.setattr(journal, "KERNEL_LOG", str(log))
         monkeypatch.setattr(victim, "examine", lambda crash: self.process)
+        monkeypatch.setattr(membership, "check", lambda process: None)
+        monkeypatch.setattr(slots, "take", lambda crash, configured: None)
         monkeypatch.setattr(delegate, "prepare", lambda process: plan)
         monkeypatch.setattr(main, "Child", lambda groups, run: run)
         monkeypatch.setattr(delegate, "execute", lambda plan, words, environment, child: ("execute", words))

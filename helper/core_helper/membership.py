@@ -1,0 +1,421 @@
+"""Whether the files that the process sees and the rights that it has belong to the same container.
+
+A program of the host may have joined the mount namespace of a container, as agents and ``nsenter -m`` do. When it crashes, the
+delegate would be looked up in that container's files and get the rights of the host. So the mount namespace must be that of the
+process's own container: of the one that its control group, and the init of that, belong to. Nothing is changed here.
+
+A mount namespace that is not the container's own was joined, or made by the process itself. Whoever could not join one has made
+it; of the others, it must show the same root directory. Where nobody can tell, the core is withheld.
+"""
+
+import fcntl
+import posix
+import time
+
+from core_helper import container, victim
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Callable, Iterator
+
+    from core_helper.victim import FaultingProcess
+
+NS_GET_USERNS = 0xB701
+NS_GET_PARENT = 0xB702
+NS_GET_PID_FROM_PIDNS = 0x8004B706  # Linux 6.11.
+# What lets a process into the mounts of others: setns(2) takes the first one, /proc/PID/root the second.
+CAP_SYS_PTRACE, CAP_SYS_ADMIN = 19, 21
+INTRUDING = 1 << CAP_SYS_ADMIN | 1 << CAP_SYS_PTRACE
+MOST_GROUPS, MOST_PROCESSES = 256, 4096
+PATIENCE = 1.0  # Seconds for a look at all processes of the host.
+
+
+class Member:
+    """A process, opened: what it has of a container. Raises OSError when it is gone."""
+
+    def __init__(self, pid: int) -> None:
+        """Open process ``pid`` of the host and read what counts here."""
+        self.directory = posix.open(f"/proc/{pid}", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
+        try:
+            self.status = victim.parse_status(victim.read(self.directory, "status"))
+            self.cgroups = victim.parse_cgroup(victim.read(self.directory, "cgroup"))
+            self.mounts = self.namespace("mnt")
+            self.processes = self.namespace("pid")
+        except BaseException:
+            self.close()
+            raise
+        self.pids = self.status.get("NSpid", self.status["Pid"]).split()
+        self.filters = int(self.status.get("Seccomp_filters", "0"))
+        self.bounding = int(self.status["CapBnd"], 16)
+
+    def namespace(self, name: str) -> int:
+        """Return the inode of the namespace ``name``."""
+        return posix.stat(f"ns/{name}", dir_fd=self.directory).st_ino
+
+    def close(self) -> None:
+        """Close it."""
+        posix.close(self.directory)
+
+
+def check(process: "FaultingProcess") -> None:
+    """Raise Withheld unless the mount namespace and the root directory of ``process`` are its own.
+
+    Notes in ``process.confined`` whether it was confined more than its container is. Raises Refused where that cannot be told,
+    OSError when the process went away.
+    """
+    if not process.in_container() and process.seccomp_filters == 0:
+        # An ordinary process of the host, or one that shares its files.
+        _check_root(process, None)
+        return
+    first, outermost = first_of(process)
+    try:
+        filters = [member.filters for member in (first, outermost) if member is not None]
+        if filters:
+            process.confined = process.seccomp_filters > min(filters)
+        if not process.in_container():
+            _check_root(process, None)
+            return
+        _check_owner(process)
+        intruding = first is None or not process.in_pid_namespace()
+        if first is not None:
+            _check_group(process, first)
+            # One that could have joined the mounts of others may have done so; what else it has, it has made.
+            intruding = intruding or (first.bounding | process.bounding) & INTRUDING != 0
+            if intruding and process.inode("mnt") != first.mounts and not _same_root(process.task, first.directory):
+                raise withheld(process, "it is in a mount namespace other than that of its own container")
+        if intruding:
+            _check_inhabitants(process, first)
+            _check_root(process, first)
+    finally:
+        for member in (first, outermost):
+            if member is not None:
+                member.close()
+
+
+def withheld(process: "FaultingProcess", reason: str) -> victim.Withheld:
+    """Return why the core of ``process`` is withheld, and whether it is the host's own."""
+    # What is in the pid and user namespace of the host, and has no engine's name on its control group, is no container's.
+    of_the_host = process.user_namespace is None and not process.in_pid_namespace() and not process.container_id
+    return victim.Withheld(f"{reason}: its core is not for a program of that one's image", process, of_the_host)
+
+
+# Who is the first process of the container?
+
+
+def first_of(process: "FaultingProcess") -> "tuple[Member | None, Member | None]":
+    """Return the first process of the container of ``process``, and that of the outermost container, None where unknown.
+
+    The container is that of the control group, where an engine has named it; else that of the pid namespace. Outside of pid
+    namespaces it is the control group as it is, unless that is the root group.
+    """
+    namespace = process.descriptor("pid")
+    group = named_group(process.cgroups)
+    if namespace is None:
+        return (_eldest_of(*group) if group else _eldest_of_own(process)), None
+    init = _init_of(process, namespace, process.depth)
+    if init is None:
+        raise victim.Refused("the first process of its pid namespace was not found: core not delegated")
+    outermost = _init_of(process, _outermost(namespace), 2) if process.depth > 2 else None
+    if group is None:
+        # A sandbox that a user of the host made: what has started it is in the same control group.
+        return init, _less_confined(outermost, _eldest_of_own(process))
+    if is_within(init.cgroups, [group]):
+        return init, outermost
+    # It shares the pid namespace of another container.
+    return _eldest_of(*group), _less_confined(outermost, init)
+
+
+def _less_confined(one: "Member | None", other: "Member | None") -> "Member | None":
+    if one is None or other is None:
+        return one or other
+    return one if one.filters <= other.filters else other
+
+
+def named_group(cgroups: "list[tuple[bytes, bytes]]") -> "tuple[bytes, bytes] | None":
+    """Return controllers and path of the control group that an engine has named after the innermost container, or None."""
+    for controllers, path in cgroups:
+        parts = path.split(b"/")
+        for end in range(len(parts), 1, -1):
+            if victim.container_id([(b"", parts[end - 1])]):
+                return controllers, b"/".join(parts[:end])
+    return None
+
+
+def _init_of(process: "FaultingProcess", namespace: int, depth: int) -> "Member | None":
+    """Return the first process of the opened pid ``namespace``, an ancestor of that of ``process``; ``depth`` is its level."""
+    wanted = posix.fstat(namespace).st_ino
+    for pid in _candidates(process, namespace, wanted):
+        try:
+            member = Member(pid)
+        except OSError:
+            continue
+        # Asked of what was opened: the number may be another process's by now.
+        if member.processes == wanted and member.pids[-1] == "1" and len(member.pids) == depth:
+            return member
+        member.close()
+    return None
+
+
+def _candidates(process: "FaultingProcess", namespace: int, wanted: int) -> "Iterator[int]":
+    """Yield pids of the host that may be the first process of ``namespace``, the likely ones first."""
+    try:
+        yield fcntl.ioctl(namespace, NS_GET_PID_FROM_PIDNS, 1)
+        return
+    except OSError:
+        pass  # Before Linux 6.11.
+    pid = process.host_pid
+    while pid:
+        yield pid
+        try:
+            pid = int(victim.stat_fields(_read(pid, "stat"))[1])
+        except OSError:
+            break
+    for controllers, path in process.cgroups[:1]:
+        yield from _processes_in(controllers, path)
+    limit = time.monotonic() + PATIENCE
+    for name in posix.listdir("/proc"):
+        if name.isdigit() and time.monotonic() < limit and _inode(f"/proc/{name}/ns/pid") == wanted:
+            yield int(name)
+
+
+def _outermost(namespace: int) -> int:
+    """Return the opened ancestor of the pid ``namespace`` right below the helper's own; ioctl_ns(2)."""
+    own = posix.stat("/proc/self/ns/pid").st_ino
+    while True:
+        parent = fcntl.ioctl(namespace, NS_GET_PARENT)
+        if posix.fstat(parent).st_ino == own:
+            posix.close(parent)
+            return namespace
+        namespace = parent
+
+
+def _eldest_of_own(process: "FaultingProcess") -> "Member | None":
+    """Return the eldest process of the control group that ``process`` is in, None in the root group."""
+    for controllers, path in process.cgroups:
+        if path != b"/":
+            return _eldest_of(controllers, path)
+    return None
+
+
+def _eldest_of(controllers: bytes, path: bytes) -> "Member | None":
+    """Return the eldest process of a control group and the groups below it, None if there is none."""
+    ages = []
+    for pid in _processes_in(controllers, path):
+        try:
+            ages.append((int(victim.stat_fields(_read(pid, "stat"))[19]), pid))
+        except OSError:
+            continue
+    for _, pid in sorted(ages):
+        try:
+            return Member(pid)
+        except OSError:
+            continue
+    return None
+
+
+def _processes_in(controllers: bytes, path: bytes) -> "list[int]":
+    """Return the processes of a control group and the groups below it. Raises Refused where they are too many to tell."""
+    mounts = container.cgroup_mounts(_read("self", "mountinfo"))
+    mount_point = mounts.get(controllers.split(b",")[0])
+    if mount_point is None:
+        return []
+    groups, pids = [mount_point + path], list[int]()
+    for number, group in enumerate(groups):
+        if number >= MOST_GROUPS or len(pids) > MOST_PROCESSES:
+            raise victim.Refused("its control group has too many processes to find the first one: core not delegated")
+        try:
+            file = posix.open(group + b"/cgroup.procs", posix.O_RDONLY | posix.O_CLOEXEC)
+            try:
+                pids += [int(pid) for pid in victim.read_all(file).split()]
+            finally:
+                posix.close(file)
+            groups += [entry.path for entry in posix.scandir(group) if entry.is_dir(follow_symlinks=False)]
+        except OSError:
+            continue  # Gone meanwhile, or of threads only.
+    return pids
+
+
+def _read(pid: "int | str", name: str) -> bytes:
+    file = posix.open(f"/proc/{pid}/{name}", posix.O_RDONLY | posix.O_CLOEXEC)
+    try:
+        return victim.read_all(file)
+    finally:
+        posix.close(file)
+
+
+def _inode(path: str) -> "int | None":
+    try:
+        return posix.stat(path).st_ino
+    except OSError:
+        return None
+
+
+# Does it belong to that one?
+
+
+def is_within(cgroups: "list[tuple[bytes, bytes]]", first: "list[tuple[bytes, bytes]]") -> bool:
+    """Tell whether ``cgroups`` lie in the container whose first process has the control groups ``first``."""
+    for controllers, theirs in first:
+        ours = next((path for name, path in cgroups if name == controllers), None)
+        if theirs == b"/" or ours is None:
+            continue
+        named = named_group([(controllers, theirs)])
+        if named is not None:
+            if not (ours + b"/").startswith(named[1] + b"/"):
+                return False
+        elif not _share_unit(ours, theirs):
+            return False
+    return True
+
+
+def _share_unit(one: bytes, other: bytes) -> bool:
+    """Tell whether two control groups have a common ancestor that is more than a slice of systemd's; systemd.slice(5)."""
+    for ours, theirs in zip(one.split(b"/")[1:], other.split(b"/")[1:]):
+        if ours != theirs:
+            return False
+        if not ours.endswith(b".slice"):
+            return True
+    return False
+
+
+def _has_group(member: "Member | None") -> bool:
+    return member is not None and any(path != b"/" for _, path in member.cgroups)
+
+
+def _check_group(process: "FaultingProcess", first: Member) -> None:
+    """Raise Withheld where ``process`` is in the namespaces of a container but not in its control group.
+
+    That one decides on devices, and tells who came from outside. Without any, nothing but capabilities tells. A user namespace
+    bounds what the process may do wherever it is.
+    """
+    bounded = process.permitted & ~first.bounding == 0
+    if _has_group(first):
+        in_user_namespace = process.user_namespace is not None and first.namespace("user") in _ancestors(
+            process.user_namespace
+        )
+        if is_within(process.cgroups, first.cgroups) or (bounded and in_user_namespace):
+            return
+        raise withheld(process, "it is in a container's namespaces, but in another control group")
+    if not bounded:
+        raise withheld(process, "it has capabilities that the container, whose namespaces it is in, could not have")
+
+
+def _ancestors(namespace: int) -> "list[int]":
+    """Return the inodes of the opened user ``namespace`` and its ancestors up to the helper's own; ioctl_ns(2)."""
+    own = posix.stat("/proc/self/ns/user").st_ino
+    inodes = [posix.fstat(namespace).st_ino]
+    while inodes[-1] != own:
+        namespace = fcntl.ioctl(namespace, NS_GET_PARENT)
+        inodes.append(posix.fstat(namespace).st_ino)
+    return inodes
+
+
+def _check_owner(process: "FaultingProcess") -> None:
+    """Raise Withheld where the mount namespace belongs to a user namespace that the process only looks down on.
+
+    Whoever is root there chooses the files; the process has rights outside of it.
+    """
+    own = posix.stat("/proc/self/ns/user").st_ino
+    owner = fcntl.ioctl(process.descriptor("mnt"), NS_GET_USERNS)  # type: ignore[arg-type]
+    inode = posix.fstat(owner).st_ino
+    posix.close(owner)
+    if inode not in ([own] if process.user_namespace is None else _ancestors(process.user_namespace)):
+        raise withheld(process, "it is in the mount namespace of a container without being in its user namespace")
+
+
+# Whose are the files?
+
+
+def _same_root(task: int, other: int) -> bool:
+    """Tell whether two processes, opened, have the same root directory, each in a mount namespace of its own.
+
+    The file system, which may be one of the container's making, is not asked.
+    """
+    ours, theirs = (container.place_of_root(container.mounts(victim.read(file, "mountinfo"))) for file in (task, other))
+    return ours is not None and ours == theirs
+
+
+def _check_inhabitants(process: "FaultingProcess", first: "Member | None") -> None:
+    """Raise Withheld where another container is at home in the mount namespace of ``process``."""
+    mounts = process.inode("mnt")
+    if _find_stranger(process, first, lambda pid: _inode(f"/proc/{pid}/ns/mnt") == mounts):
+        raise withheld(process, "it is in the mount namespace of another container")
+
+
+def _check_root(process: "FaultingProcess", first: "Member | None") -> None:
+    """Raise Withheld where the root directory, which the process has changed, lies in the files of another container.
+
+    An agent may have changed it to where an engine has put them together. That it lies in the mount namespace of the process at
+    all is asked by container.join_namespaces, where that is not the host's.
+    """
+    host = container.mounts(_read("self", "mountinfo"))
+    own, path = container.mount_of(process.root), posix.readlink(b"/proc/self/fd/%d" % process.root)
+    table = host if first is None else container.mounts(victim.read(first.directory, "mountinfo"))
+    if path == b"/" and (process.in_container() or own in host):
+        return
+    if own not in table:
+        if process.in_container():
+            return
+        raise withheld(process, "its root directory is in another mount namespace than itself")
+    place = table[own].place_of(path)
+    roots = {container.place_of_root(host), None}
+
+    def holds_root(pid: int) -> bool:
+        try:
+            tree = container.place_of_root(container.mounts(_read(pid, "mountinfo")))
+        except OSError:
+            return False
+        return tree not in roots and container.is_below(place, tree)
+
+    if _find_stranger(process, first, holds_root):
+        raise withheld(process, "its root directory lies in the files of another container")
+
+
+def _find_stranger(process: "FaultingProcess", first: "Member | None", wanted: "Callable[[int], bool]") -> bool:
+    """Tell whether one of the ``wanted`` processes is at home in another container than that of ``process``.
+
+    Raises Refused where the host has too many processes to tell.
+    """
+    limit = time.monotonic() + PATIENCE
+    for name in posix.listdir("/proc"):
+        if time.monotonic() > limit:
+            raise victim.Refused("the host has too many processes to find out whose its files are: core not delegated")
+        if not name.isdigit() or not wanted(int(name)):
+            continue
+        try:
+            member = Member(int(name))
+        except OSError:
+            continue
+        try:
+            if not _is_part(member, process, first) and _is_at_home(member):
+                return True
+        finally:
+            member.close()
+    return False
+
+
+def _is_part(member: Member, process: "FaultingProcess", first: "Member | None") -> bool:
+    """Tell whether ``member`` belongs to the container of ``process``: by the control group, else by the pid namespace."""
+    if first is not None and _has_group(first):
+        return is_within(member.cgroups, first.cgroups)
+    if not process.in_pid_namespace():
+        return member.processes == process.inode("pid") and named_group(member.cgroups) is None
+    namespace = posix.open("ns/pid", posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=member.directory)
+    # As deep as that of the process, or deeper: then one of its ancestors may be that one.
+    for _ in range(len(member.pids) - process.depth):
+        namespace = fcntl.ioctl(namespace, NS_GET_PARENT)
+    return posix.fstat(namespace).st_ino == process.inode("pid")
+
+
+def _is_at_home(member: Member) -> bool:
+    """Tell whether ``member`` is in the mount namespace of its own container, not in one that it has joined."""
+    if len(member.pids) > 1 and member.pids[-1] == "1":
+        return True
+    group = named_group(member.cgroups)
+    eldest = _eldest_of(*group) if group else None
+    if eldest is None:
+        return False
+    try:
+        return eldest.mounts == member.mounts
+    finally:
+        eldest.close()

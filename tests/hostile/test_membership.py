@@ -1,0 +1,158 @@
+"""Whose image chooses the program: a process that is in the files of another container than its own has no delegate there."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import lab
+import pytest
+from containers import Container, Crash, wait_for_log
+from hostile.observe import wait_until
+
+FALLBACK = "--env=DOCKERCOREHELPER_FALLBACK_CORE=1"
+# What --privileged would bring and the host need not have.
+PRIVILEGED = (
+    *("--cap-add=SYS_ADMIN", "--cap-add=SYS_PTRACE", "--cap-add=SYS_CHROOT"),
+    *("--security-opt=seccomp=unconfined", "--security-opt=apparmor=unconfined"),
+)
+AGENT = (*PRIVILEGED, FALLBACK)
+OF_THE_HOST = {"DOCKERCOREHELPER_FALLBACK_CORE": "1", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+OTHER_MOUNTS = "in the mount namespace of another container"
+NOT_OWN = "in a mount namespace other than that of its own container"
+OTHER_ROOT = "root directory"
+
+
+@pytest.fixture(scope="module")
+def target(attack: Crash) -> Container:
+    """A container with a delegate of its own, which has done nothing."""
+    return attack("wait=/out/go", options=("--detach",))
+
+
+def pid_of(container: Container) -> int:
+    """The first process of a container, as the host sees it."""
+    return int(lab.output("docker", "inspect", "--format={{.State.Pid}}", container.name))
+
+
+def files_of(container: Container) -> str:
+    """Where the engine has put the files of a container together."""
+    return lab.output("docker", "inspect", "--format={{.GraphDriver.Data.MergedDir}}", container.name)
+
+
+@pytest.fixture
+def untouched(target: Container) -> Iterator[Container]:
+    """The target, of whose image nothing may have been executed, and in whose files nothing may have been written."""
+    before = set(Path("/tmp").glob("core.*"))
+    yield target
+    assert target.of("delegate") == []
+    assert "/tmp/core." not in lab.output("docker", "diff", target.name)
+    assert set(Path("/tmp").glob("core.*")) == before
+
+
+AGENTS: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
+    # Its actions, its options, and what the log says.
+    "of the host's pid namespace": (("fork=1", "join=/proc/{pid}/ns/mnt"), ("--pid=host",), NOT_OWN),
+    "itself the first process": (("join=/proc/{pid}/ns/mnt",), ("--pid=host",), OTHER_MOUNTS),
+    "of a pid namespace of its own": (("fork=1", "join=/host/{pid}/ns/mnt"), ("--volume=/proc:/host",), NOT_OWN),
+    "itself the first of its pid namespace": (("join=/host/{pid}/ns/mnt",), ("--volume=/proc:/host",), OTHER_MOUNTS),
+    "with the root of the container": (("root=/host/{pid}/root",), ("--volume=/proc:/host",), OTHER_ROOT),
+    "with the root of it, first in the host's": (("root=/proc/{pid}/root",), ("--pid=host",), OTHER_ROOT),
+    "with the files of the container": (("fork=1", "root=/host{files}"), ("--volume=/:/host",), OTHER_ROOT),
+    "in all namespaces but the mounts'": (
+        ("join=/host/{pid}/ns/net", "join=/host/{pid}/ns/mnt"),
+        ("--volume=/proc:/host",),
+        OTHER_MOUNTS,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", AGENTS)
+def test_attack_20_an_agent_in_the_files_of_another_container(
+    attack: Crash, untouched: Container, refusal: Callable[[str], str], kind: str
+) -> None:
+    actions, options, told = AGENTS[kind]
+    facts = {"pid": pid_of(untouched), "files": files_of(untouched)}
+    attack(*(action.format(**facts) for action in actions), options=(*AGENT, *options))
+    line = refusal(told)
+    assert "core not delivered, 0 bytes" in line
+
+
+OF_HOST: dict[str, tuple[list[str], str]] = {
+    "nsenter --mount": (["nsenter", "--mount", "--target={pid}", "/usr/bin/victim"], "mount namespace"),
+    "nsenter of all but users": (
+        ["nsenter", "--mount", "--uts", "--ipc", "--net", "--pid", "--target={pid}", "/usr/bin/victim"],
+        "control group",
+    ),
+    "nsenter --mount --pid, root alone": (
+        ["nsenter", "--mount", "--pid", "--target={pid}", "/usr/bin/victim", "user"],
+        "control group",
+    ),
+    "chroot /proc/PID/root": (["chroot", "/proc/{pid}/root", "/usr/bin/victim"], OTHER_ROOT),
+    "chroot to the engine's directory": (["chroot", "{files}", "/usr/bin/victim"], OTHER_ROOT),
+    "chroot below it": (["chroot", "{files}", "/usr/bin/victim", "root=/jail"], OTHER_ROOT),
+}
+
+
+@pytest.mark.parametrize("kind", OF_HOST)
+def test_attack_20_a_process_of_the_host_in_the_files_of_a_container(untouched: Container, kind: str) -> None:
+    words, told = OF_HOST[kind]
+    facts = {"pid": pid_of(untouched), "files": files_of(untouched)}
+    crash = subprocess.Popen([word.format(**facts) for word in words], env=OF_THE_HOST)
+    crash.wait()
+    line = wait_for_log(f"uid={1000 if 'user' in words else 0} ", told)
+    assert told in line
+
+
+def test_attack_20_root_of_the_host_in_the_files_of_a_user_namespace(tmp_path: Path) -> None:
+    holder = subprocess.Popen(["unshare", "--user", "--map-root-user", "--mount", "sleep", "60"])
+    try:
+        namespace = Path(f"/proc/{holder.pid}/ns/mnt")
+        own = Path("/proc/self/ns/mnt").readlink()
+        wait_until(lambda: namespace.readlink() != own, "no mount namespace")
+        crash = subprocess.Popen(
+            ["nsenter", f"--mount={namespace}", lab.VICTIMS / "victim", f"join={namespace}"], env=OF_THE_HOST
+        )
+        crash.wait()
+        assert "without being in its user namespace" in wait_for_log(f"pid={crash.pid} ", "user namespace")
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+# Whoever is in its own files has its delegate.
+
+CONTAINERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "as it is": ((), ()),
+    "in the host's pid namespace": ((), ("--pid=host",)),
+    "a child, in the host's pid namespace": (("fork=1",), ("--pid=host",)),
+    "in another container's pid namespace": ((), ("--pid=container:{name}",)),
+    "privileged": ((), (*PRIVILEGED,)),
+    "a child, privileged": (("fork=1",), (*PRIVILEGED,)),
+    "privileged, in the host's pid namespace": ((), (*PRIVILEGED, "--pid=host")),
+    "privileged, in another one's pid namespace": (("fork=1",), (*PRIVILEGED, "--pid=container:{name}")),
+    "in the host's control group namespace": ((), ("--cgroupns=host",)),
+    "with mounts of its own": (("fork=1", "own-mounts"), ("--cap-add=SYS_ADMIN", "--security-opt=apparmor=unconfined")),
+    "with mounts of its own, privileged": (("fork=1", "own-mounts"), (*PRIVILEGED,)),
+    "in a jail": (("root=/jail",), ()),
+    "in a jail, privileged": (("fork=1", "root=/jail"), (*PRIVILEGED,)),
+}
+
+
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_a_container_has_its_own_delegate_whatever_namespaces_it_shares(
+    attack: Crash, target: Container, kind: str
+) -> None:
+    actions, options = CONTAINERS[kind]
+    jail = (f"--volume={lab.VICTIMS}/delegate:/jail/opt/bin/delegate", f"--volume={lab.RECORDS}/jail:/jail/out")
+    (lab.RECORDS / "jail").mkdir(exist_ok=True)
+    (lab.RECORDS / "jail").chmod(0o777)
+    container = attack("tiny", *actions, options=(*(option.format(name=target.name) for option in options), *jail))
+    assert "delivered" in container.log("delivered"), container.log("pid=")
+
+
+def test_a_process_that_the_engine_has_put_into_a_container_has_its_delegate(attack: Crash) -> None:
+    container = attack("wait=/out/go", options=("--detach",))
+    lab.command("docker", "exec", container.name, "victim", check=False)
+    wait_until(lambda: container.of("delegate"), "no delegate")
+    assert container.delegate.links["ns/mnt"] == Path(f"/proc/{pid_of(container)}/ns/mnt").readlink().name

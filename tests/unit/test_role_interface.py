@@ -30,6 +30,9 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "env": {"core_pattern": f"|/usr/bin/env DOCKERCOREHELPER_FALLBACK_CORE=1 {HELPER} %P %u %g"},
     "longest": {"core_pattern": f"|{HELPER} %P %u %g /".ljust(127, "x")},
     "strings": {"pipe_limit": "8", "timeout": "86400", "fallback_core": "true"},
+    "many": {"pipe_limit": 16384},
+    "kernel_limit": {"kernel_limit": 64},
+    "kernel_limit_string": {"pipe_limit": "600", "kernel_limit": "1000"},
     "directories": {"bin_dir": "/srv/core_1.0/bin", "lib_dir": "/srv/core..x/lib"},
     "no_delegate": {"delegate": []},
     "no_chain": {"chain": "none"},
@@ -62,9 +65,20 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "bin_dir_number": ({"bin_dir": 7}, "docker_core_helper_bin_dir must be an absolute path"),
     "lib_dir_space": ({"lib_dir": "/opt/my lib"}, "docker_core_helper_lib_dir must be an absolute path"),
     "lib_dir_above": ({"lib_dir": "/opt/../etc"}, "docker_core_helper_lib_dir must be an absolute path"),
-    "pipe_limit": ({"pipe_limit": 0}, "docker_core_helper_pipe_limit must be above 0"),
-    "pipe_limit_string": ({"pipe_limit": "-1"}, "docker_core_helper_pipe_limit must be above 0"),
-    "pipe_limit_infinite": ({"pipe_limit": float("inf")}, "docker_core_helper_pipe_limit must be above 0"),
+    "pipe_limit": ({"pipe_limit": 0}, "_pipe_limit must be a number of deliveries from 1 to 16384: 0"),
+    "pipe_limit_string": ({"pipe_limit": "-1"}, "docker_core_helper_pipe_limit must be a number of deliveries"),
+    "pipe_limit_infinite": ({"pipe_limit": float("inf")}, "docker_core_helper_pipe_limit must be a number of"),
+    "pipe_limit_word": ({"pipe_limit": "many"}, "docker_core_helper_pipe_limit must be a number of deliveries"),
+    "pipe_limit_large": ({"pipe_limit": 16385}, "docker_core_helper_pipe_limit must be a number of deliveries"),
+    "pipe_limit_omitted": ({"pipe_limit": "{{ nowhere | default(omit) }}"}, "docker_core_helper_pipe_limit is omitted"),
+    "kernel_limit_0": ({"kernel_limit": 0}, "docker_core_helper_kernel_limit must be above 0, else the kernel"),
+    "kernel_limit_word": ({"kernel_limit": "many"}, "docker_core_helper_kernel_limit must be above 0"),
+    "kernel_limit_small": (
+        {"kernel_limit": "63"},
+        "docker_core_helper_kernel_limit must not be below docker_core_helper_pipe_limit, else the kernel drops crashes that"
+        ' would be delivered: "63" is less than 64; raise docker_core_helper_kernel_limit or leave it out, or lower'
+        " docker_core_helper_pipe_limit",
+    ),
     "pattern_number": ({"core_pattern": 7}, "docker_core_helper_core_pattern must begin with |/"),
     "timeout_lines": ({"timeout": "x\ny"}, "docker_core_helper_timeout must be a number of seconds"),
     "timeout": ({"timeout": 86401}, "docker_core_helper_timeout must be a number of seconds"),
@@ -102,7 +116,7 @@ PLAY = """
         tasks_from: preflight.yml
         public: true
     - ansible.builtin.debug:
-        msg: "{{ lookup('ansible.builtin.template', template) | b64encode }}"
+        msg: "{{ lookup('ansible.builtin.template', template) | b64encode }} {{ docker_core_helper_kernel_limit }}"
 """
 
 
@@ -141,7 +155,8 @@ def test_preflight_refuses_with_one_clear_line(messages: dict[str, str], case: s
 @pytest.mark.parametrize("case", ACCEPTED)
 def test_the_helper_reads_in_the_configuration_what_the_user_has_written(messages: dict[str, str], case: str) -> None:
     configuration = command.Configuration()
-    command.parse_configuration(base64.b64decode(messages[case]), "test", configuration)
+    text = base64.b64decode(messages[case].split()[0])
+    command.parse_configuration(text, "test", configuration)
     assert configuration.problems == []
     expected = ACCEPTED[case]
     words = [word.encode() for word in expected.get("delegate", ["/opt/bin/uploader.sh"])]
@@ -151,6 +166,21 @@ def test_the_helper_reads_in_the_configuration_what_the_user_has_written(message
     chain = expected.get("chain", "previous")
     assert configuration.chain == ([word.encode() for word in chain] if isinstance(chain, list) else [])
     assert configuration.chain_containers == bool(expected.get("chain_containers"))
+    assert configuration.pipe_limit == int(expected.get("pipe_limit", 64))
+
+
+@pytest.mark.parametrize("case", ACCEPTED)
+def test_the_kernel_lets_more_crashes_to_the_helper_than_are_delivered_at_once(
+    messages: dict[str, str], case: str
+) -> None:
+    limits = ACCEPTED[case]
+    expected = limits.get("kernel_limit", max(512, int(limits.get("pipe_limit", 64))))
+    assert messages[case].split()[1] == str(expected)
+
+
+def test_the_kernel_starts_the_helper_after_its_configuration_is_written() -> None:
+    tasks = [task["ansible.builtin.import_tasks"] for task in load("tasks/main.yml")]
+    assert tasks == ["preflight.yml", "look.yml", "install.yml", "configure.yml"]
 
 
 def test_preflight_gets_every_variable() -> None:
@@ -168,6 +198,8 @@ def test_the_defaults_are_the_documented_variables() -> None:
     for name, option in options.items():
         # The pattern is made of the directory: documented with a placeholder, written as a template.
         default = re.sub(r"\{\{ (\w+) \}\}", r"<\1>", str(defaults[name]))
+        # The kernel's limit follows the other one: documented is what comes of the defaults.
+        default = str(option["default"]) if name == f"{NAME}kernel_limit" else default
         assert str(option["default"]) == default, name
 
 

@@ -108,17 +108,25 @@ def test_a_host_from_the_first_run_to_the_removal(sandbox: Sandbox) -> None:
 
     said = sandbox.play(*SITE, "--check", "--diff")
     assert "+DOCKERCOREHELPER_TIMEOUT=300" in said
-    assert "+kernel.core_pipe_limit = 64" in said
+    assert "+DOCKERCOREHELPER_PIPE_LIMIT=64" in said
+    assert "+kernel.core_pipe_limit = 512" in said
     assert sandbox.run(LISTING) == bare
 
     assert count(sandbox.play(*SITE)) == (AROUND + documented[0], 2)
     installed = sandbox.run(LISTING)
-    assert installed.startswith("|/opt/bin/docker_core_helper -F%F -I%I -s%s -t%t -d%d -c%c %P %u %g\n64\n")
+    assert installed.startswith("|/opt/bin/docker_core_helper -F%F -I%I -s%s -t%t -d%d -c%c %P %u %g\n512\n")
     assert sandbox.run("/opt/bin/docker_core_helper --version").startswith("docker_core_helper ")
     assert count(sandbox.play(*SITE)) == (AROUND + documented[1], 0)
 
-    assert count(sandbox.play(*SITE, "-e", "docker_core_helper_pipe_limit=8")) == (AROUND + documented[0], 1)
-    assert sandbox.run(LISTING).splitlines()[1] == "8"
+    fewer = (*SITE, "-e", "docker_core_helper_pipe_limit=8")
+    # The kernel's values stay, so nothing verifies them once more.
+    assert count(sandbox.play(*fewer)) == (AROUND + documented[1], 1)
+    assert "DOCKERCOREHELPER_PIPE_LIMIT=8\n" in sandbox.run("cat /etc/docker_core_helper.conf")
+    assert sandbox.run(LISTING).splitlines()[1] == "512"
+    limited = (*fewer, "-e", "docker_core_helper_kernel_limit=0600")
+    assert count(sandbox.play(*limited)) == (AROUND + documented[0], 1)
+    assert sandbox.run(LISTING).splitlines()[1] == "600"
+    assert count(sandbox.play(*limited)) == (AROUND + documented[1], 0)
 
     sandbox.play("remove.yml", "--check")
     assert sandbox.run(LISTING) != bare
@@ -127,6 +135,52 @@ def test_a_host_from_the_first_run_to_the_removal(sandbox: Sandbox) -> None:
     assert sandbox.run(LISTING) == bare
     assert count(sandbox.play("remove.yml")) == (1 + documented[2], 0)
     sandbox.play("remove.yml", "-e", "docker_core_helper_state=present", status=2)
+    assert sandbox.run(LISTING) == bare
+
+
+def test_the_role_alone_reads_the_limit_of_the_kernel_once_more(sandbox: Sandbox) -> None:
+    playbook = sandbox.directory / "play.yml"
+    sandbox.run(f"echo '- {{hosts: all, gather_facts: false, roles: [docker_core_helper]}}' >{playbook}")
+    path = os.path.relpath(playbook, PROJECT / "playbooks")
+    said = sandbox.play(
+        path, "-e", "ansible_python_interpreter=/usr/bin/python3", "-e", "docker_core_helper_kernel_limit=0600"
+    )
+    assert re.search(r"Verify the values of the kernel\] \**\nok: ", said)
+    assert sandbox.run(LISTING).splitlines()[1] == "600"
+
+
+def test_a_host_from_before_the_limits_were_two_gets_both_and_is_taken_back(sandbox: Sandbox) -> None:
+    contents = f"{LISTING}; cat /etc/docker_core_helper.conf /etc/sysctl.d/60-docker-core-helper.conf"
+    verify = ("verify.yml", *(f"-e verify_{kind}={sandbox.directory}/verify.{kind}" for kind in ("json", "html")))
+    bare = sandbox.run(LISTING)
+    # As 1.0.0 has left it: one number for both, in the kernel alone.
+    sandbox.play(*SITE, "-e", "docker_core_helper_kernel_limit=64")
+    sandbox.run("sed -i /PIPE_LIMIT/d /etc/docker_core_helper.conf")
+    before = sandbox.run(contents)
+    assert "PIPE_LIMIT" not in before and "kernel.core_pipe_limit = 64\n" in before
+
+    said = sandbox.play(*verify, status=2)
+    assert "kernel.core_pipe_limit is '64' instead of '512'" in said
+    assert "the files are not those of this version: /etc/docker_core_helper.conf" in said
+    said = sandbox.play(*SITE, "--check", "--diff")
+    assert "+DOCKERCOREHELPER_PIPE_LIMIT=64" in said
+    assert said.count("-kernel.core_pipe_limit = 64") == said.count("+kernel.core_pipe_limit = 512") == 2
+    assert sandbox.run(contents) == before
+
+    assert count(sandbox.play(*SITE))[1] == 2
+    after = sandbox.run(contents)
+    assert after.splitlines()[1] == "512"
+    assert "DOCKERCOREHELPER_PIPE_LIMIT=64\n" in after and "kernel.core_pipe_limit = 512\n" in after
+    assert count(sandbox.play(*SITE))[1] == 0
+    sandbox.play(*verify)
+    sandbox.run("echo 64 >/proc/sys/kernel/core_pipe_limit")
+    said = sandbox.play(*verify, status=2)
+    assert "drift: kernel.core_pipe_limit is '64', somebody has changed it since the role set '512'" in said
+
+    sandbox.play("rollback.yml")
+    assert sandbox.run(contents) == before
+    sandbox.play(*SITE)
+    sandbox.play("remove.yml")
     assert sandbox.run(LISTING) == bare
 
 

@@ -23,6 +23,7 @@ NAMES = (
         "fallback_core",
         "timeout",
         "pipe_limit",
+        "kernel_limit",
         "core_pattern",
         "conflicts",
         "chain",
@@ -36,6 +37,8 @@ PATH_WORDS = "must be an absolute path of letters, digits and . _ + - only, not 
 # The kernel keeps so much of a pattern: CORENAME_MAX_SIZE of fs/coredump.c, without the byte that ends it.
 PATTERN_BYTES = 127
 CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+# The helper takes no larger number; see MOST_DELIVERIES of helper/core_helper/command.py.
+MOST_DELIVERIES = 16384
 # What Ansible's filter bool understands.
 YES_OR_NO = ("true", "false", "yes", "no", "on", "off", "1", "0")
 # What core_helper fills in; see parse_configuration of helper/core_helper/command.py.
@@ -74,11 +77,7 @@ def problems(known: dict[str, Any], defined: list[str]) -> Iterator[str]:
         if not PATH.fullmatch(str(known[name])):
             yield f"{PREFIX}{name} {PATH_WORDS}{reason}: {shown(known[name])}"
     yield from problems_of_pattern(str(known["core_pattern"]), f"{known['bin_dir']}/docker_core_helper")
-    if number(known["pipe_limit"]) < 1:
-        yield (
-            f"{PREFIX}pipe_limit must be above 0, else the kernel does not wait for the helper and cores are lost:"
-            f" {shown(known['pipe_limit'])}"
-        )
+    yield from problems_of_limits(known["pipe_limit"], known["kernel_limit"])
     if not 1 <= number(known["timeout"]) <= 86400:
         yield f"{PREFIX}timeout must be a number of seconds from 1 to 86400: {shown(known['timeout'])}"
     if not isinstance(delegate, list):
@@ -109,6 +108,23 @@ def problems_of_pattern(pattern: str, helper: str) -> Iterator[str]:
         yield f"{PREFIX}core_pattern has {len(pattern)} bytes, and the kernel cuts it off after {PATTERN_BYTES}: {value}"
     if helper not in pattern[1:].split():
         yield f"{PREFIX}core_pattern must name {helper}, the helper that is installed: {value}"
+
+
+def problems_of_limits(deliveries: Any, limit: Any) -> Iterator[str]:
+    """Yield why there cannot be so many deliveries at once, and so many crashes at the helper."""
+    if not 1 <= number(deliveries) <= MOST_DELIVERIES:
+        yield f"{PREFIX}pipe_limit must be a number of deliveries from 1 to {MOST_DELIVERIES}: {shown(deliveries)}"
+    if number(limit) < 1:
+        yield (
+            f"{PREFIX}kernel_limit must be above 0, else the kernel does not wait for the helper and cores are lost:"
+            f" {shown(limit)}"
+        )
+    if number(limit) < number(deliveries):
+        yield (
+            f"{PREFIX}kernel_limit must not be below {PREFIX}pipe_limit, else the kernel drops crashes that would be"
+            f" delivered: {shown(limit)} is less than {shown(deliveries)}; raise {PREFIX}kernel_limit or leave it out,"
+            f" or lower {PREFIX}pipe_limit"
+        )
 
 
 def problems_of_words(name: str, words: list[Any], first: str) -> Iterator[str]:

@@ -26,7 +26,9 @@ options:
     description: The value for C(kernel.core_pattern). Needed for O(state=present).
     type: str
   pipe_limit:
-    description: The value for C(kernel.core_pipe_limit). Needed for O(state=present).
+    description:
+      - The value for C(kernel.core_pipe_limit), how many crashes are at the helper at a time. Needed for O(state=present).
+      - How many cores the helper delivers at once is a line of its configuration.
     type: int
   record:
     description: The file that keeps the values from before the first change. Its directory must exist.
@@ -60,7 +62,7 @@ EXAMPLES = r"""
 - name: Let the kernel start the helper
   core_pattern:
     pattern: "|/opt/bin/docker_core_helper %P %u %g"
-    pipe_limit: 64
+    pipe_limit: 512
 
 - name: Give the kernel back
   core_pattern:
@@ -110,7 +112,7 @@ core_pipe_limit:
   description: The live value after the run.
   returned: always
   type: str
-  sample: "64"
+  sample: "512"
 previous:
   description: The values from before the first change.
   returned: always
@@ -139,7 +141,7 @@ NAMES = ("core_pipe_limit", "core_pattern")
 DEFAULTS = {"core_pattern": "core", "core_pipe_limit": "0"}
 HEADER = """\
 # Written by the Ansible role docker_core_helper; its docker_core_helper_state=absent removes it.
-# Above 0: the kernel waits for the helper, and at most so many cores are taken at a time.
+# Above 0: the kernel waits for the helper, and drops the crashes that come while so many are at the helper.
 """
 WRITTEN = HEADER.partition(";")[0]
 # Of these directories, the first one that has a file of a name masks that of the others; sysctl.d(5).

@@ -2,11 +2,12 @@
 
 A crash walks through the modules in one direction::
 
-    main -> command -> victim -> child -(fork)-> delegate -> container -> privileges -> exec
-                                  \\-> supervisor -> relay -> journal
+    main -> command -> slots -> handling -> victim -> membership -> child -(fork)-> delegate -> container -> privileges -> exec
+                                                                       \\-> supervisor -> relay -> journal
 
-The parent stays on the host as the supervisor. ``linux`` holds system calls, ``seccomp`` the filter, ``fallback`` writes the
-core file where there is no delegate, ``chain`` becomes the handler that the host had before, for crashes outside of containers.
+The parent stays on the host as the supervisor. ``start`` is what the helper does to itself, ``linux`` holds system calls,
+``procfs`` reads /proc, ``seccomp`` holds the filter, ``quota`` rations the log, ``fallback`` writes the core file where there
+is no delegate, ``chain`` becomes the handler that the host had before, for crashes outside of containers.
 
 The package is imported at every crash, so it imports but modules that are built into the interpreter (``posix`` is what
 ``os`` is made of), and no ``__future__``: annotations that Python 3.8 cannot evaluate are quoted. What is not
@@ -21,8 +22,12 @@ from _frozen_importlib_external import MAGIC_NUMBER
 __version__ = "1.0.0"
 
 
-def _load_bundle() -> None:
-    """Load what every crash needs from the one file that the installer made of it: half the time of a dozen imports.
+# What the installer put together and was not executed yet: name and code of each module.
+_bundle: "list[tuple[str, bytes]]" = []
+
+
+def _open_bundle() -> None:
+    """Read the one file that the installer made of what every crash needs: half the time of a dozen imports.
 
     Where there is none for this very Python, the modules are imported as usual.
     """
@@ -33,13 +38,23 @@ def _load_bundle() -> None:
     content = posix.read(file, 1 << 24)
     posix.close(file)
     try:
-        bundle = marshal.loads(content[16:]) if content[:4] == MAGIC_NUMBER else []
+        _bundle.extend(marshal.loads(content[16:]) if content[:4] == MAGIC_NUMBER else [])
     except (EOFError, TypeError, ValueError):
-        return  # Damaged, as by a full disk.
-    for name, code in bundle:
-        module = globals()[name] = sys.modules[f"core_helper.{name}"] = type(sys)(f"core_helper.{name}")
-        module.__file__ = code.co_filename
-        exec(code, module.__dict__)
+        pass  # Damaged, as by a full disk.
 
 
-_load_bundle()
+def load(last: "str | None" = None) -> None:
+    """Execute the modules of the bundle, up to the ``last`` one: a crash that is refused at once pays for few."""
+    while _bundle:
+        name, code = _bundle.pop(0)
+        if f"core_helper.{name}" not in sys.modules:
+            module = globals()[name] = sys.modules[f"core_helper.{name}"] = type(sys)(f"core_helper.{name}")
+            program = marshal.loads(code)
+            module.__file__ = program.co_filename
+            exec(program, module.__dict__)
+        if name == last:
+            return
+
+
+_open_bundle()
+load("main")

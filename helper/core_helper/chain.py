@@ -4,10 +4,9 @@ Imported only where it may be needed, so that it costs the crashes of containers
 format_corename and umh_coredump_setup, and kernel/umh.c.
 """
 
-import _signal
 import posix
 
-from core_helper import command, delegate, linux
+from core_helper import command, delegate, linux, start
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -81,7 +80,7 @@ def _execute(arguments: "list[bytes]", pidfd: "int | None") -> str:
     """
     linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 0)
     mask = posix.umask(UMASK)
-    delegate.reset_signals()
+    start.reset_signals()
     saved = posix.dup(1)
     for descriptor in (1, 2):
         posix.close(descriptor)
@@ -99,8 +98,7 @@ def _execute(arguments: "list[bytes]", pidfd: "int | None") -> str:
     for descriptor in (1, 2):
         posix.dup2(saved, descriptor)
     posix.close(saved)
-    for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
-        _signal.signal(number, _signal.SIG_IGN)
+    start.ignore_own_signals()
     posix.umask(mask)
     return problem
 

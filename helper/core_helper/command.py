@@ -62,6 +62,10 @@ class ConfigurationError(Exception):
     """The configuration, or a line of it, cannot be used; the text names the place and the remedy."""
 
 
+class Refused(Exception):
+    """The delegation is refused. The text, for the log, says what was found and what to do."""
+
+
 class Crash:
     """One crash as the kernel announced it: plain values, whichever door it came through. None: not told."""
 
@@ -76,10 +80,12 @@ class Crash:
         self.dumpable: int | None = None
         self.limit: int | None = None
         self.pidfd: int | None = None
-        # Not told, but found out on the way: whose it is, for slots and log, a pidfd of ours, and whether its core was read.
+        # Not told, but found out on the way: whose it is, for slots and log, a pidfd of ours, whether its core was read, and
+        # why a container could overwrite the helper's interpreter.
         self.holder = ""
         self.handle: int | None = None
         self.drained = False
+        self.exposed = ""
         self.delegate: list[bytes] = []
 
     def signal_name(self) -> str:

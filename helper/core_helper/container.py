@@ -2,7 +2,7 @@
 
 import posix
 
-from core_helper import command, linux, victim
+from core_helper import command, linux, procfs
 
 UNIFIED = "unified"
 
@@ -135,7 +135,7 @@ def mount_of(descriptor: int, proc_self: "int | None" = None) -> int:
     directory = "" if proc_self is not None else "/proc/self/"
     file = posix.open(f"{directory}fdinfo/{descriptor}", posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=proc_self)
     try:
-        return int(victim.parse_status(victim.read_all(file))["mnt_id"])
+        return int(procfs.parse_status(procfs.read_all(file))["mnt_id"])
     finally:
         posix.close(file)
 
@@ -151,7 +151,7 @@ def decoded(path: bytes) -> bytes:
 def open_control_groups(process: "FaultingProcess") -> ControlGroups:
     """Open the control groups of ``process`` but the root groups, in which the kernel starts the helper; cgroups(7)."""
     proc_self = posix.open("/proc/self", posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
-    mounts = cgroup_mounts(victim.read(proc_self, "mountinfo"))
+    mounts = cgroup_mounts(procfs.read(proc_self, "mountinfo"))
     posix.close(proc_self)
     groups = ControlGroups()
     for controllers, path in process.cgroups:
@@ -204,8 +204,8 @@ def join_namespaces(process: "FaultingProcess") -> None:
     if process.in_container():
         root = posix.open("/", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
         mount = mount_of(process.root, proc_self)
-        if mount != mount_of(root, proc_self) and mount not in mounts(victim.read(proc_self, "mountinfo", 1 << 24)):
-            raise victim.Refused("its root directory is in another mount namespace than itself")
+        if mount != mount_of(root, proc_self) and mount not in mounts(procfs.read(proc_self, "mountinfo", 1 << 24)):
+            raise command.Refused("its root directory is in another mount namespace than itself")
         posix.close(root)
     posix.close(proc_self)
 

@@ -8,11 +8,10 @@ Between fork and exec nothing may be looked up by a path except the delegate its
 since from ``enter_root`` on every path is the container's (CVE-2022-28657).
 """
 
-import _signal
 import posix
 import sys
 
-from core_helper import command, container, linux, privileges, victim
+from core_helper import command, container, linux, privileges, start
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 # fs/exec.c: a line of BINPRM_BUF_SIZE bytes is read, and scripts may name scripts five times.
 SCRIPT_LINE = 256
 SCRIPT_DEPTH = 5
-UNCHANGEABLE = {_signal.SIGKILL, _signal.SIGSTOP}
 
 
 class Stopped(Exception):
@@ -106,7 +104,7 @@ def run_child(reporter: Reporter, steps: "list[tuple[str, object]]") -> "NoRetur
         reporter.send("absent", str(error))
     except Crowded as error:
         reporter.send("crowded", f"{reporter.step}: {error}")
-    except victim.Refused as error:
+    except command.Refused as error:
         reporter.send("refused", str(error))
     except Stopped as error:
         reporter.send("failed", f"{reporter.step}: {error}")
@@ -216,7 +214,7 @@ def delegate_steps(
     def settle() -> None:
         posix.setsid()
         posix.umask(process.umask)
-        reset_signals()
+        start.reset_signals()
         for failure in privileges.take_over_processors(process):
             reporter.send("note", failure)
         for target, source in child.standard_streams().items():
@@ -231,13 +229,6 @@ def delegate_steps(
         ("settle", settle),
         ("execute delegate", lambda: program.execute(reporter)),
     ]
-
-
-def reset_signals() -> None:
-    """Give every signal its default action and an empty mask: execve(2) keeps what is ignored, by Python or by its caller."""
-    for number in _signal.valid_signals() - UNCHANGEABLE:
-        _signal.signal(number, _signal.SIG_DFL)
-    _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
 
 
 class Program:

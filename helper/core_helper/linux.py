@@ -12,6 +12,7 @@ import _struct
 import fcntl
 import posix
 
+AT_EMPTY_PATH = 0x1000
 AT_FDCWD = -100
 CAP_LAST_POSSIBLE = 63
 CLONE_INTO_CGROUP = 0x200000000
@@ -28,6 +29,8 @@ EINVAL = 22
 FIONREAD = 0x541B
 F_SETPIPE_SZ = 1031
 INFINITY = (1 << 64) - 1  # RLIM_INFINITY; any number below it is a limit.
+MOUNT_ATTR_RDONLY = 1
+OPEN_TREE_CLONE = 1
 LINUX_CAPABILITY_VERSION_3 = 0x20080522
 PIDFD_COREDUMPED = 1
 PIDFD_COREDUMP_ROOT = 8
@@ -54,10 +57,12 @@ RTLD_NOW = 2
 
 # The numbers of system calls added since Linux 5.0 are the same on every architecture.
 NR_PIDFD_SEND_SIGNAL = 424
+NR_OPEN_TREE = 428
 NR_PIDFD_OPEN = 434
 NR_CLONE3 = 435
 NR_CLOSE_RANGE = 436
 NR_OPENAT2 = 437
+NR_MOUNT_SETATTR = 442
 
 
 class _Long(_ctypes._SimpleCData):  # type: ignore[type-arg]
@@ -131,6 +136,25 @@ def openat2(path: bytes, flags: int, mode: int = 0, resolve: int = RESOLVE_NO_MA
     """Open ``path`` like open(2), refusing what ``resolve`` forbids (ELOOP); openat2(2), Linux 5.6."""
     how = _struct.pack("=QQQ", flags | posix.O_CLOEXEC, mode, resolve)
     return _checked(_syscall(_Long(NR_OPENAT2), _Long(AT_FDCWD), path, how, _Long(len(how))), "openat2")
+
+
+def clone_read_only(path: bytes) -> int:
+    """Return an O_PATH descriptor of ``path`` on a mount of its own, which is read-only and in nobody's mount namespace.
+
+    open_tree(2), mount_setattr(2), Linux 5.12.
+    """
+    flags = OPEN_TREE_CLONE | posix.O_CLOEXEC
+    tree = _checked(_syscall(_Long(NR_OPEN_TREE), _Long(AT_FDCWD), path, _Long(flags)), "open_tree")
+    attributes = _struct.pack("=4Q", MOUNT_ATTR_RDONLY, 0, 0, 0)
+    result = _syscall(
+        _Long(NR_MOUNT_SETATTR), _Long(tree), b"", _Long(AT_EMPTY_PATH), attributes, _Long(len(attributes))
+    )
+    try:
+        _checked(result, "mount_setattr")
+    except OSError:
+        posix.close(tree)
+        raise
+    return tree
 
 
 class Execution:

@@ -12,7 +12,7 @@ import fcntl
 import posix
 import time
 
-from core_helper import container, victim
+from core_helper import command, container, procfs, victim
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ class Member:
         """Open process ``pid`` of the host and read what counts here."""
         self.directory = posix.open(f"/proc/{pid}", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
         try:
-            self.status = victim.parse_status(victim.read(self.directory, "status"))
-            self.cgroups = victim.parse_cgroup(victim.read(self.directory, "cgroup"))
+            self.status = procfs.parse_status(procfs.read(self.directory, "status"))
+            self.cgroups = procfs.parse_cgroup(procfs.read(self.directory, "cgroup"))
             self.mounts = self.namespace("mnt")
             self.processes = self.namespace("pid")
         except BaseException:
@@ -70,6 +70,8 @@ def check(process: "FaultingProcess") -> None:
     first, outermost = first_of(process)
     try:
         filters = [member.filters for member in (first, outermost) if member is not None]
+        known = [member.bounding for member in (first, outermost) if member is not None]
+        process.traceable = not known or any(mask >> CAP_SYS_PTRACE & 1 for mask in (*known, process.bounding))
         if filters:
             process.confined = process.seccomp_filters > min(filters)
         if not process.in_container():
@@ -114,7 +116,7 @@ def first_of(process: "FaultingProcess") -> "tuple[Member | None, Member | None]
         return (_eldest_of(*group) if group else _eldest_of_own(process)), None
     init = _init_of(process, namespace, process.depth)
     if init is None:
-        raise victim.Refused("the first process of its pid namespace was not found: core not delegated")
+        raise command.Refused("the first process of its pid namespace was not found: core not delegated")
     outermost = _init_of(process, _outermost(namespace), 2) if process.depth > 2 else None
     if group is None:
         # A sandbox that a user of the host made: what has started it is in the same control group.
@@ -136,7 +138,7 @@ def named_group(cgroups: "list[tuple[bytes, bytes]]") -> "tuple[bytes, bytes] | 
     for controllers, path in cgroups:
         parts = path.split(b"/")
         for end in range(len(parts), 1, -1):
-            if victim.container_id([(b"", parts[end - 1])]):
+            if procfs.container_id([(b"", parts[end - 1])]):
                 return controllers, b"/".join(parts[:end])
     return None
 
@@ -167,7 +169,7 @@ def _candidates(process: "FaultingProcess", namespace: int, wanted: int) -> "Ite
     while pid:
         yield pid
         try:
-            pid = int(victim.stat_fields(_read(pid, "stat"))[1])
+            pid = int(procfs.stat_fields(_read(pid, "stat"))[1])
         except OSError:
             break
     for controllers, path in process.cgroups[:1]:
@@ -202,7 +204,7 @@ def _eldest_of(controllers: bytes, path: bytes) -> "Member | None":
     ages = []
     for pid in _processes_in(controllers, path):
         try:
-            ages.append((int(victim.stat_fields(_read(pid, "stat"))[19]), pid))
+            ages.append((int(procfs.stat_fields(_read(pid, "stat"))[19]), pid))
         except OSError:
             continue
     for _, pid in sorted(ages):
@@ -222,11 +224,11 @@ def _processes_in(controllers: bytes, path: bytes) -> "list[int]":
     groups, pids = [mount_point + path], list[int]()
     for number, group in enumerate(groups):
         if number >= MOST_GROUPS or len(pids) > MOST_PROCESSES:
-            raise victim.Refused("its control group has too many processes to find the first one: core not delegated")
+            raise command.Refused("its control group has too many processes to find the first one: core not delegated")
         try:
             file = posix.open(group + b"/cgroup.procs", posix.O_RDONLY | posix.O_CLOEXEC)
             try:
-                pids += [int(pid) for pid in victim.read_all(file).split()]
+                pids += [int(pid) for pid in procfs.read_all(file).split()]
             finally:
                 posix.close(file)
             groups += [entry.path for entry in posix.scandir(group) if entry.is_dir(follow_symlinks=False)]
@@ -238,7 +240,7 @@ def _processes_in(controllers: bytes, path: bytes) -> "list[int]":
 def _read(pid: "int | str", name: str) -> bytes:
     file = posix.open(f"/proc/{pid}/{name}", posix.O_RDONLY | posix.O_CLOEXEC)
     try:
-        return victim.read_all(file)
+        return procfs.read_all(file)
     finally:
         posix.close(file)
 
@@ -331,7 +333,7 @@ def _same_root(task: int, other: int) -> bool:
 
     The file system, which may be one of the container's making, is not asked.
     """
-    ours, theirs = (container.place_of_root(container.mounts(victim.read(file, "mountinfo"))) for file in (task, other))
+    ours, theirs = (container.place_of_root(container.mounts(procfs.read(file, "mountinfo"))) for file in (task, other))
     return ours is not None and ours == theirs
 
 
@@ -350,7 +352,7 @@ def _check_root(process: "FaultingProcess", first: "Member | None") -> None:
     """
     host = container.mounts(_read("self", "mountinfo"))
     own, path = container.mount_of(process.root), posix.readlink(b"/proc/self/fd/%d" % process.root)
-    table = host if first is None else container.mounts(victim.read(first.directory, "mountinfo"))
+    table = host if first is None else container.mounts(procfs.read(first.directory, "mountinfo"))
     if path == b"/" and (process.in_container() or own in host):
         return
     if own not in table:
@@ -379,7 +381,7 @@ def _find_stranger(process: "FaultingProcess", first: "Member | None", wanted: "
     limit = time.monotonic() + PATIENCE
     for name in posix.listdir("/proc"):
         if time.monotonic() > limit:
-            raise victim.Refused("the host has too many processes to find out whose its files are: core not delegated")
+            raise command.Refused("the host has too many processes to find out whose its files are: core not delegated")
         if not name.isdigit() or not wanted(int(name)):
             continue
         try:

@@ -5,7 +5,7 @@ Everything is done or the delegation is refused. The delegate never has more tha
 
 import posix
 
-from core_helper import linux, seccomp, victim
+from core_helper import command, linux, seccomp, start, victim
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,15 +33,10 @@ RESOURCES = {
 }
 
 
-def hide() -> None:
-    """Forbid ptrace(2) and /proc access to this process to everybody who could not trace the host's root anyway."""
-    linux.prctl(linux.PR_SET_DUMPABLE, 0)
-
-
 def check(process: "FaultingProcess") -> None:
     """Raise Refused where an attribute of ``process`` cannot be taken over; asked before anything is changed."""
     if process.seccomp == 1:
-        raise victim.Refused("the process is in strict seccomp mode: no delegate could do anything there")
+        raise command.Refused("the process is in strict seccomp mode: no delegate could do anything there")
     if process.seccomp == 2:
         seccomp.architecture()
 
@@ -176,7 +171,7 @@ def take_over_ids(process: "FaultingProcess") -> None:
     posix.setresuid(process.uid, process.uid, process.uid)
     linux.prctl(linux.PR_SET_KEEPCAPS, 0)
     # A change of ids resets "dumpable" to fs.suid_dumpable, which may be 1 (kernel/cred.c, commit_creds).
-    hide()
+    start.hide()
     # Kept are the permitted ones; the effective ones went with user 0, and joining the user namespace needs them.
     permitted = linux.permitted_capabilities()
     linux.capset(permitted, permitted, 0)
@@ -189,7 +184,7 @@ def join_user_namespace(process: "FaultingProcess") -> None:
     """
     if process.user_namespace is not None:
         linux.setns(process.user_namespace, linux.CLONE_NEWUSER)
-        hide()
+        start.hide()
 
 
 def limit_capabilities(process: "FaultingProcess") -> None:

@@ -175,6 +175,8 @@ class Relay:
             self.shown = linux.tee(self.core, self.sink, STEP)
         except BlockingIOError:
             self.readable = False
+        except BrokenPipeError:
+            self._close()
         except OSError as error:
             if error.errno != linux.EINVAL:
                 raise

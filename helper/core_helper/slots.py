@@ -13,8 +13,10 @@ times what is free.
 import _struct
 import fcntl
 import posix
+import select
 
-from core_helper import victim
+from core_helper import linux, procfs
+from core_helper.command import Refused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ NS_GET_USERNS = 0xB701
 NS_GET_PARENT = 0xB702
 NS_GET_OWNER_UID = 0xB704
 NOBODY = -1
+PATIENCE = 0.5  # Seconds for a process to end when nobody reads its core any more.
+SIGKILL = 9
 
 
 class Holder:
@@ -60,11 +64,14 @@ class Slot:
         posix.pwrite(self.file, bytes(RECORD.size), self.index * RECORD.size)
 
 
+def limit_of_kernel() -> int:
+    """Return kernel.core_pipe_limit: how many processes the kernel keeps until their cores are read, 0 for none; core(5)."""
+    return int(_read(LIMIT))
+
+
 def limit_of(configured: "int | None") -> int:
     """Return how many cores are delivered at a time: as ``configured``, but not more than the kernel keeps crashes for."""
-    file = posix.open(LIMIT, posix.O_RDONLY | posix.O_CLOEXEC)
-    kernel = int(posix.read(file, 32))
-    posix.close(file)
+    kernel = limit_of_kernel()
     return min(configured or kernel or DEFAULT_LIMIT, kernel or MOST_SLOTS, MOST_SLOTS)
 
 
@@ -81,6 +88,14 @@ def take(crash: "Crash", configured: "int | None") -> Slot:
         fcntl.lockf(file, fcntl.LOCK_UN, 1, MUTEX)
 
 
+def resume(crash: "Crash", file: int, index: int) -> Slot:
+    """Return the slot that this process took before it was executed anew."""
+    posix.set_inheritable(file, False)
+    *_, group = RECORD.unpack(posix.pread(file, RECORD.size, index * RECORD.size))
+    crash.holder = group.rstrip(b"\0").decode()
+    return Slot(file, index)
+
+
 def _take(file: int, holder: Holder, limit: int, crash: "Crash") -> Slot:
     group = holder.group.encode()
     empty, used, of_group, of_owner = None, 0, 0, 0
@@ -94,12 +109,12 @@ def _take(file: int, holder: Holder, limit: int, crash: "Crash") -> Slot:
             empty = index
     free = limit - used
     if empty is None or not may_add(of_group, free, 1):
-        raise victim.Refused(
+        raise Refused(
             f"{holder.name} has {of_group} crashes in flight, and {free} of {limit} slots are free: core dropped; mend what"
             " crashes, or raise docker_core_helper_pipe_limit"
         )
     if holder.owner != NOBODY and not may_add(of_owner, free, OWNER_WEIGHT):
-        raise victim.Refused(
+        raise Refused(
             f"user {holder.owner} has {of_owner} crashes in flight, and {free} of {limit} slots are free: core dropped; mend"
             " what crashes, or raise docker_core_helper_pipe_limit"
         )
@@ -132,7 +147,7 @@ def _is_locked(file: int, index: int) -> bool:
 def start_of(pid: int) -> "int | None":
     """Return when process ``pid`` was started, in ticks since the boot, None if it is gone; proc_pid_stat(5)."""
     try:
-        return int(victim.stat_fields(_read(f"/proc/{pid}/stat"))[19])
+        return int(procfs.stat_fields(_read(f"/proc/{pid}/stat"))[19])
     except OSError:
         return None
 
@@ -140,7 +155,7 @@ def start_of(pid: int) -> "int | None":
 def is_dumping(pid: int, tid: int, started: int) -> bool:
     """Tell whether the process that was ``started`` then is still being dumped; asked of the thread that crashed."""
     try:
-        return start_of(pid) == started and victim.still_dumping(_read(f"/proc/{pid}/task/{tid}/status"))
+        return start_of(pid) == started and procfs.still_dumping(_read(f"/proc/{pid}/task/{tid}/status"))
     except OSError:
         return False
 
@@ -158,7 +173,7 @@ def holder_of(crash: "Crash") -> Holder:
     task = f"/proc/{crash.pid}/task/{crash.tid or crash.pid}"
     opened: list[int] = []
     try:
-        identifier = victim.container_id(victim.parse_cgroup(_read(f"{task}/cgroup")))
+        identifier = procfs.container_id(procfs.parse_cgroup(_read(f"{task}/cgroup")))
         opened.append(posix.open(f"{task}/ns/pid", posix.O_RDONLY | posix.O_CLOEXEC))
         own = posix.stat("/proc/self/ns/pid").st_ino
         if posix.fstat(opened[0]).st_ino != own:
@@ -208,3 +223,45 @@ def _outermost(namespace: int, own: int) -> int:
             posix.close(current)
         current = parent
     return namespace
+
+
+def open_pidfd(crash: "Crash") -> "int | None":
+    """Return the kernel's pidfd of the process, or one of ours; None where it is gone."""
+    if crash.pidfd is not None:
+        return crash.pidfd
+    try:
+        return linux.pidfd_open(crash.pid)
+    except OSError:
+        return None
+
+
+def let_go(core: int, crash: "Crash") -> bool:
+    """Close the last reader of the kernel's pipe ``core``, and end the process if that does not; tell whether it was ended.
+
+    As a rule the next write ends the dump. But the kernel may have nothing to write for minutes, while it walks terabytes of
+    memory that the process has reserved and never used: fs/coredump.c, dump_user_range. A process that waits for a file
+    system which does not answer is not ended by this either; its slot stays taken, see slots.py.
+    """
+    posix.close(core)
+    if crash.handle is None:
+        return False
+    poll = select.poll()
+    poll.register(crash.handle, select.POLLIN)
+    if poll.poll(PATIENCE * 1000):
+        return False
+    try:
+        proc = posix.open("/proc", posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
+        task = posix.open(
+            f"{crash.pid}/task/{crash.tid or crash.pid}",
+            posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC,
+            dir_fd=proc,
+        )
+        # It has not ended, so the number is still its own. And it is no successor of the crashed process: none is that old.
+        if not procfs.still_dumping(procfs.read(task, "status")) or procfs.is_younger(
+            procfs.read(task, "../../stat"), procfs.read(proc, "self/stat")
+        ):
+            return False
+    except OSError:
+        return False
+    linux.pidfd_send_signal(crash.handle, SIGKILL)
+    return True

@@ -10,7 +10,7 @@ import posix
 import select
 import time
 
-from core_helper import linux, victim
+from core_helper import linux, procfs
 from core_helper.child import Result
 
 TYPE_CHECKING = False
@@ -117,7 +117,7 @@ def _end_unknown() -> None:
 
 def _parent(proc: int, name: str) -> str:
     try:
-        return victim.stat_fields(victim.read(proc, f"{name}/stat"))[1]
+        return procfs.stat_fields(procfs.read(proc, f"{name}/stat"))[1]
     except OSError:
         return ""  # Ended meanwhile.
 

@@ -7,20 +7,15 @@ See proc(5) for every file that is read.
 
 import _struct
 import posix
-import select
 
-from core_helper import linux
+from core_helper import linux, procfs
+from core_helper.command import Refused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from core_helper.command import Crash
 
 AT_SECURE = 23
-ENVIRON_LIMIT = 1 << 20
-MOST_VARIABLES = 8192
-FILE_LIMIT = 1 << 20
-PATIENCE = 0.5  # Seconds for a process to end when nobody reads its core any more.
-SIGKILL = 9
 
 # All namespaces but the user namespace, in the order in which they are joined; mnt comes last, because after it the
 # host's files are out of reach. The user namespace is joined after the ids were taken over (privileges.py).
@@ -35,13 +30,8 @@ NAMESPACES = (
 )
 
 
-NOT_DUMPING = (
-    "process {} is not dumping core: it was killed or frozen, or kernel.core_pipe_limit is 0, or its pid was reused"
-)
-
-
-class Refused(Exception):
-    """The delegation is refused. The text, for the log, says what was found and what to do."""
+class Missing(Refused):
+    """The process is not there, or not in the state in which the kernel would have left it; see diagnosis.py."""
 
 
 class Withheld(Refused):
@@ -61,7 +51,7 @@ class FaultingProcess:
         self, task: int, root: int, namespaces: "list[tuple[str, int, int]]", status: "dict[str, str]"
     ) -> None:
         """Take the opened ``/proc/PID/task/TID``, the root directory, (name, kind, descriptor) of namespaces, the status."""
-        stat = stat_fields(read(task, "stat"))
+        stat = procfs.stat_fields(procfs.read(task, "stat"))
         self.task = task
         self.root = root
         self.namespaces = [namespace for namespace in namespaces if namespace[0] != "user"]
@@ -82,22 +72,24 @@ class FaultingProcess:
         self.seccomp = int(status.get("Seccomp", "0"))
         self.seccomp_filters = int(status.get("Seccomp_filters", "0"))
         self.umask = int(status.get("Umask", "0022"), 8)
-        self.comm = read(task, "comm")[:-1]  # The name may end in newlines of its own.
+        self.comm = procfs.read(task, "comm")[:-1]  # The name may end in newlines of its own.
         self.exe = _link(task, "exe")
         self.nice = int(stat[16])
         self.cpu = int(stat[36])
         self.policy = int(stat[38])
-        self.processors = parse_processors(status.get("Cpus_allowed_list", ""))
+        self.processors = procfs.parse_processors(status.get("Cpus_allowed_list", ""))
         self.signal = _exit_signal(task)
-        self.oom_score_adj = read(task, "oom_score_adj").strip()
-        self.limits = parse_limits(read(task, "limits"))
-        self.cgroups = parse_cgroup(read(task, "cgroup"))
+        self.oom_score_adj = procfs.read(task, "oom_score_adj").strip()
+        self.limits = procfs.parse_limits(procfs.read(task, "limits"))
+        self.cgroups = procfs.parse_cgroup(procfs.read(task, "cgroup"))
         self.notes: list[str] = []
         # Only opened: to read it takes the memory of the process, which may lie in a file system that does not answer.
-        self.environ_file: int | None = _open_file(task, "environ")
+        self.environ_file: int | None = procfs.open_file(task, "environ")
         self.label_kind, self.label = security_label(task)
-        self.container_id = container_id(self.cgroups)
+        self.container_id = procfs.container_id(self.cgroups)
         self.hostname = b""
+        # Whether a process of its container may have CAP_SYS_PTRACE; see membership.py.
+        self.traceable = True
         self.confined = self.seccomp_filters > (1 if self.in_container() else 0)
 
     def close_task(self) -> None:
@@ -117,10 +109,10 @@ class FaultingProcess:
         if self.confined:
             self.notes.append("it had a seccomp filter of its own: none of its variables was passed on")
             return {}
-        variables, cut = parse_environ(read_all(self.environ_file, ENVIRON_LIMIT + 1))
+        variables, cut = procfs.parse_environ(procfs.read_all(self.environ_file, procfs.ENVIRON_LIMIT + 1))
         if cut:
             self.notes.append(
-                f"its environment has more than {MOST_VARIABLES} variables or 1 MiB, or a variable of 128 KiB:"
+                f"its environment has more than {procfs.MOST_VARIABLES} variables or 1 MiB, or a variable of 128 KiB:"
                 " the rest was left out"
             )
         return variables
@@ -142,160 +134,6 @@ class FaultingProcess:
     def in_pid_namespace(self) -> bool:
         """Tell whether the process has a pid namespace other than the helper's."""
         return self.descriptor("pid") is not None
-
-
-def read(directory: int, name: str, limit: int = FILE_LIMIT) -> bytes:
-    """Return at most ``limit`` bytes of the file ``name`` in the opened ``directory``. Raises OSError."""
-    descriptor = _open_file(directory, name)
-    try:
-        return read_all(descriptor, limit)
-    finally:
-        posix.close(descriptor)
-
-
-def _open_file(directory: int, name: str) -> int:
-    return posix.open(name, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NOFOLLOW, dir_fd=directory)
-
-
-def read_all(descriptor: int, limit: int = FILE_LIMIT) -> bytes:
-    """Return at most ``limit`` bytes of the opened file. Raises OSError."""
-    parts = []
-    while limit > 0:
-        part = posix.read(descriptor, min(limit, 65536))
-        if not part:
-            break
-        parts.append(part)
-        limit -= len(part)
-    return b"".join(parts)
-
-
-def open_pidfd(crash: "Crash") -> "int | None":
-    """Return the kernel's pidfd of the process, or one of ours; None where it is gone."""
-    if crash.pidfd is not None:
-        return crash.pidfd
-    try:
-        return linux.pidfd_open(crash.pid)
-    except OSError:
-        return None
-
-
-def let_go(core: int, crash: "Crash") -> bool:
-    """Close the last reader of the kernel's pipe ``core``, and end the process if that does not; tell whether it was ended.
-
-    As a rule the next write ends the dump. But the kernel may have nothing to write for minutes, while it walks terabytes of
-    memory that the process has reserved and never used: fs/coredump.c, dump_user_range. A process that waits for a file
-    system which does not answer is not ended by this either; its slot stays taken, see slots.py.
-    """
-    posix.close(core)
-    if crash.handle is None:
-        return False
-    poll = select.poll()
-    poll.register(crash.handle, select.POLLIN)
-    if poll.poll(PATIENCE * 1000):
-        return False
-    try:
-        proc = posix.open("/proc", posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
-        task = _open_directory(proc, f"{crash.pid}/task/{crash.tid or crash.pid}")
-        # It has not ended, so the number is still its own. And it is no successor of the crashed process: none is that old.
-        if not still_dumping(read(task, "status")) or _is_younger(read(task, "../../stat"), read(proc, "self/stat")):
-            return False
-    except OSError:
-        return False
-    linux.pidfd_send_signal(crash.handle, SIGKILL)
-    return True
-
-
-def whereabouts(pid: int) -> "tuple[bytes, str]":
-    """Return name and container id of process ``pid`` for a line in the log, empty where they cannot be had any more."""
-    try:
-        directory = posix.open(f"/proc/{pid}", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
-        return read(directory, "comm").rstrip(b"\n"), container_id(parse_cgroup(read(directory, "cgroup")))
-    except OSError:
-        return b"", ""
-
-
-def parse_status(text: bytes) -> "dict[str, str]":
-    """Return the fields of /proc/PID/status. The name, which the process chose, is escaped by the kernel."""
-    fields = {}
-    for line in text.decode("latin-1").split("\n"):
-        key, colon, value = line.partition(":")
-        if colon:
-            fields[key] = value.strip()
-    return fields
-
-
-def stat_fields(text: bytes) -> "list[str]":
-    """Return the fields of /proc/PID/stat from the third (state) on; the second may hold blanks and parentheses."""
-    return text.rpartition(b")")[2].decode("latin-1").split()
-
-
-def parse_limits(text: bytes) -> "dict[str, tuple[int, int]]":
-    """Return soft and hard limit of each row of /proc/PID/limits by its name; -1 stands for unlimited."""
-    limits = {}
-    for line in text.decode("latin-1").split("\n")[1:]:
-        # Columns of 25, 20 and 20 characters, each followed by a blank: fs/proc/base.c, proc_pid_limits.
-        values = line[26:].split()
-        if len(values) >= 2:
-            soft, hard = (-1 if value == "unlimited" else int(value) for value in values[:2])
-            limits[line[:26].strip()] = (soft, hard)
-    return limits
-
-
-def parse_cgroup(text: bytes) -> "list[tuple[bytes, bytes]]":
-    """Return (controllers, path) of each hierarchy in /proc/PID/cgroup; no controllers: the unified one; cgroups(7)."""
-    cgroups = []
-    for line in text.split(b"\n"):
-        parts = line.split(b":", 2)
-        if len(parts) == 3:
-            cgroups.append((parts[1], parts[2]))
-    return cgroups
-
-
-def container_id(cgroups: "list[tuple[bytes, bytes]]") -> str:
-    """Return the id of 64 hexadecimal digits that container engines put into the cgroup's path, or "".
-
-    Docker writes /docker/ID or docker-ID.scope, Podman libpod-ID.scope, Kubernetes cri-containerd-ID.scope. The outermost
-    one counts: what lies below it may have been named by the container.
-    """
-    for _, path in cgroups:
-        for component in path.decode("latin-1").split("/"):
-            name = component.rpartition("-")[2].partition(".")[0]
-            if len(name) == 64 and not name.strip("0123456789abcdef"):
-                return name
-    return ""
-
-
-def parse_environ(text: bytes) -> "tuple[dict[bytes, bytes], bool]":
-    """Return the variables of /proc/PID/environ and whether some were left out.
-
-    The process may have written anything there: strings without ``=`` are no variables, one that is longer than execve(2)
-    takes (MAX_ARG_STRLEN) would keep the delegate from starting, and past 1 MiB a string may have been cut off.
-    """
-    cut = len(text) > ENVIRON_LIMIT
-    # Bounded before they are split: each variable takes memory of the host's, however short it is.
-    strings = text[:ENVIRON_LIMIT].split(b"\0", MOST_VARIABLES)
-    if cut or len(strings) > MOST_VARIABLES:
-        cut = bool(strings.pop()) or cut
-    variables: dict[bytes, bytes] = {}
-    for string in strings:
-        name, equals, value = string.partition(b"=")
-        if not equals or not name:
-            continue
-        if len(string) >= 131072:
-            cut = True
-            continue
-        variables.setdefault(name, value)
-    return variables, cut
-
-
-def parse_processors(text: str) -> "set[int]":
-    """Return the processors of a list like "0-3,8", as /proc/PID/status has it in Cpus_allowed_list; proc_pid_status(5)."""
-    processors: set[int] = set()
-    for part in text.split(","):
-        first, _, last = part.partition("-")
-        if first.isdigit():
-            processors.update(range(int(first), int(last or first) + 1))
-    return processors
 
 
 def secure_execution(auxv: bytes) -> bool:
@@ -320,7 +158,7 @@ def _exit_signal(task: int) -> "int | None":
     """Return the signal that ends the process, for a core pattern without %s, None on kernels that show it only later."""
     try:
         # Of the process, which lies two directories up: that of a thread does not show it.
-        return int(stat_fields(read(task, "../../stat"))[49]) & 0x7F or None
+        return int(procfs.stat_fields(procfs.read(task, "../../stat"))[49]) & 0x7F or None
     except (OSError, IndexError):
         return None
 
@@ -336,7 +174,7 @@ def security_label(task: int) -> "tuple[str, bytes]":
     """Return the kind of LSM ("apparmor", "other", "" for none) and the label in attr/; apparmor(7), selinux(8)."""
     for kind, name in (("apparmor", "attr/apparmor/current"), ("other", "attr/current")):
         try:
-            label = read(task, name).rstrip(b"\n\0")
+            label = procfs.read(task, name).rstrip(b"\n\0")
         except OSError:
             continue  # No such LSM: ENOENT, or EINVAL for attr/current without any.
         if label:
@@ -364,9 +202,7 @@ def open_task(proc: int, pid: int, tid: "int | None") -> int:
             posix.close(tasks)
     except OSError:
         pass
-    raise Refused(
-        f"process {pid} is gone: kernel.core_pipe_limit must be above 0, so that the kernel keeps it until its core is read"
-    )
+    raise Missing(f"process {pid} is gone")
 
 
 def _open_directory(parent: int, name: str) -> int:
@@ -384,25 +220,25 @@ def examine(crash: "Crash") -> "FaultingProcess":
     root = posix.open("root", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC, dir_fd=task)
     # Verified only now, after everything was opened: what was opened before belongs to this very process, and it is still
     # being dumped, so it did not run another program in between (CVE-2025-4598, CVE-2025-5054).
-    status = parse_status(read(task, "status"))
-    verify(crash, status, read(task, "stat"), read(proc, "self/stat"))
+    status = procfs.parse_status(procfs.read(task, "status"))
+    verify(crash, status, procfs.read(task, "stat"), procfs.read(proc, "self/stat"))
     if crash.pidfd is not None:
-        verify_pidfd(crash, read(proc, f"self/fdinfo/{crash.pidfd}"))
+        verify_pidfd(crash, procfs.read(proc, f"self/fdinfo/{crash.pidfd}"))
     # The auxiliary vector tells a set-id program where the kernel did not, or calls all programs dumpable. Elsewhere it is not
     # asked: a security module may have set its flag for an ordinary program too.
-    told = crash.dumpable is not None and read(proc, "sys/fs/suid_dumpable").strip() != b"1"
+    told = crash.dumpable is not None and procfs.read(proc, "sys/fs/suid_dumpable").strip() != b"1"
     process = FaultingProcess(task, root, namespaces, status)
     refusal = None
     try:
-        secure = not told and secure_execution(read(task, "auxv"))
+        secure = not told and secure_execution(procfs.read(task, "auxv"))
         refuse_set_id(crash, status, secure, posix.stat("status", dir_fd=task))
     except Refused as error:
         refusal = error
     # Once more, after everything was read: a process that was killed meanwhile shows no label, an empty environment and, in old
     # hierarchies, the host's own control groups (kernel/cgroup/cgroup.c, proc_cgroup_show). That would be joined instead, or
     # a container taken for a process of the host.
-    if not still_dumping(read(task, "status")):
-        raise Refused(NOT_DUMPING.format(crash.pid))
+    if not procfs.still_dumping(procfs.read(task, "status")):
+        raise Missing(f"process {crash.pid} is not dumping core")
     if refusal is not None:
         raise Withheld(str(refusal), process)
     posix.close(proc)
@@ -426,30 +262,20 @@ def _open_namespaces(task: int, proc: int) -> "list[tuple[str, int, int]]":
 def verify(crash: "Crash", status: "dict[str, str]", stat: bytes, own_stat: bytes) -> None:
     """Raise Refused unless the opened process is the one that is being dumped."""
     if status.get("CoreDumping") != "1":
-        raise Refused(NOT_DUMPING.format(crash.pid))
+        raise Missing(f"process {crash.pid} is not dumping core")
     if status.get("Tgid") != str(crash.pid):
         raise Refused(f"thread {crash.tid} does not belong to process {crash.pid}")
     if (_ids(status, "Uid")[0], _ids(status, "Gid")[0]) != (crash.uid, crash.gid):
         raise Refused(
             f"process {crash.pid} does not have the ids {crash.uid}:{crash.gid} that the kernel named: core not delegated"
         )
-    if _is_younger(stat, own_stat):
+    if procfs.is_younger(stat, own_stat):
         raise Refused(f"process {crash.pid} is younger than its own crash: its pid was reused")
-
-
-def _is_younger(stat: bytes, own_stat: bytes) -> bool:
-    """Tell from two /proc/PID/stat whether the first process was started after the second; proc_pid_stat(5), starttime."""
-    return int(stat_fields(stat)[19]) > int(stat_fields(own_stat)[19])
-
-
-def still_dumping(status: bytes) -> bool:
-    """Tell whether the process of this /proc/PID/status is being dumped; the name in it, which it chose, is escaped."""
-    return b"\nCoreDumping:\t1\n" in status
 
 
 def verify_pidfd(crash: "Crash", fdinfo: bytes) -> None:
     """Raise Refused unless the kernel's pidfd (%F) is of the process that was opened."""
-    if parse_status(fdinfo).get("Pid") != str(crash.pid):
+    if procfs.parse_status(fdinfo).get("Pid") != str(crash.pid):
         raise Refused(f"the pidfd of the kernel is not of process {crash.pid}")
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-from core_helper import command, container, corefile, delegate, journal, relay, supervisor, victim
+from core_helper import command, container, corefile, delegate, journal, procfs, relay, supervisor, victim
 from core_helper.child import Result
 from unit.helper.support import elf
 
@@ -23,15 +23,15 @@ PRINTABLE = set(map(chr, range(32, 127)))
 
 def status(data: bytes) -> None:
     """Fields are text; reading them again from what was found changes nothing."""
-    fields = victim.parse_status(data)
+    fields = procfs.parse_status(data)
     assert all("\n" not in key + value and ":" not in key for key, value in fields.items())
     written = "\n".join(f"{key}:\t{value}" for key, value in fields.items()).encode("latin-1")
-    assert victim.parse_status(written) == fields
+    assert procfs.parse_status(written) == fields
 
 
 def stat(data: bytes) -> None:
     """Fields are words, and nothing before the last parenthesis is one."""
-    fields = victim.stat_fields(data)
+    fields = procfs.stat_fields(data)
     assert all(field and not field.isspace() and ")" not in field for field in fields)
     assert sum(map(len, fields)) <= len(data)
 
@@ -39,7 +39,7 @@ def stat(data: bytes) -> None:
 def limits(data: bytes) -> None:
     """Limits are pairs of numbers; what the kernel would never write is a ValueError and nothing worse."""
     try:
-        found = victim.parse_limits(data)
+        found = procfs.parse_limits(data)
     except ValueError:
         return
     assert all(isinstance(soft, int) and isinstance(hard, int) for soft, hard in found.values())
@@ -48,25 +48,25 @@ def limits(data: bytes) -> None:
 
 def cgroup(data: bytes) -> None:
     """Hierarchies are taken over unchanged, and the container's id is "" or 64 hexadecimal digits out of the paths."""
-    groups = victim.parse_cgroup(data)
+    groups = procfs.parse_cgroup(data)
     assert all(b":" not in controllers and b"\n" not in path for controllers, path in groups)
-    assert victim.parse_cgroup(b"\n".join(b"0:" + b":".join(group) for group in groups)) == groups
-    name = victim.container_id(groups)
+    assert procfs.parse_cgroup(b"\n".join(b"0:" + b":".join(group) for group in groups)) == groups
+    name = procfs.container_id(groups)
     assert name == "" or (len(name) == 64 and set(name) <= set("0123456789abcdef"))
     assert any(name.encode() in path for _, path in groups) or not name
 
 
 def environ(data: bytes) -> None:
     """Variables are such as execve(2) takes, at most 1 MiB of them, and come out of a second reading unchanged."""
-    variables, cut = victim.parse_environ(data)
+    variables, cut = procfs.parse_environ(data)
     strings = [name + b"=" + value for name, value in variables.items()]
     assert all(
         name and b"=" not in name and b"\0" not in string for name, string in zip(variables, strings, strict=True)
     )
     assert all(len(string) + 1 <= 131072 for string in strings)
-    assert sum(len(string) + 1 for string in strings) <= victim.ENVIRON_LIMIT + 1
+    assert sum(len(string) + 1 for string in strings) <= procfs.ENVIRON_LIMIT + 1
     assert set(strings) <= set(data.split(b"\0"))
-    assert victim.parse_environ(b"\0".join(strings)) == (variables, False)
+    assert procfs.parse_environ(b"\0".join(strings)) == (variables, False)
     assert cut or set(variables) == {string.partition(b"=")[0] for string in data.split(b"\0") if string.find(b"=") > 0}
 
 
@@ -74,7 +74,7 @@ def auxv(data: bytes) -> None:
     """The vector says yes or no, or the crash is refused."""
     try:
         assert victim.secure_execution(data) in (True, False)
-    except victim.Refused:
+    except command.Refused:
         pass
 
 

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from core_helper import command, container, corefile, delegate, journal, privileges, supervisor, victim
+from core_helper import command, container, corefile, delegate, journal, privileges, procfs, supervisor, victim
 from core_helper.child import Result
 from fuzz import readers
 from hypothesis import HealthCheck, assume, example, given, settings
@@ -122,11 +122,11 @@ def test_a_name_of_a_thread_changes_no_other_field() -> None:
         comm = comm.replace(b"\0", b"")
         # fs/proc/array.c, proc_task_name: escaped in status, as it is in stat.
         escaped = comm.replace(b"\\", b"\\\\").replace(b"\n", b"\\n")
-        status = victim.parse_status(b"Name:\t" + escaped + b"\nTgid:\t7\nUid:\t1\t2\t3\t4\nGroups:\t5 6 \n")
+        status = procfs.parse_status(b"Name:\t" + escaped + b"\nTgid:\t7\nUid:\t1\t2\t3\t4\nGroups:\t5 6 \n")
         assert (status["Tgid"], status["Uid"], status["Groups"]) == ("7", "1\t2\t3\t4", "5 6")
         assert set(status) == {"Name", "Tgid", "Uid", "Groups"}
         numbers = [str(number) for number in range(4, 53)]
-        assert victim.stat_fields(b"7 (" + comm + b") D " + " ".join(numbers).encode() + b"\n") == ["D", *numbers]
+        assert procfs.stat_fields(b"7 (" + comm + b") D " + " ".join(numbers).encode() + b"\n") == ["D", *numbers]
 
     check()
 
@@ -144,7 +144,7 @@ def test_limits_are_those_that_the_kernel_printed(rows: dict[str, tuple[int | No
     printed = "".join(
         f"{name:<25} {text(soft):<20} {text(hard):<20} {unit:<10}\n" for name, (soft, hard, unit) in rows.items()
     )
-    found = victim.parse_limits(f"{'Limit':<25} {'Soft Limit':<20} {'Hard Limit':<20} Units     \n{printed}".encode())
+    found = procfs.parse_limits(f"{'Limit':<25} {'Soft Limit':<20} {'Hard Limit':<20} Units     \n{printed}".encode())
     expected = {name: tuple(-1 if value is None else value for value in row[:2]) for name, row in rows.items()}
     assert found == expected
 
@@ -164,9 +164,9 @@ def test_the_outermost_id_counts_and_not_one_that_a_container_put_below(
     above: list[str], engine: str, outer: str, inner: str
 ) -> None:
     path = "/" + "/".join([*above, engine.format(outer), "init", f"docker-{inner}.scope"])
-    groups = victim.parse_cgroup(f"0::{path}\n".encode())
+    groups = procfs.parse_cgroup(f"0::{path}\n".encode())
     assert groups == [(b"", path.encode())]
-    assert victim.container_id(groups) == outer
+    assert procfs.container_id(groups) == outer
 
 
 VARIABLE = st.tuples(st.binary(min_size=1, max_size=8), st.binary(max_size=20)).filter(
@@ -177,7 +177,7 @@ VARIABLE = st.tuples(st.binary(min_size=1, max_size=8), st.binary(max_size=20)).
 @given(st.lists(VARIABLE | st.just((b"A", b"1")), max_size=40), st.booleans())
 def test_the_first_of_two_variables_counts_as_for_getenv(pairs: list[tuple[bytes, bytes]], final: bool) -> None:
     text = b"\0".join(name + b"=" + value for name, value in pairs) + (b"\0" if final else b"")
-    assert victim.parse_environ(text) == (dict(reversed(pairs)), False)
+    assert procfs.parse_environ(text) == (dict(reversed(pairs)), False)
 
 
 LENGTH = st.integers(1, 140000) | st.integers(131066, 131070)
@@ -189,14 +189,14 @@ LENGTH = st.integers(1, 140000) | st.integers(131066, 131070)
 @example([131067, 131068, 1])
 def test_an_environment_is_cut_between_variables_and_that_is_told(lengths: list[int]) -> None:
     strings = [b"V%02d=" % number + b"x" * length for number, length in enumerate(lengths)]
-    text = (b"\0".join(strings) + b"\0")[: victim.ENVIRON_LIMIT + 1]
-    variables, cut = victim.parse_environ(text)
+    text = (b"\0".join(strings) + b"\0")[: procfs.ENVIRON_LIMIT + 1]
+    variables, cut = procfs.parse_environ(text)
     readers.environ(text)
     # execve(2) takes 128 KiB with the NUL, MAX_ARG_STRLEN.
     fitting = [string for string in strings if len(string) + 1 <= 131072]
     assert set(fitting) >= {name + b"=" + value for name, value in variables.items()}
-    assert cut == (len(variables) < len(strings) or len(text) > victim.ENVIRON_LIMIT)
-    assert len(variables) == len(fitting) or len(text) > victim.ENVIRON_LIMIT
+    assert cut == (len(variables) < len(strings) or len(text) > procfs.ENVIRON_LIMIT)
+    assert len(variables) == len(fitting) or len(text) > procfs.ENVIRON_LIMIT
 
 
 @given(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from core_helper import chain, command, linux, main, membership, victim
+from core_helper import chain, command, handling, linux, membership, victim
 from unit.helper.support import in_child, process, script
 
 ID = "0123456789abcdef" * 4
@@ -208,7 +208,9 @@ class Stage:
     def run(self, crash: command.Crash, words: list[bytes]) -> Any:
         configuration = command.Configuration()
         configuration.chain = words
-        return main.examine(crash, configuration, self, None)  # type: ignore[arg-type]
+        slot: Any = self
+        log: Any = lambda: None  # noqa: E731
+        return handling.examine(crash, configuration, slot, log)
 
     def leave(self) -> None:
         """The slot, which what is handed on does not hold."""
@@ -231,11 +233,11 @@ def test_a_crash_of_the_host_is_handed_on_where_that_is_configured(crash: comman
 def test_a_set_id_program_is_handed_on_and_else_refused(crash: command.Crash, stage: Stage) -> None:
     stage.refusal = victim.Withheld("never delegated", stage.found)
     for words in ([], [b"/handler"]):
-        with pytest.raises(victim.Refused, match="never delegated"):
+        with pytest.raises(command.Refused, match="never delegated"):
             stage.run(crash, words)
     assert stage.handed_on == [[b"/handler"]]
     stage.refusal = victim.Withheld("never delegated", crashed(namespaces=[("pid", 0, 9), ("mnt", 0, 9)]))
-    with pytest.raises(victim.Refused, match="never delegated"):
+    with pytest.raises(command.Refused, match="never delegated"):
         stage.run(crash, [b"/handler"])
     assert len(stage.handed_on) == 1
 
@@ -245,18 +247,18 @@ def test_a_process_of_the_host_in_a_containers_files_is_handed_on_and_else_refus
 ) -> None:
     stage.found = crashed(namespaces=[("mnt", 0, 9)], container_id="f" * 64)
     stage.refusal = victim.Withheld("of another container", stage.found)
-    with pytest.raises(victim.Refused, match="another container"):
+    with pytest.raises(command.Refused, match="another container"):
         stage.run(crash, [b"/handler"])
     assert stage.handed_on == []
     stage.refusal = victim.Withheld("of another container", stage.found, of_the_host=True)
-    with pytest.raises(victim.Refused, match="another container"):
+    with pytest.raises(command.Refused, match="another container"):
         stage.run(crash, [b"/handler"])
     assert stage.handed_on == [[b"/handler"]]
 
 
 def test_a_process_that_could_not_be_verified_is_not_handed_on(crash: command.Crash, stage: Stage) -> None:
-    stage.refusal = victim.Refused("its pid was reused")
-    with pytest.raises(victim.Refused, match="reused"):
+    stage.refusal = command.Refused("its pid was reused")
+    with pytest.raises(command.Refused, match="reused"):
         stage.run(crash, [b"/handler"])
     assert stage.handed_on == []
 

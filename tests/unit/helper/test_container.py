@@ -7,7 +7,7 @@ import posix
 from pathlib import Path
 
 import pytest
-from core_helper import container, linux, victim
+from core_helper import container, linux, procfs, victim
 from unit.helper.support import in_child, process
 
 V1 = b"""\
@@ -134,8 +134,8 @@ def test_a_child_that_was_forked_into_its_group_does_not_join_it_again(monkeypat
 
 
 def open_groups(monkeypatch: pytest.MonkeyPatch, theirs: bytes, mountinfo: bytes) -> container.ControlGroups:
-    monkeypatch.setattr(victim, "read", lambda directory, name: mountinfo)
-    return container.open_control_groups(process(cgroups=victim.parse_cgroup(theirs)))
+    monkeypatch.setattr(procfs, "read", lambda directory, name: mountinfo)
+    return container.open_control_groups(process(cgroups=procfs.parse_cgroup(theirs)))
 
 
 def test_the_groups_of_the_process_are_opened_where_they_are_mounted(

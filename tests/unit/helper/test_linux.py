@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from core_helper import linux, victim
+from core_helper import linux, procfs
 from unit.helper.support import HELPER, in_child
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def test_dropping_from_the_bounding_set_ends_at_the_first_number_that_the_kernel
 
 
 def test_permitted_capabilities_are_those_in_status() -> None:
-    status = victim.parse_status(Path("/proc/self/status").read_bytes())
+    status = procfs.parse_status(Path("/proc/self/status").read_bytes())
     assert linux.permitted_capabilities() == int(status["CapPrm"], 16)
 
 

@@ -10,7 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from core_helper import __version__, command, container, delegate, fallback, main, membership, slots, supervisor, victim
+from core_helper import (
+    __version__,
+    command,
+    container,
+    delegate,
+    fallback,
+    handling,
+    journal,
+    membership,
+    supervisor,
+    victim,
+)
 from core_helper.child import Result
 from unit.helper.support import HELPER, process
 
@@ -63,10 +74,12 @@ def test_the_pattern_in_the_usage_is_one_that_the_kernel_takes() -> None:
 class Run:
     """main, with a log of ours in place of this machine's: by hand, or as the kernel does, with 1 and 2 closed."""
 
-    def __init__(self, directory: Path, *arguments: str, as_kernel: bool = False) -> None:
+    def __init__(self, directory: Path, *arguments: str, as_kernel: bool = False, limit: int = 512) -> None:
         program = (
             f"import sys; sys.path.insert(0, {str(HELPER)!r})\n"
-            "from core_helper import command, journal, main\n"
+            "from core_helper import command, diagnosis, journal, main, quota, slots\n"
+            f"slots.LIMIT = diagnosis.LIMIT = {str(directory / 'limit')!r}; diagnosis.PATTERN = '/missing'\n"
+            f"slots.FILE, quota.FILE = {str(directory / 'slots')!r}, {str(directory / 'lines')!r}\n"
             f"journal.SOCKET = '/missing'; journal.KERNEL_LOG = {str(directory / 'log')!r}\n"
             "command.CONFIGURATION = '/missing'\n"
             "main.main(['docker_core_helper', *sys.argv[1:]])"
@@ -74,6 +87,7 @@ class Run:
         words = [sys.executable, "-BISc", program, *arguments]
         if as_kernel:
             words = ["/bin/sh", "-c", 'exec "$@" >&- 2>&-', "sh", *words]
+        (directory / "limit").write_text(f"{limit}\n")
         # A FIFO takes line after line without being told to append, as the kernel's log does.
         os.mkfifo(directory / "log")
         log = os.open(directory / "log", os.O_RDWR | os.O_NONBLOCK)
@@ -107,7 +121,7 @@ def test_a_process_that_does_not_crash_is_refused(tmp_path: Path, as_kernel: boo
     assert done.code == 1
     (line,) = done.lines
     assert line.startswith("<27>") and f"]: pid={os.getpid()} uid={os.getuid()} gid={os.getgid()} comm=" in line
-    assert f"core not delivered, 0 bytes: process {os.getpid()} is not dumping core" in line
+    assert f"core not delivered, 0 bytes: process {os.getpid()} is not dumping core: " in line
 
 
 @pytest.mark.parametrize("option", ["-F999999", "-F99999999999999999999"])
@@ -121,7 +135,56 @@ def test_a_problem_of_the_command_line_is_a_warning_beside_the_outcome(tmp_path:
     done = Run(tmp_path, "-Xx", str(2**22 + 1), "2", "3", "relative", as_kernel=True)
     lines = sorted(done.lines)
     assert done.code == 1 and [line[:4] for line in lines] == ["<27>", "<28>", "<28>"]
-    assert "kernel.core_pipe_limit must be above 0" in lines[0]
+    assert f"process {2**22 + 1} is gone: " in lines[0]
+
+
+def test_a_kernel_that_does_not_wait_is_told_beside_the_outcome(tmp_path: Path) -> None:
+    lines = Run(tmp_path, str(os.getpid()), str(os.getuid()), str(os.getgid()), "/bin/true", limit=0).lines
+    assert [line[:4] for line in lines] == ["<27>", "<28>"]
+    assert all("sysctl -w kernel.core_pipe_limit=512" in line for line in lines)
+
+
+@pytest.mark.parametrize("as_kernel", [False, True])
+def test_an_entry_without_its_library_says_so(tmp_path: Path, as_kernel: bool) -> None:
+    """Without it there is no log but the kernel's, which a test does not write to: /dev/kmsg is another file here."""
+    log = tmp_path / "kmsg"
+    log.touch()
+    alone = tmp_path / "docker_core_helper"
+    alone.write_text(ENTRY.read_text().replace("/dev/kmsg", str(log)))
+    words = [sys.executable, "-BIS", str(alone), "1", "2", "3"]
+    if as_kernel:
+        words = ["/bin/sh", "-c", 'exec "$@" >&- 2>&-', "sh", *words]
+    done = subprocess.run(words, env={}, cwd="/", capture_output=True, text=True, timeout=30, check=False)
+    told = (
+        f"core lost: {tmp_path}/core_helper cannot be loaded: No module named 'core_helper': install the helper again"
+    )
+    assert done.returncode == 1
+    assert log.read_text() == f"<27>docker_core_helper: {told}\n"
+    assert done.stderr == ("" if as_kernel else f"docker_core_helper: {told}\n")
+
+
+IGNORE_ALL = """
+import signal, sys, os
+for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+    signal.signal(number, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
+def test_what_the_caller_ignored_and_blocked_is_reset() -> None:
+    show = (
+        f"import sys; sys.path.insert(0, {str(HELPER)!r})\n"
+        "from core_helper import start\n"
+        "start.settle_signals()\n"
+        "print(open('/proc/self/status').read())"
+    )
+    words = [sys.executable, "-c", IGNORE_ALL, "-BISc", show]
+    status = subprocess.run(words, stdout=subprocess.PIPE, text=True, timeout=30, check=True).stdout
+    fields = dict(line.split(":\t") for line in status.strip().splitlines() if ":\t" in line)
+    # SIGPIPE and SIGXFSZ, as in any Python; 32 and 33 are the C library's own.
+    assert int(fields["SigIgn"], 16) & ~(3 << 31) == 1 << 12 | 1 << 24
+    assert int(fields["SigBlk"], 16) & ~(3 << 31) == 0
 
 
 @pytest.fixture
@@ -132,13 +195,13 @@ def crash() -> command.Crash:
 
 
 def test_specifiers_are_those_of_core_5(crash: command.Crash) -> None:
-    words = command.expand(b"%P|%p|%u|%g|%s|%t|%e|%h|%E|%%", main.specifiers(crash, process(comm=b"a b%P\n")))
+    words = command.expand(b"%P|%p|%u|%g|%s|%t|%e|%h|%E|%%", handling.specifiers(crash, process(comm=b"a b%P\n")))
     assert words == b"4711|7|1000|100|11|1700000000|a b%P\n|box|!usr!bin!server|%"
-    assert set(main.specifiers(crash, process())) == set(command.SPECIFIERS.decode())
+    assert set(handling.specifiers(crash, process())) == set(command.SPECIFIERS.decode())
 
 
 def test_the_facts_tell_the_delegate_about_the_crash(crash: command.Crash) -> None:
-    told = main.facts_of(crash, process(container_id="f" * 64))
+    told = handling.facts_of(crash, process(container_id="f" * 64))
     facts = {name: value for name, value in told.items() if name not in (b"CORE_LIMIT", b"CORE_NODE")}
     assert facts == {
         b"CORE_PID": b"7",
@@ -158,7 +221,7 @@ def test_the_facts_tell_the_delegate_about_the_crash(crash: command.Crash) -> No
 
 def test_facts_that_are_not_known_are_empty(crash: command.Crash) -> None:
     crash.signal = None
-    environment = main.facts_of(crash, process())
+    environment = handling.facts_of(crash, process())
     assert (environment[b"CORE_SIGNAL"], environment[b"CORE_SIGNAL_NAME"], environment[b"CORE_CONTAINER_ID"]) == (
         b"",
     ) * 3
@@ -168,8 +231,6 @@ class Stage:
     """The parts around main.handle, each replaced; ``children`` are what was to be run in the container."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, log: Path) -> None:
-        from core_helper import journal
-
         self.log = log
         self.process = process(signal=6)
         self.outcomes: list[Result] = []
@@ -182,9 +243,8 @@ class Stage:
         monkeypatch.setattr(journal, "KERNEL_LOG", str(log))
         monkeypatch.setattr(victim, "examine", lambda crash: self.process)
         monkeypatch.setattr(membership, "check", lambda process: None)
-        monkeypatch.setattr(slots, "take", lambda crash, configured: None)
         monkeypatch.setattr(delegate, "prepare", lambda process: plan)
-        monkeypatch.setattr(main, "Child", lambda groups, run: run)
+        monkeypatch.setattr(handling, "Child", lambda groups, run: run)
         monkeypatch.setattr(delegate, "execute", lambda plan, words, environment, child: ("execute", words))
         monkeypatch.setattr(fallback, "write", lambda plan, path, asked, child: ("write" if asked else "ask", path))
         monkeypatch.setattr(supervisor, "supervise", self.supervise)
@@ -194,7 +254,8 @@ class Stage:
         return self.outcomes.pop(0)
 
     def handle(self, crash: command.Crash, configuration: command.Configuration) -> int:
-        return main.handle(0, crash, configuration, None, 0.0)
+        slot: Any = None
+        return handling.handle(0, crash, configuration, slot, lambda: journal.Journal(None), 0.0)
 
 
 @pytest.fixture

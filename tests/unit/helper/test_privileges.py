@@ -8,7 +8,7 @@ import resource
 from pathlib import Path
 
 import pytest
-from core_helper import linux, privileges, seccomp, victim
+from core_helper import command, linux, privileges, procfs, seccomp, start, victim
 from unit.helper.support import in_child, process
 
 NAMES = {
@@ -101,7 +101,7 @@ def test_the_kernel_takes_a_limit_of_2_to_the_63_and_so_must_the_helper() -> Non
 
     def become() -> object:
         failures = privileges.set_limits(process(limits={"Max file locks": (limit, limit)}))
-        return failures, victim.parse_limits(Path("/proc/self/limits").read_bytes())["Max file locks"]
+        return failures, procfs.parse_limits(Path("/proc/self/limits").read_bytes())["Max file locks"]
 
     assert in_child(become) == [[], [limit, limit]]
 
@@ -151,7 +151,7 @@ def test_what_cannot_be_taken_over_of_the_scheduling_is_told() -> None:
 
 def test_the_child_is_hidden() -> None:
     def become() -> object:
-        privileges.hide()
+        start.hide()
         # PR_GET_DUMPABLE; the files in /proc belong to root now.
         return os.stat("/proc/self/status").st_uid
 
@@ -159,24 +159,24 @@ def test_the_child_is_hidden() -> None:
 
 
 def test_strict_seccomp_is_refused() -> None:
-    with pytest.raises(victim.Refused, match="strict seccomp"):
+    with pytest.raises(command.Refused, match="strict seccomp"):
         privileges.check(process(seccomp=1))
 
 
 def test_a_filter_is_refused_on_a_machine_without_one_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(posix, "uname", lambda: os.uname_result(("Linux", "box", "6.1", "#1", "riscv64")))
     privileges.check(process(seccomp=0))
-    with pytest.raises(victim.Refused, match="riscv64"):
+    with pytest.raises(command.Refused, match="riscv64"):
         privileges.check(process(seccomp=2))
 
 
 def test_no_new_privs_is_always_set() -> None:
     def become() -> object:
         privileges.confine(process())
-        status = victim.parse_status(Path("/proc/self/status").read_bytes())
+        status = procfs.parse_status(Path("/proc/self/status").read_bytes())
         return status["NoNewPrivs"], status["Seccomp"]
 
-    before = victim.parse_status(Path("/proc/self/status").read_bytes())["Seccomp"]
+    before = procfs.parse_status(Path("/proc/self/status").read_bytes())["Seccomp"]
     assert in_child(become) == ["1", before]
 
 
@@ -184,7 +184,7 @@ def test_no_new_privs_is_always_set() -> None:
 def test_a_process_with_a_filter_gets_ours() -> None:
     def become() -> object:
         privileges.confine(process(seccomp=2))
-        return victim.parse_status(Path("/proc/self/status").read_bytes())["Seccomp"]
+        return procfs.parse_status(Path("/proc/self/status").read_bytes())["Seccomp"]
 
     assert in_child(become) == "2"
 
@@ -199,7 +199,7 @@ def test_a_process_without_capabilities_keeps_none(monkeypatch: pytest.MonkeyPat
 
     def become() -> object:
         privileges.limit_capabilities(process(**facts))
-        status = victim.parse_status(Path("/proc/self/status").read_bytes())
+        status = procfs.parse_status(Path("/proc/self/status").read_bytes())
         return [int(status[name], 16) for name in SETS if name != "CapBnd"]
 
     assert in_child(become) == [0, 0, 0, 0]

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from core_helper import linux, privileges, seccomp, victim
+from core_helper import command, linux, privileges, procfs, seccomp
 from unit.helper.support import in_child, process
 
 # Debian's linux-libc-dev has the headers of all machines. From Linux 6.11 on aarch64 has one of its own, made of a table.
@@ -183,7 +183,7 @@ def test_the_program_is_whole_and_short_enough_for_the_kernel(machine: str) -> N
 
 def test_a_machine_without_a_filter_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("posix.uname", lambda: os.uname_result(("Linux", "box", "6.1", "#1", "s390x")))
-    with pytest.raises(victim.Refused, match="s390x"):
+    with pytest.raises(command.Refused, match="s390x"):
         seccomp.architecture()
 
 
@@ -277,6 +277,6 @@ def test_the_filter_stays_after_an_execve() -> None:
     def attempt() -> object:
         privileges.confine(process(seccomp=2))
         status = subprocess.run(["/bin/cat", "/proc/self/status"], stdout=subprocess.PIPE, check=True).stdout
-        return victim.parse_status(status)["Seccomp"]
+        return procfs.parse_status(status)["Seccomp"]
 
     assert in_child(attempt) == "2"

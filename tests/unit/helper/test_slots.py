@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from core_helper import command, slots, victim
+from core_helper import command, slots
 from unit.helper.support import in_child
 
 
@@ -31,7 +31,7 @@ def take_nested(crashes: list[tuple[int, int]], limit: int) -> str:
     try:
         slots.take(crash_of(*crashes[0]), limit)
         got = "+"
-    except victim.Refused:
+    except command.Refused:
         got = "-"
     return got + (str(in_child(lambda: take_nested(crashes[1:], limit))) if crashes[1:] else "")
 
@@ -85,7 +85,7 @@ def test_a_slot_that_was_left_counts_no_more_and_is_nobody_elses(file: Path) -> 
 
 def test_a_refusal_names_the_container_what_it_holds_and_the_remedy(file: Path) -> None:
     def refusal() -> str:
-        with pytest.raises(victim.Refused) as caught:
+        with pytest.raises(command.Refused) as caught:
             slots.take(crash_of(1), 2)
         return str(caught.value)
 

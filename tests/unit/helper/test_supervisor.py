@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from core_helper import delegate, linux, supervisor, victim
+from core_helper import delegate, linux, procfs, supervisor
 from core_helper.child import Child
 from unit.helper.delivery import LONG, deliver, end, is_gone, shell, supervise
 from unit.helper.support import process
@@ -205,7 +205,7 @@ def test_of_the_holders_of_a_pipe_only_those_of_the_container_and_user_are_ended
         pids = set()
         for pidfd in supervisor._holders(child, own):
             fdinfo = Path(f"/proc/self/fdinfo/{pidfd}").read_bytes()
-            pids.add(int(victim.parse_status(fdinfo)["Pid"]))
+            pids.add(int(procfs.parse_status(fdinfo)["Pid"]))
             os.close(pidfd)
         os.close(namespace)
         return pids

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from core_helper import command, linux, victim
+from core_helper import command, linux, procfs, victim
 
 PROC = "/proc"
 STATUS = {"CoreDumping": "1", "Tgid": "4711", "Uid": "1000\t1000\t1000\t1000", "Gid": "100\t100\t100\t100"}
@@ -55,17 +55,17 @@ def test_the_process_that_dumps_core_is_accepted(crash: command.Crash) -> None:
     ],
 )
 def test_another_process_is_refused(crash: command.Crash, field: str, value: str, complaint: str) -> None:
-    with pytest.raises(victim.Refused, match=complaint):
+    with pytest.raises(command.Refused, match=complaint):
         victim.verify(crash, {**STATUS, field: value}, OLD, YOUNG)
 
 
 def test_a_process_that_is_younger_than_the_helper_is_refused(crash: command.Crash) -> None:
-    with pytest.raises(victim.Refused, match="younger than its own crash"):
+    with pytest.raises(command.Refused, match="younger than its own crash"):
         victim.verify(crash, STATUS, YOUNG, OLD)
 
 
 def test_an_older_kernel_that_does_not_tell_whether_it_dumps_is_refused(crash: command.Crash) -> None:
-    with pytest.raises(victim.Refused, match="not dumping core"):
+    with pytest.raises(command.Refused, match="not dumping core"):
         victim.verify(crash, {key: value for key, value in STATUS.items() if key != "CoreDumping"}, OLD, YOUNG)
 
 
@@ -73,13 +73,13 @@ def test_an_older_kernel_that_does_not_tell_whether_it_dumps_is_refused(crash: c
 def test_whether_a_process_is_still_being_dumped_is_not_for_its_name_to_say(value: str) -> None:
     # As the kernel prints the name "a\\nCoreDumping:\\t1".
     status = f"Name:\ta\\nCoreDumping:\t1\nTgid:\t7\nCoreDumping:\t{value}\nThreads:\t1\n"
-    assert victim.still_dumping(status.encode()) is (value == "1")
+    assert procfs.still_dumping(status.encode()) is (value == "1")
 
 
 def test_the_pidfd_must_be_of_the_same_process(crash: command.Crash) -> None:
     victim.verify_pidfd(crash, b"pos:\t0\nflags:\t02000002\nPid:\t4711\nNSpid:\t4711\n")
     for fdinfo in (b"Pid:\t4712\n", b"Pid:\t-1\n", b"pos:\t0\n", b""):
-        with pytest.raises(victim.Refused, match="pidfd of the kernel"):
+        with pytest.raises(command.Refused, match="pidfd of the kernel"):
             victim.verify_pidfd(crash, fdinfo)
 
 
@@ -128,7 +128,7 @@ def test_the_core_of_a_set_id_program_is_never_delegated(
     if delegated:
         victim.refuse_set_id(crash, STATUS, secure, found)
     else:
-        with pytest.raises(victim.Refused, match="never delegated"):
+        with pytest.raises(command.Refused, match="never delegated"):
             victim.refuse_set_id(crash, STATUS, secure, found)
 
 
@@ -136,14 +136,14 @@ def test_the_core_of_a_set_id_program_is_never_delegated(
 @pytest.mark.parametrize("ids", ["0 9 9 9", "9 0 9 9", "9 9 0 9", "9 9 9 0"])
 def test_a_program_with_changed_ids_is_never_delegated(crash: command.Crash, field: str, ids: str) -> None:
     crash.dumpable = 1
-    with pytest.raises(victim.Refused, match="changed ids"):
+    with pytest.raises(command.Refused, match="changed ids"):
         victim.refuse_set_id(crash, {**STATUS, field: ids}, False, os.stat("/"))
 
 
 @pytest.mark.parametrize("tid", [None, os.getpid()])
 def test_the_task_of_this_process_is_opened(proc: int, tid: int | None) -> None:
     task = victim.open_task(proc, os.getpid(), tid)
-    assert victim.parse_status(victim.read(task, "status"))["Pid"] == str(os.getpid())
+    assert procfs.parse_status(procfs.read(task, "status"))["Pid"] == str(os.getpid())
     assert os.get_inheritable(task) is False
     os.close(task)
 
@@ -155,7 +155,7 @@ def test_the_task_of_the_faulting_thread_is_opened(proc: int) -> None:
     try:
         tid = next(int(name) for name in os.listdir("/proc/self/task") if int(name) != os.getpid())
         task = victim.open_task(proc, os.getpid(), tid)
-        assert victim.parse_status(victim.read(task, "status"))["Pid"] == str(tid)
+        assert procfs.parse_status(procfs.read(task, "status"))["Pid"] == str(tid)
         os.close(task)
     finally:
         end.set()
@@ -163,17 +163,17 @@ def test_the_task_of_the_faulting_thread_is_opened(proc: int) -> None:
 
 
 @pytest.mark.parametrize("tid", [None, 1, 2**22 + 1])
-def test_a_process_that_is_gone_is_refused_with_the_remedy(proc: int, tid: int | None) -> None:
+def test_a_process_that_is_gone_is_missing(proc: int, tid: int | None) -> None:
     pid = os.fork()
     if pid == 0:
         os._exit(0)
     os.waitpid(pid, 0)
-    with pytest.raises(victim.Refused, match=r"kernel\.core_pipe_limit must be above 0"):
+    with pytest.raises(victim.Missing, match=f"process {pid} is gone"):
         victim.open_task(proc, pid, tid)
 
 
 def test_a_thread_of_another_process_is_refused(proc: int) -> None:
-    with pytest.raises(victim.Refused):
+    with pytest.raises(command.Refused):
         victim.open_task(proc, os.getpid(), os.getppid())
 
 
@@ -196,7 +196,7 @@ def test_a_thread_stands_for_the_process_whose_leader_has_exited(proc: int) -> N
         while Path(f"/proc/{pid}/task/{pid}/stat").read_bytes().split()[2] != b"Z":
             time.sleep(0.001)
         task = victim.open_task(proc, pid, None)
-        assert victim.parse_status(victim.read(task, "status"))["Pid"] == str(tid)
+        assert procfs.parse_status(procfs.read(task, "status"))["Pid"] == str(tid)
         os.close(task)
     finally:
         os.kill(pid, signal.SIGKILL)
@@ -207,13 +207,13 @@ def test_a_thread_stands_for_the_process_whose_leader_has_exited(proc: int) -> N
 
 def test_a_living_process_is_not_taken_for_a_crashed_one() -> None:
     crash = command.Crash(os.getpid(), os.getuid(), os.getgid())
-    with pytest.raises(victim.Refused, match="not dumping core"):
+    with pytest.raises(command.Refused, match="not dumping core"):
         victim.examine(crash)
 
 
 def test_a_process_is_described_by_what_its_proc_directory_says(tmp_path: Path) -> None:
     task = os.open("/proc/self", os.O_PATH | os.O_DIRECTORY)
-    own = victim.FaultingProcess(task, 99, [], victim.parse_status(victim.read(task, "status")))
+    own = victim.FaultingProcess(task, 99, [], procfs.parse_status(procfs.read(task, "status")))
     os.close(task)
     assert (own.uid, own.gid, own.groups) == (os.getuid(), os.getgid(), os.getgroups())
     assert (own.pid, own.root) == (os.getpid(), 99)

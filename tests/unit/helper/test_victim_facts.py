@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from core_helper import linux, victim
+from core_helper import linux, procfs, victim
 
 ID = "0123456789abcdef" * 4
 STATUS = """\
@@ -64,7 +64,7 @@ def describe(
 ) -> victim.FaultingProcess:
     task = os.open(directory, os.O_PATH | os.O_DIRECTORY)
     try:
-        return victim.FaultingProcess(task, 99, namespaces or [], victim.parse_status(status.encode()))
+        return victim.FaultingProcess(task, 99, namespaces or [], procfs.parse_status(status.encode()))
     finally:
         os.close(task)
 
@@ -194,7 +194,7 @@ def test_a_symbolic_link_in_place_of_a_file_is_not_followed(directory: Path) -> 
 def test_reading_stops_at_the_limit(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x" * 200000)
     parent = os.open(tmp_path, os.O_RDONLY)
-    assert [len(victim.read(parent, "file", limit)) for limit in (0, 1, 65536, 65537, 199999, 300000)] == [
+    assert [len(procfs.read(parent, "file", limit)) for limit in (0, 1, 65536, 65537, 199999, 300000)] == [
         0,
         1,
         65536,

@@ -8,7 +8,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from core_helper import privileges, victim
+from core_helper import command, privileges, procfs, victim
 from unit.helper.support import executed
 
 ID = "0123456789abcdef" * 4
@@ -16,20 +16,20 @@ OTHER = "f" * 64
 
 
 def test_fields_of_status_are_found_whatever_the_name_holds() -> None:
-    status = victim.parse_status(b"Name:\ta\\nUid:\t0 \xff)\nUmask:\t0022\nTgid:\t7\nUid:\t1\t2\t3\t4\nGroups:\t\n")
+    status = procfs.parse_status(b"Name:\ta\\nUid:\t0 \xff)\nUmask:\t0022\nTgid:\t7\nUid:\t1\t2\t3\t4\nGroups:\t\n")
     assert status["Name"] == "a\\nUid:\t0 \xff)"
     assert (status["Tgid"], status["Uid"], status["Groups"]) == ("7", "1\t2\t3\t4", "")
 
 
 @pytest.mark.parametrize("comm", [b"cat", b"a b", b")", b") R 1 (", b"\xff\xfe", b"a\nb) S", b""])
 def test_fields_of_stat_are_found_whatever_the_name_holds(comm: bytes) -> None:
-    fields = victim.stat_fields(b"7 (" + comm + b") D " + b" ".join(b"%d" % number for number in range(4, 53)) + b"\n")
+    fields = procfs.stat_fields(b"7 (" + comm + b") D " + b" ".join(b"%d" % number for number in range(4, 53)) + b"\n")
     # Numbered as in proc_pid_stat(5): nice is field 19, the start time 22.
     assert (fields[0], fields[16], fields[19]) == ("D", "19", "22")
 
 
 def test_limits_of_this_process_are_those_that_it_has() -> None:
-    limits = victim.parse_limits(Path("/proc/self/limits").read_bytes())
+    limits = procfs.parse_limits(Path("/proc/self/limits").read_bytes())
     assert set(limits) - {"Max core file size"} == set(privileges.RESOURCES)
     for name, number in privileges.RESOURCES.items():
         assert limits[name] == resource.getrlimit(number), name
@@ -44,7 +44,7 @@ def test_limits_are_read_by_column() -> None:
         b"Max realtime timeout      unlimited            unlimited            us        \n"
         b"\n"
     )
-    assert victim.parse_limits(text) == {
+    assert procfs.parse_limits(text) == {
         "Max cpu time": (10, -1),
         "Max stack size": (8388608, -1),
         "Max nice priority": (0, 0),
@@ -54,7 +54,7 @@ def test_limits_are_read_by_column() -> None:
 
 def test_cgroups_are_split_at_the_first_two_colons() -> None:
     text = b"12:cpu,cpuacct:/docker/a:b\n1:name=systemd:/x y\n0::/system.slice/a.service\n\n"
-    assert victim.parse_cgroup(text) == [
+    assert procfs.parse_cgroup(text) == [
         (b"cpu,cpuacct", b"/docker/a:b"),
         (b"name=systemd", b"/x y"),
         (b"", b"/system.slice/a.service"),
@@ -85,18 +85,18 @@ def test_cgroups_are_split_at_the_first_two_colons() -> None:
     ],
 )
 def test_the_container_id_is_found_in_the_cgroup_of_each_engine(path: str, found: str) -> None:
-    assert victim.container_id([(b"", path.encode("latin-1"))]) == found
+    assert procfs.container_id([(b"", path.encode("latin-1"))]) == found
 
 
 def test_the_container_id_may_stand_in_any_hierarchy() -> None:
     hierarchies = [(b"cpuset", b"/"), (b"memory", f"/docker/{ID}".encode()), (b"", f"/docker/{OTHER}".encode())]
-    assert victim.container_id(hierarchies) == ID
-    assert victim.container_id([]) == ""
+    assert procfs.container_id(hierarchies) == ID
+    assert procfs.container_id([]) == ""
 
 
 def test_26_variables_do_not_overflow_anything() -> None:
     text = b"".join(b"%c=1\0" % letter for letter in b"abcdefghijklmnopqrstuvwxyz")
-    variables, cut = victim.parse_environ(text)
+    variables, cut = procfs.parse_environ(text)
     assert variables == {bytes([letter]): b"1" for letter in b"abcdefghijklmnopqrstuvwxyz"}
     assert cut is False
 
@@ -115,22 +115,22 @@ def test_26_variables_do_not_overflow_anything() -> None:
     ],
 )
 def test_strings_that_are_no_variables_are_left_out(text: bytes, variables: dict[bytes, bytes]) -> None:
-    assert victim.parse_environ(text) == (variables, False)
+    assert procfs.parse_environ(text) == (variables, False)
 
 
 def test_an_environment_of_2_mib_is_cut_at_1_mib_and_never_within_a_variable() -> None:
     strings = [b"v%06d=" % number + b"x" * 190 for number in range(11000)]
-    variables, cut = victim.parse_environ((b"\0".join(strings) + b"\0")[: victim.ENVIRON_LIMIT + 1])
+    variables, cut = procfs.parse_environ((b"\0".join(strings) + b"\0")[: procfs.ENVIRON_LIMIT + 1])
     assert cut is True
     assert set(variables.values()) == {b"x" * 190}
-    assert len(variables) == victim.ENVIRON_LIMIT // 199
+    assert len(variables) == procfs.ENVIRON_LIMIT // 199
 
 
 @pytest.mark.parametrize("more", [0, 1, 200_000])
 def test_the_number_of_variables_is_bounded(more: int) -> None:
-    text = b"".join(b"%d=\0" % number for number in range(victim.MOST_VARIABLES + more))
-    variables, cut = victim.parse_environ(text[: victim.ENVIRON_LIMIT + 1])
-    assert (len(variables), cut) == (victim.MOST_VARIABLES, more > 0)
+    text = b"".join(b"%d=\0" % number for number in range(procfs.MOST_VARIABLES + more))
+    variables, cut = procfs.parse_environ(text[: procfs.ENVIRON_LIMIT + 1])
+    assert (len(variables), cut) == (procfs.MOST_VARIABLES, more > 0)
 
 
 @pytest.mark.parametrize(
@@ -138,22 +138,22 @@ def test_the_number_of_variables_is_bounded(more: int) -> None:
     [("0", {0}), ("0-3,8", {0, 1, 2, 3, 8}), ("1,3", {1, 3}), ("", set()), ("7-7", {7}), ("x", set())],
 )
 def test_a_list_of_processors_is_read(text: str, processors: set[int]) -> None:
-    assert victim.parse_processors(text) == processors
+    assert procfs.parse_processors(text) == processors
 
 
 def test_an_environment_of_1_mib_is_not_cut() -> None:
-    count, rest = divmod(victim.ENVIRON_LIMIT, 1024)
+    count, rest = divmod(procfs.ENVIRON_LIMIT, 1024)
     assert rest == 0
-    variables, cut = victim.parse_environ(b"".join(b"v%04d=" % n + b"x" * 1017 + b"\0" for n in range(count)))
+    variables, cut = procfs.parse_environ(b"".join(b"v%04d=" % n + b"x" * 1017 + b"\0" for n in range(count)))
     assert (len(variables), cut) == (1024, False)
 
 
 def test_a_variable_is_left_out_only_if_execve_would_not_take_it() -> None:
     longest = b"a=" + b"x" * (131072 - 3)
-    variables, cut = victim.parse_environ(longest + b"\0b=1\0")
+    variables, cut = procfs.parse_environ(longest + b"\0b=1\0")
     assert (set(variables), cut) == ({b"a", b"b"}, False)
     assert executed(lambda _: os.execve("/bin/true", ["true"], variables)).error == ""
-    variables, cut = victim.parse_environ(longest + b"x\0b=1\0")
+    variables, cut = procfs.parse_environ(longest + b"x\0b=1\0")
     assert (variables, cut) == ({b"b": b"1"}, True)
     too_long = {b"a": b"x" * (131072 - 2)}
     assert "Argument list too long" in executed(lambda _: os.execve("/bin/true", ["true"], too_long)).error
@@ -184,5 +184,5 @@ def test_this_process_was_not_executed_set_id() -> None:
     [b"", b"\0" * 320, b"\xff" * 320, b"\x17", struct.pack("=QQ", 6, 4096), bytes(range(256))],
 )
 def test_a_vector_that_does_not_tell_at_secure_is_refused(auxv: bytes) -> None:
-    with pytest.raises(victim.Refused, match="auxiliary vector"):
+    with pytest.raises(command.Refused, match="auxiliary vector"):
         victim.secure_execution(auxv)

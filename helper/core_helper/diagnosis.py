@@ -1,0 +1,48 @@
+"""Why a crash cannot be handled, for the log: imported only then."""
+
+import posix
+
+from core_helper import procfs
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from core_helper.command import Crash
+
+PATTERN = "/proc/sys/kernel/core_pattern"
+LIMIT = "/proc/sys/kernel/core_pipe_limit"
+NO_LIMIT = (
+    "kernel.core_pipe_limit is 0, so the kernel does not keep a process until its core is read;"
+    " sysctl -w kernel.core_pipe_limit=512"
+)
+
+
+def of_missing(crash: "Crash") -> str:
+    """Return why the process is not there, or does not dump core, as far as can be told."""
+    words = _read(PATTERN).split(b" ")
+    positional = [word for word in words[1:] if not word.startswith(b"-")]
+    if positional[:1] == [b"%p"] or _pid_of_kernel(crash) not in (None, crash.pid):
+        return "its pid is that of its container: kernel.core_pattern must hold %P in place of %p"
+    if b"-I%i" in words:
+        return "its thread is that of its container: kernel.core_pattern must hold -I%I in place of -I%i"
+    if _read(LIMIT).strip() == b"0":
+        return NO_LIMIT
+    return "it was killed or frozen, or its pid was reused"
+
+
+def _pid_of_kernel(crash: "Crash") -> "int | None":
+    """Return the pid that the kernel's own pidfd (%F) stands for, None where there is none or its process is gone."""
+    if crash.pidfd is None:
+        return None
+    told = procfs.parse_status(_read(f"/proc/self/fdinfo/{crash.pidfd}")).get("Pid", "-1")
+    return int(told) if int(told) > 0 else None
+
+
+def _read(path: str) -> bytes:
+    try:
+        file = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        return procfs.read_all(file)
+    finally:
+        posix.close(file)

@@ -1,0 +1,136 @@
+"""Readers of the files below /proc: bytes in, plain values out; proc(5)."""
+
+import posix
+
+ENVIRON_LIMIT = 1 << 20
+MOST_VARIABLES = 8192
+FILE_LIMIT = 1 << 20
+
+
+def read(directory: int, name: str, limit: int = FILE_LIMIT) -> bytes:
+    """Return at most ``limit`` bytes of the file ``name`` in the opened ``directory``. Raises OSError."""
+    descriptor = open_file(directory, name)
+    try:
+        return read_all(descriptor, limit)
+    finally:
+        posix.close(descriptor)
+
+
+def open_file(directory: int, name: str) -> int:
+    """Open the file ``name`` in the opened ``directory``, no symbolic link. Raises OSError."""
+    return posix.open(name, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NOFOLLOW, dir_fd=directory)
+
+
+def read_all(descriptor: int, limit: int = FILE_LIMIT) -> bytes:
+    """Return at most ``limit`` bytes of the opened file. Raises OSError."""
+    parts = []
+    while limit > 0:
+        part = posix.read(descriptor, min(limit, 65536))
+        if not part:
+            break
+        parts.append(part)
+        limit -= len(part)
+    return b"".join(parts)
+
+
+def parse_status(text: bytes) -> "dict[str, str]":
+    """Return the fields of /proc/PID/status. The name, which the process chose, is escaped by the kernel."""
+    fields = {}
+    for line in text.decode("latin-1").split("\n"):
+        key, colon, value = line.partition(":")
+        if colon:
+            fields[key] = value.strip()
+    return fields
+
+
+def stat_fields(text: bytes) -> "list[str]":
+    """Return the fields of /proc/PID/stat from the third (state) on; the second may hold blanks and parentheses."""
+    return text.rpartition(b")")[2].decode("latin-1").split()
+
+
+def parse_limits(text: bytes) -> "dict[str, tuple[int, int]]":
+    """Return soft and hard limit of each row of /proc/PID/limits by its name; -1 stands for unlimited."""
+    limits = {}
+    for line in text.decode("latin-1").split("\n")[1:]:
+        # Columns of 25, 20 and 20 characters, each followed by a blank: fs/proc/base.c, proc_pid_limits.
+        values = line[26:].split()
+        if len(values) >= 2:
+            soft, hard = (-1 if value == "unlimited" else int(value) for value in values[:2])
+            limits[line[:26].strip()] = (soft, hard)
+    return limits
+
+
+def parse_cgroup(text: bytes) -> "list[tuple[bytes, bytes]]":
+    """Return (controllers, path) of each hierarchy in /proc/PID/cgroup; no controllers: the unified one; cgroups(7)."""
+    cgroups = []
+    for line in text.split(b"\n"):
+        parts = line.split(b":", 2)
+        if len(parts) == 3:
+            cgroups.append((parts[1], parts[2]))
+    return cgroups
+
+
+def container_id(cgroups: "list[tuple[bytes, bytes]]") -> str:
+    """Return the id of 64 hexadecimal digits that container engines put into the cgroup's path, or "".
+
+    Docker writes /docker/ID or docker-ID.scope, Podman libpod-ID.scope, Kubernetes cri-containerd-ID.scope. The outermost
+    one counts: what lies below it may have been named by the container.
+    """
+    for _, path in cgroups:
+        for component in path.decode("latin-1").split("/"):
+            name = component.rpartition("-")[2].partition(".")[0]
+            if len(name) == 64 and not name.strip("0123456789abcdef"):
+                return name
+    return ""
+
+
+def parse_environ(text: bytes) -> "tuple[dict[bytes, bytes], bool]":
+    """Return the variables of /proc/PID/environ and whether some were left out.
+
+    The process may have written anything there: strings without ``=`` are no variables, one that is longer than execve(2)
+    takes (MAX_ARG_STRLEN) would keep the delegate from starting, and past 1 MiB a string may have been cut off.
+    """
+    cut = len(text) > ENVIRON_LIMIT
+    # Bounded before they are split: each variable takes memory of the host's, however short it is.
+    strings = text[:ENVIRON_LIMIT].split(b"\0", MOST_VARIABLES)
+    if cut or len(strings) > MOST_VARIABLES:
+        cut = bool(strings.pop()) or cut
+    variables: dict[bytes, bytes] = {}
+    for string in strings:
+        name, equals, value = string.partition(b"=")
+        if not equals or not name:
+            continue
+        if len(string) >= 131072:
+            cut = True
+            continue
+        variables.setdefault(name, value)
+    return variables, cut
+
+
+def parse_processors(text: str) -> "set[int]":
+    """Return the processors of a list like "0-3,8", as /proc/PID/status has it in Cpus_allowed_list; proc_pid_status(5)."""
+    processors: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        if first.isdigit():
+            processors.update(range(int(first), int(last or first) + 1))
+    return processors
+
+
+def still_dumping(status: bytes) -> bool:
+    """Tell whether the process of this /proc/PID/status is being dumped; the name in it, which it chose, is escaped."""
+    return b"\nCoreDumping:\t1\n" in status
+
+
+def is_younger(stat: bytes, own_stat: bytes) -> bool:
+    """Tell from two /proc/PID/stat whether the first process was started after the second; proc_pid_stat(5), starttime."""
+    return int(stat_fields(stat)[19]) > int(stat_fields(own_stat)[19])
+
+
+def whereabouts(pid: int) -> "tuple[bytes, str]":
+    """Return name and container id of process ``pid`` for a line in the log, empty where they cannot be had any more."""
+    try:
+        directory = posix.open(f"/proc/{pid}", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
+        return read(directory, "comm").rstrip(b"\n"), container_id(parse_cgroup(read(directory, "cgroup")))
+    except OSError:
+        return b"", ""

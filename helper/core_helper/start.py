@@ -1,0 +1,114 @@
+"""What the helper does to itself before it looks at a crash: signals, descriptors, and the file that it is executed from."""
+
+import _signal
+import posix
+import sys
+
+from core_helper import command, linux
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from core_helper.command import Crash
+    from core_helper.slots import Slot
+
+UNCHANGEABLE = {_signal.SIGKILL, _signal.SIGSTOP}
+ST_RDONLY = 1
+# Number of the slot's file, index of the slot, and time of the start, for the helper that was executed anew.
+MARK = b"DOCKERCOREHELPER_RESTARTED"
+
+
+def reset_signals() -> None:
+    """Give every signal its default action and an empty mask: execve(2) keeps what is ignored, by Python or by its caller."""
+    for number in _signal.valid_signals() - UNCHANGEABLE:
+        _signal.signal(number, _signal.SIG_DFL)
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
+
+
+def ignore_own_signals() -> None:
+    """Have a closed pipe and a file that may not grow be errors, as in any Python."""
+    for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
+        _signal.signal(number, _signal.SIG_IGN)
+
+
+def settle_signals() -> None:
+    """Act on signals as Python does, whatever the caller ignored: an ignored SIGCHLD would lose how the delegate ended."""
+    reset_signals()
+    ignore_own_signals()
+
+
+def hide() -> None:
+    """Forbid ptrace(2) and /proc access to this process to everybody who could not trace the host's root anyway."""
+    linux.prctl(linux.PR_SET_DUMPABLE, 0)
+
+
+def settle_descriptors() -> "int | None":
+    """Put /dev/null on 1 and 2 and hide this process; return a copy of standard error if a person has it open.
+
+    The kernel starts the helper with both closed: whatever was opened next would be taken for standard output.
+    """
+    terminal = None if sys.stderr is None else posix.dup(2)
+    null = posix.open("/dev/null", posix.O_RDWR)
+    for descriptor in (1, 2):
+        if null != descriptor:
+            posix.dup2(null, descriptor)
+    if null > 2:
+        posix.close(null)
+    posix.umask(0o077)
+    hide()
+    return terminal
+
+
+def is_exposed(crash: "Crash") -> bool:
+    """Tell whether a container could overwrite the file that this process is executed from.
+
+    Between fork and exec a process of ours is seen in the container. Who has CAP_SYS_PTRACE in the host's user namespace may
+    open its /proc/PID/exe, and write to that when nobody executes it any more (CVE-2019-5736). Whoever has another user
+    namespace may not, and a process of the host is not seen in a container.
+    """
+    if posix.statvfs("/proc/self/exe").f_flag & ST_RDONLY:
+        return False
+    task = f"/proc/{crash.pid}/task/{crash.tid or crash.pid}/ns/"
+    foreign = {name: not _is_own(task, name) for name in ("user", "pid", "mnt")}
+    return not foreign["user"] and (foreign["pid"] or foreign["mnt"])
+
+
+def _is_own(task: str, name: str) -> bool:
+    return posix.stat(task + name).st_ino == posix.stat(f"/proc/self/ns/{name}").st_ino
+
+
+def protect_interpreter(crash: "Crash", slot: "Slot", began: float, terminal: "int | None") -> str:
+    """Have this program executed where no container can overwrite its interpreter; return why that is not so, or ""."""
+    try:
+        return restart_read_only(crash, slot, began, terminal) if is_exposed(crash) else ""
+    except OSError as error:
+        return f"its namespaces cannot be looked at: {error.strerror}"
+
+
+def restart_read_only(crash: "Crash", slot: "Slot", began: float, terminal: "int | None") -> str:
+    """Execute this program anew, its interpreter from a read-only mount that nobody else has; return why that cannot be.
+
+    The slot is kept: its lock belongs to the process, as long as the file stays open. mount_setattr(2), Linux 5.12.
+    """
+    words = [sys.executable, "-IS", *sys.argv]
+    kept = [0, slot.file, *([] if crash.pidfd is None else [crash.pidfd])]
+    mark = b"%d %d %f" % (slot.file, slot.index, began)
+    try:
+        program = linux.clone_read_only(b"/proc/self/exe")
+        execution = linux.Execution(program, [command.encode(word) for word in words], {**posix.environ, MARK: mark})
+        for descriptor in kept:
+            posix.set_inheritable(descriptor, True)
+        if terminal is not None:
+            posix.dup2(terminal, 2)
+        execution.run()
+    except OSError as error:
+        return f"{error.strerror}: it takes Linux 5.12 or newer, or a Python on a read-only file system"
+    raise AssertionError("execve(2) has returned")
+
+
+def mark_of_restart() -> "tuple[int, int, float] | None":
+    """Return the slot's file and index and the time of the start where this program was executed anew, and forget them."""
+    mark = posix.environ.pop(MARK, None)
+    if mark is None:
+        return None
+    file, index, began = mark.split()
+    return int(file), int(index), float(began)

@@ -173,8 +173,8 @@ print(*[os.path.basename(path) for path in wrong])
 # time against the sources: a version's sources never change, while times do, for example when a backup is restored.
 # Without the docstrings, but under the usual name, so that it is found without an option: they cost time at every crash.
 #
-# What every crash needs goes into one more file, the bundle: the module "main" and what that imports at its top level,
-# each after those that it imports itself. core_helper/__init__.py loads it.
+# What every crash needs goes into one more file, the bundle: the modules "main" and "handling" and what these import at
+# their top level, each after those that it imports itself. core_helper/__init__.py loads it.
 COMPILE = f"""{COMPILED}
 import ast, py_compile
 staged, final = sys.argv[1:]
@@ -196,9 +196,12 @@ def add(name):
                 add(imported.name)
         elif isinstance(node, ast.ImportFrom) and node.module.startswith("{PACKAGE}."):
             add(node.module.partition(".")[2])
-    bundle.append((name, compile(tree, os.path.join(final, name + ".py"), "exec", dont_inherit=True, optimize=2)))
+    code = compile(tree, os.path.join(final, name + ".py"), "exec", dont_inherit=True, optimize=2)
+    # Each as bytes of its own: what is not needed is not even decoded.
+    bundle.append((name, marshal.dumps(code)))
 
 add("main")
+add("handling")
 new = bundle_of(staged) + ".new"
 with open(new, "wb") as file:
     file.write(header(*sources_of(staged)) + marshal.dumps(bundle))

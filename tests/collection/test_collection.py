@@ -57,7 +57,7 @@ def test_from_git_comes_the_same_as_from_the_archive(installed: Path, repository
 def test_the_playbooks_run_by_their_full_names(host: Host) -> None:
     before = host.sandbox.run(LISTING)
     said = host.play("dockercore.helper.site", "--check", "--diff")
-    assert "+kernel.core_pipe_limit = 64" in said
+    assert "+kernel.core_pipe_limit = 512" in said
     assert "+DOCKERCOREHELPER_TIMEOUT=300" in said
     host.play("dockercore.helper.remove", "--check", "--diff")
     assert host.sandbox.run(LISTING) == before
@@ -72,7 +72,7 @@ def test_the_roles_run_by_their_full_names(host: Host, installed: Path) -> None:
     playbook = installed / "roles.yml"
     playbook.write_text(ROLES)
     said = host.play(playbook, "--check", "--diff", "-e", "ansible_python_interpreter=/usr/bin/python3")
-    assert "+kernel.core_pipe_limit = 64" in said
+    assert "+kernel.core_pipe_limit = 512" in said
     uploader = (PROJECT / "container_scripts/uploader.sh").read_text().splitlines()
     assert all(f"+{line}" in said for line in uploader)
 

@@ -30,7 +30,7 @@ def test_a_host_pulls_and_rolls_out_to_itself(
 ) -> None:
     command = [*pull(repository, tmp_path_factory.mktemp("pull") / "clone"), *host.rollout]
     bare = host.sandbox.run(LISTING)
-    assert "+kernel.core_pipe_limit = 64" in host.run(*command, "--check", "--diff")
+    assert "+kernel.core_pipe_limit = 512" in host.run(*command, "--check", "--diff")
     assert host.sandbox.run(LISTING) == bare
 
     host.run(*command)

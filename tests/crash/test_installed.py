@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def test_the_kernel_starts_the_helper_with_what_it_knows_of_the_crash(host: Host) -> None:
     expected = "|/opt/bin/docker_core_helper -F%F -I%I -s%s -t%t -d%d -c%c %P %u %g"
     assert Path("/proc/sys/kernel/core_pattern").read_text().rstrip("\n") == expected
-    assert host.sysctl("kernel.core_pipe_limit") == 64
+    assert host.sysctl("kernel.core_pipe_limit") == 512
 
 
 def test_the_next_boot_sets_the_same_values(host: Host) -> None:

@@ -46,7 +46,7 @@ def test_a_host_that_had_none_loses_it_again(sandbox: Sandbox) -> None:
 
 
 def test_a_host_that_had_an_older_version_gets_it_again_whole(sandbox: Sandbox, tmp_path: Path) -> None:
-    sandbox.play(*SITE, "-e", "docker_core_helper_pipe_limit=8")
+    sandbox.play(*SITE, "-e", "docker_core_helper_kernel_limit=65")
     first = sandbox.run(VERSION)
     before = sandbox.run(CONTENTS)
     new = os.path.relpath(newer(tmp_path / "new"), PROJECT / "playbooks")
@@ -56,7 +56,7 @@ def test_a_host_that_had_an_older_version_gets_it_again_whole(sandbox: Sandbox, 
     assert "=77" in sandbox.run(CONTENTS)
 
     said = sandbox.play("rollback.yml", "--check", "--diff")
-    assert "+kernel.core_pipe_limit = 8" in said
+    assert "+kernel.core_pipe_limit = 65" in said
     assert "somebody else" not in said
     assert "docker_core_helper 9." in sandbox.run(VERSION)
     # Set by hand since the rollout: told, as this is the only place that knows it.
@@ -71,7 +71,7 @@ def test_a_host_that_had_an_older_version_gets_it_again_whole(sandbox: Sandbox, 
     assert all(line.startswith("/opt/lib/docker_core_helper/") for line in added), added
 
     sandbox.run("unset ANSIBLE_ROLES_PATH")
-    assert count(sandbox.play(*SITE, "-e", "docker_core_helper_pipe_limit=8"))[1] == 0
+    assert count(sandbox.play(*SITE, "-e", "docker_core_helper_kernel_limit=65"))[1] == 0
 
 
 @pytest.mark.parametrize("words", [("verify.yml",), (*SITE, "--check"), SITE])

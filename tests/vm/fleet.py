@@ -127,7 +127,7 @@ def bare(fleet: Fleet) -> dict[str, str]:
 def test_the_dry_run_shows_every_line_and_writes_none(fleet: Fleet, bare: dict[str, str]) -> None:
     said = fleet.follow("playbooks/site.yml", "--check", "--diff")
     # Live, and for the next boot.
-    assert said.count("+kernel.core_pipe_limit = 64") == 2 * len(MACHINES)
+    assert said.count("+kernel.core_pipe_limit = 512") == 2 * len(MACHINES)
     assert (fleet.patterns(), fleet.have_the_helper()) == (bare, [])
 
 

@@ -7,9 +7,10 @@
 #               CORE_DESTINATION of the environment counts, so each container may choose its own.
 # PID UID GID   of the crashed process; without them CORE_PID, CORE_UID and CORE_GID count.
 #
-# The core becomes DESTINATION/<host name>/<program>.<pid>.<uid>.<gid>.<time>.core, compressed (.zst, .gz) where the image
-# has zstd or gzip. The names come from CORE_HOSTNAME, CORE_COMM (else the last part of CORE_EXE) and CORE_TIME, which
-# docker_core_helper sets. On success the object's full name is one line on stderr: the host logs it.
+# In a bucket the core becomes DESTINATION/<host name>/<program>.<pid>.<uid>.<gid>.<time>.core; in a directory, where no
+# other one is created, DIRECTORY/<host name>.<program>.<pid>.<uid>.<gid>.<time>.core. It is compressed (.zst, .gz) where the
+# image has zstd or gzip. The names come from CORE_HOSTNAME, CORE_COMM (else the last part of CORE_EXE) and CORE_TIME, which
+# docker_core_helper sets. On success the full name is one line on stderr: the host logs it.
 #
 # s3:// goes through rclone, else aws, whichever the image has. Both take the endpoint, the region and the credentials from
 # AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and so on; rclone also from
@@ -18,11 +19,28 @@
 # of 16 MiB, of which S3 allows 10,000: at most 156 GiB after compression. An upload that is killed can leave parts, but no
 # object; a lifecycle rule of the bucket (AbortIncompleteMultipartUpload) removes them.
 #
-# Exit codes: 0 delivered; 64 wrong arguments; 69 the image has no S3 client; 73 the directory is missing, not writable, or
-# has this core already; 74 the core could not be compressed, sent or written. Each failure is one line on stderr:
+# DIRECTORY must exist. Where processes of several users crash, make it sticky and writable by all, like /tmp: mode 1777. A
+# core there has mode 0600 and belongs to the user of the process that crashed. That user can delete it or put something else
+# in its place; so can root, the owner of DIRECTORY, and whoever may rename DIRECTORY itself. Others cannot, but everybody
+# who may write there can fill the disk. On a volume that containers share, a user is the same in all of them. If DIRECTORY
+# is writable by all and not sticky, everybody can delete and replace every core; one line on stderr warns of it. An upload
+# that is killed can leave a part of a core under a hidden name, DIRECTORY/.<name>.XXXXXX.
+#
+# How this script and every other delegate end, and what docker_core_helper makes of it:
+#
+#     0                                the core is stored; or, if nothing of it was read, it is not wanted
+#     another code, nothing was read   the next destination gets the whole core, for example the fallback file
+#     another code after reading       the core is lost or only a part is stored; the host's log says so
+#
+# So this script looks before it reads, and waits for longer than the helper lets it: the deadline is the helper's matter.
+#
+# Exit codes: 0 stored; 64 wrong arguments; 69 the image lacks a program; 71 no process could be started; 73 the directory is
+# missing, not writable, or has a file of this name. With these it has read nothing, but for a 71 that comes late. 74: the
+# core could not be compressed, sent or written. Each failure is one line on stderr:
 # uploader.sh: OBJECT: WHAT HAPPENED: WHAT TO DO.
 
-set -u
+# Without -f the words of a client could become names of files.
+set -uf
 umask 077
 # The environment is that of the process that crashed. Its PATH may be unset or hold its own programs only.
 command -v uname >/dev/null 2>&1 || PATH=${PATH:+$PATH:}/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
@@ -30,41 +48,125 @@ command -v uname >/dev/null 2>&1 || PATH=${PATH:+$PATH:}/usr/local/sbin:/usr/loc
 LC_ALL=C
 export PATH LC_ALL
 
-usage() {
-    echo "usage: uploader.sh [DESTINATION] [PID UID GID] <core"
-    echo "DESTINATION: s3://BUCKET/PREFIX/, file:///DIRECTORY or /DIRECTORY; without it CORE_DESTINATION of the environment"
-}
+usage='usage: uploader.sh [DESTINATION] [PID UID GID] <core'
 
-# one_line TEXT: without control characters, and its end rather than its beginning: there a client says what went wrong.
-one_line() {
-    printf '%s' "$1" | tr '\000-\037\177' ' ' | tr -s ' ' | tail -c 400
+# Where no process can be started there is no tr and no $(...) either. So whatever makes a message sets a variable, named as
+# the function is, and has only what the shell itself can do.
+
+# plain TEXT: one line without control characters, and its end rather than its beginning: there a client says what went wrong.
+plain() {
+    rest=$1 plain=
+    # Nothing but a client says that much, and by then processes have been started. Shells are slow at long texts.
+    [ "${#rest}" -le 5000 ] || rest=$(printf '%s' "$rest" | tail -c 400)
+    while :; do
+        piece=${rest%%[[:cntrl:]]*}
+        plain="$plain $piece" rest=${rest#"$piece"}
+        [ -n "$rest" ] || break
+        rest=${rest#?}
+    done
+    # shellcheck disable=SC2086 # several spaces become one
+    set -- $plain
+    plain=$*
+    while [ "${#plain}" -gt 400 ]; do
+        plain=${plain#?}
+    done
 }
 
 # blame PROGRAM STATUS SAID: what a program that failed has said, or else its exit status. Most say their own name first.
 blame() {
-    said=$(one_line "$3")
-    said=${said#"$1: "}
+    plain "$3"
+    plain=${plain#"$1: "}
     # What rclone puts before these words is its own way through the upload.
-    said=${said##*last error was: }
-    said=${said##*api error }
-    printf '%s: %s' "$1" "${said:-ended with status $2}"
+    plain=${plain##*last error was: }
+    plain=${plain##*api error }
+    blame="$1: ${plain:-ended with status $2}"
+}
+
+# say OBJECT WHAT REMEDY
+say() {
+    plain "$1"
+    line="uploader.sh: $plain"
+    plain "$2"
+    line="$line: $plain"
+    plain "$3"
+    printf '%s: %s\n' "$line" "$plain" >&2
 }
 
 # fail CODE OBJECT WHAT REMEDY
 fail() {
-    printf 'uploader.sh: %s: %s: %s\n' "$(one_line "$2")" "$3" "$4" >&2
+    told=yes
+    say "$2" "$3" "$4"
     exit "$1"
 }
 
-# part VALUE LENGTH: VALUE as a part of a key. Host name and program are chosen by whoever runs in the container, so nothing
+# limits: why no process can be started, with the numbers that /proc and /sys tell.
+limits() {
+    limits='the limit of processes of the user'
+    if [ -r /proc/self/limits ]; then
+        while read -r first second soft rest; do
+            [ "$first $second" != 'Max processes' ] || limits="$limits ($soft)"
+        done </proc/self/limits
+    fi
+    limits="$limits or of the container"
+    for group in /sys/fs/cgroup /sys/fs/cgroup/pids; do
+        if [ -r "$group/pids.max" ] && [ -r "$group/pids.current" ]; then
+            read -r most <"$group/pids.max"
+            read -r now <"$group/pids.current"
+            limits="$limits ($most, $now in use)"
+            break
+        fi
+    done
+    limits="$limits is reached, or the memory used up"
+}
+
+# ended STATUS: the last thing that is done, also where a shell ends because it cannot fork.
+ended() {
+    [ -z "$probing" ] || exec 2>&9
+    case $told$1 in
+    yes* | 129 | 130 | 143) ;; # bash comes here, too, when a signal ends it
+    *)
+        limits
+        say "${temporary:-cannot start a process}" "${temporary:+cannot start a process: }$limits" \
+            'raise it (docker run --ulimit nproc, --pids-limit, --memory)'
+        exit 71
+        ;;
+    esac
+    [ -z "$temporary" ] || rm -f "$temporary"
+    exit "$1"
+}
+
+# processes N: whether N more can be there at the same time.
+processes() {
+    [ "$1" -eq 0 ] || (processes "$(($1 - 1))" && :)
+}
+
+# part VALUE LENGTH: VALUE as a part of a name. Host name and program are chosen by whoever runs in the container, so nothing
 # is left of them that could be a directory, an option or a hidden file.
 part() {
-    value=$(printf '%s' "$1" | tr -c 'A-Za-z0-9._-' '_' | cut -c "1-$2")
-    case $value in
-    '') value=unknown ;;
-    [.-]*) value=_${value#?} ;;
+    rest=$1 part=
+    [ "${#rest}" -le 1000 ] || rest=$(printf "%.1000s" "$rest")
+    while [ "${#part}" -le "$2" ]; do
+        part=$part${rest%%[!A-Za-z0-9._-]*}
+        case $rest in
+        *[!A-Za-z0-9._-]*) part=${part}_ rest=${rest#*[!A-Za-z0-9._-]} ;;
+        *) break ;;
+        esac
+    done
+    while [ "${#part}" -gt "$2" ]; do
+        part=${part%?}
+    done
+    case $part in
+    '') part=unknown ;;
+    [.-]*) part=_${part#?} ;;
     esac
-    printf '%s' "$value"
+}
+
+# need PROGRAM...: an image that lacks one is found out before the core is read.
+need() {
+    for program; do
+        command -v "$program" >/dev/null 2>&1 ||
+            fail 69 "$object" "no $program in PATH=$PATH" "install $program in the image"
+    done
 }
 
 compress() {
@@ -79,19 +181,21 @@ compress() {
 # An upload is `compressing | sending CLIENT... | judging`, with a second pipe, fd 3, that carries what the first two report
 # to the third. POSIX sh has no pipefail, and an exit code would come too late anyway: a client that sees the end of its
 # input makes a complete object of it. So a failed compressor keeps the pipe to the client open until judging, which hears
-# of the failure first, has stopped the client.
+# of the failure first, has stopped the client. What it waits for is started before: later there may be no process left.
 compressing() {
+    # Longer than the longest time that the helper gives, 86400 seconds; judging ends it.
+    sleep 100000 >/dev/null 2>&1 3>&- &
+    holder=$!
+    echo "holder $holder" >&3
     exec 4>&1 # stdout inside of $(...) is another one
     if said=$(compress 2>&1 >&4 3>&- 4>&-); then
         echo "compressed" >&3
-        return
     else
-        said=$(blame "$compressor" "$?" "$said")
+        status=$?
+        blame "$compressor" "$status" "$said"
+        printf 'broken %s %s\n' "$status" "$blame" >&3
+        wait "$holder" 2>/dev/null
     fi
-    # Longer than the host lets anybody live; judging ends it.
-    sleep 600 2>/dev/null 3>&- &
-    printf 'broken %s %s\n' "$!" "$said" >&3
-    wait "$!" 2>/dev/null
 }
 
 sending() {
@@ -107,15 +211,17 @@ sending() {
     )
     status=$?
     # Said before this end of the pipe closes, so a compressor that dies of a broken pipe is never heard of first.
-    printf 'sent %s %s\n' "$status" "$(blame "$1" "$status" "$said")" >&3
+    blame "$1" "$status" "$said"
+    printf 'sent %s %s\n' "$status" "$blame" >&3
 }
 
 judging() {
-    compressed='' client='' gone='' sent='' holder='' culprit=''
+    holder='' compressed='' broken='' client='' gone='' sent='' culprit=''
     while read -r event number text; do
         case $event in
+        holder) holder=$number ;;
         compressed) compressed=0 ;;
-        broken) holder=$number culprit=${culprit:-$text} ;;
+        broken) broken=yes culprit=${culprit:-$text} ;;
         client) client=$number ;;
         gone) gone=yes ;;
         sent)
@@ -123,28 +229,31 @@ judging() {
             [ "$sent" -eq 0 ] || culprit=${culprit:-$text}
             ;;
         esac
-        if [ -n "$holder" ] && [ -n "$gone" ]; then
+        if [ -n "$broken" ] && [ -n "$gone$sent" ]; then
             kill "$holder" 2>/dev/null
-        elif [ -n "$holder" ] && [ -n "$client" ]; then
+        elif [ -n "$broken" ] && [ -n "$client" ]; then
             kill "$client" 2>/dev/null
         fi
     done
-    [ "$compressed$sent" = 00 ] || fail 74 "$object" "${culprit:-a part of the upload was killed}" "$(remedy "$culprit")"
+    [ -z "$holder" ] || kill "$holder" 2>/dev/null
+    [ "$compressed$sent" = 00 ] || lose "${culprit:-a part of the upload was killed}"
 }
 
-remedy() {
+# lose WHAT: the core is not stored, and most of the times read; with the remedy that fits.
+lose() {
     case $1 in
     *NoSuchBucket* | *'bucket does not exist'*)
-        echo "create the bucket or correct the destination" ;;
+        remedy="create the bucket or correct the destination" ;;
     *InvalidAccessKeyId* | *SignatureDoesNotMatch* | *AccessDenied* | *Token* | *redential* | *Forbidden* | *'ode: 403'* | *'(403)'*)
-        echo "check the container's AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and that they may write there" ;;
+        remedy="check the container's AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and that they may write there" ;;
     *refused* | *'no such host'* | *'onnect to the endpoint'* | *imeout* | *'timed out'* | *unreachable*)
-        echo "check the container's AWS_ENDPOINT_URL and network" ;;
+        remedy="check the container's AWS_ENDPOINT_URL and network" ;;
     *'o space left'* | *'quota'*)
-        echo "make room there" ;;
+        remedy="make room there" ;;
     *)
-        echo "run the container's client by hand, or see the memory and disk limits of the container" ;;
+        remedy="run the container's client by hand, or see the container's limits of processes, memory and disk" ;;
     esac
+    fail 74 "$object" "$1" "$remedy"
 }
 
 # Settings as environment defaults, so that those of the container go first.
@@ -163,7 +272,8 @@ upload() {
         : "${RCLONE_S3_NO_CHECK_BUCKET:=true}" "${RCLONE_S3_NO_HEAD_OBJECT:=true}"
         export RCLONE_S3_ENDPOINT RCLONE_S3_REGION RCLONE_S3_PROVIDER RCLONE_S3_ENV_AUTH RCLONE_S3_CHUNK_SIZE \
             RCLONE_S3_UPLOAD_CONCURRENCY RCLONE_S3_NO_CHECK_BUCKET RCLONE_S3_NO_HEAD_OBJECT
-        # A second try of the whole is impossible, since the core comes once.
+        # A second try of the whole is impossible, since the core comes once. The timeouts are those of one request: without
+        # them nobody would try it again.
         set -- rclone rcat --config= --retries=1 --low-level-retries=3 --contimeout=10s --timeout=60s --stats=0 \
             --log-level=ERROR --log-format= ":s3:${object#s3://}"
     elif command -v aws >/dev/null 2>&1; then
@@ -183,36 +293,65 @@ upload() {
     else
         fail 69 "$object" "no S3 client in PATH=$PATH" "install rclone or aws in the image"
     fi
-    { compressing | sending "$@"; } 3>&1 >/dev/null | judging || exit
+    need "$compressor" sleep
+    { compressing | sending "$@"; } 3>&1 >/dev/null | judging || {
+        told=yes # by judging
+        exit 74
+    }
+}
+
+# place NAME: give the core this name, unless there is something of that name. Whoever else may write in the directory can
+# put something there at any moment.
+place() {
+    # Never replaces anything, follows no symbolic link and, by -T, goes into no directory.
+    ln -T "$temporary" "$1" 2>/dev/null && return
+    # An older busybox has no -T, some file systems have no hard links.
+    if [ -e "$1" ] || [ -L "$1" ]; then
+        return 1
+    fi
+    ln "$temporary" "$1" 2>/dev/null ||
+        { mv -n "$temporary" "$1" 2>/dev/null && [ ! -e "$temporary" ]; } ||
+        return 1
+    [ -f "$1" ] && [ ! -L "$1" ]
 }
 
 # Under a temporary name first, so that nobody ever reads half a core. mktemp creates it (O_EXCL, mode 0600) under a name
 # that nobody can know before.
 write() {
     [ -d "$directory/" ] ||
-        fail 73 "$object" "no directory $directory/" "create it in the image, or mount a volume there"
-    # Processes of every user of the container must be able to put theirs in it, and none may remove another's: like /tmp.
-    [ -d "${object%/*}" ] || mkdir -m 1777 "${object%/*}" 2>/dev/null
+        fail 73 "$object" "no directory $directory/" "create it in the image with mode 1777, or mount a volume there"
     if [ -e "$object" ] || [ -L "$object" ]; then
-        fail 73 "$object" "exists already" "nothing to do if it is of the same crash"
+        fail 73 "$object" "exists already" "nothing to do if it is of the same crash; else see who else writes there"
     fi
-    temporary=$(mktemp "${object%/*}/.${object##*/}.XXXXXX" 2>/dev/null) ||
-        fail 73 "$object" "cannot create a file in ${object%/*}" "let uid $(id -u) write there, or mount a volume"
-    trap 'rm -f "$temporary"' EXIT
-    trap 'exit 74' HUP INT TERM
+    need "$compressor" mktemp ln mv rm
+    case $(ls -ld "$directory/" 2>/dev/null) in
+    d???????w[!tT]*)
+        say "$directory/" "everybody can delete and replace the cores of others there" "chmod +t $directory/" ;;
+    esac
+    temporary=$(mktemp "$directory/.${object##*/}.XXXXXX" 2>/dev/null) ||
+        fail 73 "$object" "cannot create a file in $directory/" \
+            "let every user write there (mode 1777), make room, or mount a volume"
+    trap 'told=yes; exit 74' HUP INT TERM
     said=$(compress 2>&1 >"$temporary") || {
-        said=$(blame "$compressor" "$?" "$said")
-        fail 74 "$object" "$said" "$(remedy "$said")"
+        blame "$compressor" "$?" "$said"
+        lose "$blame"
     }
-    # ln never replaces anything. mv is for file systems without hard links.
-    ln "$temporary" "$object" 2>/dev/null ||
-        { [ ! -e "$object" ] && mv "$temporary" "$object" 2>/dev/null; } ||
-        fail 74 "$object" "cannot rename $temporary" "see who else writes there"
+    # Read is read: if the name was taken meanwhile, the core gets another one.
+    if ! place "$object"; then
+        taken=$object object=${object%".core$suffix"}.${temporary##*.}.core$suffix
+        place "$object" || fail 74 "$taken" "cannot rename $temporary" "see who else writes there"
+    fi
 }
+
+# What ended needs to know.
+told='' probing='' temporary=''
+trap 'ended "$?"' EXIT
 
 case ${1-} in
 --help | -h)
-    usage
+    echo "$usage"
+    echo "DESTINATION: s3://BUCKET/PREFIX/, file:///DIRECTORY or /DIRECTORY; without it CORE_DESTINATION of the environment"
+    told=yes
     exit 0
     ;;
 esac
@@ -223,11 +362,11 @@ case $# in
     destination=$1
     shift
     ;;
-*) fail 64 "$*" "wrong number of arguments" "$(usage | head -n 1)" ;;
+*) fail 64 "$*" "wrong number of arguments" "$usage" ;;
 esac
 [ $# -eq 3 ] || set -- '' '' ''
 case $1$2$3 in
-*[!0-9]*) fail 64 "$*" "PID, UID and GID are not numbers" "$(usage | head -n 1)" ;;
+*[!0-9]*) fail 64 "$*" "PID, UID and GID are not numbers" "$usage" ;;
 esac
 destination=${destination:-${CORE_DESTINATION-}}
 case $destination in
@@ -239,6 +378,18 @@ file:///*) destination=${destination#file://} ;;
 *) fail 64 "$destination" "not a destination" "say s3://BUCKET/PREFIX/, file:///DIRECTORY or /DIRECTORY" ;;
 esac
 [ ! -t 0 ] || fail 64 "$destination" "no core: stdin is a terminal" "give it on stdin: uploader.sh $destination <core"
+
+# As many as there are at the same time. The shells end themselves when they cannot fork, in words of their own: ended says
+# more. bash tries for 15 seconds before it does.
+case $destination in
+s3://*) number=9 ;;
+*) number=3 ;;
+esac
+probing=yes
+exec 9>&2 2>/dev/null
+processes "$number" || exit 71
+exec 2>&9 9>&-
+probing=''
 
 if command -v zstd >/dev/null 2>&1; then
     compressor=zstd suffix=.zst
@@ -252,14 +403,25 @@ directory=$destination
 while [ "$directory" != "${directory%/}" ]; do
     directory=${directory%/}
 done
+part "${CORE_HOSTNAME:-$(uname -n)}" 64
+host=$part
 program=${CORE_EXE-}
-program=${CORE_COMM:-${program##*/}}
-object=$directory/$(part "${CORE_HOSTNAME:-$(uname -n)}" 64)/$(part "$program" 64)
-object=$object.$(part "${1:-${CORE_PID-}}" 20).$(part "${2:-${CORE_UID-}}" 20).$(part "${3:-${CORE_GID-}}" 20)
-object=$object.$(part "${CORE_TIME:-$(date +%s)}" 20).core$suffix
+part "${CORE_COMM:-${program##*/}}" 64
+object=$part
+for value in "${1:-${CORE_PID-}}" "${2:-${CORE_UID-}}" "${3:-${CORE_GID-}}" "${CORE_TIME:-$(date +%s)}"; do
+    part "$value" 20
+    object=$object.$part
+done
 
 case $destination in
-s3://*) upload ;;
-*) write ;;
+s3://*)
+    object=$directory/$host/$object.core$suffix
+    upload
+    ;;
+*)
+    object=$directory/$host.$object.core$suffix
+    write
+    ;;
 esac
+told=yes
 printf 'uploader.sh: %s\n' "$object" >&2

@@ -1,10 +1,12 @@
-"""container_scripts/uploader.sh in dash and in busybox sh, with real tools; the real S3 server is rclone's."""
+"""container_scripts/uploader.sh in dash, busybox sh and bash, with real tools; the real S3 server is rclone's."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gzip
 import os
+import re
 import resource
 import shutil
 import signal
@@ -12,32 +14,19 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
+import termios
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from core_helper.command import LONGEST_TIMEOUT
 
 UPLOADER = Path(__file__).parents[2] / "container_scripts" / "uploader.sh"
 # All that the script may use besides a shell, the compressors and the clients.
-TOOLS = [
-    "cat",
-    "cut",
-    "date",
-    "head",
-    "id",
-    "ln",
-    "mkdir",
-    "mktemp",
-    "mv",
-    "rm",
-    "sh",
-    "sleep",
-    "tail",
-    "tr",
-    "uname",
-]
+TOOLS = ["cat", "date", "ln", "ls", "mktemp", "mv", "rm", "sh", "sleep", "tail", "uname"]
 FACTS = {
     "CORE_HOSTNAME": "web-1",
     "CORE_COMM": "server",
@@ -47,6 +36,9 @@ FACTS = {
     "CORE_TIME": "1700000000",
 }
 KEY = "web-1/server.42.1000.1001.1700000000.core"
+NAME = "web-1.server.42.1000.1001.1700000000.core"
+# Users of no account, who own nothing and run nothing.
+USERS = [54321, 54322]
 CORE = b"\x7fELF" + bytes(range(256)) * 1000
 ACCESS_KEY, SECRET_KEY = "cores", "not-a-secret"
 
@@ -68,7 +60,7 @@ class Image:
         self.shell = shell
         self.bin = directory / "bin"
         self.bin.mkdir()
-        self.home: str | None = None
+        self.script = UPLOADER
         interpreter = shutil.which(shell)
         if interpreter is None:
             pytest.skip(f"no {shell}: apt-get install {'busybox-static' if shell == 'busybox' else shell}")
@@ -85,6 +77,7 @@ class Image:
     def program(self, name: str, text: str) -> None:
         """A program of the test's own; it finds cat and so on in the real directories."""
         path = self.bin / name
+        path.unlink(missing_ok=True)
         path.write_text("#!/bin/sh\nPATH=/usr/bin:/bin\n" + text)
         path.chmod(0o755)
 
@@ -93,31 +86,53 @@ class Image:
         *arguments: str,
         core: bytes = CORE,
         limit: int | None = None,
+        processes: int | None = None,
+        user: int | None = None,
         environment: Mapping[str, str] | None = None,
+        stdin: int = subprocess.PIPE,
         **more: str,
     ) -> subprocess.CompletedProcess[bytes]:
         def prepare() -> None:
             os.umask(0)
             if limit is not None:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+            if processes is not None:
+                resource.setrlimit(resource.RLIMIT_NPROC, (processes, processes))
 
         variables = {"PATH": str(self.bin), **FACTS, **(environment or {}), **more}
         process = subprocess.Popen(
-            [*self.command, str(UPLOADER), *arguments],
+            [*self.command, str(self.script), *arguments],
             env={name: value for name, value in variables.items() if value != "UNSET"},
-            stdin=subprocess.PIPE,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             preexec_fn=prepare,
             start_new_session=True,
+            **as_user(user),
         )
         try:
-            out, err = process.communicate(core, timeout=60)
+            out, err = process.communicate(core if stdin == subprocess.PIPE else None, timeout=60)
             assert_all_ended(process.pid)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
         return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+    def offer(self, *arguments: str, **more: Any) -> tuple[subprocess.CompletedProcess[bytes], int]:
+        """Like run, with a small core; tells also how many bytes of it nobody has read."""
+        reader, writer = os.pipe()
+        try:
+            os.write(writer, CORE[:1000])
+            os.close(writer)
+            result = self.run(*arguments, stdin=reader, **more)
+            left = fcntl.ioctl(reader, termios.FIONREAD, bytes(4))
+        finally:
+            os.close(reader)
+        return result, int.from_bytes(left, sys.byteorder)
+
+
+def as_user(user: int | None) -> dict[str, Any]:
+    return {} if user is None else {"user": user, "group": user, "extra_groups": []}
 
 
 def running(session: int) -> list[str]:
@@ -154,6 +169,13 @@ def assert_failed(result: subprocess.CompletedProcess[bytes], code: int, *words:
         assert word in line
 
 
+def assert_refused(offered: tuple[subprocess.CompletedProcess[bytes], int], code: int, *words: str) -> None:
+    """A failure that costs nothing: the helper gives the whole core to the next destination."""
+    result, left = offered
+    assert_failed(result, code, *words)
+    assert left == 1000
+
+
 def assert_delivered(result: subprocess.CompletedProcess[bytes], name: str) -> None:
     assert (result.returncode, result.stdout) == (0, b""), result.stderr
     assert result.stderr.decode() == f"uploader.sh: {name}\n"
@@ -167,16 +189,65 @@ def unzstd(path: Path) -> bytes:
     return subprocess.run(["zstd", "-q", "-d", "-c", str(path)], check=True, capture_output=True).stdout
 
 
-@pytest.fixture(params=["dash", "busybox"])
-def image(request: pytest.FixtureRequest, tmp_path: Path) -> Image:
-    return Image(request.param, tmp_path)
+@pytest.fixture(params=["dash", "busybox", "bash"])
+def shell(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def image(shell: str, tmp_path: Path) -> Image:
+    return Image(shell, tmp_path)
 
 
 @pytest.fixture
 def cores(tmp_path: Path) -> Path:
     directory = tmp_path / "cores"
-    directory.mkdir()
+    directory.mkdir(mode=0o755)
     return directory
+
+
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A directory that every user can reach, which those of pytest are not."""
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        directory.chmod(0o755)
+        yield directory
+
+
+@pytest.fixture
+def public_image(shell: str, public: Path) -> Image:
+    image = Image(shell, public)
+    image.script = Path(shutil.copy(UPLOADER, public))
+    image.script.chmod(0o755)
+    return image
+
+
+@pytest.fixture
+def public_cores(public: Path) -> Path:
+    """What README says about a directory in which the processes of several users crash."""
+    directory = public / "cores"
+    directory.mkdir()
+    directory.chmod(0o1777)
+    return directory
+
+
+@pytest.fixture
+def users() -> list[int]:
+    """Two users, neither of them root."""
+    if os.getuid() != 0:
+        pytest.skip("only root can run the script as two users: sudo .venv/bin/python -m pytest ...")
+    try:
+        subprocess.run(["true"], check=True, **as_user(USERS[0]))
+    except (OSError, subprocess.SubprocessError) as error:
+        pytest.skip(f"this root cannot become user {USERS[0]}: {error}")
+    return USERS
+
+
+@pytest.fixture
+def limited_user() -> int | None:
+    """A user for whom RLIMIT_NPROC counts; for root it does not."""
+    return USERS[0] if os.getuid() == 0 else None
 
 
 # A directory as destination.
@@ -185,57 +256,108 @@ def cores(tmp_path: Path) -> Path:
 def test_a_core_is_the_same_after_zstd(image: Image, cores: Path) -> None:
     image.link("zstd")
     image.link("gzip")
-    assert_delivered(image.run(str(cores)), f"{cores}/{KEY}.zst")
-    assert files(cores) == [f"{KEY}.zst"]
-    assert unzstd(cores / f"{KEY}.zst") == CORE
+    assert_delivered(image.run(str(cores)), f"{cores}/{NAME}.zst")
+    assert files(cores) == [f"{NAME}.zst"]
+    assert unzstd(cores / f"{NAME}.zst") == CORE
 
 
 def test_a_core_is_the_same_after_gzip_where_the_image_has_no_zstd(image: Image, cores: Path) -> None:
     image.link("gzip", image.command[0] if image.shell == "busybox" else None)
-    assert_delivered(image.run(str(cores)), f"{cores}/{KEY}.gz")
-    assert gzip.decompress((cores / f"{KEY}.gz").read_bytes()) == CORE
+    assert_delivered(image.run(str(cores)), f"{cores}/{NAME}.gz")
+    assert gzip.decompress((cores / f"{NAME}.gz").read_bytes()) == CORE
 
 
 def test_a_core_is_stored_as_it_is_where_the_image_has_no_compressor(image: Image, cores: Path) -> None:
     if subprocess.run([*image.command, "-c", "command -v gzip"], env={"PATH": "/"}, capture_output=True).stdout:
         pytest.skip(f"gzip is built into this {image.shell}")
-    assert_delivered(image.run(str(cores)), f"{cores}/{KEY}")
-    assert (cores / KEY).read_bytes() == CORE
+    assert_delivered(image.run(str(cores)), f"{cores}/{NAME}")
+    assert (cores / NAME).read_bytes() == CORE
 
 
 def test_only_the_owner_may_read_a_core_whatever_the_umask_was(image: Image, cores: Path) -> None:
     image.link("zstd")
     image.run(str(cores))
-    assert stat.S_IMODE((cores / f"{KEY}.zst").stat().st_mode) == 0o600
+    assert stat.S_IMODE((cores / f"{NAME}.zst").stat().st_mode) == 0o600
 
 
-def test_processes_of_other_users_may_put_their_cores_beside_but_not_remove_them(image: Image, cores: Path) -> None:
-    image.run(str(cores))
-    assert stat.S_IMODE((cores / "web-1").stat().st_mode) == 0o1777
+def test_a_directory_gets_files_only(image: Image, cores: Path) -> None:
+    image.link("zstd")
+    assert_delivered(image.run(str(cores)), f"{cores}/{NAME}.zst")
+    assert [path for path in cores.rglob("*") if path.is_dir()] == []
+
+
+def test_the_first_user_to_crash_cannot_touch_the_cores_of_others(
+    public_image: Image, public_cores: Path, users: list[int]
+) -> None:
+    public_image.link("zstd")
+    first, second = users
+    for user in (first, second, 0):
+        assert public_image.run(str(public_cores), user=user, CORE_UID=str(user)).returncode == 0
+    stored = files(public_cores)
+    owners = {path.stat().st_uid: path for path in public_cores.rglob("*.zst")}
+    assert sorted(owners) == [0, first, second]
+    for owner in (0, second):
+        core = owners[owner]
+        attacks = [
+            ["rm", "-f", str(core)],
+            ["mv", str(core), f"{core}.moved"],
+            ["mv", "-f", str(owners[first]), str(core)],
+            ["cp", "--remove-destination", "/dev/null", str(core)],
+            ["cat", str(core)],
+            # The directory that the core is in, if it is one of ours.
+            ["mv", str(core.parent), str(core.parent) + ".moved"],
+        ]
+        for attack in attacks:
+            done = subprocess.run(attack, capture_output=True, **as_user(first))
+            assert done.returncode != 0, attack
+    assert files(public_cores) == stored
+    assert {path.stat().st_uid: path for path in public_cores.rglob("*.zst")} == owners
+    assert all(unzstd(path) == CORE for path in owners.values())
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o722])
+def test_a_directory_in_which_all_may_delete_the_cores_of_others_is_one_line(
+    image: Image, cores: Path, mode: int
+) -> None:
+    image.link("zstd")
+    cores.chmod(mode)
+    result = image.run(str(cores))
+    assert result.returncode == 0
+    warning, stored, end = result.stderr.decode().split("\n")
+    remedy = f"chmod +t {cores}/"
+    assert warning == f"uploader.sh: {cores}/: everybody can delete and replace the cores of others there: {remedy}"
+    assert (stored, end) == (f"uploader.sh: {cores}/{NAME}.zst", "")
+
+
+@pytest.mark.parametrize("mode", [0o1777, 0o1773, 0o755, 0o775, 0o700])
+def test_nobody_is_warned_of_other_directories(image: Image, cores: Path, mode: int) -> None:
+    image.link("zstd")
+    cores.chmod(mode)
+    assert_delivered(image.run(str(cores)), f"{cores}/{NAME}.zst")
 
 
 def test_the_directory_may_be_said_as_a_url(image: Image, cores: Path) -> None:
     image.link("zstd")
-    assert_delivered(image.run(f"file://{cores}/"), f"{cores}/{KEY}.zst")
+    assert_delivered(image.run(f"file://{cores}/"), f"{cores}/{NAME}.zst")
 
 
 def test_the_container_chooses_the_destination_where_the_pattern_names_none(image: Image, cores: Path) -> None:
     image.link("zstd")
-    assert_delivered(image.run(CORE_DESTINATION=str(cores)), f"{cores}/{KEY}.zst")
+    assert_delivered(image.run(CORE_DESTINATION=str(cores)), f"{cores}/{NAME}.zst")
     assert_delivered(
         image.run("", "7", "8", "9", CORE_DESTINATION=str(cores)),
-        f"{cores}/{KEY.replace('42.1000.1001', '7.8.9')}.zst",
+        f"{cores}/{NAME.replace('42.1000.1001', '7.8.9')}.zst",
     )
 
 
 def test_the_destination_of_the_argument_goes_before_that_of_the_environment(image: Image, cores: Path) -> None:
     image.link("zstd")
-    assert_delivered(image.run(str(cores), CORE_DESTINATION="/nowhere"), f"{cores}/{KEY}.zst")
+    assert_delivered(image.run(str(cores), CORE_DESTINATION="/nowhere"), f"{cores}/{NAME}.zst")
 
 
 def test_the_ids_of_the_arguments_go_before_those_of_the_environment(image: Image, cores: Path) -> None:
     image.link("zstd")
-    key = "web-1/server.7.8.9.1700000000.core.zst"
+    key = "web-1.server.7.8.9.1700000000.core.zst"
     assert_delivered(image.run(str(cores), "7", "8", "9"), f"{cores}/{key}")
     (cores / key).unlink()
     assert_delivered(image.run("7", "8", "9", CORE_DESTINATION=str(cores)), f"{cores}/{key}")
@@ -244,7 +366,7 @@ def test_the_ids_of_the_arguments_go_before_those_of_the_environment(image: Imag
 def test_the_program_is_the_last_part_of_its_path_where_its_name_is_not_known(image: Image, cores: Path) -> None:
     image.link("zstd")
     result = image.run(str(cores), CORE_COMM="", CORE_EXE="/srv/app/worker")
-    assert_delivered(result, f"{cores}/{KEY.replace('server', 'worker')}.zst")
+    assert_delivered(result, f"{cores}/{NAME.replace('server', 'worker')}.zst")
 
 
 def test_a_core_is_kept_also_when_nothing_is_known_about_it(image: Image, cores: Path) -> None:
@@ -252,10 +374,7 @@ def test_a_core_is_kept_also_when_nothing_is_known_about_it(image: Image, cores:
     result = image.run(str(cores), environment=dict.fromkeys(FACTS, "UNSET"))
     assert result.returncode == 0, result.stderr
     (name,) = files(cores)
-    host, _, rest = name.partition("/")
-    assert host
-    assert rest.startswith("unknown.unknown.unknown.unknown.")
-    assert rest.endswith(".core.zst")
+    assert re.fullmatch(r"[^.].*\.unknown\.unknown\.unknown\.unknown\.[0-9]+\.core\.zst", name)
 
 
 @pytest.mark.parametrize(
@@ -270,13 +389,16 @@ def test_a_core_is_kept_also_when_nothing_is_known_about_it(image: Image, cores:
         ("$(id)`id`;*", "__id__id___"),
         ("caf\u00e9%n\\n", "caf___n_n"),
         ("x" * 4096, "x" * 64),
+        ("x" * 100_000, "x" * 64),
+        ("/" * 100_000, "_" * 64),
+        (("x" * 63 + "/") * 20, "x" * 63 + "_"),
     ],
 )
 def test_names_that_a_container_chooses_cannot_leave_their_place(
     image: Image, cores: Path, chosen: str, kept: str
 ) -> None:
     image.link("zstd")
-    name = f"{kept}/{kept}.42.1000.1001.1700000000.core.zst"
+    name = f"{kept}.{kept}.42.1000.1001.1700000000.core.zst"
     assert_delivered(image.run(str(cores), CORE_HOSTNAME=chosen, CORE_COMM=chosen), f"{cores}/{name}")
     assert files(cores) == [name]
 
@@ -285,36 +407,40 @@ def test_ids_and_time_of_the_environment_cannot_leave_their_place(image: Image, 
     image.link("zstd")
     result = image.run(str(cores), CORE_PID="/1", CORE_UID="../2", CORE_GID="", CORE_TIME="-9" * 50)
     assert_delivered(
-        result, f"{cores}/web-1/server._1.__._2.unknown.{'_9' + '-9' * 9}.core.zst".replace("__._2", "_._2")
+        result, f"{cores}/web-1.server._1.__._2.unknown.{'_9' + '-9' * 9}.core.zst".replace("__._2", "_._2")
     )
 
 
 def test_an_existing_core_is_never_replaced(image: Image, cores: Path) -> None:
     image.link("zstd")
-    path = cores / f"{KEY}.zst"
-    path.parent.mkdir()
+    path = cores / f"{NAME}.zst"
     path.write_text("the first")
-    assert_failed(image.run(str(cores)), 73, f"{path}: exists already")
+    assert_refused(image.offer(str(cores)), 73, f"{path}: exists already")
     assert path.read_text() == "the first"
-    assert files(cores) == [f"{KEY}.zst"]
+    assert files(cores) == [f"{NAME}.zst"]
 
 
-def test_a_symbolic_link_in_the_place_of_the_core_is_not_followed(image: Image, cores: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["file", "directory", "nowhere"])
+def test_a_symbolic_link_in_the_place_of_the_core_is_not_followed(
+    image: Image, cores: Path, tmp_path: Path, target: str
+) -> None:
     image.link("zstd")
-    path = cores / f"{KEY}.zst"
-    path.parent.mkdir()
-    path.symlink_to(tmp_path / "elsewhere")
-    assert_failed(image.run(str(cores)), 73, "exists already")
-    assert not (tmp_path / "elsewhere").exists()
+    (tmp_path / "file").touch()
+    (tmp_path / "directory").mkdir()
+    (cores / f"{NAME}.zst").symlink_to(tmp_path / target)
+    assert_refused(image.offer(str(cores)), 73, "exists already")
+    assert (tmp_path / "file").read_bytes() == b""
+    assert list((tmp_path / "directory").iterdir()) == []
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_a_missing_directory_is_not_created(image: Image, tmp_path: Path) -> None:
-    assert_failed(image.run(f"{tmp_path}/nowhere"), 73, f"no directory {tmp_path}/nowhere", "mount a volume")
+    assert_refused(image.offer(f"{tmp_path}/nowhere"), 73, f"no directory {tmp_path}/nowhere", "mount a volume")
     assert not (tmp_path / "nowhere").exists()
 
 
 def test_a_directory_that_cannot_be_written_is_one_clear_line(image: Image) -> None:
-    assert_failed(image.run("/proc"), 73, "cannot create a file in /proc/web-1", f"let uid {os.getuid()} write")
+    assert_refused(image.offer("/proc"), 73, "cannot create a file in /proc/: let every user write there (mode 1777)")
 
 
 def test_a_limit_of_the_file_size_leaves_nothing_behind(image: Image, cores: Path) -> None:
@@ -346,7 +472,7 @@ def test_a_full_disk_leaves_nothing_behind(image: Image, cores: Path) -> None:
     result = subprocess.run(command, input=os.urandom(1 << 20), env={**os.environ, **FACTS}, capture_output=True)
     assert result.stdout == b"74\n", result.stderr
     assert result.stderr.count(b"\n") == 1
-    assert b": zstd: error 70 : Write error : cannot write block : No space left on device : make" in result.stderr
+    assert b": zstd: error 70 : Write error : cannot write block : No space left on device: make" in result.stderr
 
 
 def test_a_compressor_that_fails_in_the_middle_leaves_nothing_behind(image: Image, cores: Path) -> None:
@@ -355,18 +481,55 @@ def test_a_compressor_that_fails_in_the_middle_leaves_nothing_behind(image: Imag
     assert files(cores) == []
 
 
-def test_a_core_that_another_has_put_there_meanwhile_is_not_replaced(image: Image, cores: Path) -> None:
-    path = cores / f"{KEY}.zst"
-    image.program("zstd", f"cat; echo the other >{path}\n")
-    assert_failed(image.run(str(cores)), 74, f"{path}: cannot rename")
-    assert path.read_text() == "the other\n"
-    assert files(cores) == [f"{KEY}.zst"]
+# ln in the images: with -T (today's), without it (old busybox), and on a file system without hard links.
+LN = {
+    "ln": "",
+    "old ln": '[ "$1" != -T ] || { echo "invalid option" >&2; exit 1; }\nexec ln "$@"\n',
+    "no links": "echo 'Operation not supported' >&2; exit 1\n",
+}
+
+
+@pytest.mark.parametrize("ln", LN)
+@pytest.mark.parametrize(
+    "puts",
+    ["echo the other >{}", "mkdir {}", "ln -s elsewhere {}", "ln -s nowhere {}", "mkfifo {}"],
+    ids=["file", "directory", "link", "broken link", "fifo"],
+)
+def test_what_another_puts_there_meanwhile_is_left_alone_and_the_core_is_stored(
+    image: Image, cores: Path, ln: str, puts: str
+) -> None:
+    path = cores / f"{NAME}.zst"
+    (cores / "elsewhere").mkdir()
+    image.program("zstd", f"cat; {puts.format(path)}\n")
+    if LN[ln]:
+        image.program("ln", LN[ln])
+    result = image.run(str(cores))
+    stored = Path(result.stderr.decode().removeprefix("uploader.sh: ").removesuffix("\n"))
+    assert_delivered(result, str(stored))
+    assert re.fullmatch(re.escape(f"{cores}/{NAME.removesuffix('.core')}.") + r"\w{6}\.core\.zst", str(stored))
+    assert stored.read_bytes() == CORE
+    assert not stored.is_symlink()
+    assert {entry.name for entry in cores.iterdir()} == {path.name, stored.name, "elsewhere"}
+    assert list((cores / "elsewhere").iterdir()) == []
+    if path.is_dir():
+        assert list(path.iterdir()) == []
+    if path.is_file():
+        assert path.read_text() == "the other\n"
+
+
+@pytest.mark.parametrize("ln", LN)
+def test_a_core_gets_its_name_with_every_ln(image: Image, cores: Path, ln: str) -> None:
+    image.link("zstd")
+    if LN[ln]:
+        image.program("ln", LN[ln])
+    assert_delivered(image.run(str(cores)), f"{cores}/{NAME}.zst")
+    assert files(cores) == [f"{NAME}.zst"]
 
 
 def test_a_core_that_ends_early_is_delivered_as_far_as_it_went(image: Image, cores: Path) -> None:
     image.link("zstd")
-    assert_delivered(image.run(str(cores), core=b""), f"{cores}/{KEY}.zst")
-    assert unzstd(cores / f"{KEY}.zst") == b""
+    assert_delivered(image.run(str(cores), core=b""), f"{cores}/{NAME}.zst")
+    assert unzstd(cores / f"{NAME}.zst") == b""
 
 
 @pytest.mark.parametrize("path", ["UNSET", "", "/srv/app/bin"])
@@ -393,10 +556,88 @@ def test_the_path_of_the_crashed_process_need_not_lead_anywhere(image: Image, co
         (["s3://"], "no bucket"),
         (["s3:///prefix"], "no bucket"),
         (["x\n\x1b[31m"], "x [31m: not a destination"),
+        (["x" * 4000 + "\n" * 900 + "end"], f"{'x' * 396} end: not a destination"),
+        (["* /* [!x]  ~"], "* /* [!x] ~: not a destination"),
     ],
 )
-def test_wrong_arguments_are_said_in_one_line(image: Image, arguments: list[str], words: str) -> None:
-    assert_failed(image.run(*arguments), 64, words)
+def test_wrong_arguments_are_said_in_one_line(
+    public_image: Image, limited_user: int | None, arguments: list[str], words: str
+) -> None:
+    assert_refused(public_image.offer(*arguments), 64, words)
+    # Messages need no process.
+    assert_refused(public_image.offer(*arguments, user=limited_user, processes=1), 64, words)
+
+
+@pytest.mark.parametrize(
+    ("destination", "missing"),
+    [("directory", "mktemp"), ("directory", "ln"), ("directory", "rm"), ("s3://bucket", "sleep")],
+)
+def test_a_program_that_the_image_lacks_is_missed_before_the_core_is_read(
+    image: Image, cores: Path, destination: str, missing: str
+) -> None:
+    if subprocess.run([*image.command, "-c", f"command -v {missing}"], env={"PATH": "/"}, capture_output=True).stdout:
+        pytest.skip(f"{missing} is built into this {image.shell}")
+    image.link("zstd")
+    image.program("rclone", "cat >/dev/null\n")
+    (image.bin / missing).unlink()
+    offered = image.offer(str(cores) if destination == "directory" else destination)
+    assert_refused(offered, 69, f"no {missing} in PATH={image.bin}: install {missing} in the image")
+    assert files(cores) == []
+
+
+@pytest.mark.parametrize("destination", ["directory", "s3://bucket"])
+def test_a_compressor_that_does_not_start_costs_nothing(image: Image, cores: Path, destination: str) -> None:
+    image.program("zstd", "exit 1\n")
+    image.program("rclone", "cat >/dev/null\n")
+    offered = image.offer(str(cores) if destination == "directory" else destination)
+    assert_refused(offered, 74, "zstd: ended with status 1")
+    assert files(cores) == []
+
+
+# As many processes as are there, and one less than needed. bash gives up after 15 seconds only.
+@pytest.mark.parametrize(("destination", "processes"), [("directory", 1), ("s3://bucket", 9)])
+def test_where_no_process_can_be_started_one_line_says_so_and_nothing_is_read(
+    public_image: Image, public_cores: Path, limited_user: int | None, destination: str, processes: int
+) -> None:
+    public_image.link("zstd")
+    public_image.program("rclone", "cat >/dev/null\n")
+    destination = str(public_cores) if destination == "directory" else destination
+    offered = public_image.offer(destination, user=limited_user, processes=processes)
+    cause = f"uploader.sh: cannot start a process: the limit of processes of the user ({processes}) or of the container"
+    assert_refused(offered, 71, cause, "is reached, or the memory used up: raise it (docker run --ulimit nproc, ")
+    assert files(public_cores) == []
+
+
+def test_a_core_that_was_read_before_no_process_could_be_started_is_named(
+    public_image: Image, public_cores: Path, limited_user: int | None
+) -> None:
+    if shutil.which("prlimit") is None:
+        pytest.skip("no prlimit: apt-get install util-linux")
+    # The parent of the compressor is a subshell; its parent is the script.
+    script = "$(sed 's/.*) . \\([0-9]*\\) .*/\\1/' /proc/$PPID/stat)"
+    public_image.program("zstd", f'cat && prlimit --pid "{script}" --nproc=1:1\n')
+    result, left = public_image.offer(str(public_cores), user=limited_user)
+    (name,) = files(public_cores)
+    assert name.startswith(f".{NAME}.zst.")
+    line = result.stderr.decode().splitlines()[-1]
+    assert (result.returncode, left) == (71, 0)
+    assert line.startswith(f"uploader.sh: {public_cores}/{name}: cannot start a process: the limit of processes")
+    assert (public_cores / name).read_bytes() == CORE[:1000]
+
+
+@pytest.mark.parametrize("destination", ["no\n\x1b[31mwhere", "no" + " " * 50 + "where", "*"])
+def test_a_destination_cannot_write_other_lines_into_the_log(image: Image, cores: Path, destination: str) -> None:
+    result = image.run(f"{cores}/{destination}")
+    assert_failed(result, 73, "no directory ")
+    assert not re.search(rb"[\x00-\x09\x0b-\x1f]|  ", result.stderr)
+    if destination == "*":
+        assert f"no directory {cores}/*/: ".encode() in result.stderr
+
+
+def test_the_script_waits_for_longer_than_the_helper_lets_it() -> None:
+    seconds = re.findall(r"^ *(?:sleep|timeout) ([0-9]+)", UPLOADER.read_text(), re.MULTILINE)
+    assert seconds
+    assert all(int(number) > LONGEST_TIMEOUT for number in seconds), seconds
 
 
 def test_help_says_how_to_call_it(image: Image) -> None:
@@ -452,7 +693,7 @@ def store(tmp_path: Path) -> Path:
 
 
 def test_an_image_without_a_client_is_one_clear_line(image: Image) -> None:
-    assert_failed(image.run("s3://bucket/"), 69, f"s3://bucket/{KEY}", "no S3 client", "install rclone or aws")
+    assert_refused(image.offer("s3://bucket/"), 69, f"s3://bucket/{KEY}", "no S3 client", "install rclone or aws")
 
 
 def test_rclone_goes_before_aws(image: Image, store: Path) -> None:
@@ -535,6 +776,7 @@ def test_a_failed_compressor_ends_also_a_client_that_is_a_wrapper(image: Image) 
         ("cat >/dev/null; echo 'at the end' >&2; exit 3", "rclone: at the end"),
         ("kill -KILL $$", "rclone: "),
         ("head -c 100000 /dev/zero | tr '\\000' x >&2; echo THE END >&2; exit 3", "xxxTHE END: "),
+        ("echo '* of  /*' >&2; exit 3", "rclone: * of /*: "),
         ("echo 'AccessDenied: no' >&2; exit 3", "AWS_SECRET_ACCESS_KEY, and that they may write"),
     ],
 )

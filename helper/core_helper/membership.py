@@ -35,7 +35,8 @@ class Member:
 
     def __init__(self, pid: int) -> None:
         """Open process ``pid`` of the host and read what counts here."""
-        self.directory = posix.open(f"/proc/{pid}", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
+        path = procfs.task_of(pid, None)
+        self.directory = posix.open(path, posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
         try:
             self.status = procfs.parse_status(procfs.read(self.directory, "status"))
             self.cgroups = procfs.parse_cgroup(procfs.read(self.directory, "cgroup"))
@@ -44,7 +45,7 @@ class Member:
         except BaseException:
             self.close()
             raise
-        self.pids = self.status.get("NSpid", self.status["Pid"]).split()
+        self.pids = self.status.get("NStgid", self.status["Tgid"]).split()
         self.filters = int(self.status.get("Seccomp_filters", "0"))
         self.bounding = int(self.status["CapBnd"], 16)
 

@@ -33,6 +33,28 @@ def read_all(descriptor: int, limit: int = FILE_LIMIT) -> bytes:
     return b"".join(parts)
 
 
+def task_of(pid: int, tid: "int | None") -> str:
+    """Return the path of the faulting thread's directory: of ``tid``, or else of the first thread that still has namespaces.
+
+    The leader may have exited before; it has lost them with that.
+    """
+    if tid is not None:
+        return f"/proc/{pid}/task/{tid}"
+    leader = f"/proc/{pid}/task/{pid}"
+    try:
+        posix.readlink(f"{leader}/ns/mnt")
+        return leader
+    except OSError:
+        pass
+    for name in posix.listdir(f"/proc/{pid}/task"):
+        try:
+            posix.readlink(f"/proc/{pid}/task/{name}/ns/mnt")
+            return f"/proc/{pid}/task/{name}"
+        except OSError:
+            continue
+    return leader
+
+
 def parse_status(text: bytes) -> "dict[str, str]":
     """Return the fields of /proc/PID/status. The name, which the process chose, is escaped by the kernel."""
     fields = {}

@@ -16,6 +16,10 @@ PIPE_SIZE = 1 << 20
 STEP = 1 << 20
 OUTPUT_LIMIT = 65536
 OUTPUT_LINES = 200
+# What a delegate may write before it has to wait, and how long it waits for each read of 64 KiB then: whoever writes without
+# end would cost the host several times the processor time that the container is allowed.
+OUTPUT_FREE = 1 << 20
+OUTPUT_PAUSE = 0.02
 DEADLINE = "deadline passed"
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.0001, 0.1  # Seconds between two looks whether the delegate has read all.
 
@@ -31,6 +35,8 @@ class Output:
         self.lines = OUTPUT_LINES
         self.line = b""
         self.log = log
+        self.amount = 0
+        self.resume = 0.0
 
     def take(self, stream: int) -> None:
         """Read what there is, and forget a stream that has ended."""
@@ -40,6 +46,9 @@ class Output:
             return
         if not part:
             self.streams.discard(stream)
+        self.amount += len(part)
+        if self.amount > OUTPUT_FREE:
+            self.resume = time.monotonic() + OUTPUT_PAUSE
         if stream != self.stderr or self.left <= 0:
             return
         part, self.left = part[: self.left], self.left - len(part)
@@ -97,9 +106,11 @@ class Relay:
             self._register(poll)
             if end is None:
                 poll.register(pidfd, select.POLLIN)
-            for stream in self.output.streams:
-                poll.register(stream, select.POLLIN)
-            ready = dict(poll.poll(self._patience(left)))
+            pause = self.output.resume - time.monotonic()
+            if pause <= 0:
+                for stream in self.output.streams:
+                    poll.register(stream, select.POLLIN)
+            ready = dict(poll.poll(self._patience(left if pause <= 0 else min(left, pause))))
             self._advance(ready)
             for stream in list(self.output.streams):
                 if stream in ready:

@@ -119,8 +119,7 @@ def _take(file: int, holder: Holder, limit: int, crash: "Crash") -> Slot:
             " what crashes, or raise docker_core_helper_pipe_limit"
         )
     _lock(file, empty)
-    tid = crash.tid or crash.pid
-    record = RECORD.pack(crash.pid, tid, start_of(crash.pid) or 0, holder.owner, group)
+    record = RECORD.pack(crash.pid, crash.tid or 0, start_of(crash.pid) or 0, holder.owner, group)
     posix.pwrite(file, record, empty * RECORD.size)
     return Slot(file, empty)
 
@@ -155,7 +154,8 @@ def start_of(pid: int) -> "int | None":
 def is_dumping(pid: int, tid: int, started: int) -> bool:
     """Tell whether the process that was ``started`` then is still being dumped; asked of the thread that crashed."""
     try:
-        return start_of(pid) == started and procfs.still_dumping(_read(f"/proc/{pid}/task/{tid}/status"))
+        task = procfs.task_of(pid, tid or None)
+        return start_of(pid) == started and procfs.still_dumping(_read(f"{task}/status"))
     except OSError:
         return False
 
@@ -170,9 +170,9 @@ def _read(path: str) -> bytes:
 
 def holder_of(crash: "Crash") -> Holder:
     """Return whose the crash is. The process is not verified yet: whoever took its place is refused later."""
-    task = f"/proc/{crash.pid}/task/{crash.tid or crash.pid}"
     opened: list[int] = []
     try:
+        task = procfs.task_of(crash.pid, crash.tid)
         identifier = procfs.container_id(procfs.parse_cgroup(_read(f"{task}/cgroup")))
         opened.append(posix.open(f"{task}/ns/pid", posix.O_RDONLY | posix.O_CLOEXEC))
         own = posix.stat("/proc/self/ns/pid").st_ino
@@ -251,11 +251,8 @@ def let_go(core: int, crash: "Crash") -> bool:
         return False
     try:
         proc = posix.open("/proc", posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
-        task = posix.open(
-            f"{crash.pid}/task/{crash.tid or crash.pid}",
-            posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC,
-            dir_fd=proc,
-        )
+        path = procfs.task_of(crash.pid, crash.tid)
+        task = posix.open(path, posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
         # It has not ended, so the number is still its own. And it is no successor of the crashed process: none is that old.
         if not procfs.still_dumping(procfs.read(task, "status")) or procfs.is_younger(
             procfs.read(task, "../../stat"), procfs.read(proc, "self/stat")

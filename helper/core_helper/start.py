@@ -4,7 +4,7 @@ import _signal
 import posix
 import sys
 
-from core_helper import command, linux
+from core_helper import command, linux, procfs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def is_exposed(crash: "Crash") -> bool:
     """
     if posix.statvfs("/proc/self/exe").f_flag & ST_RDONLY:
         return False
-    task = f"/proc/{crash.pid}/task/{crash.tid or crash.pid}/ns/"
+    task = procfs.task_of(crash.pid, crash.tid) + "/ns/"
     foreign = {name: not _is_own(task, name) for name in ("user", "pid", "mnt")}
     return not foreign["user"] and (foreign["pid"] or foreign["mnt"])
 

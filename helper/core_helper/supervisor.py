@@ -56,7 +56,8 @@ def supervise(
 
 def _wait_for_start(child: "Child", result: "Result", deadline: float) -> bool:
     """Read the child's reports until it is ready for the core, or has failed."""
-    patience = time.monotonic() + ENVIRON_PATIENCE
+    now = time.monotonic()
+    patience = now + min(ENVIRON_PATIENCE, (deadline - now) / 2)
     while True:
         poll = select.poll()
         poll.register(child.error_in, select.POLLIN)

@@ -128,6 +128,17 @@ int main(int argc, char **argv)
 	} else if (is("system-calls")) {
 		read_all();
 		ask_for_system_calls("/out/delegate.syscalls");
+	} else if (is("dies"))
+		raise(SIGKILL);
+	else if (is("gives-up"))
+		return 7;
+	else if (is("wants-nothing"))
+		return 0;
+	else if (is("floods")) {
+		char line[4096] = {0};
+		for (int i = 0; i < 1 << 20; i++)
+			if (write(1, line, sizeof line) < 0)
+				break;
 	} else if (is("fails")) {
 		read_all();
 		return 7;

@@ -55,3 +55,16 @@ def helpers() -> int:
         except OSError:
             continue
     return count
+
+
+def cpu_of_helpers() -> float:
+    """How many seconds of processor time the helpers in flight have used, with those of their children that have ended."""
+    used = 0.0
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            if b"\0/opt/bin/docker_core_helper\0" in (directory / "cmdline").read_bytes():
+                fields = (directory / "stat").read_text().rpartition(")")[2].split()
+                used += sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+        except OSError:
+            continue
+    return used

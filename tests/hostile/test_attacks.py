@@ -580,11 +580,38 @@ def test_attack_19_strict_mode_is_never_left(attack: Crash, refusal: Callable[[s
     assert container.of("delegate") == []
 
 
-def test_attack_19_a_process_with_a_filter_of_its_own_passes_no_variables_on(attack: Crash) -> None:
-    container = attack("seccomp=filter", options=("--env=LD_PRELOAD=/out/planted",))
-    container.log("delivered")
+# What a process that was confined more than its container may not choose: another program's code, and where its core goes.
+CHOSEN = ("--env=LD_PRELOAD=/out/planted", "--env=CORE_DESTINATION=s3://elsewhere/")
+
+
+@pytest.mark.parametrize("profile", [(), UNCONFINED], ids=["of the engine", "none"])
+@pytest.mark.parametrize("nested", [(), ("userns=denied",)], ids=["", "in a user namespace"])
+def test_attack_19_a_process_with_a_filter_of_its_own_passes_no_variables_on(
+    attack: Crash, profile: tuple[str, ...], nested: tuple[str, ...]
+) -> None:
+    if nested and not profile:
+        profile = ("--cap-add=SYS_ADMIN",)
+    container = attack("fork=1", *nested, "seccomp=filter", options=(*CHOSEN, *profile))
+    assert "a seccomp filter of its own" in container.log("delivered")
     assert container.delegate.status["Seccomp"] == "2"
     assert all(name.startswith("CORE_") for name in container.delegate.environment)
+    assert "CORE_DESTINATION" not in container.delegate.environment
+
+
+def test_attack_24_filters_of_the_whole_container_take_no_variables_away(attack: Crash) -> None:
+    # As under systemd-nspawn, which has several: those of its first process are the container's.
+    container = attack("seccomp=filter", "seccomp=filter", "fork=1", options=("--env=CORE_DESTINATION=s3://mine/",))
+    container.log("delivered")
+    assert container.delegate.environment["CORE_DESTINATION"] == "s3://mine/"
+
+
+# 21
+
+
+def test_attack_21_cap_sys_ptrace_holds_the_interpreter_and_writes_to_it_later(attack: Crash) -> None:
+    container = attack("hold=3", options=("--cap-add=SYS_PTRACE",))
+    assert "held 1" in container.output, "the interpreter was never held: nothing was shown"
+    assert "write: Read-only file system" in container.output
 
 
 @pytest.mark.skipif(

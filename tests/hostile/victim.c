@@ -31,6 +31,11 @@
  *   syscalls       asks for every system call: /out/process.syscalls
  *   seccomp=KIND   strict, or filter: a filter of its own
  *   watch=SECONDS  makes children crash and looks at each process that then appears
+ *   hold=SECONDS   the same, holds the program of each and tries to open it for writing later
+ *   storm=COUNT    that many processes have one child after the other crash, for ever
+ *   series=COUNT   that many children go on, a moment after each other
+ *   limit=NAME:N   sets both of a resource's limits: fsize, data, stack, files or memory
+ *   fuse=KIND      has a page of a file system that never answers: map, or environ for that of its environment
  */
 #include "../victims/facts.h"
 #include "syscalls.h"
@@ -39,6 +44,7 @@
 #include <grp.h>
 #include <linux/capability.h>
 #include <linux/filter.h>
+#include <linux/fuse.h>
 #include <linux/seccomp.h>
 #include <linux/xattr.h>
 #include <pthread.h>
@@ -228,10 +234,14 @@ static void change_root(const char *path)
 
 static void reserve(size_t size)
 {
-	/* The kernel limits how large one may be to what the machine has, if it heeds it at all. */
-	for (size_t step = 1ul << 40; size; size -= step)
-		if (mmap(NULL, step, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0) == MAP_FAILED)
+	for (size_t step = 1ul << 40; size; size -= step) {
+		int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+		char *memory = mmap(NULL, step, PROT_READ | PROT_WRITE, flags, -1, 0);
+		if (memory == MAP_FAILED)
 			fail("mmap");
+		/* What was never written to is not dumped at all. */
+		*memory = 1;
+	}
 }
 
 static void be_modest(void)
@@ -515,6 +525,179 @@ static double now(void)
 	return time.tv_sec + time.tv_nsec / 1e9;
 }
 
+/* Attack 21: what was opened while it was executed can be opened for writing when it is not, unless its mount is read-only. */
+
+static int hold_interpreter(pid_t pid)
+{
+	char path[64], target[PATH_MAX];
+	snprintf(path, sizeof path, "/proc/%d/exe", pid);
+	int file = open(path, O_RDONLY | O_CLOEXEC);
+	if (file < 0)
+		return -1;
+	snprintf(path, sizeof path, "/proc/self/fd/%d", file);
+	ssize_t length = readlink(path, target, sizeof target - 1);
+	target[length < 0 ? 0 : length] = 0;
+	if (!strcmp(target, DELEGATE) || !strcmp(target, "/usr/bin/victim")) {
+		close(file);
+		return -1;
+	}
+	return file;
+}
+
+static void hold(double seconds)
+{
+	char path[64];
+	int held = -1;
+	for (double end = now() + seconds; held < 0 && now() < end;) {
+		pid_t child = fork();
+		if (child == 0)
+			raise(SIGSEGV);
+		for (double limit = now() + 0.1; held < 0 && now() < limit;)
+			held = hold_interpreter(child + 1);
+		while (waitpid(-1, NULL, WNOHANG) > 0)
+			;
+	}
+	printf("held %d\n", held >= 0);
+	snprintf(path, sizeof path, "/proc/self/fd/%d", held);
+	int file = -1;
+	for (double end = now() + 5; held >= 0 && file < 0 && now() < end; usleep(1000)) {
+		file = open(path, O_WRONLY | O_CLOEXEC);
+		if (file < 0 && errno != ETXTBSY)
+			break;
+	}
+	printf("write: %s\n", file < 0 ? strerror(errno) : "it worked");
+	fflush(stdout);
+	_exit(0);
+}
+
+static void storm(int count)
+{
+	for (int i = 0; i < count; i++)
+		if (fork() == 0)
+			for (;;) {
+				if (fork() == 0) {
+					write_file("/proc/self/coredump_filter", "0");
+					raise(SIGSEGV);
+				}
+				wait(NULL);
+			}
+	for (;;)
+		pause();
+}
+
+static void series(int count)
+{
+	for (int i = 0; i < count; i++) {
+		pid_t child = fork();
+		must(child, "fork");
+		if (child == 0)
+			return;
+		usleep(200000);
+	}
+	while (wait(NULL) > 0)
+		;
+	printf("children ended\n");
+	fflush(stdout);
+	exit(0);
+}
+
+static void limit(const char *text)
+{
+	static const struct {
+		const char *name;
+		int resource;
+	} all[] = {
+		{"fsize", RLIMIT_FSIZE}, {"data", RLIMIT_DATA}, {"stack", RLIMIT_STACK}, {"files", RLIMIT_NOFILE}, {"memory", RLIMIT_AS},
+	};
+	const char *value = strchr(text, ':');
+	struct rlimit both = {strtoul(value + 1, NULL, 10), strtoul(value + 1, NULL, 10)};
+	for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+		if (!strncmp(text, all[i].name, value - text))
+			must(setrlimit(all[i].resource, &both), text);
+}
+
+/* A file system with one file, as large as a page, whose content never comes. */
+static void serve_fuse(int device)
+{
+	static char request[1 << 17];
+	for (;;) {
+		struct fuse_in_header *in = (void *)request;
+		struct {
+			struct fuse_out_header header;
+			union {
+				struct fuse_init_out init;
+				struct fuse_entry_out entry;
+				struct fuse_attr_out attr;
+				struct fuse_open_out open;
+			};
+		} out = {0};
+		size_t size = 0;
+		struct fuse_attr file = {.ino = 2, .size = 4096, .mode = S_IFREG | 0644, .nlink = 1};
+		struct fuse_attr root = {.ino = 1, .mode = S_IFDIR | 0755, .nlink = 1};
+		if (read(device, request, sizeof request) < 0)
+			_exit(0);
+		switch (in->opcode) {
+		case FUSE_INIT:
+			out.init = (struct fuse_init_out){.major = FUSE_KERNEL_VERSION, .minor = FUSE_KERNEL_MINOR_VERSION, .max_write = 4096};
+			size = sizeof out.init;
+			break;
+		case FUSE_LOOKUP:
+			out.entry = (struct fuse_entry_out){.nodeid = 2, .attr_valid = 1000, .entry_valid = 1000, .attr = file};
+			size = sizeof out.entry;
+			break;
+		case FUSE_GETATTR:
+			out.attr = (struct fuse_attr_out){.attr_valid = 1000, .attr = in->nodeid == 1 ? root : file};
+			size = sizeof out.attr;
+			break;
+		case FUSE_OPEN:
+		case FUSE_OPENDIR:
+			size = sizeof out.open;
+			break;
+		case FUSE_READ:
+		case FUSE_FORGET:
+		case FUSE_INTERRUPT:
+			continue;
+		default:
+			out.header.error = -ENOSYS;
+		}
+		out.header.len = sizeof out.header + size;
+		out.header.unique = in->unique;
+		if (write(device, &out, out.header.len) < 0 && errno != ENOENT)
+			fail("fuse");
+	}
+}
+
+/* One server for all children: the first one who comes here starts it. */
+static void map_fuse(const char *kind)
+{
+	char options[128];
+	if (access("/tmp/fuse/file", F_OK)) {
+		int device = open("/dev/fuse", O_RDWR);
+		must(device, "/dev/fuse");
+		mkdir("/tmp/fuse", 0755);
+		snprintf(options, sizeof options, "fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other", device);
+		must(mount("fuse", "/tmp/fuse", "fuse", 0, options), "mount");
+		if (fork() == 0)
+			serve_fuse(device);
+		close(device);
+	}
+	int file = open("/tmp/fuse/file", O_RDONLY | O_CLOEXEC);
+	must(file, "/tmp/fuse/file");
+	if (!strcmp(kind, "environ")) {
+		/* A page of nothing but a long variable: what the program itself needs of its stack lies elsewhere. */
+		char *page = (char *)(((unsigned long)getenv("LONG") + 4095) & ~4095ul);
+		if (mmap(page, 4096, PROT_READ, MAP_PRIVATE | MAP_FIXED, file, 0) == MAP_FAILED)
+			fail("mmap");
+		/* The kernel itself would wait for the file, to see whether it is a program. */
+		write_file("/proc/self/coredump_filter", "0x1");
+		raise(SIGSEGV);
+	}
+	if (mmap(NULL, 4096, PROT_READ | PROT_EXEC, MAP_PRIVATE, file, 0) == MAP_FAILED)
+		fail("mmap");
+	/* Of a mapped program the first page is dumped. */
+	write_file("/proc/self/coredump_filter", "0x10");
+}
+
 static void watch(double seconds)
 {
 	char target[PATH_MAX];
@@ -653,6 +836,16 @@ static void act(char **actions)
 			install_filter();
 		else if (IS("watch"))
 			watch(atof(value));
+		else if (IS("hold"))
+			hold(atof(value));
+		else if (IS("storm"))
+			storm(atoi(value));
+		else if (IS("series"))
+			series(atoi(value));
+		else if (IS("limit"))
+			limit(value);
+		else if (IS("fuse"))
+			map_fuse(value);
 		else
 			fail(*actions);
 	}

@@ -314,3 +314,27 @@ def test_a_daemon_does_not_keep_the_supervisor_once_the_delegate_has_ended(tmp_p
     # What nobody has read when the delegate ends is not called delivered.
     assert (result.failure, result.complete, result.delivered) == (None, False, 0)
     assert result.seconds < 2
+
+
+def test_an_environment_that_cannot_be_read_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "ENVIRON_PATIENCE", 0.2)
+    result = supervise(lambda child: time.sleep(60), timeout=20)
+    assert (result.started, result.mute) == (False, True)
+    assert result.seconds < 5
+
+
+def test_half_of_the_time_is_left_for_a_second_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = supervise(lambda child: time.sleep(60), timeout=0.6)
+    assert result.mute is True
+    assert result.seconds < 0.6 + supervisor.GRACE
+
+
+def test_a_delegate_that_is_slow_to_start_has_until_the_deadline_once_the_environment_was_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def run(child: Child) -> None:
+        delegate.Reporter(child.error_out).send("environ", "")
+        time.sleep(60)
+
+    result = supervise(run, timeout=0.5)
+    assert (result.mute, result.failure) == (False, "deadline passed before the delegate was started")

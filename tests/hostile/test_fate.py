@@ -1,0 +1,121 @@
+"""What becomes of a core: a delegate that read nothing costs nothing, and limits of the process lose nothing without a word."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+from containers import Container, Crash
+from hostile.observe import cpu_of_helpers, delegates_of, helpers, wait_until
+from records import is_whole
+
+FALLBACK = "--env=DOCKERCOREHELPER_FALLBACK_CORE=1"
+
+
+@pytest.fixture
+def fallback(tmp_path: Path) -> tuple[str, ...]:
+    """Options for a core file that can be looked at."""
+    tmp_path.parent.chmod(0o755)
+    tmp_path.chmod(0o1777)
+    return FALLBACK, f"--volume={tmp_path}:/tmp"
+
+
+def core_file(directory: Path) -> bytes:
+    """The only core file."""
+    (core,) = directory.glob("core.*")
+    return core.read_bytes()
+
+
+@pytest.mark.parametrize("does", ["dies", "gives-up"])
+def test_a_delegate_that_fails_and_read_nothing_leaves_the_whole_core(
+    attack: Crash, tmp_path: Path, fallback: tuple[str, ...], does: str
+) -> None:
+    container = attack("memory=4", options=(*fallback, f"--env=ATTACK={does}"))
+    line = container.log("delivered")
+    assert re.search(
+        r"/opt/bin/delegate: it (was killed by signal 9|ended with exit code 7) before it read a byte: deliv", line
+    )
+    assert is_whole(core_file(tmp_path))
+
+
+# What the delegate takes over and cannot even start with: on some kernels execve(2) fails, on others it kills.
+TIGHT = ["data:0", "stack:4096", "files:1", "files:0", "memory:1048576"]
+
+
+@pytest.mark.parametrize("limit", TIGHT)
+def test_a_limit_that_the_delegate_cannot_start_with_leaves_the_whole_core(
+    attack: Crash, tmp_path: Path, fallback: tuple[str, ...], limit: str
+) -> None:
+    container = attack("memory=4", f"limit={limit}", options=fallback)
+    assert ": delivered " in container.log("delivered")
+    # With some of them the delegate of this test, which needs next to nothing, does start.
+    whole = core_file(tmp_path) if list(tmp_path.glob("core.*")) else container.delegate.core.read_bytes()
+    assert is_whole(whole)
+
+
+def test_a_delegate_that_wants_no_core_ends_well_and_nothing_else_gets_it(
+    attack: Crash, tmp_path: Path, fallback: tuple[str, ...]
+) -> None:
+    container = attack("memory=4", options=(*fallback, "--env=ATTACK=wants-nothing"))
+    assert "not wanted by /opt/bin/delegate: it read nothing and ended with exit code 0" in container.log("not wanted")
+    assert list(tmp_path.glob("core.*")) == []
+
+
+def test_little_address_space_and_a_large_environment(attack: Crash, tmp_path: Path, fallback: tuple[str, ...]) -> None:
+    container = attack("environ=large", "limit=memory:12582912", options=("--ulimit=stack=8388608", *fallback))
+    line = container.log("delivered")
+    assert ": delivered " in line and "MemoryError" not in line
+    assert is_whole(container.delegate.core.read_bytes())
+
+
+def test_the_core_file_is_no_larger_than_the_process_may_write(
+    attack: Crash, tmp_path: Path, fallback: tuple[str, ...]
+) -> None:
+    container = attack("delegate=none", "memory=4", "limit=fsize:65536", options=fallback)
+    assert "File too large after 65536 bytes" in container.log("not delivered")
+    assert len(core_file(tmp_path)) == 65536
+
+
+@pytest.mark.parametrize("delegate", [(), ("delegate=none",)], ids=["delegate", "core file"])
+def test_processors_and_scheduling_are_those_of_the_process(
+    attack: Crash, fallback: tuple[str, ...], delegate: tuple[str, ...]
+) -> None:
+    container = attack(*delegate, "modest", options=fallback)
+    assert ": delivered " in container.log("delivered")
+    if not delegate:
+        assert container.delegate.status["Cpus_allowed_list"] == "0"
+        # The 41st field, of which the second is a name in parentheses: SCHED_IDLE.
+        assert container.delegate.text("stat").rpartition(")")[2].split()[38] == "5"
+
+
+def test_attack_22_two_hundred_thousand_variables(attack: Crash) -> None:
+    container = attack("environ=many", options=("--ulimit=stack=67108864",))
+    assert "more than 8192 variables" in container.log("delivered")
+    assert is_whole(container.delegate.core.read_bytes())
+
+
+def test_attack_22_a_flood_of_output_costs_the_host_nothing(attack: Crash) -> None:
+    container = attack("keep=60", options=("--env=ATTACK=floods", "--detach"))
+    wait_until(lambda: delegates_of(container), "no delegate")
+    time.sleep(3)
+    assert helpers() == 1
+    assert cpu_of_helpers() < 0.5
+    assert "deadline passed" in container.log("deadline passed")
+
+
+@pytest.fixture
+def with_fuse() -> tuple[str, ...]:
+    """Options for a container that mounts a file system of its own."""
+    if not Path("/dev/fuse").exists():
+        pytest.skip("this machine has no /dev/fuse")
+    return "--device=/dev/fuse", "--cap-add=SYS_ADMIN", "--security-opt=apparmor=unconfined"
+
+
+def test_attack_23_an_environment_in_a_file_that_never_answers(attack: Crash, with_fuse: tuple[str, ...]) -> None:
+    options = (*with_fuse, f"--env=LONG={'x' * 20000}", "--detach")
+    container: Container = attack("leave=60", "fuse=environ", options=options)
+    # The kernel reads nothing there but memory: what lies behind that page is missing, and nobody waits.
+    assert ": delivered " in container.log("delivered")
+    assert len(container.delegate.environment.get("LONG", "")) < 20000

@@ -30,7 +30,7 @@ CACHE = PROJECT / ".cache" / "machines"
 PACKAGES = (
     *("apparmor", "dbus", "dbus-user-session", "initramfs-tools", "iproute2", "kmod", "libpam-systemd"),
     *("openssh-server", "procps", "python3", "systemd-sysv", "udev", "zstd"),
-    *("crun", "docker.io", "podman", "systemd-container", "uidmap"),
+    *("crun", "docker.io", "fuse-overlayfs", "podman", "systemd-container", "uidmap"),
 )
 # Nobody reads them there.
 WITHOUT = ("/usr/share/doc/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/man/*")

@@ -36,7 +36,7 @@ usage: docker_core_helper [OPTIONS] PID UID GID [DELEGATE [ARGUMENT...]]
 The kernel starts this program when a process crashes, with the core dump on standard input; see core(5). It runs DELEGATE
 in the container of the process, at the privilege of the process, with the core dump on its standard input. To install:
 
-  sysctl -w kernel.core_pipe_limit=64
+  sysctl -w kernel.core_pipe_limit=512
   sysctl -w 'kernel.core_pattern=|/opt/bin/docker_core_helper %P %u %g /opt/bin/uploader.sh s3://bucket/ %P %u %g'
 
 arguments, with the specifier of core(5) that fills each:

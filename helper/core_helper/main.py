@@ -10,7 +10,7 @@ import sys
 import time
 
 import core_helper
-from core_helper import command, procfs, slots, start
+from core_helper import command, procfs, quota, slots, start
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -90,7 +90,8 @@ def receive(words: "list[str]", terminal: "int | None", began: float) -> int:
 
         code = handling.handle(0, crash, configuration, slot, log, began)
     except (command.Refused, OSError) as error:
-        log().refuse(crash, procfs.whereabouts(crash.pid), str(error))
+        if not (crash.holder and quota.leaves_out(crash.holder)):
+            log().refuse(crash, procfs.whereabouts(crash.pid), str(error))
     for problem in configuration.problems:
         open_journal(terminal).warning(problem)
     if not crash.drained and slots.let_go(0, crash):

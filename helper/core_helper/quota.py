@@ -22,20 +22,31 @@ def admit(group: str, now: "float | None" = None) -> "tuple[bool, str]":
 
     ``now`` is a time of the monotonic clock in seconds. A file that cannot be used lets every line through.
     """
+    return _locked(group, now, False) or (True, "")
+
+
+def leaves_out(group: str, now: "float | None" = None) -> bool:
+    """Tell whether the next line of ``group`` is left out, and count it then: so the log need not even be loaded for it."""
+    return _locked(group, now, True) is not None
+
+
+def _locked(group: str, now: "float | None", only_left_out: bool) -> "tuple[bool, str] | None":
+    """Return what ``_admit`` says while nobody else asks, None where the file cannot be used."""
     try:
         file = posix.open(FILE, posix.O_RDWR | posix.O_CREAT | posix.O_NOFOLLOW | posix.O_CLOEXEC, 0o600)
     except OSError:
-        return True, ""
+        return None
     try:
         fcntl.lockf(file, fcntl.LOCK_EX)
-        return _admit(file, group, time.monotonic() if now is None else now)
+        return _admit(file, group, time.monotonic() if now is None else now, only_left_out)
     except OSError:
-        return True, ""
+        return None
     finally:
         posix.close(file)
 
 
-def _admit(file: int, group: str, now: float) -> "tuple[bool, str]":
+def _admit(file: int, group: str, now: float, only_left_out: bool) -> "tuple[bool, str] | None":
+    """Take a line of ``group``, and return what became of it; None and nothing taken where it is not left out but shall be."""
     name = group.encode()[:104].ljust(104, b"\0")
     table = posix.pread(file, MOST_GROUPS * RECORD.size, 0).ljust(MOST_GROUPS * RECORD.size, b"\0")
     records = list(RECORD.iter_unpack(table))
@@ -48,6 +59,8 @@ def _admit(file: int, group: str, now: float) -> "tuple[bool, str]":
         then, left, missed, _ = records[index]
     left = min(BURST, left + max(0.0, now - then) * RATE)
     admitted, told = True, ""
+    if only_left_out and not (missed >= 0 and left < RESUME):
+        return None
     if missed >= 0 and left < RESUME:
         admitted, missed = False, missed + 1
     elif missed >= 0:

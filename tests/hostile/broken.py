@@ -33,20 +33,16 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
     "01 the kernel opens the interpreter": (
         [
             ("delegate.py", 'if not line.startswith(b"#!"):', "if True:"),
-            (
-                "delegate.py",
-                "posix.execve(self.descriptor, self.arguments, environment)",
-                "posix.execve(self.arguments[0], self.arguments, environment)",
-            ),
+            ("delegate.py", "self.execution.run()", "posix.execve(self.arguments[0], self.arguments, {})"),
         ],
         "attack_01_proc",
     ),
     "02 processes are dumpable": (
-        [("privileges.py", "linux.prctl(linux.PR_SET_DUMPABLE, 0)", "pass")],
+        [("start.py", "linux.prctl(linux.PR_SET_DUMPABLE, 0)", "pass")],
         "attack_02_looking",
     ),
     "02 processes are dumpable, for root of the container": (
-        [("privileges.py", "linux.prctl(linux.PR_SET_DUMPABLE, 0)", "pass")],
+        [("start.py", "linux.prctl(linux.PR_SET_DUMPABLE, 0)", "pass")],
         "attack_02_looking and root",
     ),
     "02 descriptors are kept until exec": ([KEEP_DESCRIPTORS], "attack_02_cap"),
@@ -73,7 +69,7 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
     ),
     "04 a user is looked up in the container": (
         [
-            ("delegate.py", "import _signal\n", "import _signal, pwd\n"),
+            ("delegate.py", "import posix\n", "import posix, pwd\n"),
             ("delegate.py", "        program.append(", "        pwd.getpwuid(4711)\n        program.append("),
         ],
         "attack_04",
@@ -104,7 +100,7 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
     ),
     "05 failures are told with a traceback": (
         [
-            ("delegate.py", "import _signal\n", "import _signal, traceback\n"),
+            ("delegate.py", "import posix\n", "import posix, traceback\n"),
             (
                 "delegate.py",
                 '{reporter.step}: {error}")\n    except OSError',
@@ -139,11 +135,11 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         "attack_07",
     ),
     "07 the pidfd of the kernel is not compared": (
-        [("victim.py", 'if parse_status(fdinfo).get("Pid") != str(crash.pid):', "if False:")],
+        [("victim.py", 'if procfs.parse_status(fdinfo).get("Pid") != str(crash.pid):', "if False:")],
         "attack_07_the_pid",
     ),
     "07 the process is not verified again": (
-        [("victim.py", "    if not still_dumping(", "    if False and not still_dumping(")],
+        [("victim.py", "    if not procfs.still_dumping(", "    if False and not procfs.still_dumping(")],
         "attack_07_the_process",
     ),
     "08 set-id is not asked for": (
@@ -185,7 +181,7 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         "attack_11_the_container_is_frozen",
     ),
     "11 the start of a delegate is waited for": (
-        [("supervisor.py", "poll.poll(max(0.0, deadline - time.monotonic()) * 1000)", "poll.poll(30000)")],
+        [("supervisor.py", "poll.poll(max(0.0, limit - time.monotonic()) * 1000)", "poll.poll(30000)")],
         "attack_11_the_container_is_frozen_before",
     ),
     "11 control groups are joined before the fork": (
@@ -222,7 +218,7 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         ],
         "attack_12_the_output",
     ),
-    "13 no share of the slots": ([("main.py", "        slots.take(process)\n", "")], "attack_13"),
+    "13 no share of the slots": ([("slots.py", "held < weight * free", "True")], "attack_13_one"),
     "14 the limit of cores is taken over": (
         [("privileges.py", '    "Max resident set": 5,', '    "Max core file size": 4,\n    "Max resident set": 5,')],
         "attack_14",
@@ -266,7 +262,7 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
     "17 all of the environment is passed on": (
         [
             ("delegate.py", "if error.errno != linux.E2BIG:", "if True:"),
-            ("victim.py", "ENVIRON_LIMIT = 1 << 20", "ENVIRON_LIMIT = 1 << 24"),
+            ("procfs.py", "ENVIRON_LIMIT = 1 << 20", "ENVIRON_LIMIT = 1 << 24"),
         ],
         "attack_17",
     ),
@@ -298,8 +294,90 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
     ),
     "19 strict mode is left": ([("privileges.py", "if process.seccomp == 1:", "if False:")], "attack_19_strict"),
     "19a variables of a confined process are passed on": (
-        [("victim.py", "if self.seccomp_filters > (1 if", "if self.seccomp_filters > (9 if")],
+        [("victim.py", "        if self.confined:", "        if False:")],
         "attack_19_a_process",
+    ),
+    "20 the mount namespace is not asked for": (
+        [("handling.py", "        membership.check(process)\n", "        process.traceable = False\n")],
+        "attack_20",
+    ),
+    "20 who is at home there is not asked": (
+        [("membership.py", "            _check_inhabitants(process, first)\n", "")],
+        "attack_20 and itself",
+    ),
+    "20 the control group is not asked for": (
+        [("membership.py", "            _check_group(process, first)\n", "")],
+        "attack_20_a_process",
+    ),
+    "20 the user namespace of the mounts is not asked for": (
+        [("membership.py", "        _check_owner(process)\n", "")],
+        "attack_20_root",
+    ),
+    "20 the root directory is not asked for": (
+        [
+            ("membership.py", "    if path == b", "    if True or path == b"),
+            ("container.py", "if mount != mount_of(root, proc_self) and", "if False and"),
+        ],
+        "attack_20",
+    ),
+    "20 a refusal is like any failure": (
+        [("delegate.py", 'reporter.send("refused"', 'reporter.send("failed"')],
+        "attack_20 and root",
+    ),
+    "21 the interpreter is where everybody has it": (
+        [("start.py", 'if is_exposed(crash) else ""', 'if False else ""')],
+        "attack_21",
+    ),
+    "22 who has much may add as much": (
+        [("slots.py", "held < weight * free", "held < 48")],
+        "attack_22_three",
+    ),
+    "22 lines are not rationed": (
+        [("journal.py", "quota.admit(self.holder) if self.holder else", "(True, '') if self.holder else")],
+        "attack_22_a_flood_of_lines",
+    ),
+    "22 variables are not counted": (
+        [("procfs.py", "MOST_VARIABLES = 8192", "MOST_VARIABLES = 1 << 20")],
+        "attack_22_two_hundred",
+    ),
+    "22 output is read without end": (
+        [("relay.py", "OUTPUT_PAUSE = 0.02", "OUTPUT_PAUSE = 0.0")],
+        "attack_22_a_flood_of_output",
+    ),
+    "23 what does not end is not killed": (
+        [("slots.py", "    linux.pidfd_send_signal(crash.handle, SIGKILL)\n", "")],
+        "attack_23_the_kernel",
+    ),
+    "23 only helpers count": (
+        [("slots.py", "(_is_locked(file, index) or is_dumping(pid, tid, started))", "_is_locked(file, index)")],
+        "attack_23_a_mapped",
+    ),
+    "24 filters are compared with a constant": (
+        [("membership.py", "process.confined = process.seccomp_filters > min(filters)", "pass")],
+        "attack_24 or attack_19_a_process",
+    ),
+    "fate: what was not read is lost": (
+        [("relay.py", "self.result.untouched = not self.committed", "self.result.untouched = False")],
+        "read_nothing_leaves",
+    ),
+    "fate: nothing is ready before the limits": (
+        [
+            ("delegate.py", "        program.prepare(environment)\n", ""),
+            (
+                "delegate.py",
+                "lambda: program.execute(reporter)",
+                "lambda: (program.prepare(environment), program.execute(reporter))",
+            ),
+        ],
+        "little_address_space",
+    ),
+    "fate: a core file as large as it likes": (
+        [("fallback.py", "privileges.limit_file_size(plan.process)", "pass")],
+        "no_larger_than",
+    ),
+    "fate: all processors": (
+        [("delegate.py", "privileges.take_over_processors(process)", "[]")],
+        "processors_and_scheduling",
     ),
     "the core is read before the delegate has started": (
         [

@@ -27,6 +27,11 @@ AS_USER = (
     ' XDG_RUNTIME_DIR="/run/user/$(id --user someone)"'
     ' DBUS_SESSION_BUS_ADDRESS="unix:path=/run/user/$(id --user someone)/bus"'
 )
+# Another storage of that user's, whose root directories are of FUSE: the file system lets nobody in but its user.
+FUSE = (
+    f"podman --root=/home/{USER}/fuse --runroot=/run/user/$(id --user {USER})/fuse --storage-driver=overlay"
+    " --storage-opt=overlay.mount_program=/usr/bin/fuse-overlayfs"
+)
 IN_CONTAINER = f"run --rm --network=none --volume={{out}}:/out {IMAGE} crash"
 
 # Each is a shell command; {out} is the directory for the records. A process of the host has the host's own delegate, a
@@ -43,6 +48,7 @@ WAYS = {
     "docker": f"docker {IN_CONTAINER}",
     "podman": f"podman {IN_CONTAINER}",
     "rootless-podman": f"{AS_USER} podman {IN_CONTAINER}",
+    "rootless-podman-fuse": f"{AS_USER} {FUSE} {IN_CONTAINER}",
 }
 # The containers, by that part of their AppArmor label which is not the version.
 CONFINED = {"docker": "docker-default", "podman": "containers-default"}
@@ -65,6 +71,7 @@ def furnish(machine: Machine, victims: Path) -> None:
         loginctl enable-linger {USER}
         for i in $(seq 100); do [ ! -S /run/user/$(id --user {USER})/bus ] || break; sleep 0.2; done
         {AS_USER} podman import --quiet {ARCHIVE} {IMAGE}
+        {AS_USER} {FUSE} import --quiet {ARCHIVE} {IMAGE}
     """)
 
 

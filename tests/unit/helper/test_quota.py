@@ -67,3 +67,14 @@ def test_a_file_that_cannot_be_used_lets_lines_through(file: Path, content: byte
     file.unlink()
     file.symlink_to("/etc/passwd")
     assert quota.admit("a", 10.0) == (True, "")
+
+
+def test_a_line_that_is_left_out_is_told_and_counted_before_the_log_is_loaded() -> None:
+    assert not quota.leaves_out("a", 10.0)
+    use_up("a", 10.0)
+    # The one that says so is still to be written.
+    assert not quota.leaves_out("a", 10.0)
+    quota.admit("a", 10.0)
+    assert [quota.leaves_out("a", 10.0) for _ in range(3)] == [True] * 3
+    assert not quota.leaves_out("a", 20.0)
+    assert quota.admit("a", 20.0) == (True, "4 lines of this container were left out of the log")

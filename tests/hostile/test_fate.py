@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import lab
 import pytest
 from containers import Container, Crash
 from hostile.observe import cpu_of_helpers, delegates_of, helpers, wait_until
+from hosts import HELPER
 from records import is_whole
 
 FALLBACK = "--env=DOCKERCOREHELPER_FALLBACK_CORE=1"
@@ -119,3 +122,42 @@ def test_attack_23_an_environment_in_a_file_that_never_answers(attack: Crash, wi
     # The kernel reads nothing there but memory: what lies behind that page is missing, and nobody waits.
     assert ": delivered " in container.log("delivered")
     assert len(container.delegate.environment.get("LONG", "")) < 20000
+
+
+def test_the_uploader_that_may_start_no_process_leaves_the_whole_core(
+    attack: Crash, tmp_path: Path, fallback: tuple[str, ...]
+) -> None:
+    uploader = f"--volume={lab.PROJECT}/container_scripts/uploader.sh:/opt/bin/delegate:ro"
+    options = (*fallback, uploader, "--env=CORE_DESTINATION=/tmp", "--detach")
+    container = attack("wait=/out/go", "memory=4", options=options)
+    # The process itself, and the delegate.
+    lab.output("docker", "update", "--pids-limit=2", container.name)
+    (container.records / "go").touch()
+    told = container.log("before it read a byte")
+    assert "delegate: uploader.sh: cannot start a process: " in told
+    assert "ended with exit code 71 before it read a byte: delivered" in told
+    assert is_whole(core_file(tmp_path))
+
+
+# Whatever is wrong with the pattern or the limit, a line names it.
+
+
+def test_a_pattern_with_the_pid_of_the_container_is_named(
+    attack: Crash, kernel: Callable[[str, str], None], refusal: Callable[[str], str]
+) -> None:
+    kernel("kernel/core_pattern", f"|{HELPER} %p %u %g /opt/bin/delegate")
+    attack("tiny")
+    line = refusal("must hold %P in place of %p")
+    # That is a process of the host's, which did not crash.
+    assert "core not delivered, 0 bytes: process 1 is " in line
+    assert "truncated" not in line
+
+
+def test_without_a_limit_what_is_still_there_is_delivered_with_a_warning(
+    attack: Crash, kernel: Callable[[str, str], None], refusal: Callable[[str], str]
+) -> None:
+    kernel("kernel/core_pipe_limit", "0")
+    # Large enough that the kernel is still writing when the helper looks.
+    container = attack("keep=5", "memory=64")
+    assert ": delivered " in container.log("delivered")
+    refusal("kernel.core_pipe_limit is 0, so the kernel does not keep a process until its core is read")

@@ -32,6 +32,8 @@ FUSE = (
     f"podman --root=/home/{USER}/fuse --runroot=/run/user/$(id --user {USER})/fuse --storage-driver=overlay"
     " --storage-opt=overlay.mount_program=/usr/bin/fuse-overlayfs"
 )
+# A variable of the process that its delegate gets.
+KEPT = "KEPT=1"
 IN_CONTAINER = f"run --rm --network=none --volume={{out}}:/out {IMAGE} crash"
 
 # Each is a shell command; {out} is the directory for the records. A process of the host has the host's own delegate, a
@@ -40,11 +42,16 @@ PROCESS = f"RECORD_DIRECTORY={{out}} {ROOT}/usr/bin/crash"
 WAYS = {
     "service": "systemd-run --quiet --wait --collect --unit=victim --property=User=someone --property=PrivateTmp=yes"
     f" --property=MemoryMax=64M --setenv=RECORD_DIRECTORY={{out}} {ROOT}/usr/bin/crash",
+    # Each filter is one of the whole service's, and so no sandbox within it.
+    "hardened-service": "systemd-run --quiet --wait --collect --unit=victim --property=ProtectSystem=strict"
+    " --property=SystemCallFilter=@system-service --property=RestrictNamespaces=yes --property=NoNewPrivileges=yes"
+    f" --property=ReadWritePaths={{out}} --setenv=RECORD_DIRECTORY={{out}} --setenv={KEPT} {ROOT}/usr/bin/crash",
     "chroot": f"""
         mount --bind {{out}} {ROOT}/out && mount -t proc proc {ROOT}/proc
         chroot {ROOT} /usr/bin/crash
         umount {ROOT}/proc {ROOT}/out""",
-    "nspawn": f"systemd-nspawn --quiet --pipe --private-network --directory={ROOT} --bind={{out}}:/out /usr/bin/crash",
+    "nspawn": f"systemd-nspawn --quiet --pipe --private-network --directory={ROOT} --bind={{out}}:/out"
+    f" --setenv={KEPT} /usr/bin/crash",
     "docker": f"docker {IN_CONTAINER}",
     "podman": f"podman {IN_CONTAINER}",
     "rootless-podman": f"{AS_USER} podman {IN_CONTAINER}",

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from records import CAPABILITY_SETS, NAMESPACES, is_whole
-from vm.crashes import CONFINED, WAYS, Crash
+from vm.crashes import CONFINED, KEPT, WAYS, Crash
 
 
 @pytest.fixture(scope="module", params=list(WAYS))
@@ -46,6 +46,13 @@ def test_the_label_of_the_delegate_is_that_of_the_process(way: str, crashed: Cra
     label = crashed.of("process").text("label")
     assert label.startswith(CONFINED.get(way, "")) and label
     assert crashed.of("delegate").text("label") == label
+
+
+def test_a_process_with_the_filters_of_its_whole_container_keeps_its_variables(way: str, crashed: Crash) -> None:
+    if KEPT not in WAYS[way]:
+        pytest.skip(f"no variable was set: {way}")
+    assert int(crashed.of("process").status["Seccomp_filters"]) > 0
+    assert crashed.of("delegate").environment["KEPT"] == "1"
 
 
 def test_the_journal_has_one_line(crashed: Crash) -> None:

@@ -71,7 +71,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         other = (self.host / "other").exists()
         return {
             "core_pattern": PATTERN,
-            "core_pipe_limit": "64",
+            "core_pipe_limit": "512",
             "next_boot": "|/bin/false" if other else PATTERN,
             "next_boot_file": "/etc/sysctl.d/99-x.conf" if other else "/etc/sysctl.d/x",
             "conflicts": [],
@@ -83,7 +83,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         if wanted:
             self.set("core_helper_snapshot", wanted["version"])
         drift = (self.host / "drift").exists()
-        live = {"core_pattern": "|/bin/false" if drift else PATTERN if before else "core", "core_pipe_limit": "64"}
+        live = {"core_pattern": "|/bin/false" if drift else PATTERN if before else "core", "core_pipe_limit": "512"}
         return {
             "snapshot": {
                 "version": before,

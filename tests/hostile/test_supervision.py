@@ -327,8 +327,10 @@ def test_attack_23_a_mapped_file_that_never_answers_counts_until_its_process_is_
     assert f"has {LIMIT // 2} crashes in flight" in refusal(f"has {LIMIT // 2} crashes in flight")
     wait_until(lambda: helpers() == 0, "the helpers do not end", TIMEOUT + 15)
     # All helpers are gone, and their processes are not: the container has nothing left, and others have.
+    before = set(read_log().splitlines())
     lab.command("docker", "exec", container.name, "victim", "tiny", check=False)
-    refusal(f"container {container.identifier} has {LIMIT // 2} crashes in flight")
+    told = f"container {container.identifier} has {LIMIT // 2} crashes in flight"
+    wait_until(lambda: any(told in line for line in set(read_log().splitlines()) - before), "it was not refused")
     other = attack("tiny")
     assert ": delivered " in other.log("delivered")
     # With its server, which dies with the container, the processes go, and the slots.

@@ -78,7 +78,7 @@ def receive(words: "list[str]", terminal: "int | None", began: float) -> int:
     code = EXIT_NOT_DELIVERED
     try:
         # First of all: who has too many crashes in flight must not cost more than this.
-        slot = slots.take(crash, configuration.pipe_limit) if mark is None else slots.resume(crash, mark[0], mark[1])
+        slot = take_slot(crash, configuration) if mark is None else slots.resume(crash, mark[0], mark[1])
         if mark is None:
             crash.exposed = start.protect_interpreter(crash, slot, began, terminal)
         if slots.limit_of_kernel() == 0:
@@ -97,6 +97,15 @@ def receive(words: "list[str]", terminal: "int | None", began: float) -> int:
     if not crash.drained and slots.let_go(0, crash):
         log().warning(f"pid={crash.pid}: killed: it had not ended without its reader")
     return code
+
+
+def take_slot(crash: command.Crash, configuration: command.Configuration) -> slots.Slot:
+    """Return the slot of ``crash``. Where they cannot be counted, as on a full disk, that is no reason to lose a core."""
+    try:
+        return slots.take(crash, configuration.pipe_limit)
+    except OSError as error:
+        configuration.problems.append(f"{slots.FILE}: {error.strerror}: nobody's share of the slots is counted")
+        return slots.Slot(None, 0)
 
 
 def give_up(number: int, frame: object) -> "NoReturn":

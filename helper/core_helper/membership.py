@@ -26,8 +26,8 @@ NS_GET_PID_FROM_PIDNS = 0x8004B706  # Linux 6.11.
 # What lets a process into the mounts of others: setns(2) takes the first one, /proc/PID/root the second.
 CAP_SYS_PTRACE, CAP_SYS_ADMIN = 19, 21
 INTRUDING = 1 << CAP_SYS_ADMIN | 1 << CAP_SYS_PTRACE
-MOST_GROUPS, MOST_PROCESSES = 256, 4096
-PATIENCE = 1.0  # Seconds for a look at all processes of the host.
+MOST_GROUPS, MOST_PROCESSES, MOST_MOUNTS = 256, 4096, 1 << 24
+PATIENCE = 5.0  # Seconds for a look at all processes of the host.
 
 
 class Member:
@@ -241,7 +241,7 @@ def _processes_in(controllers: bytes, path: bytes) -> "list[int]":
 def _read(pid: "int | str", name: str) -> bytes:
     file = posix.open(f"/proc/{pid}/{name}", posix.O_RDONLY | posix.O_CLOEXEC)
     try:
-        return procfs.read_all(file)
+        return procfs.read_all(file, MOST_MOUNTS)
     finally:
         posix.close(file)
 
@@ -334,7 +334,9 @@ def _same_root(task: int, other: int) -> bool:
 
     The file system, which may be one of the container's making, is not asked.
     """
-    ours, theirs = (container.place_of_root(container.mounts(procfs.read(file, "mountinfo"))) for file in (task, other))
+    ours, theirs = (
+        container.place_of_root(container.mounts(procfs.read(file, "mountinfo", MOST_MOUNTS))) for file in (task, other)
+    )
     return ours is not None and ours == theirs
 
 
@@ -351,27 +353,48 @@ def _check_root(process: "FaultingProcess", first: "Member | None") -> None:
     An agent may have changed it to where an engine has put them together. That it lies in the mount namespace of the process at
     all is asked by container.join_namespaces, where that is not the host's.
     """
-    host = container.mounts(_read("self", "mountinfo"))
-    own, path = container.mount_of(process.root), posix.readlink(b"/proc/self/fd/%d" % process.root)
-    table = host if first is None else container.mounts(procfs.read(first.directory, "mountinfo"))
-    if path == b"/" and (process.in_container() or own in host):
+    path = posix.readlink(b"/proc/self/fd/%d" % process.root)
+    if path == b"/" and (process.in_container() or _is_root_of_the_host(process.root)):
         return
-    if own not in table:
+    host = container.mounts(_read("self", "mountinfo"))
+    table = host if first is None else container.mounts(procfs.read(first.directory, "mountinfo", MOST_MOUNTS))
+    mount = table.get(container.mount_of(process.root))
+    if mount is None:
         if process.in_container():
             return
         raise withheld(process, "its root directory is in another mount namespace than itself")
-    place = table[own].place_of(path)
-    roots = {container.place_of_root(host), None}
+    place = mount.place_of(path)
+    nobodys = {container.place_of_root(host), None}
+    own = posix.stat("/proc/self/ns/mnt").st_ino
+    # Of many processes in one mount namespace, which may have thousands of mounts, one is enough.
+    trees: dict[int, tuple[bytes, bytes]] = {}
 
     def holds_root(pid: int) -> bool:
-        try:
-            tree = container.place_of_root(container.mounts(_read(pid, "mountinfo")))
-        except OSError:
+        inode = _inode(f"/proc/{pid}/ns/mnt")
+        if inode in (own, None):
             return False
-        return tree not in roots and container.is_below(place, tree)
+        tree = trees.get(inode)
+        if tree is None:
+            try:
+                tree = container.place_of_root(container.mounts(_read(pid, "mountinfo")))
+            except OSError:
+                return False
+            if tree is None:
+                return False
+            trees[inode] = tree
+        return tree not in nobodys and container.is_below(place, tree)
 
     if _find_stranger(process, first, holds_root):
         raise withheld(process, "its root directory lies in the files of another container")
+
+
+def _is_root_of_the_host(root: int) -> bool:
+    """Tell whether the opened directory, which is the root of its mount, is on that of the helper's root directory."""
+    own = posix.open("/", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
+    try:
+        return container.mount_of(root) == container.mount_of(own)
+    finally:
+        posix.close(own)
 
 
 def _find_stranger(process: "FaultingProcess", first: "Member | None", wanted: "Callable[[int], bool]") -> bool:

@@ -54,14 +54,15 @@ class Holder:
 class Slot:
     """A slot that was taken; it is held until this process ends."""
 
-    def __init__(self, file: int, index: int) -> None:
-        """Take the opened file, which must stay open: closing any descriptor of it would release the lock."""
+    def __init__(self, file: "int | None", index: int) -> None:
+        """Take the opened file, None for no record. It stays open: closing any descriptor of it would release the lock."""
         self.file = file
         self.index = index
 
     def leave(self) -> None:
         """Give the slot back, though the crashed process is still there: somebody else looks after it from here on."""
-        posix.pwrite(self.file, bytes(RECORD.size), self.index * RECORD.size)
+        if self.file is not None:
+            posix.pwrite(self.file, bytes(RECORD.size), self.index * RECORD.size)
 
 
 def limit_of_kernel() -> int:
@@ -89,7 +90,9 @@ def take(crash: "Crash", configured: "int | None") -> Slot:
 
 
 def resume(crash: "Crash", file: int, index: int) -> Slot:
-    """Return the slot that this process took before it was executed anew."""
+    """Return the slot that this process took before it was executed anew; ``file`` is -1 where it is not counted."""
+    if file < 0:
+        return Slot(None, 0)
     posix.set_inheritable(file, False)
     *_, group = RECORD.unpack(posix.pread(file, RECORD.size, index * RECORD.size))
     crash.holder = group.rstrip(b"\0").decode()

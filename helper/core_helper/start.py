@@ -90,8 +90,8 @@ def restart_read_only(crash: "Crash", slot: "Slot", began: float, terminal: "int
     The slot is kept: its lock belongs to the process, as long as the file stays open. mount_setattr(2), Linux 5.12.
     """
     words = [sys.executable, "-IS", *sys.argv]
-    kept = [0, slot.file, *([] if crash.pidfd is None else [crash.pidfd])]
-    mark = b"%d %d %f" % (slot.file, slot.index, began)
+    kept = [descriptor for descriptor in (0, slot.file, crash.pidfd) if descriptor is not None]
+    mark = b"%d %d %f" % (-1 if slot.file is None else slot.file, slot.index, began)
     try:
         program = linux.clone_read_only(b"/proc/self/exe")
         execution = linux.Execution(program, [command.encode(word) for word in words], {**posix.environ, MARK: mark})

@@ -19,7 +19,7 @@ def before(machine: Machine) -> str:
 
 
 def test_the_pattern_and_the_limit_are_the_same_after_a_reboot(machine: Machine, before: str) -> None:
-    assert before.startswith("|/opt/bin/docker_core_helper ") and before.endswith("\n64")
+    assert before.startswith("|/opt/bin/docker_core_helper ") and before.endswith("\n512")
     assert machine.run(PATTERN) == before
 
 

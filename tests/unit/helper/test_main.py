@@ -19,6 +19,7 @@ from core_helper import (
     handling,
     journal,
     membership,
+    slots,
     supervisor,
     victim,
 )
@@ -370,3 +371,13 @@ def test_the_signal_is_that_of_the_process_where_the_kernel_did_not_tell_it(stag
     stage.outcomes = [outcome(failure="no delegate is configured", absent=True)]
     stage.handle(crash, command.Configuration())
     assert "signal=6 (SIGABRT)" in stage.log.read_text()
+
+
+def test_slots_that_cannot_be_counted_cost_no_core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots, "FILE", str(tmp_path / "missing" / "slots"))
+    configuration = command.Configuration()
+    slot = main.take_slot(command.Crash(os.getpid(), 0, 0), configuration)
+    slot.leave()
+    assert configuration.problems == [
+        f"{tmp_path}/missing/slots: No such file or directory: nobody's share of the slots is counted"
+    ]

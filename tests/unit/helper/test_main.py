@@ -18,6 +18,7 @@ from core_helper import (
     fallback,
     handling,
     journal,
+    main,
     membership,
     slots,
     supervisor,

@@ -1,0 +1,182 @@
+"""A made-up host: its /proc and its control groups are directories of a test, its namespaces are files."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import posix
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from core_helper import container, membership, procfs, slots, start, victim
+
+NS_GET_USERNS, NS_GET_PARENT, NS_GET_OWNER_UID, NS_GET_PID_FROM_PIDNS = 0xB701, 0xB702, 0xB704, 0x8004B706
+ALL = (1 << 41) - 1
+KINDS = ("mnt", "pid", "user", "net", "uts", "cgroup")
+ROOT_OF_HOST = b"20 1 8:1 / / rw - ext4 /dev/sda1 rw\n"
+
+
+class Elsewhere:
+    """The module posix, or what a test makes of it, with another /proc."""
+
+    def __init__(self, proc: Path) -> None:
+        self._proc = str(proc)
+
+    def __getattr__(self, name: str) -> Any:
+        real = getattr(posix, name)
+        if name not in ("open", "stat", "statvfs", "listdir", "readlink"):
+            return real
+
+        def moved(path: Any, *words: Any, **named: Any) -> Any:
+            text = os.fsdecode(path) if isinstance(path, (str, bytes)) else ""
+            if text == "/proc" or text.startswith("/proc/"):
+                text = self._proc + text[5:]
+                path = os.fsencode(text) if isinstance(path, bytes) else text
+            return real(path, *words, **named)
+
+        return moved
+
+
+class World:
+    """The host: ``process`` and ``namespace`` fill it, ``crashed`` looks at one of its processes as the helper does."""
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.directory = directory
+        self.proc, self.groups = directory / "proc", directory / "cgroup"
+        for path in (self.proc, self.groups, directory / "namespaces"):
+            path.mkdir()
+        self.monkeypatch = monkeypatch
+        self.parents: dict[int, Path] = {}
+        self.owners: dict[int, Path] = {}
+        self.makers: dict[int, int] = {}
+        self.first_processes: dict[int, int] = {}
+        self.opened: list[int] = []
+        self.mount_ids: dict[int, int] = {}
+        for module in (container, membership, procfs, slots, start, victim):
+            monkeypatch.setattr(module, "posix", Elsewhere(self.proc))
+        monkeypatch.setattr(fcntl, "ioctl", self.ioctl)
+        monkeypatch.setattr(
+            container, "mount_of", lambda descriptor, proc_self=None: self.mount_ids.get(descriptor, 20)
+        )
+        self.host = {kind: self.namespace() for kind in KINDS}
+        for kind in KINDS:
+            self.owners[self.host[kind].stat().st_ino] = self.host["user"]
+        groups = b"30 20 0:26 / %s rw - cgroup2 cgroup2 rw\n" % os.fsencode(self.groups)
+        self.process("self", mountinfo=ROOT_OF_HOST + groups)
+        (self.proc / "self" / "fd").mkdir()
+
+    def namespace(self, parent: Path | None = None, owner: Path | None = None, maker: int = 0) -> Path:
+        """Return a new namespace: of users or processes with a ``parent``, any with an ``owner``, of users with a ``maker``."""
+        path = self.directory / "namespaces" / str(len(os.listdir(self.directory / "namespaces")))
+        path.touch()
+        inode = path.stat().st_ino
+        if parent is not None:
+            self.parents[inode] = parent
+        if owner is not None or parent is not None:
+            self.owners[inode] = owner or self.host["user"]
+        self.makers[inode] = maker
+        return path
+
+    def container(self, **namespaces: Path) -> dict[str, Any]:
+        """Return the namespaces of a new container: of processes and of mounts, and those that are given."""
+        own = {"pid": self.namespace(self.host["pid"]), "mnt": self.namespace(owner=self.host["user"])}
+        return {**own, **namespaces}
+
+    def process(
+        self,
+        number: int | str,
+        pids: str = "",
+        cgroup: str = "/",
+        mountinfo: bytes = ROOT_OF_HOST,
+        started: int = 100,
+        parent: int = 0,
+        filters: int | None = 0,
+        bounding: int = ALL,
+        controllers: str = "",
+        **namespaces: Path,
+    ) -> None:
+        """Add a process: its ``pids`` in its namespaces below the host's, its control group, what else its files say."""
+        directory = self.proc / str(number)
+        (directory / "ns").mkdir(parents=True)
+        (directory / "task").mkdir()
+        (directory / "task" / str(number)).symlink_to("..")
+        for kind in KINDS:
+            os.link(namespaces.get(kind, self.host[kind]), directory / "ns" / kind)
+        status = f"Name:\ta\nTgid:\t{number}\nNStgid:\t{number} {pids}\nCapBnd:\t{bounding:016x}\n"
+        status += "" if filters is None else f"Seccomp_filters:\t{filters}\n"
+        (directory / "status").write_text(status)
+        fields = [parent, *([0] * 17), started, 0, 0]
+        (directory / "stat").write_text(f"{number} (a) S " + " ".join(map(str, fields)))
+        (directory / "cgroup").write_text(f"0:{controllers}:{cgroup}\n")
+        (directory / "mountinfo").write_bytes(mountinfo)
+        if isinstance(number, int):
+            group = self.groups / cgroup.lstrip("/")
+            group.mkdir(parents=True, exist_ok=True)
+            with open(group / "cgroup.procs", "a") as file:
+                file.write(f"{number}\n")
+
+    def ioctl(self, descriptor: int, request: int, *buffer: Any) -> int:
+        """Answer as nsfs does; ioctl_ns(2)."""
+        inode = os.fstat(descriptor).st_ino
+        if request == NS_GET_PID_FROM_PIDNS:
+            if inode in self.first_processes:
+                return self.first_processes[inode]
+            raise OSError(25, "Inappropriate ioctl for device")
+        if request == NS_GET_OWNER_UID:
+            buffer[0][:] = self.makers[inode].to_bytes(4, "little")
+            return 0
+        known = {NS_GET_PARENT: self.parents, NS_GET_USERNS: self.owners}[request]
+        if inode not in known:
+            raise PermissionError(1, "Operation not permitted")
+        return self.open(known[inode])
+
+    def open(self, path: Path, flags: int = os.O_RDONLY) -> int:
+        descriptor = os.open(path, flags)
+        self.opened.append(descriptor)
+        return descriptor
+
+    def crashed(self, pid: int, root: str = "/", mount: int = 20, **facts: Any) -> Any:
+        """Return what the helper knows of process ``pid``, whose root directory is the path ``root`` on the ``mount``."""
+        process: Any = victim.FaultingProcess.__new__(victim.FaultingProcess)
+        directory = self.proc / str(pid)
+        process.task = self.open(directory, os.O_PATH)
+        process.root = self.open(self.directory, os.O_PATH)
+        self.mount_ids[process.root] = mount
+        (self.proc / "self" / "fd" / str(process.root)).symlink_to(root)
+        status = procfs.parse_status((directory / "status").read_bytes())
+        process.cgroups = procfs.parse_cgroup((directory / "cgroup").read_bytes())
+        process.container_id = procfs.container_id(process.cgroups)
+        process.host_pid = pid
+        process.depth = len(status["NStgid"].split())
+        process.seccomp_filters = int(status.get("Seccomp_filters", "0"))
+        process.bounding = process.permitted = int(status["CapBnd"], 16)
+        process.confined, process.traceable = False, True
+        theirs = {kind: directory / "ns" / kind for kind in KINDS}
+        foreign = {kind: path for kind, path in theirs.items() if not os.path.samefile(path, self.host[kind])}
+        user = foreign.pop("user", None)
+        process.user_namespace = None if user is None else self.open(user)
+        process.namespaces = [(kind, 0, self.open(path)) for kind, path in foreign.items()]
+        for name, fact in facts.items():
+            setattr(process, name, fact)
+        return process
+
+    def close(self) -> None:
+        """Close what was opened, though a test may have closed some of it."""
+        for descriptor in self.opened:
+            try:
+                os.close(descriptor)
+            except OSError:
+                pass
+
+
+def keeps_descriptors(function: Callable[[], object]) -> bool:
+    """Tell whether ``function`` leaves as many descriptors open as there were."""
+
+    def count() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    before = count()
+    function()
+    return count() == before

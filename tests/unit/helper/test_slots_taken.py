@@ -1,0 +1,336 @@
+"""slots: what is written down of a crash, whose it is on a made-up host, and how the crashed process is let go."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import posix
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from core_helper import command, linux, procfs, slots
+from unit.helper.support import in_child
+from unit.helper.world import World, keeps_descriptors
+
+ID = "a1" * 32
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "limit").write_text("512\n")
+    monkeypatch.setattr(slots, "FILE", str(tmp_path / "slots"))
+    monkeypatch.setattr(slots, "LIMIT", str(tmp_path / "limit"))
+    monkeypatch.setattr(slots, "holder_of", lambda crash: slots.Holder("container a", 7))
+    return tmp_path / "slots"
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    (tmp_path / "world").mkdir()
+    world = World(tmp_path / "world", monkeypatch)
+    yield world
+    world.close()
+
+
+def crash_of(pid: int, tid: int | None = None) -> command.Crash:
+    crash = command.Crash(pid, 1000, 100)
+    crash.tid = tid
+    return crash
+
+
+def close(slot: slots.Slot) -> None:
+    assert slot.file is not None
+    os.close(slot.file)
+
+
+def records(file: Path) -> list[tuple[int, int, int, int, bytes]]:
+    return [record for record in slots.RECORD.iter_unpack(file.read_bytes()) if record[0]]
+
+
+@pytest.mark.parametrize("tid", [None, 4712])
+def test_a_slot_says_whose_crash_it_is(file: Path, tid: int | None) -> None:
+    crash = crash_of(os.getpid(), tid)
+    slot = slots.take(crash, 4)
+    assert crash.holder == "7 container a"
+    group = b"7 container a".ljust(104, b"\0")
+    assert records(file) == [(os.getpid(), tid or 0, slots.start_of(os.getpid()), 7, group)]
+    assert slot.index == 0
+    close(slot)
+
+
+def lockable(file: Path, place: int) -> object:
+    """Tell whether another process could lock a byte of the file."""
+
+    def attempt() -> object:
+        other = os.open(file, os.O_RDWR)
+        try:
+            fcntl.lockf(other, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+        except OSError:
+            return False
+        return True
+
+    return in_child(attempt)
+
+
+def test_one_helper_at_a_time_looks_for_a_slot(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[object] = []
+    real = slots._take
+
+    def take(*words: Any) -> slots.Slot:
+        seen.append(lockable(file, slots.MUTEX))
+        return real(*words)
+
+    monkeypatch.setattr(slots, "_take", take)
+    slot = slots.take(crash_of(os.getpid()), 4)
+    assert seen == [False]
+    # The next one may look, but not have this slot.
+    assert lockable(file, slots.MUTEX)
+    assert not lockable(file, slot.index * slots.RECORD.size)
+    assert lockable(file, (slot.index + 1) * slots.RECORD.size)
+    close(slot)
+
+
+def test_whoever_is_refused_lets_the_next_one_look(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots, "may_add", lambda held, free, weight: False)
+    with pytest.raises(command.Refused):
+        slots.take(crash_of(os.getpid()), 4)
+    assert lockable(file, slots.MUTEX)
+
+
+@pytest.mark.parametrize(
+    ("held", "free", "weight", "may"),
+    [
+        *((0, 0, 1, False), (1, 0, 1, False), (0, 1, 1, True), (1, 1, 1, False), (1, 2, 1, True), (2, 2, 1, False)),
+        *((2, 1, 3, True), (3, 1, 3, False), (5, 2, 3, True), (6, 2, 3, False), (0, -1, 1, False)),
+    ],
+)
+def test_who_holds_as_much_as_is_free_may_not_add(held: int, free: int, weight: int, may: bool) -> None:
+    assert slots.may_add(held, free, weight) is may
+
+
+def write(file: Path, *processes: tuple[int, int, bytes]) -> None:
+    """Fill the file with (pid, owner, group) that are still dumping."""
+    content = b"".join(slots.RECORD.pack(pid, 0, 5, owner, group) for pid, owner, group in processes)
+    file.write_bytes(content)
+
+
+def refusal(crash: command.Crash, limit: int) -> str:
+    try:
+        slot = slots.take(crash, limit)
+    except command.Refused as error:
+        return str(error)
+    close(slot)
+    return f"slot {slot.index}"
+
+
+def test_who_crashes_in_too_many_containers_is_told_by_the_number_of_the_user(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slots, "is_dumping", lambda pid, tid, started: started == 5)
+    write(file, (1, 7, b"7 x"), (2, 7, b"7 y"), (3, 7, b"7 z"))
+    assert refusal(crash_of(os.getpid()), 4).startswith("user 7 has 3 crashes in flight, and 1 of 4 slots are free: ")
+    # Root may make as many as there are.
+    monkeypatch.setattr(slots, "holder_of", lambda crash: slots.Holder("container a", None))
+    write(file, (1, -1, b"-1 x"), (2, -1, b"-1 y"), (3, -1, b"-1 z"))
+    assert refusal(crash_of(os.getpid()), 4) == "slot 3"
+    write(file, *((number, -1, b"-1 x") for number in range(1, 5)))
+    assert refusal(crash_of(os.getpid()), 4).startswith("container a has 0 crashes in flight, and 0 of 4")
+
+
+def test_the_first_slot_that_nobody_holds_is_taken(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots, "is_dumping", lambda pid, tid, started: pid == 1)
+    locked: list[int] = []
+    real = slots._is_locked
+    monkeypatch.setattr(slots, "_is_locked", lambda file, index: index in locked or real(file, index))
+    write(file, (1, 8, b"8 x"), (2, 8, b"8 x"), (0, 0, b""))
+    assert refusal(crash_of(os.getpid()), 4) == "slot 1"
+    # One that was left is still locked by its helper: no other has it.
+    write(file, (1, 8, b"8 x"), (0, 0, b""), (0, 0, b""))
+    locked.append(1)
+    assert refusal(crash_of(os.getpid()), 4) == "slot 2"
+    # And one whose process has ended counts as long as its helper is there.
+    write(file, (1, 8, b"7 container a"), (2, 8, b"7 container a"))
+    assert "container a has 2 crashes in flight, and 2 of 4" in refusal(crash_of(os.getpid()), 4)
+
+
+def test_a_helper_that_was_executed_anew_has_its_slot(file: Path) -> None:
+    write(file, (1, 8, b"8 x"), (2, 9, b"9 container b"))
+    descriptor = os.open(file, os.O_RDWR)
+    os.set_inheritable(descriptor, True)
+    crash = crash_of(2)
+    slot = slots.resume(crash, descriptor, 1)
+    assert (slot.file, slot.index, crash.holder) == (descriptor, 1, "9 container b")
+    assert not os.get_inheritable(descriptor)
+    os.close(descriptor)
+
+
+def test_where_slots_cannot_be_counted_there_is_none_to_keep() -> None:
+    crash = crash_of(2)
+    slot = slots.resume(crash, -1, 5)
+    assert (slot.file, slot.index, crash.holder) == (None, 0, "")
+    slot.leave()
+
+
+def test_a_slot_that_is_left_is_empty(file: Path) -> None:
+    write(file, (1, 8, b"8 x"), (2, 9, b"9 b"))
+    descriptor = os.open(file, os.O_RDWR)
+    slots.Slot(descriptor, 1).leave()
+    os.close(descriptor)
+    assert [record[0] for record in slots.RECORD.iter_unpack(file.read_bytes())] == [1, 0]
+
+
+# Whose a crash is.
+
+
+def holder(pid: int, tid: int | None = None) -> tuple[str, int]:
+    assert keeps_descriptors(lambda: slots.holder_of(crash_of(pid, tid)))
+    found = slots.holder_of(crash_of(pid, tid))
+    assert found.group == f"{found.owner} {found.name}"
+    return found.name, found.owner
+
+
+def test_a_process_of_the_host_is_that_of_its_user(world: World) -> None:
+    world.process(21, cgroup="/user.slice/a")
+    assert holder(21) == ("user 1000", 1000)
+    assert holder(21, 21) == ("user 1000", 1000)
+
+
+def test_a_container_in_the_hosts_pid_namespace_is_not_the_one_of_the_same_name(world: World) -> None:
+    world.process(21, cgroup=f"/docker/{ID}")
+    assert holder(21) == (f"container {ID} in the host's pid namespace", -1)
+
+
+def test_who_made_a_user_namespace_has_its_crashes(world: World) -> None:
+    users = world.namespace(world.host["user"], maker=1234)
+    inner = world.namespace(users, maker=99)
+    for pid, namespace in ((21, users), (22, inner)):
+        world.process(pid, cgroup=f"/docker/{ID}", user=namespace)
+        assert holder(pid) == ("user 1234", 1234)
+
+
+def test_a_container_is_its_pid_namespace_and_those_below_it(world: World) -> None:
+    pids = world.namespace(world.host["pid"])
+    below = world.namespace(world.namespace(pids))
+    name = f"container pid:[{pids.stat().st_ino}]"
+    for pid, namespace in ((21, pids), (22, below)):
+        world.process(pid, pid=namespace)
+        assert holder(pid) == (name, -1)
+    world.process(23, pid=below, cgroup=f"/docker/{ID}")
+    assert holder(23) == (f"container {ID}", -1)
+
+
+def test_a_rootless_container_is_that_of_who_made_its_user_namespace(world: World) -> None:
+    users = world.namespace(world.host["user"], maker=1234)
+    inner = world.namespace(users, maker=0)
+    pids = world.namespace(world.host["pid"], owner=inner)
+    world.process(21, pid=pids, user=world.namespace(inner, maker=5))
+    assert holder(21) == (f"container pid:[{pids.stat().st_ino}]", 1234)
+
+
+def test_who_is_gone_while_it_is_looked_at_is_unknown_and_leaves_nothing_open(world: World) -> None:
+    assert holder(99) == ("unknown", -1)
+    world.process(21)
+    (world.proc / "21" / "ns" / "user").unlink()
+    assert holder(21) == ("unknown", -1)
+
+
+def test_the_file_of_a_process_that_is_read_is_closed(world: World) -> None:
+    world.process(21)
+    assert keeps_descriptors(lambda: slots._read("/proc/21/stat"))
+    assert slots.start_of(21) == 100
+
+
+# How the crashed process is let go.
+
+
+class Crashed:
+    """A crashed process, and what became of it."""
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.directory = directory
+        self.task = directory / "4711" / "task" / "4711"
+        self.task.mkdir(parents=True)
+        (directory / "self").mkdir()
+        self.tell(True, 100)
+        self.signals: list[tuple[int, int]] = []
+        monkeypatch.setattr(procfs, "task_of", lambda pid, tid: str(self.task))
+        monkeypatch.setattr(linux, "pidfd_send_signal", lambda *words: self.signals.append(words))
+        monkeypatch.setattr(slots, "PATIENCE", 0.01)
+        real: Any = posix.open
+        moved = {"/proc": str(directory)}
+        monkeypatch.setattr(
+            posix, "open", lambda path, *words, **named: real(moved.get(str(path), path), *words, **named)
+        )
+
+    def tell(self, dumping: bool, started: int) -> None:
+        stat = "1 (a) D " + "0 " * 18 + "%d 0\n"
+        (self.directory / "4711" / "stat").write_text(stat % started)
+        (self.directory / "self" / "stat").write_text(stat % 200)
+        (self.task / "status").write_text(f"Name:\ta\nCoreDumping:\t{dumping:d}\nx\n")
+
+    def let_go(self, handle: int | None) -> tuple[bool, list[tuple[int, int]]]:
+        crash = crash_of(4711, 4711)
+        crash.handle = handle
+        core, writing = os.pipe()
+        try:
+            ended = slots.let_go(core, crash)
+            # Nobody reads it any more.
+            with pytest.raises(BrokenPipeError):
+                os.write(writing, b"x")
+        finally:
+            os.close(writing)
+        return ended, self.signals
+
+
+@pytest.fixture
+def crashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Crashed:
+    return Crashed(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def handle() -> Iterator[int]:
+    """A pidfd of a process that has not ended: a pipe that is not readable."""
+    reading, writing = os.pipe()
+    yield reading
+    os.close(reading)
+    os.close(writing)
+
+
+def test_a_process_that_still_dumps_though_nobody_reads_is_ended(crashed: Crashed, handle: int) -> None:
+    assert crashed.let_go(handle) == (True, [(handle, 9)])
+
+
+def test_a_process_that_cannot_be_named_is_only_let_go(crashed: Crashed) -> None:
+    assert crashed.let_go(None) == (False, [])
+
+
+def test_a_process_that_has_ended_is_not_ended(crashed: Crashed) -> None:
+    reading, writing = os.pipe()
+    os.close(writing)
+    assert crashed.let_go(reading) == (False, [])
+    os.close(reading)
+
+
+@pytest.mark.parametrize(("dumping", "started", "ended"), [(False, 100, False), (True, 201, False), (True, 200, True)])
+def test_only_the_process_that_has_crashed_is_ended(
+    crashed: Crashed, handle: int, dumping: bool, started: int, ended: bool
+) -> None:
+    crashed.tell(dumping, started)
+    assert crashed.let_go(handle) == (ended, [(handle, 9)] if ended else [])
+
+
+def test_a_process_that_is_gone_is_not_ended(crashed: Crashed, handle: int) -> None:
+    (crashed.task / "status").unlink()
+    assert crashed.let_go(handle) == (False, [])
+
+
+def test_the_pidfd_of_the_kernel_comes_before_one_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    crash = crash_of(os.getpid())
+    descriptor = slots.open_pidfd(crash)
+    assert descriptor is not None
+    os.close(descriptor)
+    crash.pidfd = 77
+    assert slots.open_pidfd(crash) == 77
+    assert slots.open_pidfd(crash_of(1 << 22)) is None

@@ -1,0 +1,242 @@
+"""start: what the helper does to itself, in a forked child where it cannot be taken back, and whom it restarts for."""
+
+from __future__ import annotations
+
+import _signal
+import os
+import posix
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from core_helper import command, linux, procfs, start
+from unit.helper.support import HELPER, in_child
+from unit.helper.world import World, keeps_descriptors
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    world = World(tmp_path, monkeypatch)
+    (world.proc / "self" / "exe").touch()
+    yield world
+    world.close()
+
+
+def signals() -> list[int]:
+    """Return what is ignored and what is blocked, but for the C library's own 32 and 33."""
+    status = procfs.parse_status(Path("/proc/self/status").read_bytes())
+    return [int(status[name], 16) & ~(3 << 31) for name in ("SigIgn", "SigBlk", "SigCgt")]
+
+
+def test_signals_have_their_defaults_and_an_empty_mask() -> None:
+    def reset() -> object:
+        for number in (signal.SIGCHLD, signal.SIGUSR1, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        signal.signal(signal.SIGUSR2, lambda *_: None)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGTERM})
+        start.reset_signals()
+        return signals()
+
+    assert in_child(reset) == [0, 0, 0]
+
+
+def test_the_helper_ignores_what_would_end_it_for_an_error() -> None:
+    def settle() -> object:
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+        start.settle_signals()
+        return signals()
+
+    assert in_child(settle) == [1 << (signal.SIGPIPE - 1) | 1 << (signal.SIGXFSZ - 1), 0, 0]
+    assert {_signal.SIGKILL, _signal.SIGSTOP} == start.UNCHANGEABLE
+
+
+SETTLE = f"""
+import sys; sys.path.insert(0, {str(HELPER)!r})
+from core_helper import start
+import os
+before = len(os.listdir('/proc/self/fd'))
+terminal = start.settle_descriptors()
+umask = os.umask(0)
+names = [os.readlink('/proc/self/fd/%d' % number) for number in (1, 2)]
+hidden = os.stat('/proc/self/stat').st_uid
+after = len(os.listdir('/proc/self/fd'))
+answer = repr((terminal, umask, names, after - before, hidden))
+with open(sys.argv[1], 'w') as file:
+    file.write(answer)
+"""
+
+
+@pytest.mark.parametrize(
+    ("closed", "terminal", "more"),
+    [("", True, 1), (">&- 2>&-", False, 2), ("<&- >&- 2>&-", False, 3), ("2>&-", False, 1)],
+)
+def test_nothing_is_taken_for_standard_output_and_the_file_mask_is_tight(
+    tmp_path: Path, closed: str, terminal: bool, more: int
+) -> None:
+    words = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-BISc", SETTLE, str(tmp_path / "answer")]
+    with open("/dev/zero") as zero:
+        subprocess.run(words, stdin=zero, capture_output=True, timeout=30, check=True)
+    found, umask, names, opened, owner = eval((tmp_path / "answer").read_text())
+    assert (found is not None, umask, names, opened) == (terminal, 0o077, ["/dev/null"] * 2, more)
+    # Hidden: what is not dumpable belongs to root.
+    assert owner == 0
+
+
+def exposed(world: World, **namespaces: Any) -> bool:
+    number = 40 + len(os.listdir(world.proc))
+    world.process(number, **namespaces)
+    return start.is_exposed(command.Crash(number, 0, 0))
+
+
+def test_whoever_may_look_at_a_process_of_ours_could_overwrite_its_interpreter(world: World) -> None:
+    pids, mounts, users = (world.namespace(world.host[kind]) for kind in ("pid", "mnt", "user"))
+    assert not exposed(world)
+    assert not exposed(world, net=mounts)
+    assert exposed(world, pid=pids)
+    assert exposed(world, mnt=mounts)
+    assert exposed(world, pid=pids, mnt=mounts)
+    # Another user namespace has no capability over ours.
+    assert not exposed(world, pid=pids, mnt=mounts, user=users)
+
+
+@pytest.mark.parametrize(("flags", "safe"), [(start.ST_RDONLY, True), (start.ST_RDONLY | 4096, True), (4096, False)])
+def test_nobody_can_overwrite_what_is_mounted_read_only(
+    world: World, monkeypatch: pytest.MonkeyPatch, flags: int, safe: bool
+) -> None:
+    asked = []
+
+    def statvfs(path: str) -> Any:
+        asked.append(path)
+        return SimpleNamespace(f_flag=flags)
+
+    monkeypatch.setattr(start, "posix", SimpleNamespace(statvfs=statvfs, stat=start.posix.stat))  # type: ignore[attr-defined]
+    assert exposed(world, mnt=world.namespace()) is not safe
+    assert asked == ["/proc/self/exe"]
+    assert start.ST_RDONLY == os.ST_RDONLY
+
+
+SLOT: Any = SimpleNamespace(file=7, index=3)
+
+
+def test_only_where_it_is_exposed_the_program_is_executed_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start, "restart_read_only", lambda *facts: f"why {facts[2:]}")
+    crash = command.Crash(1, 0, 0)
+    for is_exposed, why in ((False, ""), (True, "why (1.5, 9)")):
+        monkeypatch.setattr(start, "is_exposed", lambda crash, answer=is_exposed: answer)
+        assert start.protect_interpreter(crash, SLOT, 1.5, 9) == why
+
+
+def test_a_process_that_is_gone_may_be_of_an_exposed_container(world: World) -> None:
+    why = start.protect_interpreter(command.Crash(99, 0, 0), SLOT, 0.0, None)
+    assert why == "its namespaces cannot be looked at: No such file or directory"
+
+
+class Executed(Exception):
+    """The program would have been executed."""
+
+
+@pytest.fixture
+def restarted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What a restart does, in the order in which it does that."""
+    done: list[Any] = []
+
+    def clone(path: bytes) -> int:
+        done.append(path)
+        return 88
+
+    class Execution:
+        def __init__(self, program: int, words: list[bytes], environment: dict[bytes, bytes]) -> None:
+            done.append((program, words, environment))
+
+        def run(self) -> None:
+            raise Executed
+
+    monkeypatch.setattr(linux, "Execution", Execution)
+    monkeypatch.setattr(linux, "clone_read_only", clone)
+    monkeypatch.setattr(posix, "set_inheritable", lambda *words: done.append(words))
+    monkeypatch.setattr(posix, "dup2", lambda *words: done.append(("dup2", *words)))
+    monkeypatch.setattr(posix, "environ", {b"A": b"1"})
+    monkeypatch.setattr(sys, "argv", ["/opt/helper", "-F3", "a\udcff"])
+    return done
+
+
+@pytest.mark.parametrize(("pidfd", "terminal"), [(None, None), (5, 9)])
+def test_the_program_keeps_core_slot_pidfd_and_terminal(
+    restarted: list[Any], pidfd: int | None, terminal: int | None
+) -> None:
+    crash = command.Crash(1, 0, 0)
+    crash.pidfd = pidfd
+    with pytest.raises(Executed):
+        start.restart_read_only(crash, SLOT, 1.5, terminal)
+    words = [os.fsencode(sys.executable), b"-IS", b"/opt/helper", b"-F3", b"a\xff"]
+    kept = [(0, True), (7, True), *([] if pidfd is None else [(5, True)])]
+    streams = [] if terminal is None else [("dup2", 9, 2)]
+    environment = {b"A": b"1", start.MARK: b"7 3 1.500000"}
+    assert restarted == [b"/proc/self/exe", (88, words, environment), *kept, *streams]
+
+
+def test_a_program_without_a_slot_is_executed_without_one(restarted: list[Any]) -> None:
+    slot: Any = SimpleNamespace(file=None, index=0)
+    with pytest.raises(Executed):
+        start.restart_read_only(command.Crash(1, 0, 0), slot, 1.5, None)
+    assert restarted[1][2][start.MARK] == b"-1 0 1.500000"
+    assert restarted[2:] == [(0, True)]
+
+
+def test_a_kernel_without_such_mounts_is_told(restarted: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def clone(path: bytes) -> int:
+        raise OSError(38, "Function not implemented", "open_tree")
+
+    monkeypatch.setattr(linux, "clone_read_only", clone)
+    why = start.restart_read_only(command.Crash(1, 0, 0), SLOT, 1.5, None)
+    assert why.startswith("Function not implemented: it takes Linux 5.12")
+    assert restarted == []
+
+
+def test_the_mark_of_a_restart_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(posix, "environ", {b"A": b"1", start.MARK: b"7 3 1.500000"})
+    assert start.mark_of_restart() == (7, 3, 1.5)
+    assert posix.environ == {b"A": b"1"}
+    assert start.mark_of_restart() is None
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="a mount of its own needs root")
+def test_the_interpreter_is_on_a_mount_that_nobody_can_write_to() -> None:
+    try:
+        program = linux.clone_read_only(b"/proc/self/exe")
+    except OSError as error:
+        pytest.skip(f"{error.filename}: {error.strerror}")
+    assert not os.get_inheritable(program)
+    assert os.fstatvfs(program).f_flag & os.ST_RDONLY
+    assert stat.S_ISREG(os.fstat(program).st_mode)
+    assert os.path.samestat(os.fstat(program), os.stat("/proc/self/exe"))
+    os.close(program)
+
+
+def test_a_mount_that_cannot_be_made_read_only_is_not_left_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+
+    def syscall(number: Any, *arguments: Any) -> int:
+        calls.append((number.value, [getattr(argument, "value", argument) for argument in arguments]))
+        if len(calls) == 1:
+            return os.open("/", os.O_PATH)
+        return -1
+
+    monkeypatch.setattr(linux, "_syscall", syscall)
+
+    def clone() -> None:
+        with pytest.raises(OSError, match="mount_setattr"):
+            linux.clone_read_only(b"/x")
+
+    assert keeps_descriptors(clone)
+    (first, opened), (second, changed) = calls
+    assert (first, opened) == (linux.NR_OPEN_TREE, [linux.AT_FDCWD, b"/x", linux.OPEN_TREE_CLONE | os.O_CLOEXEC])
+    assert second == linux.NR_MOUNT_SETATTR
+    assert changed[1:3] == [b"", linux.AT_EMPTY_PATH] and changed[3][:8] == (1).to_bytes(8, sys.byteorder)

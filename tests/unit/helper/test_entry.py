@@ -1,0 +1,391 @@
+"""What the entry into a container asks on its way: the label, the root directory, the control groups, the host name."""
+
+from __future__ import annotations
+
+import functools
+import os
+import posix
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from core_helper import command, container, linux, privileges, procfs, seccomp, victim
+from unit.helper.support import in_child, process
+from unit.helper.world import Elsewhere, World, keeps_descriptors
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    world = World(tmp_path, monkeypatch)
+    yield world
+    world.close()
+
+
+# The label.
+
+
+@pytest.fixture
+def attributes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory attr/ of the own thread on a made-up host, without any label."""
+    attributes = tmp_path / "thread-self" / "attr"
+    (attributes / "apparmor").mkdir(parents=True)
+    for directory in (attributes, attributes / "apparmor"):
+        for name in ("exec", "current"):
+            (directory / name).touch()
+    monkeypatch.setattr(privileges, "posix", Elsewhere(tmp_path))
+    return attributes
+
+
+@pytest.mark.parametrize(
+    ("kind", "shown", "directory", "at_exec", "at_once"),
+    [
+        ("apparmor", b"box (enforce)", "apparmor", b"exec box", b"changeprofile box"),
+        ("other", b"u:r:t:s0", "", b"u:r:t:s0", b"u:r:t:s0"),
+    ],
+)
+def test_the_label_goes_into_the_files_of_its_module_on_the_host(
+    attributes: Path, kind: str, shown: bytes, directory: str, at_exec: bytes, at_once: bytes
+) -> None:
+    label = privileges.Label(process(label_kind=kind, label=shown))
+    label.open()
+    label.at_exec()
+    assert (attributes / directory / "exec").read_bytes() == at_exec
+    assert (attributes / directory / "current").read_bytes() == b""
+    label.at_once()
+    assert (attributes / directory / "current").read_bytes() == at_once
+    for descriptor in (label.on_exec, label.now):
+        assert not os.get_inheritable(descriptor)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.read(descriptor, 1)
+        os.close(descriptor)
+
+
+def test_two_files_are_opened_for_a_label_and_none_without_one(attributes: Path) -> None:
+    def opened() -> None:
+        label = privileges.Label(process(label_kind="other", label=b"x"))
+        label.open()
+        for descriptor in (label.on_exec, label.now):
+            os.close(descriptor)
+
+    assert keeps_descriptors(opened)
+    assert keeps_descriptors(privileges.Label(process()).open)
+
+
+@pytest.mark.parametrize(("kind", "same"), [("apparmor", True), ("other", False)])
+def test_only_the_very_same_label_is_had_already(attributes: Path, kind: str, same: bool) -> None:
+    (attributes / "apparmor" / "current").write_bytes(b"box\n")
+    label = privileges.Label(process(label_kind=kind, label=b"box"))
+    if same:
+        assert keeps_descriptors(label.open)
+        assert label.label == b""
+    else:
+        label.open()
+        assert label.label == b"box"
+        for descriptor in (label.on_exec, label.now):
+            os.close(descriptor)
+
+
+def test_a_label_that_cannot_be_changed_ends_the_entry(attributes: Path) -> None:
+    (attributes / "apparmor" / "exec").unlink()
+    label = privileges.Label(process(label_kind="apparmor", label=b"box"))
+
+    def refused() -> None:
+        with pytest.raises(FileNotFoundError):
+            label.open()
+
+    assert keeps_descriptors(refused)
+
+
+# The root directory.
+
+
+@pytest.fixture
+def joining(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """container.join_namespaces of a process whose root is on a mount, in a namespace with a table of mounts."""
+    (tmp_path / "self").mkdir()
+    moved = Elsewhere(tmp_path)
+    ours = os.stat("/")
+    joined: list[Any] = []
+    monkeypatch.setattr(container, "posix", moved)
+    monkeypatch.setattr(linux, "setns", lambda *words: joined.append(words))
+
+    def join(mount: int, table: bytes, in_container: bool = True) -> Any:
+        (tmp_path / "self" / "mountinfo").write_bytes(table)
+        crashed = process(root=99, namespaces=[("mnt", 5, 98)], in_container=lambda: in_container)
+
+        def mount_of(descriptor: int, proc_self: int | None = None) -> int:
+            # Asked through the /proc of the host, which was opened before.
+            assert proc_self is not None and os.path.samestat(os.fstat(proc_self), os.stat(tmp_path / "self"))
+            assert joined == [(98, 5)]
+            if descriptor == 99:
+                return mount
+            assert os.path.samestat(os.fstat(descriptor), ours)
+            return 20
+
+        monkeypatch.setattr(container, "mount_of", mount_of)
+        joined.clear()
+        container.join_namespaces(crashed)
+
+    return join
+
+
+@pytest.mark.parametrize(("mount", "table"), [(20, b""), (40, b"40 20 0:50 / /jail rw - overlay o rw\n")])
+def test_a_root_directory_of_the_joined_mounts_is_entered(joining: Any, mount: int, table: bytes) -> None:
+    assert keeps_descriptors(lambda: joining(mount, table))
+
+
+def test_a_root_directory_of_other_mounts_is_refused(joining: Any) -> None:
+    with pytest.raises(command.Refused, match="in another mount namespace than itself"):
+        joining(40, b"41 20 0:50 / /jail rw - overlay o rw\n")
+    # Whoever has the host's mounts was asked before; see membership.py.
+    joining(40, b"", in_container=False)
+
+
+def test_the_mount_of_a_file_is_told_without_asking_its_file_system() -> None:
+    descriptor = os.open("/proc", os.O_PATH)
+    proc_self = os.open("/proc/self", os.O_PATH)
+    table = container.mounts(Path("/proc/self/mountinfo").read_bytes())
+    for proc in (None, proc_self):
+        assert keeps_descriptors(functools.partial(container.mount_of, descriptor, proc))
+        assert table[container.mount_of(descriptor, proc)].point == b"/proc"
+    for file in (descriptor, proc_self):
+        os.close(file)
+
+
+TABLE = rb"""20 1 8:1 / / rw - ext4 a rw
+30 20 0:50 /sub /mnt/a\040b rw shared:1 - ext4 a rw
+garbage
+x 20 0:50 / /mnt rw - ext4 a rw
+31 20 0:51 / /short
+40 20 0:60 / / rw - overlay o rw
+"""
+
+
+def test_the_mounts_of_a_process_are_those_of_its_table() -> None:
+    table = container.mounts(TABLE)
+    assert {number: (mount.point, mount.device, mount.root) for number, mount in table.items()} == {
+        20: (b"/", b"8:1", b"/"),
+        30: (b"/mnt/a b", b"0:50", b"/sub"),
+        40: (b"/", b"0:60", b"/"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("point", "root", "path", "place"),
+    [
+        (b"/", b"/", b"/", b"/"),
+        (b"/", b"/", b"/a/b", b"/a/b"),
+        (b"/", b"/jail", b"/a", b"/jail/a"),
+        (b"/mnt", b"/sub", b"/mnt/a", b"/sub/a"),
+        (b"/mnt", b"/", b"/mnt", b"/"),
+        (b"/mnt", b"/", b"/mnt2", None),
+        (b"/mnt", b"/", b"/", None),
+    ],
+)
+def test_a_path_has_its_place_in_the_file_system_of_its_mount(
+    point: bytes, root: bytes, path: bytes, place: bytes | None
+) -> None:
+    expected = None if place is None else (b"8:1", place)
+    assert container.Mount(point, b"8:1", root).place_of(path) == expected
+
+
+def test_the_topmost_root_counts() -> None:
+    assert container.place_of_root(container.mounts(TABLE)) == (b"0:60", b"/")
+    assert container.place_of_root(container.mounts(b"30 20 0:50 / /mnt rw - ext4 a rw\n")) is None
+
+
+@pytest.mark.parametrize(
+    ("place", "tree", "below"),
+    [
+        ((b"1", b"/a"), (b"1", b"/a"), True),
+        ((b"1", b"/a/b"), (b"1", b"/a/"), True),
+        ((b"1", b"/ab"), (b"1", b"/a"), False),
+        ((b"1", b"/"), (b"1", b"/a"), False),
+        ((b"1", b"/a"), (b"1", b"/"), True),
+        ((b"2", b"/a"), (b"1", b"/a"), False),
+        (None, (b"1", b"/a"), False),
+        ((b"1", b"/a"), None, False),
+        (None, None, False),
+    ],
+)
+def test_what_lies_below_a_directory_is_on_its_device_too(place: Any, tree: Any, below: bool) -> None:
+    assert container.is_below(place, tree) is below
+
+
+# Control groups and the host name.
+
+
+def test_only_the_files_of_the_groups_stay_open(world: World) -> None:
+    world.process(21, cgroup="/a")
+    cgroups = [(b"", b"/a"), (b"cpu", b"/"), (b"pids", b"/missing")]
+
+    def opened() -> None:
+        groups = container.open_control_groups(process(cgroups=cgroups))
+        assert groups.unified is not None and len(groups.files()) == 1
+        assert isinstance(groups.others[1][1], OSError)
+        assert not os.get_inheritable(groups.unified)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.listdir(groups.unified)
+        for descriptor in (groups.unified, *groups.files()):
+            os.close(descriptor)
+
+    assert keeps_descriptors(opened)
+
+
+def test_a_group_that_is_gone_is_told_and_the_rest_is_opened(world: World) -> None:
+    groups = container.open_control_groups(process(cgroups=[(b"", b"/gone")]))
+    assert (groups.unified, groups.files()) == (None, [])
+    assert groups.join() == ["control group unified: No such file or directory"]
+
+
+def test_a_group_without_a_fork_into_it_is_joined_by_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fork(directory: int) -> int:
+        raise OSError(11, "Resource temporarily unavailable", "clone3")
+
+    monkeypatch.setattr(linux, "fork_into_cgroup", fork)
+    monkeypatch.setattr(posix, "fork", lambda: 0)
+    groups = container.ControlGroups()
+    groups.unified, groups.others = 99, [(container.UNIFIED, 98)]
+    assert (groups.fork(), groups.others) == (0, [(container.UNIFIED, 98)])
+
+
+def test_the_parent_of_a_fork_into_the_group_keeps_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linux, "fork_into_cgroup", lambda directory: 4711)
+    groups = container.ControlGroups()
+    groups.unified, groups.others = 99, [(container.UNIFIED, 98), ("pids", 97)]
+    assert groups.fork() == 4711
+    assert groups.files() == [98, 97]
+
+
+def test_the_host_name_of_a_container_is_seen_by_a_visit(monkeypatch: pytest.MonkeyPatch) -> None:
+    visits: list[int] = []
+    monkeypatch.setattr(linux, "setns", lambda descriptor, kind: visits.append(descriptor))
+    real = posix.uname()
+
+    def uname() -> Any:
+        return os.uname_result((real[0], "box" if visits[-1:] == [99] else "host", *real[2:]))
+
+    monkeypatch.setattr(posix, "uname", uname)
+    crashed = process(namespaces=[("mnt", 1, 97), ("uts", linux.CLONE_NEWUTS, 99)])
+    assert keeps_descriptors(lambda: container.hostname_of(crashed))
+    assert container.hostname_of(crashed) == b"box"
+    assert visits[0::2] == [99, 99] and 99 not in visits[1::2]
+
+
+# Who stands for a process.
+
+
+def task_of(world: World, *threads: int) -> str:
+    for thread in threads:
+        namespaces = world.proc / "4711" / "task" / str(thread) / "ns"
+        namespaces.mkdir(parents=True)
+        if thread > 5000 or (thread == 4711 and len(threads) == 1):
+            (namespaces / "mnt").symlink_to("mnt:[1]")
+    return procfs.task_of(4711, None)
+
+
+def test_the_leader_stands_for_its_process(world: World) -> None:
+    assert task_of(world, 4711) == "/proc/4711/task/4711"
+    assert procfs.task_of(4711, 4712) == "/proc/4711/task/4712"
+
+
+def test_a_thread_stands_for_a_leader_that_has_lost_its_namespaces(world: World) -> None:
+    assert task_of(world, 4711, 4712, 5001) == "/proc/4711/task/5001"
+
+
+def test_a_leader_without_any_such_thread_stands_for_itself(world: World) -> None:
+    assert task_of(world, 4711, 4712) == "/proc/4711/task/4711"
+
+
+def test_where_a_process_is_leaves_one_descriptor_at_most() -> None:
+    name, identifier = procfs.whereabouts(os.getpid())
+    assert name == Path("/proc/self/comm").read_bytes().rstrip(b"\n")
+    assert identifier == procfs.container_id(procfs.parse_cgroup(Path("/proc/self/cgroup").read_bytes()))
+    assert procfs.whereabouts(1 << 22) == (b"", "")
+
+
+# Privileges.
+
+
+def test_an_ordinary_process_is_taken_over_without_a_system_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("setpriority", "open", "sched_setaffinity", "sched_setscheduler"):
+        monkeypatch.setattr(posix, name, None)
+    assert privileges.take_over_scheduling(process(nice=0, oom_score_adj=b"0")) == []
+    own = posix.sched_getaffinity(0)
+    for processors in (set(), own):
+        assert privileges.take_over_processors(process(processors=processors, policy=posix.SCHED_OTHER)) == []
+
+
+@pytest.mark.parametrize("policy", ["SCHED_BATCH", "SCHED_IDLE", "SCHED_FIFO", "SCHED_RR"])
+def test_only_a_modest_scheduling_policy_is_taken_over(policy: str) -> None:
+    number = getattr(posix, policy)
+
+    def become() -> object:
+        failures = privileges.take_over_processors(process(policy=number))
+        return failures, posix.sched_getscheduler(0)
+
+    modest = policy in ("SCHED_BATCH", "SCHED_IDLE")
+    assert in_child(become) == [[], number if modest else posix.sched_getscheduler(0)]
+
+
+def test_processors_are_those_of_the_process_and_what_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = min(posix.sched_getaffinity(0))
+
+    def become() -> object:
+        failures = privileges.take_over_processors(process(processors={one}))
+        return failures, sorted(posix.sched_getaffinity(0))
+
+    assert in_child(become) == [[], [one]]
+
+    def refuse(*words: object) -> None:
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(posix, "sched_setaffinity", refuse)
+    monkeypatch.setattr(posix, "sched_setscheduler", refuse)
+    failures = privileges.take_over_processors(process(processors={4095, 7}, policy=posix.SCHED_IDLE))
+    assert failures == ["processors [7, 4095]: Invalid argument", "scheduling policy 5: Invalid argument"]
+
+
+def test_the_score_of_memory_is_written_and_its_file_closed() -> None:
+    score = Path("/proc/self/oom_score_adj").read_bytes().strip()
+    monkeyed = process(nice=0, oom_score_adj=score if score != b"0" else b"00")
+    assert keeps_descriptors(lambda: privileges.take_over_scheduling(monkeyed))
+
+
+def test_the_limit_of_a_files_size_is_that_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[tuple[int, int, int]] = []
+    monkeypatch.setattr(linux, "setrlimit", lambda *words: done.append(words))
+    privileges.limit_file_size(process(limits={"Max open files": (1, 2)}))
+    privileges.limit_file_size(process(limits={"Max file size": (1, 2)}))
+    assert done == [(1, 1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("own", "hard", "raised"),
+    [
+        ((1, 5), 6, True),
+        ((1, 5), 5, False),
+        ((1, 5), 4, False),
+        ((1, 5), -1, True),
+        ((1, -1), -1, False),
+        ((1, -1), 9, False),
+    ],
+)
+def test_room_is_made_only_above_our_own_limit(
+    monkeypatch: pytest.MonkeyPatch, own: tuple[int, int], hard: int, raised: bool
+) -> None:
+    done: list[tuple[int, int, int]] = []
+    monkeypatch.setattr(linux, "getrlimit", lambda number: own)
+    monkeypatch.setattr(linux, "setrlimit", lambda *words: done.append(words))
+    privileges.raise_hard_limits(process(limits={"Max open files": (0, hard)}))
+    assert done == ([(7, 1, hard)] if raised else [])
+
+
+def test_a_process_that_only_has_no_filter_needs_no_machine_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(seccomp, "architecture", lambda: asked.append(1))
+    for mode in (0, 2):
+        privileges.check(process(seccomp=mode))
+    assert asked == [1]
+    assert victim.AT_SECURE == 23

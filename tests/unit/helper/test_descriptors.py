@@ -1,0 +1,113 @@
+"""How the helper opens files: what every open has to say, found in the source, and what nobody may inherit."""
+
+from __future__ import annotations
+
+import ast
+import os
+from pathlib import Path
+
+import pytest
+from core_helper import command, linux, procfs, quota, slots
+from unit.helper.support import PACKAGE, in_child
+
+# The only ones that are read or listed, or that others stand for.
+READ_OR_LISTED = {
+    ("victim", "examine", "/proc"),
+    ("victim", "open_task", "{}/task"),
+    ("container", "open_control_groups", "/proc/self"),
+    ("slots", "let_go", "/proc"),
+    ("supervisor", "_end_unknown", "/proc"),
+}
+DIRECTORIES = {"/", "/proc", "/proc/self", "/proc/self/fd", "/proc/thread-self", "/proc/{}", "root", "{}/task"}
+
+
+class Open:
+    """A call of posix.open in the source."""
+
+    def __init__(self, module: str, function: str, call: ast.Call) -> None:
+        self.where = (module, function, text_of(call.args[0]))
+        self.flags = {node.attr for node in ast.walk(call.args[1]) if isinstance(node, ast.Attribute)}
+
+
+def text_of(node: ast.AST) -> str:
+    """Return a literal, with {} for what is computed in it, or ""."""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(text_of(value) or "{}" for value in node.values)
+    value = getattr(node, "value", "")
+    return value if isinstance(node, ast.Constant) and isinstance(value, str) else ""
+
+
+def opens() -> list[Open]:
+    found = []
+    for path in sorted(PACKAGE.glob("*.py")):
+        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(function, ast.FunctionDef):
+                continue
+            for node in ast.walk(function):
+                called = node.func if isinstance(node, ast.Call) else None
+                if (
+                    isinstance(called, ast.Attribute)
+                    and called.attr == "open"
+                    and getattr(called.value, "id", "") == "posix"
+                ):
+                    found.append(Open(path.stem, function.name, node))  # type: ignore[arg-type]
+    return found
+
+
+def test_what_is_opened_is_close_on_exec() -> None:
+    # Python sees to that anyway, but not openat2: whoever copies a line has the flag.
+    inherited = {found.where[:2] for found in opens() if "O_CLOEXEC" not in found.flags}
+    # /dev/null stands for standard output and standard error; the library's code is read before anything else.
+    assert inherited == {("start", "settle_descriptors"), ("__init__", "_open_bundle")}
+    assert len(opens()) > 25
+
+
+def test_a_directory_is_opened_as_one_and_only_to_name_what_is_in_it() -> None:
+    for found in opens():
+        named = found.where[2] in DIRECTORIES or "O_PATH" in found.flags
+        if named:
+            assert "O_DIRECTORY" in found.flags, found.where
+            assert ("O_PATH" in found.flags) != (found.where in READ_OR_LISTED), found.where
+
+
+def test_what_may_be_created_is_never_a_link_that_somebody_has_put_there() -> None:
+    created = [found for found in opens() if "O_CREAT" in found.flags]
+    assert {found.where[0] for found in created} == {"slots", "quota"}
+    assert all("O_NOFOLLOW" in found.flags for found in created)
+
+
+def test_a_file_of_a_process_is_no_link(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    (tmp_path / "link").symlink_to("file")
+    directory = os.open(tmp_path, os.O_PATH)
+    with pytest.raises(OSError, match="symbolic links"):
+        procfs.open_file(directory, "link")
+    file = procfs.open_file(directory, "file")
+    assert not os.get_inheritable(file)
+    for descriptor in (file, directory):
+        os.close(descriptor)
+
+
+def test_the_files_that_all_helpers_share_are_roots_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "limit").write_text("64\n")
+    monkeypatch.setattr(slots, "LIMIT", str(tmp_path / "limit"))
+    monkeypatch.setattr(slots, "holder_of", lambda crash: slots.Holder("a", 1))
+    for module in (slots, quota):
+        monkeypatch.setattr(module, "FILE", str(tmp_path / module.__name__))
+
+    def use() -> object:
+        os.umask(0)
+        slots.take(command.Crash(os.getpid(), 0, 0), 4)
+        quota.admit("a")
+        return None
+
+    in_child(use)
+    assert [os.stat(module.FILE).st_mode & 0o777 for module in (slots, quota)] == [0o600, 0o600]
+
+
+def test_what_is_opened_in_the_container_is_close_on_exec_whatever_the_caller_says(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for flags in (os.O_PATH, os.O_RDONLY):
+        descriptor = linux.openat2(os.fsencode(tmp_path / "file"), flags)
+        assert not os.get_inheritable(descriptor)
+        os.close(descriptor)

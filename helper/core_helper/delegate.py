@@ -177,9 +177,9 @@ def execute(plan: Plan, words: "list[bytes]", facts: "dict[bytes, bytes]", child
     def fork_into_container() -> None:
         # From here on we can be seen. Whoever has CAP_SYS_PTRACE in the initial user namespace may look at our descriptors: a
         # directory of the host's among them would be a way out of the container.
-        linux.close_all_but(
-            {program[0].descriptor, reporter.pipe, *child.standard_streams().values(), *plan.groups.files()}
-        )
+        for target, source in child.standard_streams().items():
+            posix.dup2(source, target)
+        linux.close_all_but({program[0].descriptor, reporter.pipe, *plan.groups.files()})
         try:
             pid = posix.fork()
         except BlockingIOError as error:
@@ -217,8 +217,6 @@ def delegate_steps(
         start.reset_signals()
         for failure in privileges.take_over_processors(process):
             reporter.send("note", failure)
-        for target, source in child.standard_streams().items():
-            posix.dup2(source, target)
         program.prepare(environment)
         # Last, since they may leave room for nothing more.
         for failure in privileges.set_limits(process):

@@ -4,8 +4,9 @@ A program of the host may have joined the mount namespace of a container, as age
 delegate would be looked up in that container's files and get the rights of the host. So the mount namespace must be that of the
 process's own container: of the one that its control group, and the init of that, belong to. Nothing is changed here.
 
-A mount namespace that is not the container's own was joined, or made by the process itself. Whoever could not join one has made
-it; of the others, it must show the same root directory. Where nobody can tell, the core is withheld.
+Whoever could have joined the mounts of others needs a proof: the program that it executes must lie in the mounts that it has. A
+program that has only joined a container came from elsewhere, whether that container still runs or not. A program of the
+container's image that was given rights of the host has those already. Where nobody can tell, the core is withheld.
 """
 
 import fcntl
@@ -27,7 +28,7 @@ NS_GET_PID_FROM_PIDNS = 0x8004B706  # Linux 6.11.
 CAP_SYS_PTRACE, CAP_SYS_ADMIN = 19, 21
 INTRUDING = 1 << CAP_SYS_ADMIN | 1 << CAP_SYS_PTRACE
 MOST_GROUPS, MOST_PROCESSES, MOST_MOUNTS = 256, 4096, 1 << 24
-PATIENCE = 5.0  # Seconds for a look at all processes of the host.
+PATIENCE = 30.0  # Seconds for a look at all processes of the host.
 
 
 class Member:
@@ -79,20 +80,36 @@ def check(process: "FaultingProcess") -> None:
             _check_root(process, None)
             return
         _check_owner(process)
-        intruding = first is None or not process.in_pid_namespace()
+        if not process.in_pid_namespace() and not process.container_id and _has_root_of_the_host(process):
+            return
         if first is not None:
             _check_group(process, first)
-            # One that could have joined the mounts of others may have done so; what else it has, it has made.
-            intruding = intruding or (first.bounding | process.bounding) & INTRUDING != 0
-            if intruding and process.inode("mnt") != first.mounts and not _same_root(process.task, first.directory):
-                raise withheld(process, "it is in a mount namespace other than that of its own container")
-        if intruding:
-            _check_inhabitants(process, first)
+        if _may_have_joined(process, first):
+            _check_program(process, first)
             _check_root(process, first)
     finally:
         for member in (first, outermost):
             if member is not None:
                 member.close()
+
+
+def _has_root_of_the_host(process: "FaultingProcess") -> bool:
+    """Tell whether it sees the host's files in mounts of its own, as the services of systemd do."""
+    own = container.place_of_root(container.mounts(procfs.read(process.task, "mountinfo", MOST_MOUNTS)))
+    return own is not None and own == container.place_of_root(container.mounts(_read("self", "mountinfo")))
+
+
+def _may_have_joined(process: "FaultingProcess", first: "Member | None") -> bool:
+    """Tell whether the process may have come into the mount namespace from outside, or have joined it from its own container.
+
+    A sandbox that a user has made cannot join what others have.
+    """
+    if first is None or not process.in_pid_namespace():
+        return True
+    if (process.permitted | process.bounding) & ~first.bounding:
+        return True
+    joins = process.user_namespace is None or named_group(process.cgroups) is not None
+    return joins and (first.bounding | process.bounding) & INTRUDING != 0
 
 
 def withheld(process: "FaultingProcess", reason: str) -> victim.Withheld:
@@ -286,21 +303,37 @@ def _has_group(member: "Member | None") -> bool:
 
 
 def _check_group(process: "FaultingProcess", first: Member) -> None:
-    """Raise Withheld where ``process`` is in the namespaces of a container but not in its control group.
+    """Raise Withheld where ``process`` is in namespaces of a container but not in its control group, or the other way round.
 
-    That one decides on devices, and tells who came from outside. Without any, nothing but capabilities tells. A user namespace
-    bounds what the process may do wherever it is.
+    The group decides on devices, and tells who came from outside. Without any, nothing but capabilities tells. A user namespace
+    bounds what the process may do wherever it is, as long as its ids are of that namespace.
     """
+    if first.processes != process.inode("pid"):
+        raise withheld(process, "it is in a container's control group, but in another pid namespace")
     bounded = process.permitted & ~first.bounding == 0
-    if _has_group(first):
-        in_user_namespace = process.user_namespace is not None and first.namespace("user") in _ancestors(
-            process.user_namespace
-        )
-        if is_within(process.cgroups, first.cgroups) or (bounded and in_user_namespace):
-            return
-        raise withheld(process, "it is in a container's namespaces, but in another control group")
-    if not bounded:
-        raise withheld(process, "it has capabilities that the container, whose namespaces it is in, could not have")
+    if not _has_group(first):
+        if not bounded:
+            raise withheld(process, "it has capabilities that the container, whose namespaces it is in, could not have")
+        return
+    if is_within(process.cgroups, first.cgroups):
+        return
+    if bounded and _is_in_user_namespace(process, first):
+        return
+    raise withheld(process, "it is in a container's namespaces, but in another control group")
+
+
+def _is_in_user_namespace(process: "FaultingProcess", first: Member) -> bool:
+    """Tell whether ``process`` is in the user namespace of ``first`` or below it, with ids of that namespace."""
+    if process.user_namespace is None or first.namespace("user") not in _ancestors(process.user_namespace):
+        return False
+    groups = [process.gid, *process.groups]
+    return _are_mapped(first, "uid_map", [process.uid]) and _are_mapped(first, "gid_map", groups)
+
+
+def _are_mapped(first: Member, name: str, ids: "list[int]") -> bool:
+    """Tell whether the user namespace of ``first`` has all ``ids`` of the host; user_namespaces(7)."""
+    ranges = [[int(word) for word in line.split()] for line in procfs.read(first.directory, name).splitlines()]
+    return all(any(begin <= number < begin + count for _, begin, count in ranges) for number in ids)
 
 
 def _ancestors(namespace: int) -> "list[int]":
@@ -329,11 +362,45 @@ def _check_owner(process: "FaultingProcess") -> None:
 # Whose are the files?
 
 
-def _same_root(task: int, other: int) -> bool:
-    """Tell whether two processes, opened, have the same root directory, each in a mount namespace of its own.
+def _open(directory: int, name: str) -> int:
+    """Open a magic link of /proc/PID; no file system is asked, which may be of the container's making and not answer."""
+    return posix.open(name, posix.O_PATH | posix.O_CLOEXEC, dir_fd=directory)
 
-    The file system, which may be one of the container's making, is not asked.
+
+def _mount_of(directory: int, name: str) -> int:
+    """Return the number of the mount that the magic link ``name`` in the opened /proc/PID leads to."""
+    file = _open(directory, name)
+    try:
+        return container.mount_of(file)
+    finally:
+        posix.close(file)
+
+
+def _mounts_of(directory: int) -> "set[int]":
+    """Return the numbers of the mounts that the process of the opened /proc/PID sees, that of its root directory included."""
+    return {*container.mounts(procfs.read(directory, "mountinfo", MOST_MOUNTS)), _mount_of(directory, "root")}
+
+
+def _check_program(process: "FaultingProcess", first: "Member | None") -> None:
+    """Raise Withheld unless the process executes a program of the mount namespace that it is in.
+
+    One that made a mount namespace of its own executes one of its container's, and has the same root directory.
     """
+    own = first is not None and process.inode("mnt") == first.mounts
+    alike = first is not None and not own and _same_root(process.task, first.directory)
+    if not process.in_pid_namespace() or not (own or alike):
+        _check_inhabitants(process, first)
+    if first is not None and not own and not alike:
+        raise withheld(process, "it is in a mount namespace other than that of its own container")
+    mounts = _mounts_of(process.task)
+    if first is not None:
+        mounts |= _mounts_of(first.directory)
+    if _mount_of(process.task, "exe") not in mounts:
+        raise withheld(process, "it executes a program from outside of the mount namespace that it is in")
+
+
+def _same_root(task: int, other: int) -> bool:
+    """Tell whether two processes, opened, have the same root directory, each in a mount namespace of its own."""
     ours, theirs = (
         container.place_of_root(container.mounts(procfs.read(file, "mountinfo", MOST_MOUNTS))) for file in (task, other)
     )
@@ -343,14 +410,20 @@ def _same_root(task: int, other: int) -> bool:
 def _check_inhabitants(process: "FaultingProcess", first: "Member | None") -> None:
     """Raise Withheld where another container is at home in the mount namespace of ``process``."""
     mounts = process.inode("mnt")
-    if _find_stranger(process, first, lambda pid: _inode(f"/proc/{pid}/ns/mnt") == mounts):
+    if _find_stranger(process, first, lambda pid: _mount_namespace(pid) == mounts):
         raise withheld(process, "it is in the mount namespace of another container")
+
+
+def _mount_namespace(pid: int) -> "int | None":
+    """Return the inode of the mount namespace of process ``pid``; its leader may have exited."""
+    return _inode(f"/proc/{pid}/ns/mnt") or _inode(f"{procfs.task_of(pid, None)}/ns/mnt")
 
 
 def _check_root(process: "FaultingProcess", first: "Member | None") -> None:
     """Raise Withheld where the root directory, which the process has changed, lies in the files of another container.
 
-    An agent may have changed it to where an engine has put them together. That it lies in the mount namespace of the process at
+    An agent may have changed it to where an engine has put them together. The program that the process executes must lie in it,
+    unless it is on the file system that is the container's root anyway. That it lies in the mount namespace of the process at
     all is asked by container.join_namespaces, where that is not the host's.
     """
     path = posix.readlink(b"/proc/self/fd/%d" % process.root)
@@ -358,19 +431,23 @@ def _check_root(process: "FaultingProcess", first: "Member | None") -> None:
         return
     host = container.mounts(_read("self", "mountinfo"))
     table = host if first is None else container.mounts(procfs.read(first.directory, "mountinfo", MOST_MOUNTS))
-    mount = table.get(container.mount_of(process.root))
-    if mount is None:
+    number = container.mount_of(process.root)
+    if number not in table:
         if process.in_container():
             return
         raise withheld(process, "its root directory is in another mount namespace than itself")
-    place = mount.place_of(path)
+    if first is not None and number == _mount_of(first.directory, "root"):
+        return
+    if not _is_program_below(process, table, path):
+        raise withheld(process, "its root directory is not that of the program that it executes")
+    place = table[number].place_of(path)
     nobodys = {container.place_of_root(host), None}
     own = posix.stat("/proc/self/ns/mnt").st_ino
     # Of many processes in one mount namespace, which may have thousands of mounts, one is enough.
     trees: dict[int, tuple[bytes, bytes]] = {}
 
     def holds_root(pid: int) -> bool:
-        inode = _inode(f"/proc/{pid}/ns/mnt")
+        inode = _mount_namespace(pid)
         if inode in (own, None):
             return False
         tree = trees.get(inode)
@@ -386,6 +463,16 @@ def _check_root(process: "FaultingProcess", first: "Member | None") -> None:
 
     if _find_stranger(process, first, holds_root):
         raise withheld(process, "its root directory lies in the files of another container")
+
+
+def _is_program_below(process: "FaultingProcess", table: "dict[int, container.Mount]", root: bytes) -> bool:
+    """Tell whether the program that the process executes lies in the directory ``root`` of these mounts."""
+    file = _open(process.task, "exe")
+    try:
+        path = posix.readlink(b"/proc/self/fd/%d" % file)
+        return container.mount_of(file) in table and container.is_below((b"", path), (b"", root))
+    finally:
+        posix.close(file)
 
 
 def _is_root_of_the_host(root: int) -> bool:

@@ -46,7 +46,11 @@ def task_of(pid: int, tid: "int | None") -> str:
         return leader
     except OSError:
         pass
-    for name in posix.listdir(f"/proc/{pid}/task"):
+    try:
+        names = posix.listdir(f"/proc/{pid}/task")
+    except OSError:
+        names = []  # Gone altogether.
+    for name in names:
         try:
             posix.readlink(f"/proc/{pid}/task/{name}/ns/mnt")
             return f"/proc/{pid}/task/{name}"

@@ -28,6 +28,7 @@ DEFAULT_LIMIT = 64
 MOST_SLOTS = 1 << 14
 # Process, faulting thread, start of the process in ticks, owner, group.
 RECORD = _struct.Struct("=IIQq104s")
+LONGEST_NAME = 104
 MUTEX = MOST_SLOTS * RECORD.size
 OWNER_WEIGHT = 3
 NS_GET_USERNS = 0xB701
@@ -48,7 +49,8 @@ class Holder:
         """Take the two; a group of another owner is another one, whatever its name is."""
         self.owner = owner or NOBODY
         self.name = group
-        self.group = f"{self.owner} {group}"
+        # As it comes back from its record: a longer one would never be found again.
+        self.group = f"{self.owner} {group}"[:LONGEST_NAME]
 
 
 class Slot:
@@ -79,7 +81,7 @@ def limit_of(configured: "int | None") -> int:
 def take(crash: "Crash", configured: "int | None") -> Slot:
     """Take a slot for ``crash``, and note whose it is. Raises Refused when its container or its user has too many."""
     holder = holder_of(crash)
-    crash.holder = holder.group
+    crash.holder = log_name(holder.owner, holder.group)
     limit = limit_of(configured)
     file = posix.open(FILE, posix.O_RDWR | posix.O_CREAT | posix.O_NOFOLLOW | posix.O_CLOEXEC, 0o600)
     fcntl.lockf(file, fcntl.LOCK_EX, 1, MUTEX)
@@ -94,9 +96,14 @@ def resume(crash: "Crash", file: int, index: int) -> Slot:
     if file < 0:
         return Slot(None, 0)
     posix.set_inheritable(file, False)
-    *_, group = RECORD.unpack(posix.pread(file, RECORD.size, index * RECORD.size))
-    crash.holder = group.rstrip(b"\0").decode()
+    *_, owner, group = RECORD.unpack(posix.pread(file, RECORD.size, index * RECORD.size))
+    crash.holder = log_name(owner, group.rstrip(b"\0").decode())
     return Slot(file, index)
+
+
+def log_name(owner: int, group: str) -> str:
+    """Return under which name the lines of a holder are counted: who may make groups of any number has them all together."""
+    return group if owner == NOBODY else f"{owner} user {owner}"
 
 
 def _take(file: int, holder: Holder, limit: int, crash: "Crash") -> Slot:
@@ -122,7 +129,11 @@ def _take(file: int, holder: Holder, limit: int, crash: "Crash") -> Slot:
             " what crashes, or raise docker_core_helper_pipe_limit"
         )
     _lock(file, empty)
-    record = RECORD.pack(crash.pid, crash.tid or 0, start_of(crash.pid) or 0, holder.owner, group)
+    try:
+        started = start_of(procfs.task_of(crash.pid, crash.tid)) or 0
+    except OSError:
+        started = 0  # Gone.
+    record = RECORD.pack(crash.pid, crash.tid or 0, started, holder.owner, group)
     posix.pwrite(file, record, empty * RECORD.size)
     return Slot(file, empty)
 
@@ -146,19 +157,22 @@ def _is_locked(file: int, index: int) -> bool:
     return False
 
 
-def start_of(pid: int) -> "int | None":
-    """Return when process ``pid`` was started, in ticks since the boot, None if it is gone; proc_pid_stat(5)."""
+def start_of(task: str) -> "int | None":
+    """Return when the thread of this /proc/PID/task/TID was started, in ticks since the boot, None if it is gone.
+
+    Not asked of the process: that would take as long as it has threads; proc_pid_stat(5).
+    """
     try:
-        return int(procfs.stat_fields(_read(f"/proc/{pid}/stat"))[19])
+        return int(procfs.stat_fields(_read(f"{task}/stat"))[19])
     except OSError:
         return None
 
 
 def is_dumping(pid: int, tid: int, started: int) -> bool:
-    """Tell whether the process that was ``started`` then is still being dumped; asked of the thread that crashed."""
+    """Tell whether the process whose thread was ``started`` then is still being dumped; asked of the thread that crashed."""
     try:
         task = procfs.task_of(pid, tid or None)
-        return start_of(pid) == started and procfs.still_dumping(_read(f"{task}/status"))
+        return start_of(task) == started and procfs.still_dumping(_read(f"{task}/status"))
     except OSError:
         return False
 
@@ -192,11 +206,12 @@ def holder_of(crash: "Crash") -> Holder:
     finally:
         for descriptor in set(opened):
             posix.close(descriptor)
+    if identifier:
+        # Not the same name as above: users of the host may have control groups of their own, and name them. Nor that of who
+        # made a user namespace: whoever is root in such a container may be any user of the host.
+        return Holder(f"host-pid container {identifier}", None)
     if maker is not None:
         return Holder(f"user {maker}", maker)
-    if identifier:
-        # Not the same name as above: users of the host may have control groups of their own, and name them.
-        return Holder(f"container {identifier} in the host's pid namespace", None)
     return Holder(f"user {crash.uid}", crash.uid)
 
 

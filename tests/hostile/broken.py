@@ -302,11 +302,19 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         "attack_20",
     ),
     "20 who is at home there is not asked": (
-        [("membership.py", "            _check_inhabitants(process, first)\n", "")],
+        [("membership.py", "        _check_inhabitants(process, first)\n", "        pass\n")],
         "attack_20 and itself",
     ),
+    "20 the program is not asked for": (
+        [("membership.py", 'if _mount_of(process.task, "exe") not in mounts:', "if False:")],
+        "attack_20_an_agent_in_the_files_of_a_container or attack_20 and itself",
+    ),
+    "20 the pid namespace is not asked for": (
+        [("membership.py", 'if first.processes != process.inode("pid"):', "if False:")],
+        "attack_20_a_process_of_the_host_that_was_moved",
+    ),
     "20 the control group is not asked for": (
-        [("membership.py", "            _check_group(process, first)\n", "")],
+        [("membership.py", "            _check_group(process, first)\n", "            pass\n")],
         "attack_20_a_process",
     ),
     "20 the user namespace of the mounts is not asked for": (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import lab
 import pytest
 from containers import Container, Crash, wait_for_log
+from core_helper import container, procfs
 from hostile.observe import wait_until
 
 FALLBACK = "--env=DOCKERCOREHELPER_FALLBACK_CORE=1"
@@ -22,6 +25,7 @@ OF_THE_HOST = {"DOCKERCOREHELPER_FALLBACK_CORE": "1", "PATH": "/usr/sbin:/usr/bi
 OTHER_MOUNTS = "in the mount namespace of another container"
 NOT_OWN = "in a mount namespace other than that of its own container"
 OTHER_ROOT = "root directory"
+OTHER_PROGRAM = "a program from outside of the mount namespace"
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +39,9 @@ def pid_of(container: Container) -> int:
     return int(lab.output("docker", "inspect", "--format={{.State.Pid}}", container.name))
 
 
-def files_of(container: Container) -> str:
-    """Where the engine has put the files of a container together."""
-    return lab.output("docker", "inspect", "--format={{.GraphDriver.Data.MergedDir}}", container.name)
+def files_of(container: Container, kind: str = "MergedDir") -> str:
+    """Where the engine has put the files of a container together, or keeps a part of them."""
+    return lab.output("docker", "inspect", f"--format={{{{.GraphDriver.Data.{kind}}}}}", container.name)
 
 
 @pytest.fixture
@@ -52,17 +56,22 @@ def untouched(target: Container) -> Iterator[Container]:
 
 AGENTS: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
     # Its actions, its options, and what the log says.
-    "of the host's pid namespace": (("fork=1", "join=/proc/{pid}/ns/mnt"), ("--pid=host",), NOT_OWN),
+    "of the host's pid namespace": (("fork=1", "join=/proc/{pid}/ns/mnt"), ("--pid=host",), OTHER_MOUNTS),
     "itself the first process": (("join=/proc/{pid}/ns/mnt",), ("--pid=host",), OTHER_MOUNTS),
-    "of a pid namespace of its own": (("fork=1", "join=/host/{pid}/ns/mnt"), ("--volume=/proc:/host",), NOT_OWN),
-    "itself the first of its pid namespace": (("join=/host/{pid}/ns/mnt",), ("--volume=/proc:/host",), OTHER_MOUNTS),
-    "with the root of the container": (("root=/host/{pid}/root",), ("--volume=/proc:/host",), OTHER_ROOT),
-    "with the root of it, first in the host's": (("root=/proc/{pid}/root",), ("--pid=host",), OTHER_ROOT),
+    "itself the first process, with a program of the container": (
+        ("join=/proc/{pid}/ns/mnt", "execute=/usr/bin/victim"),
+        ("--pid=host",),
+        OTHER_MOUNTS,
+    ),
+    "of a pid namespace of its own": (("fork=1", "join=/host/{pid}/ns/mnt"), ("--volume=/proc:/host",), OTHER_MOUNTS),
+    "itself the first of its pid namespace": (("join=/host/{pid}/ns/mnt",), ("--volume=/proc:/host",), OTHER_PROGRAM),
+    "with the root of the container": (("root=/host/{pid}/root",), ("--volume=/proc:/host",), OTHER_PROGRAM),
+    "with the root of it, in the host's pid namespace": (("root=/proc/{pid}/root",), ("--pid=host",), OTHER_PROGRAM),
     "with the files of the container": (("fork=1", "root=/host{files}"), ("--volume=/:/host",), OTHER_ROOT),
     "in all namespaces but the mounts'": (
         ("join=/host/{pid}/ns/net", "join=/host/{pid}/ns/mnt"),
         ("--volume=/proc:/host",),
-        OTHER_MOUNTS,
+        OTHER_PROGRAM,
     ),
 }
 
@@ -80,6 +89,9 @@ def test_attack_20_an_agent_in_the_files_of_another_container(
 
 OF_HOST: dict[str, tuple[list[str], str]] = {
     "nsenter --mount": (["nsenter", "--mount", "--target={pid}", "/usr/bin/victim"], "mount namespace"),
+    "setns alone": ([f"{lab.VICTIMS}/victim", "join=/proc/{pid}/ns/mnt"], "mount namespace"),
+    "the engine's directory of what was changed": ([f"{lab.VICTIMS}/victim", "root={changes}"], OTHER_ROOT),
+    "its own chroot to the engine's directory": ([f"{lab.VICTIMS}/victim", "root={files}"], OTHER_ROOT),
     "nsenter of all but users": (
         ["nsenter", "--mount", "--uts", "--ipc", "--net", "--pid", "--target={pid}", "/usr/bin/victim"],
         "control group",
@@ -97,11 +109,68 @@ OF_HOST: dict[str, tuple[list[str], str]] = {
 @pytest.mark.parametrize("kind", OF_HOST)
 def test_attack_20_a_process_of_the_host_in_the_files_of_a_container(untouched: Container, kind: str) -> None:
     words, told = OF_HOST[kind]
-    facts = {"pid": pid_of(untouched), "files": files_of(untouched)}
+    facts = {"pid": pid_of(untouched), "files": files_of(untouched), "changes": files_of(untouched, "UpperDir")}
     crash = subprocess.Popen([word.format(**facts) for word in words], env=OF_THE_HOST)
     crash.wait()
     line = wait_for_log(f"uid={1000 if 'user' in words else 0} ", told)
     assert told in line
+
+
+@pytest.mark.parametrize("first", ["has ended", "has lost its leading thread"])
+def test_attack_20_an_agent_in_the_files_of_a_container_whose_first_process(
+    attack: Crash, refusal: Callable[[str], str], first: str
+) -> None:
+    actions = ["second"] if "thread" in first else []
+    other = attack(*actions, "sleep=60", options=("--detach",))
+    agent = attack(
+        f"join=/proc/{pid_of(other)}/task/{thread_of(other)}/ns/mnt",
+        "sleep=3",
+        options=(*AGENT, "--pid=host", "--detach"),
+    )
+    wait_until(lambda: in_same_mounts(agent, other), "the agent has not joined")
+    if "ended" in first:
+        lab.output("docker", "kill", other.name)
+    line = refusal(OTHER_PROGRAM if "ended" in first else OTHER_MOUNTS)
+    assert "core not delivered, 0 bytes" in line
+    assert other.of("delegate") == []
+
+
+def thread_of(container: Container) -> int:
+    """A thread of the first process that has namespaces; the leading one may have exited."""
+    pid = pid_of(container)
+    wait_until(lambda: list(living_threads(pid)), "no thread")
+    return next(living_threads(pid))
+
+
+def living_threads(pid: int) -> Iterator[int]:
+    """The threads of a process that have not exited."""
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):
+            (task / "ns/mnt").readlink()
+            yield int(task.name)
+
+
+def in_same_mounts(one: Container, other: Container) -> bool:
+    """Whether two containers have the same mount namespace."""
+    links = [Path(f"/proc/{pid_of(found)}/task/{thread_of(found)}/ns/mnt").readlink() for found in (one, other)]
+    return links[0] == links[1]
+
+
+@pytest.mark.parametrize("names", [("mnt",), ("net", "ipc", "uts", "mnt")], ids=" ".join)
+def test_attack_20_a_process_of_the_host_that_was_moved_into_the_control_groups(
+    untouched: Container, tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    go = tmp_path / "go"
+    pid = pid_of(untouched)
+    words = [f"{lab.VICTIMS}/victim", f"wait={go}", *(f"join=/proc/{pid}/ns/{name}" for name in names)]
+    crash = subprocess.Popen(words, env=OF_THE_HOST)
+    mounts = container.cgroup_mounts(Path("/proc/self/mountinfo").read_bytes())
+    for controllers, path in procfs.parse_cgroup(Path(f"/proc/{pid}/cgroup").read_bytes()):
+        with contextlib.suppress(KeyError):
+            Path(os.fsdecode(mounts[controllers.split(b",")[0]] + path), "cgroup.procs").write_text(str(crash.pid))
+    go.touch()
+    crash.wait()
+    assert "in another pid namespace" in wait_for_log(f"pid={crash.pid} ", "not delivered")
 
 
 def test_attack_20_root_of_the_host_in_the_files_of_a_user_namespace(tmp_path: Path) -> None:

@@ -263,6 +263,16 @@ def test_attack_22_three_containers_take_all_slots_they_get(attack: Crash, recor
     assert taken() >= LIMIT * 3 // 4, "the floods were over too early: nothing was shown"
 
 
+def test_attack_22_a_container_in_the_hosts_pid_namespace_has_its_share(attack: Crash) -> None:
+    flood = attack("wait=/out/go", "fork=90", "tiny", options=(*ENDLESS_DELEGATE, "--pid=host"))
+    other = attack("wait=/out/go", "fork=1", "tiny", options=("--detach",))
+    wait_until(lambda: helpers() == 0, "crashes of another test are in flight")
+    (flood.records / "go").touch()
+    wait_until(lambda: len(delegates_of(flood)) == LIMIT // 2 == helpers(), "the flood did not fill its share", 4)
+    (other.records / "go").touch()
+    wait_until(lambda: other.of("delegate"), "the crash of the other container was not handled", 2)
+
+
 @pytest.fixture
 def patient() -> Iterator[None]:
     """The timeout that a host has: with that of the other tests, a busy machine loses cores that wait for a processor."""

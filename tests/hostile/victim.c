@@ -4,7 +4,10 @@
  *   fork=COUNT     that many children go on; the parent waits, says "children ended" and ends
  *   keep=SECONDS   a child goes on; the parent waits, says "child ended", and keeps the container alive
  *   leave=SECONDS  a child goes on; the parent keeps the container alive and does not wait for it
+ *   sleep=SECONDS  does nothing for that long
+ *   second         goes on in a second thread; the first one ends
  *   join=FILE      joins the namespace of that file
+ *   execute=PATH   executes that program, which goes on
  *   root=PATH      makes that directory its root directory
  *   own-mounts     a mount namespace of its own; jail: with /jail as the root of it
  *   receiver=USER  a process of that user holds the descriptor that it is sent over /out/socket
@@ -32,6 +35,7 @@
  *   seccomp=KIND   strict, or filter: a filter of its own
  *   watch=SECONDS  makes children crash and looks at each process that then appears
  *   hold=SECONDS   the same, holds the program of each and tries to open it for writing later
+ *   hold-userns=SECONDS  with children that have a user namespace of their own
  *   storm=COUNT    that many processes have one child after the other crash, for ever
  *   series=COUNT   that many children go on, a moment after each other
  *   limit=NAME:N   sets both of a resource's limits: fsize, data, stack, files or memory
@@ -510,8 +514,10 @@ static void list_descriptors(pid_t pid)
 	while (descriptors && (found = readdir(descriptors))) {
 		snprintf(entry, sizeof entry, "%s/%s", path, found->d_name);
 		/* After is_ours, stopped: these are still those of before the exec. */
-		if (*found->d_name != '.' && stat(entry, &facts) == 0 && S_ISDIR(facts.st_mode))
-			printf("GOT directory %s\n", found->d_name);
+		if (*found->d_name == '.' || stat(entry, &facts))
+			continue;
+		if (S_ISDIR(facts.st_mode) || S_ISCHR(facts.st_mode) || S_ISBLK(facts.st_mode))
+			printf("GOT %s %s\n", S_ISDIR(facts.st_mode) ? "directory" : "device", found->d_name);
 	}
 	if (descriptors)
 		closedir(descriptors);
@@ -544,14 +550,17 @@ static int hold_interpreter(pid_t pid)
 	return file;
 }
 
-static void hold(double seconds)
+static void hold(double seconds, int flags)
 {
 	char path[64];
 	int held = -1;
 	for (double end = now() + seconds; held < 0 && now() < end;) {
 		pid_t child = fork();
-		if (child == 0)
+		if (child == 0) {
+			if (flags)
+				must(unshare(flags), "unshare");
 			raise(SIGSEGV);
+		}
 		for (double limit = now() + 0.1; held < 0 && now() < limit;)
 			held = hold_interpreter(child + 1);
 		while (waitpid(-1, NULL, WNOHANG) > 0)
@@ -734,6 +743,20 @@ static void *in_thread(void *actions)
 	return NULL;
 }
 
+static void *in_second_thread(void *actions)
+{
+	act(actions);
+	return NULL;
+}
+
+static void go_on_in_second_thread(char **actions)
+{
+	pthread_t thread;
+	if (pthread_create(&thread, NULL, in_second_thread, actions))
+		fail("pthread_create");
+	pthread_exit(NULL);
+}
+
 static void go_on_in_thread(char **actions)
 {
 	pthread_t thread;
@@ -763,9 +786,16 @@ static void act(char **actions)
 			fork_children(1, atoi(value));
 		else if (IS("leave"))
 			leave_child(atoi(value));
+		else if (IS("sleep"))
+			usleep(atof(value) * 1e6);
+		else if (IS("second"))
+			go_on_in_second_thread(actions + 1);
 		else if (IS("join"))
 			join(value);
-		else if (IS("root"))
+		else if (IS("execute")) {
+			execv(value, actions);
+			fail(value);
+		} else if (IS("root"))
 			change_root(value);
 		else if (IS("own-mounts")) {
 			must(unshare(CLONE_NEWNS), "unshare");
@@ -837,7 +867,9 @@ static void act(char **actions)
 		else if (IS("watch"))
 			watch(atof(value));
 		else if (IS("hold"))
-			hold(atof(value));
+			hold(atof(value), 0);
+		else if (IS("hold-userns"))
+			hold(atof(value), CLONE_NEWUSER);
 		else if (IS("storm"))
 			storm(atoi(value));
 		else if (IS("series"))

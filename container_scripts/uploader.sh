@@ -29,7 +29,7 @@
 # How this script and every other delegate end, and what docker_core_helper makes of it:
 #
 #     0                                the core is stored; or, if nothing of it was read, it is not wanted
-#     another code, nothing was read   the next destination gets the whole core, for example the fallback file
+#     another code, nothing was read   the fallback file gets the whole core, if there is one; else the core is dropped
 #     another code after reading       the core is lost or only a part is stored; the host's log says so
 #
 # So this script looks before it reads, and waits for longer than the helper lets it: the deadline is the helper's matter.

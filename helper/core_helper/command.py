@@ -210,7 +210,7 @@ def parse_configuration(text: bytes, path: str, configuration: "Configuration") 
 def _take_line(line: bytes, configuration: "Configuration") -> None:
     key, equals, value = line.partition(b"=")
     if not equals:
-        raise ConfigurationError("KEY=VALUE expected")
+        raise ConfigurationError(f"KEY=VALUE expected, found {shown(key)}")
     value = unquote(value.strip())
     if key == FALLBACK_VARIABLE:
         configuration.fallback = True
@@ -222,9 +222,9 @@ def _take_line(line: bytes, configuration: "Configuration") -> None:
             raise ConfigurationError(f"delegate {shown(words[0])} must be an absolute path in the container")
         configuration.delegate = words
     elif key == b"DOCKERCOREHELPER_TIMEOUT":
-        configuration.timeout = float(_number(value, "a number of seconds", LONGEST_TIMEOUT))
+        configuration.timeout = float(_number(key, value, "a number of seconds", LONGEST_TIMEOUT))
     elif key == b"DOCKERCOREHELPER_PIPE_LIMIT":
-        configuration.pipe_limit = _number(value, "a number of cores", MOST_DELIVERIES)
+        configuration.pipe_limit = _number(key, value, "a number of cores", MOST_DELIVERIES)
     elif key == b"DOCKERCOREHELPER_CHAIN":
         # Any % is fine: what the kernel does not know vanishes, and so it does in chain.py.
         words = split_words(value)
@@ -234,16 +234,17 @@ def _take_line(line: bytes, configuration: "Configuration") -> None:
     elif key == b"DOCKERCOREHELPER_CHAIN_CONTAINERS":
         # Not "whatever its value", as above: this one opens a way from containers to a program of the host.
         if value not in (b"0", b"1"):
-            raise ConfigurationError(f"{shown(value)} must be 0 or 1")
+            raise ConfigurationError(f"{key.decode()}={shown(value)} must be 0 or 1")
         configuration.chain_containers = value == b"1"
     else:
-        raise ConfigurationError(f"unknown key {shown(key)}")
+        blank = ": no blank may stand before the =" if key != key.strip() else ""
+        raise ConfigurationError(f"unknown key {shown(key)}{blank}")
 
 
-def _number(value: bytes, what: str, most: int) -> int:
+def _number(key: bytes, value: bytes, what: str, most: int) -> int:
     words = split_words(value)
     if len(words) != 1 or not words[0].isdigit() or len(words[0]) > 5 or not 0 < int(words[0]) <= most:
-        raise ConfigurationError(f"{shown(value)} must be {what} from 1 to {most}")
+        raise ConfigurationError(f"{key.decode()}={shown(value)} must be {what} from 1 to {most}")
     return int(words[0])
 
 

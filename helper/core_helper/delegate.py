@@ -248,8 +248,9 @@ class Program:
             try:
                 self.descriptor = self._open(path, forbidden)
             except FileNotFoundError:
-                kind = Absent if path is words[0] else Stopped
-                raise kind(f"{_name(path)}: No such file") from None
+                if path is words[0]:
+                    raise Absent(f"{_name(path)}: No such file") from None
+                raise Stopped(f"{_name(words[0])}: its interpreter {_name(path)}: No such file") from None
             line = self._first_line(descriptors)
             if not line.startswith(b"#!"):
                 return

@@ -19,7 +19,9 @@ NO_LIMIT = (
 def of_missing(crash: "Crash") -> str:
     """Return why the process is not there, or does not dump core, as far as can be told."""
     words = _read(PATTERN).split(b" ")
-    positional = [word for word in words[1:] if not word.startswith(b"-")]
+    # It may be started by another program, such as env.
+    own = max((number for number, word in enumerate(words) if word.endswith(b"docker_core_helper")), default=0)
+    positional = [word for word in words[own + 1 :] if not word.startswith(b"-")]
     if positional[:1] == [b"%p"] or _pid_of_kernel(crash) not in (None, crash.pid):
         return "its pid is that of its container: kernel.core_pattern must hold %P in place of %p"
     if b"-I%i" in words:

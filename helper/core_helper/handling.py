@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     Log = Callable[[], Journal]
 
 EXIT_OK, EXIT_NOT_DELIVERED = 0, 1
+NO_DELEGATE = (
+    "no delegate is configured: name one in kernel.core_pattern, or by DOCKERCOREHELPER_DELEGATE in"
+    f" {command.CONFIGURATION}"
+)
 
 
 def handle(
@@ -51,7 +55,7 @@ def handle(
                 return result
 
     deadline = began + configuration.timeout
-    failure, absent, asked = "no delegate is configured", True, False
+    failure, absent, asked = NO_DELEGATE, True, False
     words = crash.delegate or [command.expand(word, specifiers(crash, process)) for word in configuration.delegate]
     if words:
         facts = facts_of(crash, process)

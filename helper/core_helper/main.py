@@ -84,7 +84,7 @@ def receive(words: "list[str]", terminal: "int | None", began: float) -> int:
         if slots.limit_of_kernel() == 0:
             from core_helper import diagnosis
 
-            configuration.problems.append(diagnosis.NO_LIMIT)
+            configuration.problems.append(f"pid={crash.pid}: {diagnosis.NO_LIMIT}")
         core_helper.load()
         from core_helper import handling
 

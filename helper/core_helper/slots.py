@@ -121,12 +121,12 @@ def _take(file: int, holder: Holder, limit: int, crash: "Crash") -> Slot:
     if empty is None or not may_add(of_group, free, 1):
         raise Refused(
             f"{holder.name} has {of_group} crashes in flight, and {free} of {limit} slots are free: core dropped; mend what"
-            " crashes, or raise docker_core_helper_pipe_limit"
+            " crashes, or raise DOCKERCOREHELPER_PIPE_LIMIT (docker_core_helper_pipe_limit)"
         )
     if holder.owner != NOBODY and not may_add(of_owner, free, OWNER_WEIGHT):
         raise Refused(
             f"user {holder.owner} has {of_owner} crashes in flight, and {free} of {limit} slots are free: core dropped; mend"
-            " what crashes, or raise docker_core_helper_pipe_limit"
+            " what crashes, or raise DOCKERCOREHELPER_PIPE_LIMIT (docker_core_helper_pipe_limit)"
         )
     _lock(file, empty)
     try:

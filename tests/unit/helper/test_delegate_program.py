@@ -151,7 +151,7 @@ def test_a_missing_delegate_is_nobodys_failure(tmp_path: Path) -> None:
 
 def test_a_missing_interpreter_is_a_failure(tmp_path: Path) -> None:
     path = script(tmp_path / "delegate", b"#!/missing\n")
-    assert refusal(path) == "Stopped: /missing: No such file"
+    assert refusal(path) == f"Stopped: {path}: its interpreter /missing: No such file"
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o600, 0o000, 0o444])

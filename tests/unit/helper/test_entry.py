@@ -233,6 +233,19 @@ def test_only_the_files_of_the_groups_stay_open(world: World) -> None:
     assert keeps_descriptors(opened)
 
 
+def test_a_hierarchy_of_the_container_alone_does_not_hide_those_that_follow(world: World) -> None:
+    cgroups = [(b"name=systemd", b"/a"), (b"cpu", b"/"), (b"", b"/gone")]
+    groups = container.open_control_groups(process(cgroups=cgroups))
+    assert [name for name, _ in groups.others] == [container.UNIFIED]
+
+
+@pytest.mark.parametrize(
+    ("line", "found"), [(b"31 25 0:26 / /x - cgroup2 c rw", True), (b"31 25 0:26 / - cgroup2 c rw", False)]
+)
+def test_a_line_needs_a_mount_point(line: bytes, found: bool) -> None:
+    assert container.cgroup_mounts(line + b"\n") == ({b"": b"/x"} if found else {})
+
+
 def test_a_group_that_is_gone_is_told_and_the_rest_is_opened(world: World) -> None:
     groups = container.open_control_groups(process(cgroups=[(b"", b"/gone")]))
     assert (groups.unified, groups.files()) == (None, [])

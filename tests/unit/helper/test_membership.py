@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from core_helper import command, membership, procfs, victim
 from unit.helper.support import HELPER
+from unit.helper.support import process as crashed
 from unit.helper.world import ALL, World, keeps_descriptors
 
 ID, OTHER_ID = "a1" * 32, "b2" * 32
@@ -95,21 +96,44 @@ def test_whoever_could_have_joined_other_mounts_must_see_the_files_of_its_contai
     assert "other than that of its own container" in told(world.crashed(12))
 
 
-def test_a_process_in_another_containers_mounts_is_withheld(world: World, box: dict[str, Any]) -> None:
-    agent = world.container(mnt=box["mnt"])
-    world.process(30, "1", OTHER, OTHER_FILES, **agent)
-    assert "is in the mount namespace of another container" in told(world.crashed(30))
+def test_an_agent_in_another_containers_mounts_is_withheld(world: World, box: dict[str, Any]) -> None:
+    # The first process of its container, which has joined the mounts, and a child of such a one in the host's pid namespace.
+    world.process(30, "1", OTHER, FILES, exe=(77, "/agent"), **world.container(mnt=box["mnt"]))
+    assert "executes a program from outside of the mount namespace" in told(world.crashed(30))
+    world.process(31, cgroup=f"/docker/{'c3' * 32}", mountinfo=FILES, mnt=box["mnt"])
+    assert "is in the mount namespace of another container" in told(world.crashed(31))
+
+
+def test_a_program_of_the_mounts_that_the_process_or_its_container_has_is_its_own(world: World) -> None:
+    box = world.container()
+    mounts = world.namespace(owner=world.host["user"])
+    more = b"41 40 0:51 / /srv rw - ext4 a rw\n"
+    world.process(10, "1", DOCKER, FILES + more, **box)
+    for pid, mount, files, namespaces in (
+        (11, 40, FILES, box),
+        (12, 41, FILES, box),
+        (13, 41, FILES, {**box, "mnt": mounts}),
+        (14, 40, b"60 1 0:50 / / rw - overlay o rw\n", {**box, "mnt": mounts}),
+        (15, 60, b"60 1 0:50 / / rw - overlay o rw\n", {**box, "mnt": mounts}),
+        (16, 61, b"60 1 0:50 / / rw - overlay o rw\n", {**box, "mnt": mounts}),
+    ):
+        world.process(pid, str(pid), DOCKER, files, exe=(mount, "/x"), **namespaces)
+    refused = {pid: told(world.crashed(pid)) for pid in range(11, 17)}
+    assert [pid for pid, why in refused.items() if why] == [16]
+    assert "executes a program from outside" in refused[16]
+    process = world.crashed(16)
+    assert keeps_descriptors(lambda: told(process))
 
 
 def test_the_descriptors_are_closed_when_a_core_is_withheld(world: World, box: dict[str, Any]) -> None:
-    world.process(30, "1", OTHER, OTHER_FILES, **world.container(mnt=box["mnt"]))
+    world.process(30, "1", OTHER, FILES, exe=(77, "/agent"), **world.container(mnt=box["mnt"]))
     process = world.crashed(30)
     assert keeps_descriptors(lambda: told(process))
 
 
 def test_a_root_directory_in_the_files_of_another_container_is_withheld(world: World, box: dict[str, Any]) -> None:
     host = b"20 1 8:1 / / rw - ext4 a rw\n50 20 0:50 / /var/merged rw - overlay overlay rw\n"
-    world.process(30, "1", OTHER, OTHER_FILES + host, **world.container())
+    world.process(30, "1", OTHER, OTHER_FILES + host, exe=(50, "/var/merged/bin/x"), **world.container())
     assert "lies in the files of another" in told(world.crashed(30, "/var/merged", 50))
 
 
@@ -119,7 +143,7 @@ def test_a_process_of_the_host_that_has_joined_a_containers_mounts_is_withheld(
     world.process(21, cgroup="/user.slice/a", mountinfo=FILES, mnt=box["mnt"])
     world.process(20, cgroup="/user.slice/a", started=50)
     process = world.crashed(21)
-    told = r"^it is in a mount namespace other.*: its core is not for a program"
+    told = "^it is in the mount namespace of another container: its core is not for a program"
     with pytest.raises(victim.Withheld, match=told) as caught:
         membership.check(process)
     assert caught.value.of_the_host
@@ -542,6 +566,76 @@ def test_where_no_group_tells_capabilities_do(world: World) -> None:
     assert "capabilities that the container, whose namespaces" in group_told(world.crashed(11, permitted=SYS_ADMIN), 10)
 
 
+def test_a_control_group_in_another_pid_namespace_is_no_proof(world: World, box: dict[str, Any]) -> None:
+    inner = {**box, "pid": world.namespace(box["pid"])}
+    world.process(12, "3 1", DOCKER, FILES, **inner)
+    assert "control group, but in another pid namespace" in group_told(world.crashed(12), 10)
+
+
+@pytest.mark.parametrize(
+    ("uid", "gid", "groups", "mapped"),
+    [
+        *((1000, 1000, [1000, 1009, 2000], True), (1009, 2000, [], True), (1000, 1000, [2001], False)),
+        *((999, 1000, [], False), (1010, 1000, [], False), (1000, 0, [], False), (1000, 1000, [1000, 0], False)),
+    ],
+)
+def test_the_ids_of_whoever_has_joined_a_user_namespace_are_those_of_it(
+    world: World, uid: int, gid: int, groups: list[int], mapped: bool
+) -> None:
+    box = world.container(user=world.namespace(world.host["user"]))
+    world.process(10, "1", DOCKER, FILES, ids="0 1000 10\n20 2000 1", **box)
+    world.process(31, "2", "/user.slice/a", FILES, **box)
+    refused = group_told(world.crashed(31, uid=uid, gid=gid, groups=groups), 10)
+    assert bool(refused) is not mapped
+
+
+ROOTLESS: dict[str, Any] = {"user_namespace": 9}
+
+
+@pytest.mark.parametrize(
+    ("facts", "first", "may"),
+    [
+        # Nobody knows its container, or it is in the pid namespace of the host.
+        ({}, None, True),
+        ({"in_pid_namespace": lambda: False}, FEW, True),
+        # It has what its container has not.
+        ({"permitted": 1}, 0, True),
+        ({"bounding": 1}, 0, True),
+        # One of the two capabilities that it takes, unless a user has made the sandbox.
+        ({}, FEW, False),
+        ({}, SYS_ADMIN, True),
+        ({}, SYS_PTRACE, True),
+        (ROOTLESS, SYS_ADMIN, False),
+        ({**ROOTLESS, "cgroups": [(b"", DOCKER.encode())]}, SYS_ADMIN, True),
+        ({**ROOTLESS, "permitted": 1}, SYS_ADMIN, True),
+    ],
+)
+def test_who_may_have_joined_mounts_needs_a_proof(facts: dict[str, Any], first: int | None, may: bool) -> None:
+    facts = {"in_pid_namespace": lambda: True, "permitted": 0, "bounding": 0, **facts}
+    member: Any = None if first is None else SimpleNamespace(bounding=first)
+    assert membership._may_have_joined(crashed(**facts), member) is may
+
+
+def test_only_what_sees_the_hosts_files_has_the_root_of_the_host(world: World, box: dict[str, Any]) -> None:
+    world.process(21, mnt=world.namespace(owner=world.host["user"]))
+    assert [membership._has_root_of_the_host(world.crashed(pid)) for pid in (21, 11)] == [True, False]
+    for pid in ("21", "self"):
+        (world.proc / pid / "mountinfo").write_bytes(b"")
+    assert not membership._has_root_of_the_host(world.crashed(21))
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "own_pids", "refused"), [("/a", False, False), (DOCKER, False, True), ("/a", True, True)]
+)
+def test_a_service_with_mounts_of_its_own_needs_no_proof_and_a_container_does(
+    world: World, cgroup: str, own_pids: bool, refused: bool
+) -> None:
+    pids = {"pid": world.namespace(world.host["pid"])} if own_pids else {}
+    mounts = world.namespace(owner=world.host["user"])
+    world.process(21, "1" if own_pids else "", cgroup, exe=(77, "/x"), mnt=mounts, **pids)
+    assert bool(told(world.crashed(21))) is refused
+
+
 def test_only_a_group_that_is_no_root_group_tells(world: World) -> None:
     world.process(30, cgroup="/a")
     world.process(31)
@@ -614,22 +708,38 @@ MERGED = b"20 1 8:1 / / rw - ext4 a rw\n50 20 0:50 / /var/merged rw - overlay ov
 
 def test_a_root_of_the_host_in_the_files_of_a_container_is_withheld(world: World, box: dict[str, Any]) -> None:
     (world.proc / "self" / "mountinfo").write_bytes(MERGED)
-    world.process(21, cgroup="/user.slice/a")
+    places = {21: ("/srv", 20), 22: ("/var/merged", 50), 23: ("/var/merged/jail", 50)}
+    for number, (path, mount) in places.items():
+        world.process(number, cgroup="/user.slice/a", exe=(mount, f"{path}/bin/x"))
     assert root_told(world.crashed(21)) == ""
-    assert root_told(world.crashed(21, "/srv")) == ""
-    for path in ("/var/merged", "/var/merged/jail"):
-        assert "lies in the files of another container" in root_told(world.crashed(21, path, 50))
+    assert root_told(world.crashed(21, *places[21])) == ""
+    for number in (22, 23):
+        assert "lies in the files of another container" in root_told(world.crashed(number, *places[number]))
     # In the mounts of the container itself, as by chroot /proc/PID/root.
     for path in ("/", "/etc"):
         assert "in another mount namespace than itself" in root_told(world.crashed(21, path, 40))
     # Who is no process by now holds nothing.
     for name in ("10", "11"):
         (world.proc / name / "mountinfo").unlink()
-    assert root_told(world.crashed(21, "/var/merged", 50)) == ""
+    assert root_told(world.crashed(22, *places[22])) == ""
+
+
+@pytest.mark.parametrize(
+    ("exe", "own"),
+    [((20, "/srv/bin/x"), True), ((20, "/bin/x"), False), ((20, "/srv2/x"), False), ((77, "/srv/bin/x"), False)],
+)
+def test_a_root_directory_is_that_of_the_program(world: World, exe: tuple[int, str], own: bool) -> None:
+    world.process(21, exe=exe)
+    process = world.crashed(21, "/srv", 20)
+    assert keeps_descriptors(lambda: root_told(process))
+    assert root_told(process).startswith(
+        "" if own else "its root directory is not that of the program that it executes"
+    )
+    assert bool(root_told(process)) is not own
 
 
 def test_the_files_of_its_own_container_are_for_the_process(world: World, box: dict[str, Any]) -> None:
-    world.process(12, "3", DOCKER, MERGED, **{**box, "mnt": world.namespace()})
+    world.process(12, "3", DOCKER, MERGED, exe=(50, "/var/merged/x"), **{**box, "mnt": world.namespace()})
     process = world.crashed(12, "/var/merged", 50)
     (world.proc / "10" / "mountinfo").write_bytes(MERGED)
     # The tree of process 11 is that of its own container.
@@ -643,23 +753,27 @@ def test_a_root_on_a_mount_that_the_container_does_not_know_is_for_the_kernel_to
     assert root_told(world.crashed(11, "/jail", 77), 10) == ""
 
 
-def test_the_root_of_a_mount_namespace_is_its_own(world: World, box: dict[str, Any]) -> None:
+def test_the_root_of_a_mount_namespace_and_of_the_container_is_its_own(world: World, box: dict[str, Any]) -> None:
     (world.proc / "10" / "mountinfo").write_bytes(MERGED + OTHER_FILES)
     world.process(30, "1", OTHER, OTHER_FILES, **world.container())
+    world.process(31, "1", f"/docker/{'c3' * 32}", FILES, **world.container())
     assert root_told(world.crashed(11, "/", 40), 10) == ""
-    assert "lies in the files" in root_told(world.crashed(11, "/jail", 40), 10)
+    # On the file system that the first process has as its root anyway.
+    assert root_told(world.crashed(11, "/jail", 40), 10) == ""
+    world.process(12, "3", DOCKER, MERGED, exe=(50, "/var/merged/x"), **box)
+    assert "lies in the files" in root_told(world.crashed(12, "/var/merged", 50), 10)
 
 
 def test_whoever_has_the_hosts_own_root_is_no_container(world: World) -> None:
     # A container whose root directory is the host's, or none that anybody could name.
     for number, mountinfo in enumerate((b"20 1 8:1 / / rw - ext4 a rw\n", b"")):
         world.process(30 + number, "1", f"/docker/{number}" + ID[1:], mountinfo, **world.container())
-    world.process(21)
+    world.process(21, exe=(20, "/srv/x"))
     assert root_told(world.crashed(21, "/srv")) == ""
 
 
 def test_of_many_processes_in_one_mount_namespace_one_is_asked(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    world.process(21)
+    world.process(21, exe=(20, "/srv/x"))
     mounts = world.namespace(owner=world.host["user"])
     for pid in range(30, 40):
         world.process(pid, mountinfo=b"" if pid == 30 else FILES, mnt=mounts)
@@ -753,6 +867,17 @@ def test_whoever_is_first_or_has_the_mounts_of_the_eldest_is_at_home(world: Worl
         *(True, False, False),
     ]
     assert keeps_descriptors(lambda: at_home(11))
+
+
+def test_the_mount_namespace_of_a_process_whose_leader_has_exited_is_that_of_its_threads(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.process(21)
+    assert membership._mount_namespace(21) == world.host["mnt"].stat().st_ino
+    assert membership._mount_namespace(99) is None
+    (world.proc / "21" / "ns" / "mnt").unlink()
+    monkeypatch.setattr(procfs, "task_of", lambda pid, tid: "/proc/self" if (pid, tid) == (21, None) else "/missing")
+    assert membership._mount_namespace(21) == world.host["mnt"].stat().st_ino
 
 
 def test_the_number_of_what_is_gone_is_none(world: World) -> None:

@@ -123,10 +123,10 @@ def test_a_file_of_garbage_costs_no_slot(file: Path) -> None:
 
 
 def test_a_process_that_does_not_dump_core_or_is_another_one_is_not_dumping() -> None:
-    started = slots.start_of(os.getpid())
+    started = slots.start_of(f"/proc/{os.getpid()}/task/{os.getpid()}")
     assert started is not None and started > 0
     assert not slots.is_dumping(os.getpid(), os.getpid(), started)
-    assert slots.start_of(1 << 22) is None
+    assert slots.start_of(f"/proc/{1 << 22}/task/{1 << 22}") is None
     assert not slots.is_dumping(1 << 22, 1 << 22, 0)
 
 

@@ -49,13 +49,17 @@ def records(file: Path) -> list[tuple[int, int, int, int, bytes]]:
     return [record for record in slots.RECORD.iter_unpack(file.read_bytes()) if record[0]]
 
 
-@pytest.mark.parametrize("tid", [None, 4712])
+@pytest.mark.parametrize("tid", [None, 1 << 22])
 def test_a_slot_says_whose_crash_it_is(file: Path, tid: int | None) -> None:
     crash = crash_of(os.getpid(), tid)
     slot = slots.take(crash, 4)
-    assert crash.holder == "7 container a"
+    # The lines of a user who may make containers of any number are counted together.
+    assert crash.holder == "7 user 7"
     group = b"7 container a".ljust(104, b"\0")
-    assert records(file) == [(os.getpid(), tid or 0, slots.start_of(os.getpid()), 7, group)]
+    # That of a thread which is gone is not known.
+    started = None if tid else slots.start_of(f"/proc/{os.getpid()}/task/{os.getpid()}")
+    assert records(file) == [(os.getpid(), tid or 0, started or 0, 7, group)]
+    assert bool(tid) is (started is None)
     assert slot.index == 0
     close(slot)
 
@@ -161,9 +165,21 @@ def test_a_helper_that_was_executed_anew_has_its_slot(file: Path) -> None:
     os.set_inheritable(descriptor, True)
     crash = crash_of(2)
     slot = slots.resume(crash, descriptor, 1)
-    assert (slot.file, slot.index, crash.holder) == (descriptor, 1, "9 container b")
+    assert (slot.file, slot.index, crash.holder) == (descriptor, 1, "9 user 9")
     assert not os.get_inheritable(descriptor)
     os.close(descriptor)
+
+
+def test_a_process_that_is_gone_has_its_slot(file: Path) -> None:
+    slot = slots.take(crash_of(1 << 22), 4)
+    assert [record[:3] for record in records(file)] == [(1 << 22, 0, 0)]
+    close(slot)
+
+
+def test_a_name_is_as_long_as_its_record_has_room() -> None:
+    assert slots.Holder("x" * 200, None).group == "-1 " + "x" * 101
+    assert len(slots.RECORD.pack(0, 0, 0, 0, b"")) == slots.RECORD.size
+    assert slots.log_name(slots.NOBODY, "-1 a") == "-1 a"
 
 
 def test_where_slots_cannot_be_counted_there_is_none_to_keep() -> None:
@@ -199,7 +215,7 @@ def test_a_process_of_the_host_is_that_of_its_user(world: World) -> None:
 
 def test_a_container_in_the_hosts_pid_namespace_is_not_the_one_of_the_same_name(world: World) -> None:
     world.process(21, cgroup=f"/docker/{ID}")
-    assert holder(21) == (f"container {ID} in the host's pid namespace", -1)
+    assert holder(21) == (f"host-pid container {ID}", -1)
 
 
 def test_who_made_a_user_namespace_has_its_crashes(world: World) -> None:
@@ -207,6 +223,8 @@ def test_who_made_a_user_namespace_has_its_crashes(world: World) -> None:
     inner = world.namespace(users, maker=99)
     for pid, namespace in ((21, users), (22, inner)):
         world.process(pid, cgroup=f"/docker/{ID}", user=namespace)
+        assert holder(pid) == (f"host-pid container {ID}", -1)
+        (world.proc / str(pid) / "cgroup").write_text("0::/\n")
         assert holder(pid) == ("user 1234", 1234)
 
 
@@ -239,7 +257,8 @@ def test_who_is_gone_while_it_is_looked_at_is_unknown_and_leaves_nothing_open(wo
 def test_the_file_of_a_process_that_is_read_is_closed(world: World) -> None:
     world.process(21)
     assert keeps_descriptors(lambda: slots._read("/proc/21/stat"))
-    assert slots.start_of(21) == 100
+    assert slots.start_of("/proc/21/task/21") == 100
+    assert slots.start_of("/proc/22") is None
 
 
 # How the crashed process is let go.

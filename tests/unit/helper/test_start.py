@@ -59,15 +59,16 @@ def test_the_helper_ignores_what_would_end_it_for_an_error() -> None:
 
 SETTLE = f"""
 import sys; sys.path.insert(0, {str(HELPER)!r})
-from core_helper import start
+from core_helper import linux, start
 import os
+changed = []
+linux.prctl = lambda *words: changed.append(words)
 before = len(os.listdir('/proc/self/fd'))
 terminal = start.settle_descriptors()
 umask = os.umask(0)
 names = [os.readlink('/proc/self/fd/%d' % number) for number in (1, 2)]
-hidden = os.stat('/proc/self/stat').st_uid
 after = len(os.listdir('/proc/self/fd'))
-answer = repr((terminal, umask, names, after - before, hidden))
+answer = repr((terminal, umask, names, after - before, changed))
 with open(sys.argv[1], 'w') as file:
     file.write(answer)
 """
@@ -83,10 +84,9 @@ def test_nothing_is_taken_for_standard_output_and_the_file_mask_is_tight(
     words = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-BISc", SETTLE, str(tmp_path / "answer")]
     with open("/dev/zero") as zero:
         subprocess.run(words, stdin=zero, capture_output=True, timeout=30, check=True)
-    found, umask, names, opened, owner = eval((tmp_path / "answer").read_text())
+    found, umask, names, opened, changed = eval((tmp_path / "answer").read_text())
     assert (found is not None, umask, names, opened) == (terminal, 0o077, ["/dev/null"] * 2, more)
-    # Hidden: what is not dumpable belongs to root.
-    assert owner == 0
+    assert changed == [(linux.PR_SET_DUMPABLE, 0)]
 
 
 def exposed(world: World, **namespaces: Any) -> bool:
@@ -102,8 +102,9 @@ def test_whoever_may_look_at_a_process_of_ours_could_overwrite_its_interpreter(w
     assert exposed(world, pid=pids)
     assert exposed(world, mnt=mounts)
     assert exposed(world, pid=pids, mnt=mounts)
-    # Another user namespace has no capability over ours.
-    assert not exposed(world, pid=pids, mnt=mounts, user=users)
+    # Another user namespace says nothing about who else is there.
+    assert exposed(world, pid=pids, user=users)
+    assert not exposed(world, user=users)
 
 
 @pytest.mark.parametrize(("flags", "safe"), [(start.ST_RDONLY, True), (start.ST_RDONLY | 4096, True), (4096, False)])
@@ -188,6 +189,12 @@ def test_a_program_without_a_slot_is_executed_without_one(restarted: list[Any]) 
         start.restart_read_only(command.Crash(1, 0, 0), slot, 1.5, None)
     assert restarted[1][2][start.MARK] == b"-1 0 1.500000"
     assert restarted[2:] == [(0, True)]
+
+
+def test_nothing_goes_on_behind_an_execution(restarted: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linux.Execution, "run", lambda execution: None)
+    with pytest.raises(AssertionError, match="has returned"):
+        start.restart_read_only(command.Crash(1, 0, 0), SLOT, 1.5, None)
 
 
 def test_a_kernel_without_such_mounts_is_told(restarted: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -161,18 +161,21 @@ def started(recorder: Recorder, forked: Any) -> Steps:
     steps.steps["open delegate"]()
     assert recorder.done[-1] == ("Program", [b"/d", b"x"], None, 99)
     recorder.done.clear()
+    recorder.watch(posix, "dup2")
     recorder.watch(linux, "close_all_but")
     recorder.watch(posix, "fork", forked)
     return steps
 
 
-KEPT = ("close_all_but", {60, 50, 51, 52, 53, 70})
+STREAMS = [("dup2", source, target) for target, source in enumerate((51, 52, 53))]
+KEPT = ("close_all_but", {60, 50, 70})
 
 
 def test_nothing_of_the_host_is_open_when_the_container_sees_us(recorder: Recorder) -> None:
     steps = started(recorder, 4711)
     steps.steps["start delegate"]()
-    assert recorder.done == [KEPT, ("fork",), ("send", "pid", "4711")]
+    # And the pipes are where the delegate has them: no other descriptor tells that it is one of ours.
+    assert recorder.done == [*STREAMS, KEPT, ("fork",), ("send", "pid", "4711")]
     assert len(steps.runs) == 1
 
 
@@ -207,7 +210,7 @@ def last_steps(recorder: Recorder, **facts: Any) -> tuple[Steps, dict[str, Any]]
 
 def test_the_delegate_is_settled_limits_last(recorder: Recorder) -> None:
     steps, last = last_steps(recorder, umask=0o027)
-    for module, names in ((posix, ("setsid", "umask", "dup2")), (start, ("reset_signals",))):
+    for module, names in ((posix, ("setsid", "umask")), (start, ("reset_signals",))):
         for name in names:
             recorder.watch(module, name)
     recorder.watch(privileges, "take_over_processors", ["processors"])
@@ -220,7 +223,6 @@ def test_the_delegate_is_settled_limits_last(recorder: Recorder) -> None:
         ("reset_signals",),
         ("take_over_processors", steps.process),
         ("send", "note", "processors"),
-        *(("dup2", source, target) for target, source in enumerate((51, 52, 53))),
         ("prepare", {b"A": b"1"}),
         ("set_limits", steps.process),
         ("send", "note", "limits"),
@@ -346,6 +348,29 @@ def test_scripts_and_what_is_refused_leave_nothing_open(tmp_path: Path) -> None:
         os.read(program.descriptor, 1)
     for descriptor in (program.descriptor, descriptors):
         os.close(descriptor)
+
+
+def test_a_program_that_may_not_be_read_is_no_script(tmp_path: Path) -> None:
+    fine = script(tmp_path / "fine", b"#!/bin/sh\n")
+    program = delegate.Program([os.fsencode(fine)], None, 9999)
+    assert program.arguments == [os.fsencode(fine)]
+    os.close(program.descriptor)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        # 256 bytes are looked at: an interpreter that their end may have cut is none.
+        (b"#!/" + b"a" * 300, None),
+        (b"#! /" + b"a" * 300, None),
+        (b"#!" + b" " * 300, None),
+        (b"#!/a " + b"b" * 300, [b"/a", b"b" * 250]),
+        (b"#!/a b\n", [b"/a", b"b"]),
+        (b"#!\n", None),
+    ],
+)
+def test_the_first_line_is_read_as_far_as_the_kernel_reads_it(line: bytes, words: list[bytes] | None) -> None:
+    assert delegate.parse_script_line(line[:256]) == words
 
 
 # The core file.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import posix
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,9 @@ class Elsewhere:
 
         def moved(path: Any, *words: Any, **named: Any) -> Any:
             text = os.fsdecode(path) if isinstance(path, (str, bytes)) else ""
+            if name == "readlink" and text.startswith("/proc/self/fd/") and not os.path.lexists(self._proc + text[5:]):
+                # A file of World.file, whose name is its number and path.
+                return os.fsencode("/" + os.readlink(text).rpartition("/")[2].partition("!")[2].replace("!", "/"))
             if text == "/proc" or text.startswith("/proc/"):
                 text = self._proc + text[5:]
                 path = os.fsencode(text) if isinstance(path, bytes) else text
@@ -45,7 +49,7 @@ class World:
     def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.directory = directory
         self.proc, self.groups = directory / "proc", directory / "cgroup"
-        for path in (self.proc, self.groups, directory / "namespaces"):
+        for path in (self.proc, self.groups, directory / "namespaces", directory / "files"):
             path.mkdir()
         self.monkeypatch = monkeypatch
         self.parents: dict[int, Path] = {}
@@ -53,13 +57,10 @@ class World:
         self.makers: dict[int, int] = {}
         self.first_processes: dict[int, int] = {}
         self.opened: list[int] = []
-        self.mount_ids: dict[int, int] = {}
         for module in (container, membership, procfs, slots, start, victim):
             monkeypatch.setattr(module, "posix", Elsewhere(self.proc))
         monkeypatch.setattr(fcntl, "ioctl", self.ioctl)
-        monkeypatch.setattr(
-            container, "mount_of", lambda descriptor, proc_self=None: self.mount_ids.get(descriptor, 20)
-        )
+        monkeypatch.setattr(container, "mount_of", self.mount_of)
         self.host = {kind: self.namespace() for kind in KINDS}
         for kind in KINDS:
             self.owners[self.host[kind].stat().st_ino] = self.host["user"]
@@ -79,6 +80,17 @@ class World:
         self.makers[inode] = maker
         return path
 
+    def file(self, mount: int, path: str) -> Path:
+        """Return a file that is to be at ``path`` on the ``mount``."""
+        file = self.directory / "files" / f"{mount}!{path.strip('/').replace('/', '!')}"
+        file.touch()
+        return file
+
+    def mount_of(self, descriptor: int, proc_self: int | None = None) -> int:
+        """Return the number of the mount that a file of ``file`` is on; everything else is on the host's root."""
+        number = os.readlink(f"/proc/self/fd/{descriptor}").rpartition("/")[2].partition("!")[0]
+        return int(number) if number.isdigit() else 20
+
     def container(self, **namespaces: Path) -> dict[str, Any]:
         """Return the namespaces of a new container: of processes and of mounts, and those that are given."""
         own = {"pid": self.namespace(self.host["pid"]), "mnt": self.namespace(owner=self.host["user"])}
@@ -95,6 +107,8 @@ class World:
         filters: int | None = 0,
         bounding: int = ALL,
         controllers: str = "",
+        exe: tuple[int, str] | None = None,
+        ids: str = "0 0 4294967295",
         **namespaces: Path,
     ) -> None:
         """Add a process: its ``pids`` in its namespaces below the host's, its control group, what else its files say."""
@@ -111,6 +125,11 @@ class World:
         (directory / "stat").write_text(f"{number} (a) S " + " ".join(map(str, fields)))
         (directory / "cgroup").write_text(f"0:{controllers}:{cgroup}\n")
         (directory / "mountinfo").write_bytes(mountinfo)
+        mount = int(mountinfo.split(b" ")[0] or 20)
+        (directory / "root").symlink_to(self.file(mount, "/"))
+        (directory / "exe").symlink_to(self.file(*(exe or (mount, "/usr/bin/server"))))
+        for name in ("uid_map", "gid_map"):
+            (directory / name).write_text(ids + "\n")
         if isinstance(number, int):
             group = self.groups / cgroup.lstrip("/")
             group.mkdir(parents=True, exist_ok=True)
@@ -125,7 +144,9 @@ class World:
                 return self.first_processes[inode]
             raise OSError(25, "Inappropriate ioctl for device")
         if request == NS_GET_OWNER_UID:
-            buffer[0][:] = self.makers[inode].to_bytes(4, "little")
+            content, changes = buffer
+            if changes:
+                content[:] = self.makers[inode].to_bytes(4, sys.byteorder)
             return 0
         known = {NS_GET_PARENT: self.parents, NS_GET_USERNS: self.owners}[request]
         if inode not in known:
@@ -137,14 +158,16 @@ class World:
         self.opened.append(descriptor)
         return descriptor
 
-    def crashed(self, pid: int, root: str = "/", mount: int = 20, **facts: Any) -> Any:
-        """Return what the helper knows of process ``pid``, whose root directory is the path ``root`` on the ``mount``."""
+    def crashed(self, pid: int, root: str = "/", mount: int | None = None, **facts: Any) -> Any:
+        """Return what the helper knows of process ``pid``; its root directory is ``root``, on ``mount`` or its first one."""
         process: Any = victim.FaultingProcess.__new__(victim.FaultingProcess)
         directory = self.proc / str(pid)
         process.task = self.open(directory, os.O_PATH)
-        process.root = self.open(self.directory, os.O_PATH)
-        self.mount_ids[process.root] = mount
-        (self.proc / "self" / "fd" / str(process.root)).symlink_to(root)
+        process.root = self.open(directory / "root" if mount is None else self.file(mount, root), os.O_PATH)
+        place = self.proc / "self" / "fd" / str(process.root)
+        if place.is_symlink():
+            place.unlink()
+        place.symlink_to(root)
         status = procfs.parse_status((directory / "status").read_bytes())
         process.cgroups = procfs.parse_cgroup((directory / "cgroup").read_bytes())
         process.container_id = procfs.container_id(process.cgroups)
@@ -153,6 +176,7 @@ class World:
         process.seccomp_filters = int(status.get("Seccomp_filters", "0"))
         process.bounding = process.permitted = int(status["CapBnd"], 16)
         process.confined, process.traceable = False, True
+        process.uid, process.gid, process.groups = 0, 0, []
         theirs = {kind: directory / "ns" / kind for kind in KINDS}
         foreign = {kind: path for kind, path in theirs.items() if not os.path.samefile(path, self.host[kind])}
         user = foreign.pop("user", None)

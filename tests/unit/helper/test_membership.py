@@ -65,6 +65,8 @@ def test_an_ordinary_process_of_the_host_has_its_delegate(world: World, monkeypa
     # Nobody looks for others for that.
     monkeypatch.setattr(membership, "first_of", None)
     membership.check(world.crashed(20))
+    # But its root directory may be that of a container.
+    assert "in another mount namespace than itself" in told(world.crashed(20, "/", 40))
 
 
 @pytest.mark.parametrize("pid", [10, 11])
@@ -630,7 +632,7 @@ def test_only_what_sees_the_hosts_files_has_the_root_of_the_host(world: World, b
 def test_a_service_with_mounts_of_its_own_needs_no_proof_and_a_container_does(
     world: World, cgroup: str, own_pids: bool, refused: bool
 ) -> None:
-    pids = {"pid": world.namespace(world.host["pid"])} if own_pids else {}
+    pids: dict[str, Any] = {"pid": world.namespace(world.host["pid"])} if own_pids else {}
     mounts = world.namespace(owner=world.host["user"])
     world.process(21, "1" if own_pids else "", cgroup, exe=(77, "/x"), mnt=mounts, **pids)
     assert bool(told(world.crashed(21))) is refused

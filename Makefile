@@ -3,7 +3,7 @@
 .DEFAULT_GOAL := help
 # One after the other, also with -j.
 .NOTPARALLEL:
-.PHONY: help demo test lint unit unit-sid lint-ansible unit-ansible test-collection test-ansible molecule test-fleet test-hostile test-vm scale bench fuzz venv packages clean
+.PHONY: help demo test lint unit unit-sid lint-ansible unit-ansible test-collection test-ansible molecule test-fleet test-hostile test-vm scale bench fuzz mutants venv packages clean
 
 # The first Python that can build .venv. Not `:=`, because the packages may bring one.
 PYTHON = $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -80,6 +80,18 @@ fuzz: .cache/fuzz/complete ## fuzz what reads bytes made by others, for FUZZ_SEC
 	$(PYTHON) -m venv .cache/fuzz
 	.cache/fuzz/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
 		--requirement tests/fuzz/requirements.txt
+	@touch $@
+
+MUTANTS_SECONDS ?= 900
+MUTANTS_SEED ?= 1
+mutants: .cache/mutants/complete ## try the helper's unit tests: change one thing after the other, for MUTANTS_SECONDS (900)
+	.cache/mutants/bin/python -B tests/mutants/run.py --seconds $(MUTANTS_SECONDS) --seed $(MUTANTS_SEED) $(MUTANTS)
+
+.cache/mutants/complete: tests/mutants/requirements.txt
+	rm -rf .cache/mutants
+	$(PYTHON) -m venv .cache/mutants
+	.cache/mutants/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+		--requirement tests/mutants/requirements.txt
 	@touch $@
 
 venv: $(VENV)/complete ## build .venv, which holds all tools, pinned and hashed

@@ -357,6 +357,18 @@ def test_a_program_that_may_not_be_read_is_no_script(tmp_path: Path) -> None:
     os.close(program.descriptor)
 
 
+def test_a_script_that_names_no_interpreter_is_told(tmp_path: Path) -> None:
+    path = script(tmp_path / "delegate", b"#! \n")
+    descriptors = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY)
+
+    def opened() -> None:
+        with pytest.raises(delegate.Stopped, match=f"^{path}: its #! line names no interpreter"):
+            delegate.Program([os.fsencode(path)], None, descriptors)
+
+    assert keeps_descriptors(opened)
+    os.close(descriptors)
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [

@@ -46,7 +46,7 @@ MODULES = {
     "slots": ("slots_taken", "slots"),
     "start": ("start", "main"),
     "fallback": ("steps", "fallback"),
-    "seccomp": ("seccomp",),
+    "seccomp": ("seccomp", "mutants_seccomp"),
     "handling": ("handling", "main", "chain"),
     "linux": ("linux", "descriptors", "start"),
     "chain": ("chain",),

@@ -807,6 +807,25 @@ def test_what_is_no_process_is_nobody(world: World, box: dict[str, Any]) -> None
     assert not membership._find_stranger(process, None, lambda pid: False)
 
 
+def test_a_stranger_is_found_behind_one_that_is_gone(
+    world: World, box: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.process(21)
+    world.process(30, "1", OTHER, OTHER_FILES, **world.container())
+    opened: list[int] = []
+    real = membership.Member
+
+    def member(pid: int) -> membership.Member:
+        opened.append(pid)
+        if len(opened) == 1:
+            raise ProcessLookupError(3, "No such process")
+        return real(pid)
+
+    monkeypatch.setattr(membership, "Member", member)
+    assert membership._find_stranger(world.crashed(21), None, lambda pid: pid in (10, 30))
+    assert sorted(opened) == [10, 30]
+
+
 def test_a_host_with_too_many_processes_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.process(21)
     monkeypatch.setattr(membership, "PATIENCE", -1.0)

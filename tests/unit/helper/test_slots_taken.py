@@ -176,6 +176,22 @@ def test_a_process_that_is_gone_has_its_slot(file: Path) -> None:
     close(slot)
 
 
+def gone(*words: object) -> str:
+    raise ProcessLookupError(3, "No such process")
+
+
+def test_a_process_that_goes_away_meanwhile_has_its_slot_too(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(procfs, "task_of", gone)
+    close(slots.take(crash_of(os.getpid()), 4))
+    assert [record[:3] for record in records(file)] == [(os.getpid(), 0, 0)]
+
+
+def test_a_process_that_goes_away_meanwhile_is_not_dumping(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots, "start_of", lambda task: 7)
+    monkeypatch.setattr(slots, "_read", gone)
+    assert slots.is_dumping(4711, 4711, 7) is False
+
+
 def test_a_name_is_as_long_as_its_record_has_room() -> None:
     assert slots.Holder("x" * 200, None).group == "-1 " + "x" * 101
     assert len(slots.RECORD.pack(0, 0, 0, 0, b"")) == slots.RECORD.size

@@ -318,6 +318,26 @@ def test_where_a_process_is_leaves_one_descriptor_at_most() -> None:
     assert procfs.whereabouts(1 << 22) == (b"", "")
 
 
+# The environment.
+
+
+@pytest.mark.parametrize(
+    ("environ", "names", "cut"),
+    [
+        (b"A=1\0B=2\0C=3", b"ABC", False),
+        (b"A=1\0B=2\0C=3\0", b"ABC", False),
+        (b"A=1\0B=2\0C=3\0D=4", b"ABC", True),
+        (b"A=1\0B=2\0C=3\0\0", b"ABC", True),
+    ],
+)
+def test_as_many_variables_as_are_allowed_are_passed_on(
+    monkeypatch: pytest.MonkeyPatch, environ: bytes, names: bytes, cut: bool
+) -> None:
+    monkeypatch.setattr(procfs, "MOST_VARIABLES", 3)
+    variables, some_left_out = procfs.parse_environ(environ)
+    assert (b"".join(variables), some_left_out) == (names, cut)
+
+
 # Privileges.
 
 

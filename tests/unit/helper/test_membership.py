@@ -760,6 +760,8 @@ def test_the_root_of_a_mount_namespace_and_of_the_container_is_its_own(world: Wo
     world.process(30, "1", OTHER, OTHER_FILES, **world.container())
     world.process(31, "1", f"/docker/{'c3' * 32}", FILES, **world.container())
     assert root_told(world.crashed(11, "/", 40), 10) == ""
+    world.process(13, "4", DOCKER, FILES, exe=(77, "/x"), **box)
+    assert root_told(world.crashed(13, "/", 20), 10) == ""
     # On the file system that the first process has as its root anyway.
     assert root_told(world.crashed(11, "/jail", 40), 10) == ""
     world.process(12, "3", DOCKER, MERGED, exe=(50, "/var/merged/x"), **box)
@@ -770,6 +772,8 @@ def test_whoever_has_the_hosts_own_root_is_no_container(world: World) -> None:
     # A container whose root directory is the host's, or none that anybody could name.
     for number, mountinfo in enumerate((b"20 1 8:1 / / rw - ext4 a rw\n", b"")):
         world.process(30 + number, "1", f"/docker/{number}" + ID[1:], mountinfo, **world.container())
+    # Nor is whoever has the host's mounts, though it is the first process of a pid namespace.
+    world.process(40, "1", OTHER, **world.container(mnt=world.host["mnt"]))
     world.process(21, exe=(20, "/srv/x"))
     assert root_told(world.crashed(21, "/srv")) == ""
 
@@ -847,7 +851,9 @@ def part(process: Any, pid: int, first: int | None) -> bool:
 def test_who_is_part_of_a_container_is_told_by_its_control_group(world: World, box: dict[str, Any]) -> None:
     world.process(30, "1", OTHER, OTHER_FILES, **world.container())
     process = world.crashed(11)
-    assert [part(process, pid, 10) for pid in (10, 11, 30)] == [True, True, False]
+    # One that shares the pid namespace.
+    world.process(31, "3", OTHER, pid=box["pid"])
+    assert [part(process, pid, 10) for pid in (10, 11, 30, 31)] == [True, True, False, False]
 
 
 def test_without_a_group_who_is_in_the_pid_namespace_or_below_it_is_part(world: World, box: dict[str, Any]) -> None:
@@ -857,6 +863,9 @@ def test_without_a_group_who_is_in_the_pid_namespace_or_below_it_is_part(world: 
     world.process(21)
     process = world.crashed(11)
     assert [part(process, pid, None) for pid in (10, 12, 30, 21)] == [True, True, False, False]
+    # Nor does the root group tell.
+    (world.proc / "10" / "cgroup").write_text("0::/\n")
+    assert [part(process, pid, 10) for pid in (10, 12, 30, 21)] == [True, True, False, False]
 
 
 def test_outside_of_pid_namespaces_who_has_no_container_is_part(world: World, box: dict[str, Any]) -> None:

@@ -303,7 +303,12 @@ def test_the_leader_stands_for_its_process(world: World) -> None:
     assert procfs.task_of(4711, 4712) == "/proc/4711/task/4712"
 
 
-def test_a_thread_stands_for_a_leader_that_has_lost_its_namespaces(world: World) -> None:
+def test_a_thread_stands_for_a_leader_that_has_lost_its_namespaces(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = Elsewhere(world.proc)
+    monkeypatch.setattr(moved, "listdir", lambda path: ["4711", "4712", "5001"], raising=False)
+    monkeypatch.setattr(procfs, "posix", moved)
     assert task_of(world, 4711, 4712, 5001) == "/proc/4711/task/5001"
 
 

@@ -761,7 +761,7 @@ def test_the_root_of_a_mount_namespace_and_of_the_container_is_its_own(world: Wo
     world.process(31, "1", f"/docker/{'c3' * 32}", FILES, **world.container())
     assert root_told(world.crashed(11, "/", 40), 10) == ""
     world.process(13, "4", DOCKER, FILES, exe=(77, "/x"), **box)
-    assert root_told(world.crashed(13, "/", 20), 10) == ""
+    assert root_told(world.crashed(13, "/", 50), 10) == ""
     # On the file system that the first process has as its root anyway.
     assert root_told(world.crashed(11, "/jail", 40), 10) == ""
     world.process(12, "3", DOCKER, MERGED, exe=(50, "/var/merged/x"), **box)

@@ -48,7 +48,7 @@ MODULES = {
     "fallback": ("steps", "fallback"),
     "seccomp": ("seccomp", "mutants_seccomp"),
     "handling": ("handling", "main", "chain"),
-    "linux": ("linux", "descriptors", "start"),
+    "linux": ("linux", "mutants_linux", "descriptors", "start"),
     "chain": ("chain",),
 }
 # Tests that wait most of the time: what only they would notice should be noticed by a quick one.

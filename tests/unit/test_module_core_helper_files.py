@@ -134,6 +134,7 @@ def install_the_real_one(host: Host) -> dict[str, Any]:
 def unbundled(result: dict[str, Any]) -> set[str]:
     """Return the modules of the installed library that a start imports one by one."""
     code = f"import sys; sys.path.insert(0, {result['library']!r}); import core_helper.main\n"
+    code += "core_helper.load(); import core_helper.handling\n"
     code += "print(*[name for name, module in sys.modules.items() if name[:11] == 'core_helper' and module.__spec__])"
     return set(subprocess.check_output([PYTHON, "-BISc", code], text=True).split())
 

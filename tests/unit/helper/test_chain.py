@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from core_helper import chain, command, handling, linux, membership, victim
+from core_helper import chain, command, handling, linux, membership, start, victim
 from unit.helper.support import in_child, process, script
 
 ID = "0123456789abcdef" * 4
@@ -171,6 +171,8 @@ def test_a_handler_that_cannot_be_executed_leaves_this_process_as_it_was(
             os.dup2(null, descriptor)
         os.dup2(null, 3, inheritable=False)
         os.umask(0o077)
+        # Whatever the caller of the tests ignores, the helper does not.
+        start.settle_signals()
         before = state()
         log = Log()
         for word in (os.fsencode(garbage), b"/missing", b"/"):

@@ -239,7 +239,8 @@ def _processes_in(controllers: bytes, path: bytes) -> "list[int]":
     mount_point = mounts.get(controllers.split(b",")[0])
     if mount_point is None:
         return []
-    groups, pids = [mount_point + path], list[int]()
+    groups = [mount_point + path]
+    pids: list[int] = []
     for number, group in enumerate(groups):
         if number >= MOST_GROUPS or len(pids) > MOST_PROCESSES:
             raise command.Refused("its control group has too many processes to find the first one: core not delegated")

@@ -332,7 +332,7 @@ def test_attack_23_a_mapped_file_that_never_answers_counts_until_its_process_is_
     if not Path("/dev/fuse").exists():
         pytest.skip("this machine has no /dev/fuse")
     options = ("--device=/dev/fuse", "--cap-add=SYS_ADMIN", "--security-opt=apparmor=unconfined", "--detach")
-    container = attack("fuse=map", f"fork={LIMIT}", "wait=/out/go", options=options)
+    container = attack("fuse=serve", f"fork={LIMIT}", "wait=/out/go", "fuse=map", options=options)
     (container.records / "go").touch()
     assert f"has {LIMIT // 2} crashes in flight" in refusal(f"has {LIMIT // 2} crashes in flight")
     wait_until(lambda: helpers() == 0, "the helpers do not end", TIMEOUT + 15)

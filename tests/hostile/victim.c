@@ -39,7 +39,7 @@
  *   storm=COUNT    that many processes have one child after the other crash, for ever
  *   series=COUNT   that many children go on, a moment after each other
  *   limit=NAME:N   sets both of a resource's limits: fsize, data, stack, files or memory
- *   fuse=KIND      has a page of a file system that never answers: map, or environ for that of its environment
+ *   fuse=KIND      a file system that never answers: serve starts it, map maps a page of its own, environ the one of its environment
  */
 #include "../victims/facts.h"
 #include "syscalls.h"
@@ -625,7 +625,7 @@ static void limit(const char *text)
 			must(setrlimit(all[i].resource, &both), text);
 }
 
-/* A file system with one file, as large as a page, whose content never comes. */
+/* A file system with one file, with a page for each pid, whose content never comes. */
 static void serve_fuse(int device)
 {
 	static char request[1 << 17];
@@ -641,7 +641,7 @@ static void serve_fuse(int device)
 			};
 		} out = {0};
 		size_t size = 0;
-		struct fuse_attr file = {.ino = 2, .size = 4096, .mode = S_IFREG | 0644, .nlink = 1};
+		struct fuse_attr file = {.ino = 2, .size = 1 << 28, .mode = S_IFREG | 0644, .nlink = 1};
 		struct fuse_attr root = {.ino = 1, .mode = S_IFDIR | 0755, .nlink = 1};
 		if (read(device, request, sizeof request) < 0)
 			_exit(0);
@@ -690,6 +690,8 @@ static void map_fuse(const char *kind)
 			serve_fuse(device);
 		close(device);
 	}
+	if (!strcmp(kind, "serve"))
+		return;
 	int file = open("/tmp/fuse/file", O_RDONLY | O_CLOEXEC);
 	must(file, "/tmp/fuse/file");
 	if (!strcmp(kind, "environ")) {
@@ -701,10 +703,11 @@ static void map_fuse(const char *kind)
 		write_file("/proc/self/coredump_filter", "0x1");
 		raise(SIGSEGV);
 	}
-	if (mmap(NULL, 4096, PROT_READ | PROT_EXEC, MAP_PRIVATE, file, 0) == MAP_FAILED)
+	/* A page of its own: who waits for one that another process has asked for can be killed. */
+	if (mmap(NULL, 4096, PROT_READ, MAP_PRIVATE, file, (off_t)getpid() * 4096) == MAP_FAILED)
 		fail("mmap");
-	/* Of a mapped program the first page is dumped. */
-	write_file("/proc/self/coredump_filter", "0x10");
+	/* Private mappings of files are dumped. */
+	write_file("/proc/self/coredump_filter", "0x4");
 }
 
 static void watch(double seconds)

@@ -328,10 +328,6 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         ],
         "attack_20",
     ),
-    "20 a refusal is like any failure": (
-        [("delegate.py", 'reporter.send("refused"', 'reporter.send("failed"')],
-        "attack_20 and root",
-    ),
     "21 the interpreter is where everybody has it": (
         [("start.py", 'if is_exposed(crash) else ""', 'if False else ""')],
         "attack_21",

@@ -75,23 +75,17 @@ FUZZ_SECONDS ?= 60
 fuzz: .cache/fuzz/complete ## fuzz what reads bytes made by others, for FUZZ_SECONDS (60)
 	.cache/fuzz/bin/python tests/fuzz/fuzz.py --seconds $(FUZZ_SECONDS)
 
-.cache/fuzz/complete: tests/fuzz/requirements.txt
-	rm -rf .cache/fuzz
-	$(PYTHON) -m venv .cache/fuzz
-	.cache/fuzz/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
-		--requirement tests/fuzz/requirements.txt
-	@touch $@
-
 MUTANTS_SECONDS ?= 900
 MUTANTS_SEED ?= 1
 mutants: .cache/mutants/complete ## try the helper's unit tests: change one thing after the other, for MUTANTS_SECONDS (900)
 	.cache/mutants/bin/python -B tests/mutants/run.py --seconds $(MUTANTS_SECONDS) --seed $(MUTANTS_SEED) $(MUTANTS)
 
-.cache/mutants/complete: tests/mutants/requirements.txt
-	rm -rf .cache/mutants
-	$(PYTHON) -m venv .cache/mutants
-	.cache/mutants/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
-		--requirement tests/mutants/requirements.txt
+# Tools that make test does not need have environments of their own.
+.cache/fuzz/complete .cache/mutants/complete: .cache/%/complete: tests/%/requirements.txt
+	rm -rf .cache/$*
+	$(PYTHON) -m venv .cache/$*
+	.cache/$*/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+		--requirement tests/$*/requirements.txt
 	@touch $@
 
 venv: $(VENV)/complete ## build .venv, which holds all tools, pinned and hashed

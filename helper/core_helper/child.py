@@ -69,10 +69,10 @@ class Result:
 
     ``failure`` is None if it was started and ended with exit code 0; ``absent`` if there is no such delegate, ``crowded`` if
     the container has reached its pids.max, ``refused`` if the core must not go anywhere, ``mute`` if the environment of the
-    process could not be read in time. ``fallback``
-    tells whether that environment asks for the core file, ``untouched`` whether the child ended without reading a byte: then
-    the core is still whole. ``drained`` tells whether the kernel has written the core to its end, ``complete`` whether the
-    child has read all of it; ``delivered`` counts bytes, ``length`` how many it should be, None if that is not known.
+    process could not be read in time. ``fallback`` tells whether that environment asks for the core file, ``untouched``
+    whether the child ended without reading a byte: then the core is still whole. ``drained`` tells whether the kernel has
+    written the core to its end, ``complete`` whether the child has read all of it; ``delivered`` counts bytes, ``length`` how
+    many it should be, None if that is not known.
     """
 
     def __init__(self) -> None:

@@ -7,9 +7,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 from core_helper import delegate, supervisor
+from unit.helper.world import World
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """A made-up host with files of its own."""
+    world = World(tmp_path, monkeypatch)
+    yield world
+    world.close()
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import posix
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,6 @@ import pytest
 from core_helper import command, container, linux, privileges, procfs, seccomp, victim
 from unit.helper.support import in_child, process
 from unit.helper.world import Elsewhere, World, keeps_descriptors
-
-
-@pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    world = World(tmp_path, monkeypatch)
-    yield world
-    world.close()
-
 
 # The label.
 

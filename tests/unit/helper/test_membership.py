@@ -27,13 +27,6 @@ FEW = ALL & ~(SYS_ADMIN | SYS_PTRACE)
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    world = World(tmp_path, monkeypatch)
-    yield world
-    world.close()
-
-
-@pytest.fixture
 def box(world: World) -> dict[str, Path]:
     """A container of the processes 10, the first one, and 11."""
     box = world.container()

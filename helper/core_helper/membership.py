@@ -13,7 +13,7 @@ import fcntl
 import posix
 import time
 
-from core_helper import command, container, procfs, victim
+from core_helper import command, container, namespaces, procfs, victim
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
     from core_helper.victim import FaultingProcess
 
-NS_GET_USERNS = 0xB701
-NS_GET_PARENT = 0xB702
-NS_GET_PID_FROM_PIDNS = 0x8004B706  # Linux 6.11.
 # What lets a process into the mounts of others: setns(2) takes the first one, /proc/PID/root the second.
 CAP_SYS_PTRACE, CAP_SYS_ADMIN = 19, 21
 INTRUDING = 1 << CAP_SYS_ADMIN | 1 << CAP_SYS_PTRACE
@@ -135,7 +132,10 @@ def first_of(process: "FaultingProcess") -> "tuple[Member | None, Member | None]
     init = _init_of(process, namespace, process.depth)
     if init is None:
         raise command.Refused("the first process of its pid namespace was not found: core not delegated")
-    outermost = _init_of(process, _outermost(namespace), 2) if process.depth > 2 else None
+    outermost = None
+    if process.depth > 2:
+        own = posix.stat("/proc/self/ns/pid").st_ino
+        outermost = _init_of(process, namespaces.outermost(namespace, own), 2)
     if group is None:
         # A sandbox that a user of the host made: what has started it is in the same control group.
         return init, _less_confined(outermost, _eldest_of_own(process))
@@ -179,7 +179,7 @@ def _init_of(process: "FaultingProcess", namespace: int, depth: int) -> "Member 
 def _candidates(process: "FaultingProcess", namespace: int, wanted: int) -> "Iterator[int]":
     """Yield pids of the host that may be the first process of ``namespace``, the likely ones first."""
     try:
-        yield fcntl.ioctl(namespace, NS_GET_PID_FROM_PIDNS, 1)
+        yield fcntl.ioctl(namespace, namespaces.NS_GET_PID_FROM_PIDNS, 1)
         return
     except OSError:
         pass  # Before Linux 6.11.
@@ -196,17 +196,6 @@ def _candidates(process: "FaultingProcess", namespace: int, wanted: int) -> "Ite
     for name in posix.listdir("/proc"):
         if name.isdigit() and time.monotonic() < limit and _inode(f"/proc/{name}/ns/pid") == wanted:
             yield int(name)
-
-
-def _outermost(namespace: int) -> int:
-    """Return the opened ancestor of the pid ``namespace`` right below the helper's own; ioctl_ns(2)."""
-    own = posix.stat("/proc/self/ns/pid").st_ino
-    while True:
-        parent = fcntl.ioctl(namespace, NS_GET_PARENT)
-        if posix.fstat(parent).st_ino == own:
-            posix.close(parent)
-            return namespace
-        namespace = parent
 
 
 def _eldest_of_own(process: "FaultingProcess") -> "Member | None":
@@ -342,7 +331,7 @@ def _ancestors(namespace: int) -> "list[int]":
     own = posix.stat("/proc/self/ns/user").st_ino
     inodes = [posix.fstat(namespace).st_ino]
     while inodes[-1] != own:
-        namespace = fcntl.ioctl(namespace, NS_GET_PARENT)
+        namespace = fcntl.ioctl(namespace, namespaces.NS_GET_PARENT)
         inodes.append(posix.fstat(namespace).st_ino)
     return inodes
 
@@ -353,7 +342,7 @@ def _check_owner(process: "FaultingProcess") -> None:
     Whoever is root there chooses the files; the process has rights outside of it.
     """
     own = posix.stat("/proc/self/ns/user").st_ino
-    owner = fcntl.ioctl(process.descriptor("mnt"), NS_GET_USERNS)  # type: ignore[arg-type]
+    owner = fcntl.ioctl(process.descriptor("mnt"), namespaces.NS_GET_USERNS)  # type: ignore[arg-type]
     inode = posix.fstat(owner).st_ino
     posix.close(owner)
     if inode not in ([own] if process.user_namespace is None else _ancestors(process.user_namespace)):
@@ -517,7 +506,7 @@ def _is_part(member: Member, process: "FaultingProcess", first: "Member | None")
     namespace = posix.open("ns/pid", posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=member.directory)
     # As deep as that of the process, or deeper: then one of its ancestors may be that one.
     for _ in range(len(member.pids) - process.depth):
-        namespace = fcntl.ioctl(namespace, NS_GET_PARENT)
+        namespace = fcntl.ioctl(namespace, namespaces.NS_GET_PARENT)
     return posix.fstat(namespace).st_ino == process.inode("pid")
 
 

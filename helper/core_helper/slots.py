@@ -15,7 +15,7 @@ import fcntl
 import posix
 import select
 
-from core_helper import linux, procfs
+from core_helper import linux, namespaces, procfs
 from core_helper.command import Refused
 
 TYPE_CHECKING = False
@@ -31,9 +31,6 @@ RECORD = _struct.Struct("=IIQq104s")
 LONGEST_NAME = 104
 MUTEX = MOST_SLOTS * RECORD.size
 OWNER_WEIGHT = 3
-NS_GET_USERNS = 0xB701
-NS_GET_PARENT = 0xB702
-NS_GET_OWNER_UID = 0xB704
 NOBODY = -1
 PATIENCE = 0.5  # Seconds for a process to end when nobody reads its core any more.
 SIGKILL = 9
@@ -195,8 +192,9 @@ def holder_of(crash: "Crash") -> Holder:
         own = posix.stat("/proc/self/ns/pid").st_ino
         if posix.fstat(opened[0]).st_ino != own:
             # Who made it is told by itself: its processes may make user namespaces, as whatever user.
-            opened.append(_outermost(opened[0], own))
-            opened.append(fcntl.ioctl(opened[1], NS_GET_USERNS))
+            # A container that makes namespaces of its own has no more slots for that.
+            opened.append(namespaces.outermost(opened[0], own))
+            opened.append(fcntl.ioctl(opened[1], namespaces.NS_GET_USERNS))
             name = identifier or f"pid:[{posix.fstat(opened[1]).st_ino}]"
             return Holder(f"container {name}", _maker_of(opened[-1], opened))
         opened.append(posix.open(f"{task}/ns/user", posix.O_RDONLY | posix.O_CLOEXEC))
@@ -220,27 +218,10 @@ def _maker_of(namespace: int, opened: "list[int]") -> "int | None":
     own = posix.stat("/proc/self/ns/user").st_ino
     if posix.fstat(namespace).st_ino == own:
         return None
-    opened.append(_outermost(namespace, own))
+    opened.append(namespaces.outermost(namespace, own))
     owner = bytearray(4)
-    fcntl.ioctl(opened[-1], NS_GET_OWNER_UID, owner, True)
+    fcntl.ioctl(opened[-1], namespaces.NS_GET_OWNER_UID, owner, True)
     return int(_struct.unpack("=I", owner)[0])
-
-
-def _outermost(namespace: int, own: int) -> int:
-    """Return the ancestor of the opened ``namespace`` right below that of the inode ``own``, or ``namespace`` itself.
-
-    A container that makes namespaces of its own has no more slots for that; ioctl_ns(2).
-    """
-    current = namespace
-    while posix.fstat(current).st_ino != own:
-        parent = fcntl.ioctl(current, NS_GET_PARENT)
-        if posix.fstat(parent).st_ino == own:
-            posix.close(parent)
-            return current
-        if current != namespace:
-            posix.close(current)
-        current = parent
-    return namespace
 
 
 def open_pidfd(crash: "Crash") -> "int | None":

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from core_helper import command, membership, procfs, victim
+from core_helper.namespaces import outermost as outermost_of
 from unit.helper.support import HELPER
 from unit.helper.support import process as crashed
 from unit.helper.world import ALL, World, keeps_descriptors
@@ -322,11 +323,12 @@ def test_the_outermost_container_counts_where_containers_are_nested(world: World
 def test_the_outermost_namespace_is_that_below_the_hosts(world: World, box: dict[str, Any]) -> None:
     middle = world.namespace(box["pid"])
     inner = world.open(world.namespace(middle))
-    outermost = membership._outermost(inner)
+    own = world.host["pid"].stat().st_ino
+    outermost = outermost_of(inner, own)
     assert os.path.samestat(os.fstat(outermost), box["pid"].stat())
     alone = world.open(box["pid"])
-    assert keeps_descriptors(lambda: membership._outermost(alone))
-    assert membership._outermost(alone) == alone
+    assert keeps_descriptors(lambda: outermost_of(alone, own))
+    assert outermost_of(alone, own) == alone
 
 
 def test_a_container_in_the_hosts_pid_namespace_is_its_control_group(world: World) -> None:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from core_helper import command, slots
+from core_helper import command, namespaces, slots
 from unit.helper.support import in_child
 
 
@@ -184,7 +184,7 @@ def test_a_user_namespace_is_that_of_who_made_it() -> None:
 
 @pytest.mark.skipif(os.getuid() != 0, reason="a pid namespace without a user namespace needs root")
 def test_namespaces_below_the_container_are_the_containers(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = slots._outermost
+    real = namespaces.outermost
     levels = []
 
     def outermost(namespace: int, own: int) -> int:
@@ -192,7 +192,7 @@ def test_namespaces_below_the_container_are_the_containers(monkeypatch: pytest.M
         levels.append(os.fstat(namespace).st_ino == os.fstat(found).st_ino)
         return found
 
-    monkeypatch.setattr(slots, "_outermost", outermost)
+    monkeypatch.setattr(namespaces, "outermost", outermost)
     assert holder_of("unshare", "--pid", "--fork").startswith("-1 container pid:[")
     nested = ("unshare", "--pid", "--fork")
     assert holder_of(*nested, *nested, *nested).startswith("-1 container pid:[")

@@ -6,9 +6,9 @@ A crash walks through the modules in one direction::
                                                                        \\-> supervisor -> relay -> journal
 
 The parent stays on the host as the supervisor. ``start`` is what the helper does to itself, ``linux`` holds system calls,
-``procfs`` reads /proc, ``namespaces`` finds their ancestors, ``seccomp`` holds the filter, ``quota`` rations the log,
-``fallback`` writes the core file where there is no delegate, ``chain`` becomes the handler that the host had before, for
-crashes outside of containers.
+``procfs`` reads /proc, ``namespaces``, ``cgroups`` and ``first_process`` tell what belongs together, ``seccomp`` holds the
+filter, ``quota`` rations the log, ``fallback`` writes the core file where there is no delegate, ``chain`` becomes the handler
+that the host had before, for crashes outside of containers.
 
 The package is imported at every crash, so it imports but modules that are built into the interpreter (``posix`` is what
 ``os`` is made of), and no ``__future__``: annotations that Python 3.8 cannot evaluate are quoted. What is not

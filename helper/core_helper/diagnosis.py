@@ -1,7 +1,5 @@
 """Why a crash cannot be handled, for the log: imported only then."""
 
-import posix
-
 from core_helper import procfs
 
 TYPE_CHECKING = False
@@ -41,10 +39,6 @@ def _pid_of_kernel(crash: "Crash") -> "int | None":
 
 def _read(path: str) -> bytes:
     try:
-        file = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
+        return procfs.read_path(path)
     except OSError:
         return b""
-    try:
-        return procfs.read_all(file)
-    finally:
-        posix.close(file)

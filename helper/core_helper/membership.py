@@ -13,47 +13,18 @@ import fcntl
 import posix
 import time
 
-from core_helper import command, container, namespaces, procfs, victim
+from core_helper import cgroups, command, container, first_process, namespaces, procfs, victim
+from core_helper.first_process import PATIENCE, Member
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Iterator
+    from typing import Callable
 
     from core_helper.victim import FaultingProcess
 
 # What lets a process into the mounts of others: setns(2) takes the first one, /proc/PID/root the second.
 CAP_SYS_PTRACE, CAP_SYS_ADMIN = 19, 21
 INTRUDING = 1 << CAP_SYS_ADMIN | 1 << CAP_SYS_PTRACE
-MOST_GROUPS, MOST_PROCESSES, MOST_MOUNTS = 256, 4096, 1 << 24
-PATIENCE = 30.0  # Seconds for a look at all processes of the host.
-
-
-class Member:
-    """A process, opened: what it has of a container. Raises OSError when it is gone."""
-
-    def __init__(self, pid: int) -> None:
-        """Open process ``pid`` of the host and read what counts here."""
-        path = procfs.task_of(pid, None)
-        self.directory = posix.open(path, posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
-        try:
-            self.status = procfs.parse_status(procfs.read(self.directory, "status"))
-            self.cgroups = procfs.parse_cgroup(procfs.read(self.directory, "cgroup"))
-            self.mounts = self.namespace("mnt")
-            self.processes = self.namespace("pid")
-        except BaseException:
-            self.close()
-            raise
-        self.pids = self.status.get("NStgid", self.status["Tgid"]).split()
-        self.filters = int(self.status.get("Seccomp_filters", "0"))
-        self.bounding = int(self.status["CapBnd"], 16)
-
-    def namespace(self, name: str) -> int:
-        """Return the inode of the namespace ``name``."""
-        return posix.stat(f"ns/{name}", dir_fd=self.directory).st_ino
-
-    def close(self) -> None:
-        """Close it."""
-        posix.close(self.directory)
 
 
 def check(process: "FaultingProcess") -> None:
@@ -66,7 +37,7 @@ def check(process: "FaultingProcess") -> None:
         # An ordinary process of the host, or one that shares its files.
         _check_root(process, None)
         return
-    first, outermost = first_of(process)
+    first, outermost = first_process.first_of(process)
     try:
         filters = [member.filters for member in (first, outermost) if member is not None]
         known = [member.bounding for member in (first, outermost) if member is not None]
@@ -92,8 +63,8 @@ def check(process: "FaultingProcess") -> None:
 
 def _has_root_of_the_host(process: "FaultingProcess") -> bool:
     """Tell whether it sees the host's files in mounts of its own, as the services of systemd do."""
-    own = container.place_of_root(container.mounts(procfs.read(process.task, "mountinfo", MOST_MOUNTS)))
-    return own is not None and own == container.place_of_root(container.mounts(_read("self", "mountinfo")))
+    own = container.place_of_root(_mounts_of(process.task))
+    return own is not None and own == container.place_of_root(_mounts_at("/proc/self"))
 
 
 def _may_have_joined(process: "FaultingProcess", first: "Member | None") -> bool:
@@ -105,7 +76,7 @@ def _may_have_joined(process: "FaultingProcess", first: "Member | None") -> bool
         return True
     if (process.permitted | process.bounding) & ~first.bounding:
         return True
-    joins = process.user_namespace is None or named_group(process.cgroups) is not None
+    joins = process.user_namespace is None or cgroups.named(process.cgroups) is not None
     return joins and (first.bounding | process.bounding) & INTRUDING != 0
 
 
@@ -116,176 +87,7 @@ def withheld(process: "FaultingProcess", reason: str) -> victim.Withheld:
     return victim.Withheld(f"{reason}: its core is not for a program of that one's image", process, of_the_host)
 
 
-# Who is the first process of the container?
-
-
-def first_of(process: "FaultingProcess") -> "tuple[Member | None, Member | None]":
-    """Return the first process of the container of ``process``, and that of the outermost container, None where unknown.
-
-    The container is that of the control group, where an engine has named it; else that of the pid namespace. Outside of pid
-    namespaces it is the control group as it is, unless that is the root group.
-    """
-    namespace = process.descriptor("pid")
-    group = named_group(process.cgroups)
-    if namespace is None:
-        return (_eldest_of(*group) if group else _eldest_of_own(process)), None
-    init = _init_of(process, namespace, process.depth)
-    if init is None:
-        raise command.Refused("the first process of its pid namespace was not found: core not delegated")
-    outermost = None
-    if process.depth > 2:
-        own = posix.stat("/proc/self/ns/pid").st_ino
-        outermost = _init_of(process, namespaces.outermost(namespace, own), 2)
-    if group is None:
-        # A sandbox that a user of the host made: what has started it is in the same control group.
-        return init, _less_confined(outermost, _eldest_of_own(process))
-    if is_within(init.cgroups, [group]):
-        return init, outermost
-    # It shares the pid namespace of another container.
-    return _eldest_of(*group), _less_confined(outermost, init)
-
-
-def _less_confined(one: "Member | None", other: "Member | None") -> "Member | None":
-    if one is None or other is None:
-        return one or other
-    return one if one.filters <= other.filters else other
-
-
-def named_group(cgroups: "list[tuple[bytes, bytes]]") -> "tuple[bytes, bytes] | None":
-    """Return controllers and path of the control group that an engine has named after the innermost container, or None."""
-    for controllers, path in cgroups:
-        parts = path.split(b"/")
-        for end in range(len(parts), 1, -1):
-            if procfs.container_id([(b"", parts[end - 1])]):
-                return controllers, b"/".join(parts[:end])
-    return None
-
-
-def _init_of(process: "FaultingProcess", namespace: int, depth: int) -> "Member | None":
-    """Return the first process of the opened pid ``namespace``, an ancestor of that of ``process``; ``depth`` is its level."""
-    wanted = posix.fstat(namespace).st_ino
-    for pid in _candidates(process, namespace, wanted):
-        try:
-            member = Member(pid)
-        except OSError:
-            continue
-        # Asked of what was opened: the number may be another process's by now.
-        if member.processes == wanted and member.pids[-1] == "1" and len(member.pids) == depth:
-            return member
-        member.close()
-    return None
-
-
-def _candidates(process: "FaultingProcess", namespace: int, wanted: int) -> "Iterator[int]":
-    """Yield pids of the host that may be the first process of ``namespace``, the likely ones first."""
-    try:
-        yield fcntl.ioctl(namespace, namespaces.NS_GET_PID_FROM_PIDNS, 1)
-        return
-    except OSError:
-        pass  # Before Linux 6.11.
-    pid = process.host_pid
-    while pid:
-        yield pid
-        try:
-            pid = int(procfs.stat_fields(_read(pid, "stat"))[1])
-        except OSError:
-            break
-    for controllers, path in process.cgroups[:1]:
-        yield from _processes_in(controllers, path)
-    limit = time.monotonic() + PATIENCE
-    for name in posix.listdir("/proc"):
-        if name.isdigit() and time.monotonic() < limit and _inode(f"/proc/{name}/ns/pid") == wanted:
-            yield int(name)
-
-
-def _eldest_of_own(process: "FaultingProcess") -> "Member | None":
-    """Return the eldest process of the control group that ``process`` is in, None in the root group."""
-    for controllers, path in process.cgroups:
-        if path != b"/":
-            return _eldest_of(controllers, path)
-    return None
-
-
-def _eldest_of(controllers: bytes, path: bytes) -> "Member | None":
-    """Return the eldest process of a control group and the groups below it, None if there is none."""
-    ages = []
-    for pid in _processes_in(controllers, path):
-        try:
-            ages.append((int(procfs.stat_fields(_read(pid, "stat"))[19]), pid))
-        except OSError:
-            continue
-    for _, pid in sorted(ages):
-        try:
-            return Member(pid)
-        except OSError:
-            continue
-    return None
-
-
-def _processes_in(controllers: bytes, path: bytes) -> "list[int]":
-    """Return the processes of a control group and the groups below it. Raises Refused where they are too many to tell."""
-    mounts = container.cgroup_mounts(_read("self", "mountinfo"))
-    mount_point = mounts.get(controllers.split(b",")[0])
-    if mount_point is None:
-        return []
-    groups = [mount_point + path]
-    pids: list[int] = []
-    for number, group in enumerate(groups):
-        if number >= MOST_GROUPS or len(pids) > MOST_PROCESSES:
-            raise command.Refused("its control group has too many processes to find the first one: core not delegated")
-        try:
-            file = posix.open(group + b"/cgroup.procs", posix.O_RDONLY | posix.O_CLOEXEC)
-            try:
-                pids += [int(pid) for pid in procfs.read_all(file).split()]
-            finally:
-                posix.close(file)
-            groups += [entry.path for entry in posix.scandir(group) if entry.is_dir(follow_symlinks=False)]
-        except OSError:
-            continue  # Gone meanwhile, or of threads only.
-    return pids
-
-
-def _read(pid: "int | str", name: str) -> bytes:
-    file = posix.open(f"/proc/{pid}/{name}", posix.O_RDONLY | posix.O_CLOEXEC)
-    try:
-        return procfs.read_all(file, MOST_MOUNTS)
-    finally:
-        posix.close(file)
-
-
-def _inode(path: str) -> "int | None":
-    try:
-        return posix.stat(path).st_ino
-    except OSError:
-        return None
-
-
 # Does it belong to that one?
-
-
-def is_within(cgroups: "list[tuple[bytes, bytes]]", first: "list[tuple[bytes, bytes]]") -> bool:
-    """Tell whether ``cgroups`` lie in the container whose first process has the control groups ``first``."""
-    for controllers, theirs in first:
-        ours = next((path for name, path in cgroups if name == controllers), None)
-        if theirs == b"/" or ours is None:
-            continue
-        named = named_group([(controllers, theirs)])
-        if named is not None:
-            if not (ours + b"/").startswith(named[1] + b"/"):
-                return False
-        elif not _share_unit(ours, theirs):
-            return False
-    return True
-
-
-def _share_unit(one: bytes, other: bytes) -> bool:
-    """Tell whether two control groups have a common ancestor that is more than a slice of systemd's; systemd.slice(5)."""
-    for ours, theirs in zip(one.split(b"/")[1:], other.split(b"/")[1:]):
-        if ours != theirs:
-            return False
-        if not ours.endswith(b".slice"):
-            return True
-    return False
 
 
 def _has_group(member: "Member | None") -> bool:
@@ -305,7 +107,7 @@ def _check_group(process: "FaultingProcess", first: Member) -> None:
         if not bounded:
             raise withheld(process, "it has capabilities that the container, whose namespaces it is in, could not have")
         return
-    if is_within(process.cgroups, first.cgroups):
+    if cgroups.is_within(process.cgroups, first.cgroups):
         return
     if bounded and _is_in_user_namespace(process, first):
         return
@@ -314,7 +116,7 @@ def _check_group(process: "FaultingProcess", first: Member) -> None:
 
 def _is_in_user_namespace(process: "FaultingProcess", first: Member) -> bool:
     """Tell whether ``process`` is in the user namespace of ``first`` or below it, with ids of that namespace."""
-    if process.user_namespace is None or first.namespace("user") not in _ancestors(process.user_namespace):
+    if process.user_namespace is None or first.namespace("user") not in _user_namespaces(process):
         return False
     groups = [process.gid, *process.groups]
     return _are_mapped(first, "uid_map", [process.uid]) and _are_mapped(first, "gid_map", groups)
@@ -326,14 +128,10 @@ def _are_mapped(first: Member, name: str, ids: "list[int]") -> bool:
     return all(any(begin <= number < begin + count for _, begin, count in ranges) for number in ids)
 
 
-def _ancestors(namespace: int) -> "list[int]":
-    """Return the inodes of the opened user ``namespace`` and its ancestors up to the helper's own; ioctl_ns(2)."""
+def _user_namespaces(process: "FaultingProcess") -> "list[int]":
+    """Return the inodes of the user namespace of ``process`` and its ancestors, up to the helper's own."""
     own = posix.stat("/proc/self/ns/user").st_ino
-    inodes = [posix.fstat(namespace).st_ino]
-    while inodes[-1] != own:
-        namespace = fcntl.ioctl(namespace, namespaces.NS_GET_PARENT)
-        inodes.append(posix.fstat(namespace).st_ino)
-    return inodes
+    return [own] if process.user_namespace is None else namespaces.lineage(process.user_namespace, own)
 
 
 def _check_owner(process: "FaultingProcess") -> None:
@@ -341,11 +139,10 @@ def _check_owner(process: "FaultingProcess") -> None:
 
     Whoever is root there chooses the files; the process has rights outside of it.
     """
-    own = posix.stat("/proc/self/ns/user").st_ino
     owner = fcntl.ioctl(process.descriptor("mnt"), namespaces.NS_GET_USERNS)  # type: ignore[arg-type]
     inode = posix.fstat(owner).st_ino
     posix.close(owner)
-    if inode not in ([own] if process.user_namespace is None else _ancestors(process.user_namespace)):
+    if inode not in _user_namespaces(process):
         raise withheld(process, "it is in the mount namespace of a container without being in its user namespace")
 
 
@@ -366,9 +163,19 @@ def _mount_of(directory: int, name: str) -> int:
         posix.close(file)
 
 
-def _mounts_of(directory: int) -> "set[int]":
+def _mounts_of(directory: int) -> "dict[int, container.Mount]":
+    """Return the mounts that the process of the opened /proc/PID sees."""
+    return container.mounts(procfs.read(directory, "mountinfo", procfs.MOUNTINFO_LIMIT))
+
+
+def _mounts_at(path: str) -> "dict[int, container.Mount]":
+    """Return the mounts that the process at ``path``, which is /proc/PID, sees."""
+    return container.mounts(procfs.read_path(f"{path}/mountinfo", procfs.MOUNTINFO_LIMIT))
+
+
+def _mounts_seen(directory: int) -> "set[int]":
     """Return the numbers of the mounts that the process of the opened /proc/PID sees, that of its root directory included."""
-    return {*container.mounts(procfs.read(directory, "mountinfo", MOST_MOUNTS)), _mount_of(directory, "root")}
+    return {*_mounts_of(directory), _mount_of(directory, "root")}
 
 
 def _check_program(process: "FaultingProcess", first: "Member | None") -> None:
@@ -382,18 +189,16 @@ def _check_program(process: "FaultingProcess", first: "Member | None") -> None:
         _check_inhabitants(process, first)
     if first is not None and not own and not alike:
         raise withheld(process, "it is in a mount namespace other than that of its own container")
-    mounts = _mounts_of(process.task)
+    mounts = _mounts_seen(process.task)
     if first is not None:
-        mounts |= _mounts_of(first.directory)
+        mounts |= _mounts_seen(first.directory)
     if _mount_of(process.task, "exe") not in mounts:
         raise withheld(process, "it executes a program from outside of the mount namespace that it is in")
 
 
 def _same_root(task: int, other: int) -> bool:
     """Tell whether two processes, opened, have the same root directory, each in a mount namespace of its own."""
-    ours, theirs = (
-        container.place_of_root(container.mounts(procfs.read(file, "mountinfo", MOST_MOUNTS))) for file in (task, other)
-    )
+    ours, theirs = (container.place_of_root(_mounts_of(file)) for file in (task, other))
     return ours is not None and ours == theirs
 
 
@@ -406,7 +211,9 @@ def _check_inhabitants(process: "FaultingProcess", first: "Member | None") -> No
 
 def _mount_namespace(pid: int) -> "int | None":
     """Return the inode of the mount namespace of process ``pid``; its leader may have exited."""
-    return _inode(f"/proc/{pid}/ns/mnt") or _inode(f"{procfs.task_of(pid, None)}/ns/mnt")
+    return first_process.inode_of(f"/proc/{pid}/ns/mnt") or first_process.inode_of(
+        f"{procfs.task_of(pid, None)}/ns/mnt"
+    )
 
 
 def _check_root(process: "FaultingProcess", first: "Member | None") -> None:
@@ -419,8 +226,8 @@ def _check_root(process: "FaultingProcess", first: "Member | None") -> None:
     path = posix.readlink(b"/proc/self/fd/%d" % process.root)
     if path == b"/" and (process.in_container() or _is_root_of_the_host(process.root)):
         return
-    host = container.mounts(_read("self", "mountinfo"))
-    table = host if first is None else container.mounts(procfs.read(first.directory, "mountinfo", MOST_MOUNTS))
+    host = _mounts_at("/proc/self")
+    table = host if first is None else _mounts_of(first.directory)
     number = container.mount_of(process.root)
     if number not in table:
         if process.in_container():
@@ -443,7 +250,7 @@ def _check_root(process: "FaultingProcess", first: "Member | None") -> None:
         tree = trees.get(inode)
         if tree is None:
             try:
-                tree = container.place_of_root(container.mounts(_read(pid, "mountinfo")))
+                tree = container.place_of_root(_mounts_at(f"/proc/{pid}"))
             except OSError:
                 return False
             if tree is None:
@@ -500,22 +307,22 @@ def _find_stranger(process: "FaultingProcess", first: "Member | None", wanted: "
 def _is_part(member: Member, process: "FaultingProcess", first: "Member | None") -> bool:
     """Tell whether ``member`` belongs to the container of ``process``: by the control group, else by the pid namespace."""
     if first is not None and _has_group(first):
-        return is_within(member.cgroups, first.cgroups)
+        return cgroups.is_within(member.cgroups, first.cgroups)
     if not process.in_pid_namespace():
-        return member.processes == process.inode("pid") and named_group(member.cgroups) is None
+        return member.processes == process.inode("pid") and cgroups.named(member.cgroups) is None
     namespace = posix.open("ns/pid", posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=member.directory)
-    # As deep as that of the process, or deeper: then one of its ancestors may be that one.
-    for _ in range(len(member.pids) - process.depth):
-        namespace = fcntl.ioctl(namespace, namespaces.NS_GET_PARENT)
-    return posix.fstat(namespace).st_ino == process.inode("pid")
+    try:
+        return process.inode("pid") in namespaces.lineage(namespace, posix.stat("/proc/self/ns/pid").st_ino)
+    finally:
+        posix.close(namespace)
 
 
 def _is_at_home(member: Member) -> bool:
     """Tell whether ``member`` is in the mount namespace of its own container, not in one that it has joined."""
     if len(member.pids) > 1 and member.pids[-1] == "1":
         return True
-    group = named_group(member.cgroups)
-    eldest = _eldest_of(*group) if group else None
+    group = cgroups.named(member.cgroups)
+    eldest = first_process.eldest_of(*group) if group else None
     if eldest is None:
         return False
     try:

@@ -5,11 +5,21 @@ import posix
 ENVIRON_LIMIT = 1 << 20
 MOST_VARIABLES = 8192
 FILE_LIMIT = 1 << 20
+MOUNTINFO_LIMIT = 1 << 24  # 100,000 mounts at the most (fs.mount-max), of some 150 bytes.
 
 
 def read(directory: int, name: str, limit: int = FILE_LIMIT) -> bytes:
     """Return at most ``limit`` bytes of the file ``name`` in the opened ``directory``. Raises OSError."""
     descriptor = open_file(directory, name)
+    try:
+        return read_all(descriptor, limit)
+    finally:
+        posix.close(descriptor)
+
+
+def read_path(path: str, limit: int = FILE_LIMIT) -> bytes:
+    """Return at most ``limit`` bytes of the file at ``path``. Raises OSError."""
+    descriptor = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
     try:
         return read_all(descriptor, limit)
     finally:

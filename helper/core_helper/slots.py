@@ -66,7 +66,7 @@ class Slot:
 
 def limit_of_kernel() -> int:
     """Return kernel.core_pipe_limit: how many processes the kernel keeps until their cores are read, 0 for none; core(5)."""
-    return int(_read(LIMIT))
+    return int(procfs.read_path(LIMIT))
 
 
 def limit_of(configured: "int | None") -> int:
@@ -160,7 +160,7 @@ def start_of(task: str) -> "int | None":
     Not asked of the process: that would take as long as it has threads; proc_pid_stat(5).
     """
     try:
-        return int(procfs.stat_fields(_read(f"{task}/stat"))[19])
+        return int(procfs.stat_fields(procfs.read_path(f"{task}/stat"))[19])
     except OSError:
         return None
 
@@ -169,17 +169,9 @@ def is_dumping(pid: int, tid: int, started: int) -> bool:
     """Tell whether the process whose thread was ``started`` then is still being dumped; asked of the thread that crashed."""
     try:
         task = procfs.task_of(pid, tid or None)
-        return start_of(task) == started and procfs.still_dumping(_read(f"{task}/status"))
+        return start_of(task) == started and procfs.still_dumping(procfs.read_path(f"{task}/status"))
     except OSError:
         return False
-
-
-def _read(path: str) -> bytes:
-    file = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
-    try:
-        return posix.read(file, 65536)
-    finally:
-        posix.close(file)
 
 
 def holder_of(crash: "Crash") -> Holder:
@@ -187,7 +179,7 @@ def holder_of(crash: "Crash") -> Holder:
     opened: list[int] = []
     try:
         task = procfs.task_of(crash.pid, crash.tid)
-        identifier = procfs.container_id(procfs.parse_cgroup(_read(f"{task}/cgroup")))
+        identifier = procfs.container_id(procfs.parse_cgroup(procfs.read_path(f"{task}/cgroup")))
         opened.append(posix.open(f"{task}/ns/pid", posix.O_RDONLY | posix.O_CLOEXEC))
         own = posix.stat("/proc/self/ns/pid").st_ino
         if posix.fstat(opened[0]).st_ino != own:

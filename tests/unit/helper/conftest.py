@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from core_helper import delegate, supervisor
-from unit.helper.world import World
+from unit.helper.world import DOCKER, FEW, FILES, World
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,3 +39,12 @@ def _bounded(kill: Callable[[int, int], None]) -> Callable[[int, int], None]:
         kill(pid, number)
 
     return bounded
+
+
+@pytest.fixture
+def box(world: World) -> dict[str, Path]:
+    """A container of the processes 10, the first one, and 11."""
+    box = world.container()
+    for pid, pids in ((10, "1"), (11, "2")):
+        world.process(pid, pids, DOCKER, FILES, 200 + pid, 9 if pid == 10 else 10, bounding=FEW, **box)
+    return box

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from core_helper import command, namespaces, slots
+from core_helper import command, namespaces, procfs, slots
 from unit.helper.support import in_child
 
 
@@ -137,7 +137,7 @@ def test_the_thread_that_crashed_is_asked_whether_it_dumps(monkeypatch: pytest.M
         asked.append(path)
         return b"4711 (a) D" + b" 7" * 40 if path.endswith("stat") else b"\nCoreDumping:\t1\n"
 
-    monkeypatch.setattr(slots, "_read", read)
+    monkeypatch.setattr(procfs, "read_path", read)
     assert slots.is_dumping(4711, 4712, 7)
     assert not slots.is_dumping(4711, 4712, 8)
     assert asked[1] == "/proc/4711/task/4712/status"

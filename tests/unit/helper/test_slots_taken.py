@@ -188,7 +188,7 @@ def test_a_process_that_goes_away_meanwhile_has_its_slot_too(file: Path, monkeyp
 
 def test_a_process_that_goes_away_meanwhile_is_not_dumping(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slots, "start_of", lambda task: 7)
-    monkeypatch.setattr(slots, "_read", gone)
+    monkeypatch.setattr(procfs, "read_path", gone)
     assert slots.is_dumping(4711, 4711, 7) is False
 
 
@@ -272,7 +272,7 @@ def test_who_is_gone_while_it_is_looked_at_is_unknown_and_leaves_nothing_open(wo
 
 def test_the_file_of_a_process_that_is_read_is_closed(world: World) -> None:
     world.process(21)
-    assert keeps_descriptors(lambda: slots._read("/proc/21/stat"))
+    assert keeps_descriptors(lambda: procfs.read_path("/proc/21/stat"))
     assert slots.start_of("/proc/21/task/21") == 100
     assert slots.start_of("/proc/22") is None
 

@@ -11,11 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from core_helper import container, membership, procfs, slots, start, victim
+from core_helper import cgroups, container, first_process, membership, namespaces, procfs, slots, start, victim
 
 NS_GET_USERNS, NS_GET_PARENT, NS_GET_OWNER_UID, NS_GET_PID_FROM_PIDNS = 0xB701, 0xB702, 0xB704, 0x8004B706
 ALL = (1 << 41) - 1
 KINDS = ("mnt", "pid", "user", "net", "uts", "cgroup")
+ID, OTHER_ID = "a1" * 32, "b2" * 32
+DOCKER, OTHER = f"/docker/{ID}", f"/docker/{OTHER_ID}"
+FILES = b"40 30 0:50 / / rw - overlay overlay rw\n"
+OTHER_FILES = b"40 30 0:60 / / rw - overlay overlay rw\n"
+SYS_ADMIN, SYS_PTRACE = 1 << 21, 1 << 19
+FEW = ALL & ~(SYS_ADMIN | SYS_PTRACE)
 ROOT_OF_HOST = b"20 1 8:1 / / rw - ext4 /dev/sda1 rw\n"
 
 
@@ -57,7 +63,7 @@ class World:
         self.makers: dict[int, int] = {}
         self.first_processes: dict[int, int] = {}
         self.opened: list[int] = []
-        for module in (container, membership, procfs, slots, start, victim):
+        for module in (cgroups, container, first_process, membership, namespaces, procfs, slots, start, victim):
             monkeypatch.setattr(module, "posix", Elsewhere(self.proc))
         monkeypatch.setattr(fcntl, "ioctl", self.ioctl)
         monkeypatch.setattr(container, "mount_of", self.mount_of)

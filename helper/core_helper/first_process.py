@@ -1,0 +1,144 @@
+"""The first process of a container: what the others of that container are compared with."""
+
+import fcntl
+import posix
+import time
+
+from core_helper import cgroups, command, namespaces, procfs
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Iterator
+
+    from core_helper.victim import FaultingProcess
+
+PATIENCE = 30.0  # Seconds for a look at all processes of the host.
+
+
+class Member:
+    """A process, opened: what it has of a container. Raises OSError when it is gone."""
+
+    def __init__(self, pid: int) -> None:
+        """Open process ``pid`` of the host and read what counts here."""
+        path = procfs.task_of(pid, None)
+        self.directory = posix.open(path, posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
+        try:
+            self.status = procfs.parse_status(procfs.read(self.directory, "status"))
+            self.cgroups = procfs.parse_cgroup(procfs.read(self.directory, "cgroup"))
+            self.mounts = self.namespace("mnt")
+            self.processes = self.namespace("pid")
+        except BaseException:
+            self.close()
+            raise
+        self.pids = self.status.get("NStgid", self.status["Tgid"]).split()
+        self.filters = int(self.status.get("Seccomp_filters", "0"))
+        self.bounding = int(self.status["CapBnd"], 16)
+
+    def namespace(self, name: str) -> int:
+        """Return the inode of the namespace ``name``."""
+        return posix.stat(f"ns/{name}", dir_fd=self.directory).st_ino
+
+    def close(self) -> None:
+        """Close it."""
+        posix.close(self.directory)
+
+
+def first_of(process: "FaultingProcess") -> "tuple[Member | None, Member | None]":
+    """Return the first process of the container of ``process``, and that of the outermost container, None where unknown.
+
+    The container is that of the control group, where an engine has named it; else that of the pid namespace. Outside of pid
+    namespaces it is the control group as it is, unless that is the root group.
+    """
+    namespace = process.descriptor("pid")
+    group = cgroups.named(process.cgroups)
+    if namespace is None:
+        return (eldest_of(*group) if group else _eldest_of_own(process)), None
+    init = _init_of(process, namespace, process.depth)
+    if init is None:
+        raise command.Refused("the first process of its pid namespace was not found: core not delegated")
+    outermost = None
+    if process.depth > 2:
+        own = posix.stat("/proc/self/ns/pid").st_ino
+        outermost = _init_of(process, namespaces.outermost(namespace, own), 2)
+    if group is None:
+        # A sandbox that a user of the host made: what has started it is in the same control group.
+        return init, _less_confined(outermost, _eldest_of_own(process))
+    if cgroups.is_within(init.cgroups, [group]):
+        return init, outermost
+    # It shares the pid namespace of another container.
+    return eldest_of(*group), _less_confined(outermost, init)
+
+
+def _less_confined(one: "Member | None", other: "Member | None") -> "Member | None":
+    if one is None or other is None:
+        return one or other
+    return one if one.filters <= other.filters else other
+
+
+def _init_of(process: "FaultingProcess", namespace: int, depth: int) -> "Member | None":
+    """Return the first process of the opened pid ``namespace``, an ancestor of that of ``process``; ``depth`` is its level."""
+    wanted = posix.fstat(namespace).st_ino
+    for pid in _candidates(process, namespace, wanted):
+        try:
+            member = Member(pid)
+        except OSError:
+            continue
+        # Asked of what was opened: the number may be another process's by now.
+        if member.processes == wanted and member.pids[-1] == "1" and len(member.pids) == depth:
+            return member
+        member.close()
+    return None
+
+
+def _candidates(process: "FaultingProcess", namespace: int, wanted: int) -> "Iterator[int]":
+    """Yield pids of the host that may be the first process of ``namespace``, the likely ones first."""
+    try:
+        yield fcntl.ioctl(namespace, namespaces.NS_GET_PID_FROM_PIDNS, 1)
+        return
+    except OSError:
+        pass  # Before Linux 6.11.
+    pid = process.host_pid
+    while pid:
+        yield pid
+        try:
+            pid = int(procfs.stat_fields(procfs.read_path(f"/proc/{pid}/stat"))[1])
+        except OSError:
+            break
+    for controllers, path in process.cgroups[:1]:
+        yield from cgroups.processes_in(controllers, path)
+    limit = time.monotonic() + PATIENCE
+    for name in posix.listdir("/proc"):
+        if name.isdigit() and time.monotonic() < limit and inode_of(f"/proc/{name}/ns/pid") == wanted:
+            yield int(name)
+
+
+def _eldest_of_own(process: "FaultingProcess") -> "Member | None":
+    """Return the eldest process of the control group that ``process`` is in, None in the root group."""
+    for controllers, path in process.cgroups:
+        if path != b"/":
+            return eldest_of(controllers, path)
+    return None
+
+
+def eldest_of(controllers: bytes, path: bytes) -> "Member | None":
+    """Return the eldest process of a control group and the groups below it, None if there is none."""
+    ages = []
+    for pid in cgroups.processes_in(controllers, path):
+        try:
+            ages.append((int(procfs.stat_fields(procfs.read_path(f"/proc/{pid}/stat"))[19]), pid))
+        except OSError:
+            continue
+    for _, pid in sorted(ages):
+        try:
+            return Member(pid)
+        except OSError:
+            continue
+    return None
+
+
+def inode_of(path: str) -> "int | None":
+    """Return the inode at ``path``, None where there is none any more."""
+    try:
+        return posix.stat(path).st_ino
+    except OSError:
+        return None

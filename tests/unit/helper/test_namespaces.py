@@ -1,0 +1,34 @@
+"""namespaces: the ancestors of a namespace, on a made-up host."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+from core_helper import namespaces
+from unit.helper.world import World, keeps_descriptors
+
+
+def test_the_ancestors_of_a_user_namespace_end_at_the_hosts(world: World) -> None:
+    middle = world.namespace(world.host["user"])
+    inner = world.namespace(middle)
+    inodes = [path.stat().st_ino for path in (inner, middle, world.host["user"])]
+    own = inodes[-1]
+    assert namespaces.lineage(world.open(inner), own) == inodes
+    assert namespaces.lineage(world.open(middle), own) == inodes[1:]
+    assert namespaces.lineage(world.open(world.host["user"]), own) == [own]
+    for path in (inner, middle, world.host["user"]):
+        opened = world.open(path)
+        assert keeps_descriptors(functools.partial(namespaces.lineage, opened, own))
+
+
+def test_a_walk_that_ends_early_leaves_nothing_open(world: World) -> None:
+    inner = world.namespace(world.namespace())
+    opened = world.open(inner)
+
+    def walk() -> None:
+        # Not below the namespace of the helper, so that the kernel says no in the end.
+        with pytest.raises(PermissionError):
+            namespaces.lineage(opened, world.host["user"].stat().st_ino)
+
+    assert keeps_descriptors(walk)

@@ -207,12 +207,16 @@ def page(rows: list[dict[str, Any]], summary: str) -> str:
 def write(path: str, content: str) -> None:
     """Write a file in one step, over whatever has its name: no symbolic link that somebody has put there is followed."""
     descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path))
-    with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(content)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.fchmod(descriptor, 0o666 & ~umask)
-    os.replace(temporary, path)
+    try:
+        with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(content)
+            umask = os.umask(0)
+            os.umask(umask)
+            os.fchmod(descriptor, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
 
 
 class ActionModule(ActionBase):
@@ -230,11 +234,17 @@ class ActionModule(ActionBase):
         wrong = [row["host"] for row in rows if not row["ok"]]
         summary = f"{len(rows) - len(wrong)} of {len(rows)} hosts are as they should be"
         paths = {name: os.path.abspath(self._task.args[name]) for name in ("json", "html")}
+        files = {}
         for name, content in (("json", json.dumps(rows, indent=1) + "\n"), ("html", page(rows, summary))):
-            os.makedirs(os.path.dirname(paths[name]), exist_ok=True)
-            write(paths[name], content)
-        Display().display(f"\n{table(rows)}\n{summary}; {paths['json']}, {paths['html']}\n")
-        result: dict[str, Any] = {"changed": False, "msg": summary}
-        if wrong:
-            result |= {"failed": True, "msg": f"{summary}; wrong: {', '.join(wrong)}"}
-        return result
+            try:
+                os.makedirs(os.path.dirname(paths[name]), exist_ok=True)
+                write(paths[name], content)
+                files[name] = paths[name]
+            except OSError as error:
+                files[name] = f"not written: {paths[name]}: {error.strerror}, give another file with verify_{name}"
+        # The table first of all: it is what the fleet was looked at for.
+        Display().display(f"\n{table(rows)}\n{summary}; {files['json']}, {files['html']}\n")
+        problems = [f"wrong: {', '.join(wrong)}"] if wrong else []
+        problems += [text for name, text in files.items() if text != paths[name]]
+        message = "; ".join([summary, *problems])
+        return {"changed": False, "msg": message, **({"failed": True} if problems else {})}

@@ -128,12 +128,18 @@ class ActionModule(ActionBase):
             return
         os.makedirs(os.path.dirname(path), exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path))
-        with open(descriptor, "w", encoding="utf-8") as file:
-            json.dump({"hosts": hosts}, file, indent=1)
-            file.write("\n")
-            file.flush()
-            os.fsync(descriptor)
-        os.replace(temporary, path)
+        try:
+            with open(descriptor, "w", encoding="utf-8") as file:
+                json.dump({"hosts": hosts}, file, indent=1)
+                file.write("\n")
+                file.flush()
+                os.fsync(descriptor)
+            os.replace(temporary, path)
+        except BaseException as error:
+            os.unlink(temporary)
+            if isinstance(error, OSError):
+                error.filename = path  # A full disk names no file.
+            raise
 
     def wrong(self, evidence: str) -> dict[str, str]:
         """Return the hosts that must not be followed by others, and why.

@@ -165,3 +165,13 @@ def test_a_link_in_the_place_of_the_report_is_replaced_and_not_followed(
     report(tmp_path, {"web01": SNAPSHOT}, monkeypatch)
     assert victim.read_text() == "mine"
     assert json.loads((tmp_path / "verify.json").read_text())[0]["host"] == "web01"
+
+
+def test_a_report_that_cannot_be_written_is_shown_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "verify.json").mkdir()
+    result, shown = report(tmp_path, {"web01": SNAPSHOT}, monkeypatch)
+    assert result["failed"]
+    assert f"not written: {tmp_path}/verify.json: Is a directory, give another file with verify_json" in result["msg"]
+    assert [line for line in shown.splitlines() if line.startswith("web01")]
+    # The other one is there, and nothing half.
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["verify.html", "verify.json"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -264,6 +265,19 @@ def test_a_helper_that_does_not_start_leaves_nothing_on_a_bare_host(host: Host) 
 def test_a_library_that_does_not_compile_leaves_nothing(host: Host) -> None:
     host.library["other.py"] = "def\n"
     assert "cannot compile" in host.refused()
+
+
+def test_a_full_disk_names_the_file_and_leaves_no_other_one(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    host.run()
+    before = host.files()
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(host.module.os, "fsync", full)
+    result = host.run(configuration="DOCKERCOREHELPER_TIMEOUT=301\n")
+    assert result["msg"] == f"{host.configuration}: No space left on device"
+    assert host.files() == before
 
 
 def test_leftovers_of_an_interrupted_run_go(host: Host) -> None:

@@ -214,6 +214,61 @@ def test_a_value_that_the_kernel_refuses_fails_and_everything_is_taken_back(
     assert kernel.files() == before
 
 
+def test_what_cannot_be_brought_back_is_named_and_its_record_stays(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The kernel takes nothing, and then the disk is full: two failures, and neither hides the other.
+    kernel.refuses = "core_pattern"
+    real = kernel.module.os.replace
+    written = []
+
+    def replace(source: str, target: str) -> None:
+        written.append(Path(target).name)
+        if written.count(kernel.sysctl_file.name) > 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(source, target)
+
+    kernel.sysctl_file.write_text(f"{kernel.module.WRITTEN}\n")
+    monkeypatch.setattr(kernel.module.os, "replace", replace)
+    message = kernel.run()["msg"]
+    assert "kernel.core_pattern: the kernel refuses" in message
+    assert f"could not be brought back: {kernel.sysctl_file}: No space left on device" in message
+    assert kernel.record.exists()
+    assert not list(kernel.root.glob(".*"))
+
+
+def test_a_file_that_cannot_be_written_is_named_and_leaves_no_other_one(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = kernel.files()
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(kernel.module.os, "fsync", full)
+    message = kernel.run()["msg"]
+    assert message.startswith(
+        f"{kernel.record}: No space left on device; the kernel's values and those of the next boot are"
+    )
+    assert kernel.files() == before
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "7", '{"core_pattern": "core"}', '{"core_pattern": 1, "core_pipe_limit": "0"}']
+)
+@pytest.mark.parametrize("state", ["present", "absent"])
+def test_a_record_that_is_damaged_is_named_with_the_remedy(kernel: Kernel, text: str, state: str) -> None:
+    kernel.run()
+    kernel.record.write_text(text)
+    before = kernel.files()
+    message = kernel.run(state)["msg"]
+    assert message.startswith(
+        f"{kernel.record} does not tell the values from before the first run any more: restore it, or"
+    )
+    assert message.endswith("; nothing was changed")
+    assert kernel.files() == before
+
+
 def test_the_record_is_there_before_the_kernel_is_changed(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(values: dict[str, str], names: tuple[str, ...]) -> None:
         raise KeyboardInterrupt
@@ -324,7 +379,7 @@ def test_what_cannot_be_read_at_boot_is_no_conflict(kernel: Kernel) -> None:
 def test_a_host_that_cannot_be_looked_at_is_told_without_a_traceback(kernel: Kernel) -> None:
     add(kernel, SYSCTL, "\n")
     kernel.record.mkdir()
-    assert kernel.run()["msg"].startswith(f"{kernel.record}: Is a directory; everything is as it was")
+    assert kernel.run()["msg"].startswith(f"{kernel.record}: Is a directory; nothing was changed")
 
 
 def test_a_limit_of_somebody_else_is_a_conflict_too(kernel: Kernel) -> None:

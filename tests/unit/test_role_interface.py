@@ -28,6 +28,7 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "defaults": {},
     "original": {"core_pattern": f"|{HELPER} %P %u %g /opt/bin/uploader.sh s3://my-bucket-for-cores/ %P %u %g"},
     "env": {"core_pattern": f"|/usr/bin/env DOCKERCOREHELPER_FALLBACK_CORE=1 {HELPER} %P %u %g"},
+    "options": {"core_pattern": f"|{HELPER} -d%d -F%F -- %P %u %g"},
     "longest": {"core_pattern": f"|{HELPER} %P %u %g /".ljust(127, "x")},
     "strings": {"pipe_limit": "8", "timeout": "86400", "fallback_core": "true"},
     "many": {"pipe_limit": 16384},
@@ -57,6 +58,15 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "relative_pipe": ({"core_pattern": "|docker_core_helper %P"}, "must begin with |/"),
     "newline": ({"core_pattern": f"|{HELPER} %P\n%u %g"}, "must be one line"),
     "space_at_end": ({"core_pattern": f"|{HELPER} %P %u %g "}, "does not end in a space"),
+    "inner_pid": ({"core_pattern": f"|{HELPER} %p %u %g"}, f"must have %P %u %g behind {HELPER} and its options"),
+    "no_group": ({"core_pattern": f"|{HELPER} -d%d %P %u"}, f"must have %P %u %g behind {HELPER} and its options"),
+    "swapped": ({"core_pattern": f"|{HELPER} %P %g %u"}, "and its options, in this order"),
+    "no_process": ({"core_pattern": f"|{HELPER}"}, f"must have %P %u %g behind {HELPER} and its options"),
+    "unknown_option": ({"core_pattern": f"|{HELPER} -I%i %P %u %g"}, 'and not "-I%i"'),
+    "relative_delegate": (
+        {"core_pattern": f"|{HELPER} %P %u %g uploader.sh"},
+        "must name the absolute path of the delegate",
+    ),
     "mistyped_helper": ({"core_pattern": "|/opt/bin/docker_core_hepler %P %u %g"}, f"must name {HELPER}"),
     "bin_dir_space": ({"bin_dir": "/opt/my bin"}, "docker_core_helper_bin_dir must be an absolute path"),
     "bin_dir_relative": ({"bin_dir": "opt/bin"}, "docker_core_helper_bin_dir must be an absolute path"),
@@ -73,6 +83,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "pipe_limit_omitted": ({"pipe_limit": "{{ nowhere | default(omit) }}"}, "docker_core_helper_pipe_limit is omitted"),
     "kernel_limit_0": ({"kernel_limit": 0}, "docker_core_helper_kernel_limit must be above 0, else the kernel"),
     "kernel_limit_word": ({"kernel_limit": "many"}, "docker_core_helper_kernel_limit must be above 0"),
+    "kernel_limit_large": ({"kernel_limit": 4194305}, "docker_core_helper_kernel_limit must not be above 4194304"),
     "kernel_limit_small": (
         {"kernel_limit": "63"},
         "docker_core_helper_kernel_limit must not be below docker_core_helper_pipe_limit, else the kernel drops crashes that"

@@ -37,8 +37,13 @@ PATH_WORDS = "must be an absolute path of letters, digits and . _ + - only, not 
 # The kernel keeps so much of a pattern: CORENAME_MAX_SIZE of fs/coredump.c, without the byte that ends it.
 PATTERN_BYTES = 127
 CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+# The words that follow the helper; see parse_arguments of helper/core_helper/command.py.
+OPTIONS = ("-F%F", "-I%I", "-s%s", "-t%t", "-d%d", "-c%c")
+PROCESS = ["%P", "%u", "%g"]
 # The helper takes no larger number; see MOST_DELIVERIES of helper/core_helper/command.py.
 MOST_DELIVERIES = 16384
+# No more processes than that exist at a time: PID_MAX_LIMIT of include/linux/threads.h.
+MOST_CRASHES = 4194304
 # What Ansible's filter bool understands.
 YES_OR_NO = ("true", "false", "yes", "no", "on", "off", "1", "0")
 # What core_helper fills in; see parse_configuration of helper/core_helper/command.py.
@@ -106,8 +111,22 @@ def problems_of_pattern(pattern: str, helper: str) -> Iterator[str]:
         yield f"{PREFIX}core_pattern must be one line of printable ASCII characters that does not end in a space: {value}"
     if len(pattern) > PATTERN_BYTES:
         yield f"{PREFIX}core_pattern has {len(pattern)} bytes, and the kernel cuts it off after {PATTERN_BYTES}: {value}"
-    if helper not in pattern[1:].split():
+    words = pattern[1:].split()
+    if helper not in words:
         yield f"{PREFIX}core_pattern must name {helper}, the helper that is installed: {value}"
+        return
+    words = words[words.index(helper) + 1 :]
+    while words and words[0].startswith("-"):
+        if words[0] == "--":
+            words = words[1:]
+            break
+        if words[0] not in OPTIONS:
+            yield f"{PREFIX}core_pattern: {helper} takes {' '.join(OPTIONS)}, and not {shown(words[0])}: {value}"
+        words = words[1:]
+    if words[:3] != PROCESS:
+        yield f"{PREFIX}core_pattern must have {' '.join(PROCESS)} behind {helper} and its options, in this order: {value}"
+    if words[3:] and not words[3].startswith("/"):
+        yield f"{PREFIX}core_pattern must name the absolute path of the delegate behind %g: {value}"
 
 
 def problems_of_limits(deliveries: Any, limit: Any) -> Iterator[str]:
@@ -119,6 +138,8 @@ def problems_of_limits(deliveries: Any, limit: Any) -> Iterator[str]:
             f"{PREFIX}kernel_limit must be above 0, else the kernel does not wait for the helper and cores are lost:"
             f" {shown(limit)}"
         )
+    if number(limit) > MOST_CRASHES:
+        yield f"{PREFIX}kernel_limit must not be above {MOST_CRASHES}, as many as there can be processes: {shown(limit)}"
     if number(limit) < number(deliveries):
         yield (
             f"{PREFIX}kernel_limit must not be below {PREFIX}pipe_limit, else the kernel drops crashes that would be"

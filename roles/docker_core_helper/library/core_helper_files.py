@@ -475,13 +475,19 @@ class Files:
     def write_temporary(self, path: str, content: str, mode: int) -> str:
         """Write what shall become the file ``path`` beside it, and return its name."""
         descriptor, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", dir=os.path.dirname(path))
-        with open(descriptor, "w", encoding="utf-8", newline="") as file:
-            file.write(content)
-            os.fchmod(descriptor, mode)
-            os.fchown(descriptor, OWNER, GROUP)
-            file.flush()
-            os.fsync(descriptor)
-        self.module.set_context_if_different(temporary, self.module.selinux_default_context(path), False)
+        try:
+            with open(descriptor, "w", encoding="utf-8", newline="") as file:
+                file.write(content)
+                os.fchmod(descriptor, mode)
+                os.fchown(descriptor, OWNER, GROUP)
+                file.flush()
+                os.fsync(descriptor)
+            self.module.set_context_if_different(temporary, self.module.selinux_default_context(path), False)
+        except BaseException as error:
+            os.unlink(temporary)
+            if isinstance(error, OSError):
+                error.filename = path  # A full disk names no file.
+            raise
         return temporary
 
     def compile(self, python: Python, staged: str, final: str) -> None:

@@ -171,13 +171,19 @@ def write(module: AnsibleModule, path: str, content: str | None, mode: int) -> N
         os.unlink(path)
         return
     descriptor, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", dir=os.path.dirname(path))
-    with open(descriptor, "w", encoding="latin-1", newline="") as file:
-        file.write(content)
-        os.fchmod(descriptor, mode)
-        file.flush()
-        os.fsync(descriptor)
-    module.set_context_if_different(temporary, module.selinux_default_context(path), False)
-    os.replace(temporary, path)
+    try:
+        with open(descriptor, "w", encoding="latin-1", newline="") as file:
+            file.write(content)
+            os.fchmod(descriptor, mode)
+            file.flush()
+            os.fsync(descriptor)
+        module.set_context_if_different(temporary, module.selinux_default_context(path), False)
+        os.replace(temporary, path)
+    except BaseException as error:
+        os.unlink(temporary)
+        if isinstance(error, OSError):
+            error.filename = path  # A full disk names no file.
+        raise
 
 
 def set_live(live: dict[str, str]) -> None:

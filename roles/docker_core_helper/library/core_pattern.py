@@ -128,6 +128,7 @@ import re  # noqa: E402
 import shlex  # noqa: E402
 import stat  # noqa: E402
 import tempfile  # noqa: E402
+from collections.abc import Iterator  # noqa: E402
 from typing import Any, NamedTuple  # noqa: E402
 
 from ansible.module_utils.basic import AnsibleModule  # noqa: E402
@@ -171,6 +172,20 @@ def read(path: str) -> str | None:
             return file.read()
     except FileNotFoundError:
         return None
+
+
+def parse_record(text: str, path: str) -> dict[str, Any]:
+    """Return the values from before the first change, and what was taken over. Raises SettingError where they are not told."""
+    try:
+        record = json.loads(text)
+        if all(isinstance(record[name], str) for name in DEFAULTS) and isinstance(record.get("taken_over", {}), dict):
+            return dict(record)
+    except (ValueError, TypeError, LookupError, AttributeError):
+        pass
+    raise SettingError(
+        f"{path} does not tell the values from before the first run any more: restore it, or write"
+        f" {json.dumps(DEFAULTS)} into it"
+    )
 
 
 def get(name: str) -> str:
@@ -445,7 +460,7 @@ class Settings:
         last = os.path.join(os.path.dirname(first), LAST)
         self.live = {name: get(name) for name in NAMES}
         self.recorded = read(self.record)
-        record: dict[str, Any] = json.loads(self.recorded) if self.recorded else self.first_record()
+        record = parse_record(self.recorded, self.record) if self.recorded else self.first_record()
         self.previous: dict[str, str] = {name: record[name] for name in DEFAULTS}
         self.taken = Takeover(module, record.get("taken_over", {}))
         self.sysctl_file = self.taken.sysctl_file or first
@@ -456,6 +471,7 @@ class Settings:
         self.others = Boot((first, last))
         self.diff: list[dict[str, str]] = []
         self.conflicts: list[str] = []
+        self.left: list[str] = []
 
     def first_record(self) -> dict[str, str]:
         """Return the values to come back to if none are recorded yet."""
@@ -488,18 +504,24 @@ class Settings:
             os.mkdir(os.path.dirname(path))
             os.chmod(os.path.dirname(path), 0o755)
         descriptor, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", dir=os.path.dirname(path))
-        with open(descriptor, "w", encoding=encoding, newline="") as file:
-            file.write(content)
-            if os.path.exists(path) and not ours:
-                owner = os.stat(path)
-                os.fchown(descriptor, owner.st_uid, owner.st_gid)
-                os.fchmod(descriptor, stat.S_IMODE(owner.st_mode))
-            else:
-                os.fchmod(descriptor, 0o644)
-            file.flush()
-            os.fsync(descriptor)
-        self.module.set_context_if_different(temporary, self.module.selinux_default_context(path), False)
-        os.replace(temporary, path)
+        try:
+            with open(descriptor, "w", encoding=encoding, newline="") as file:
+                file.write(content)
+                if os.path.exists(path) and not ours:
+                    owner = os.stat(path)
+                    os.fchown(descriptor, owner.st_uid, owner.st_gid)
+                    os.fchmod(descriptor, stat.S_IMODE(owner.st_mode))
+                else:
+                    os.fchmod(descriptor, 0o644)
+                file.flush()
+                os.fsync(descriptor)
+            self.module.set_context_if_different(temporary, self.module.selinux_default_context(path), False)
+            os.replace(temporary, path)
+        except BaseException as error:
+            os.unlink(temporary)
+            if isinstance(error, OSError):
+                error.filename = path  # A full disk names no file.
+            raise
 
     def put(self, path: str, content: str | None) -> None:
         """Give a file of ours this content, or remove it."""
@@ -591,18 +613,41 @@ class Settings:
                 self.put(path, content)
 
     def take_back(self, edited: dict[str, str], disabled: list[str]) -> None:
-        """Undo a change that failed, as far as possible."""
-        with contextlib.suppress(OSError, SettingError):
+        """Undo a change that failed, as far as possible; one step that fails keeps no other from being tried."""
+        with self.undoing(KERNEL):
             set_live(self.live, tuple(reversed(NAMES)))
-        with contextlib.suppress(OSError):
-            for path, content in self.boot.items():
-                self.put(path, content)
-            for path, content in edited.items():
+        for path, content in self.boot.items():
+            with self.undoing(path):
+                if read(path) != content:
+                    self.put(path, content)
+        for path, content in edited.items():
+            with self.undoing(path):
                 if read_exactly(path) != content:
                     self.write(path, content, "latin-1")
-            for service in disabled:
+        for service in disabled:
+            with self.undoing(service):
                 self.taken.enable(service)
-            self.put(self.record, self.recorded)
+        # The record goes last, and stays where it is still needed.
+        if not self.left:
+            with self.undoing(self.record):
+                if read(self.record) != self.recorded:
+                    self.put(self.record, self.recorded)
+
+    @contextlib.contextmanager
+    def undoing(self, name: str) -> Iterator[None]:
+        """Note in ``left`` that what is named could not be brought back, and why."""
+        try:
+            yield
+        except OSError as error:
+            self.left.append(f"{name}: {error.strerror}")
+        except SettingError as error:
+            self.left.append(f"{name}: {error}")
+
+    def outcome(self) -> str:
+        """Return how a run that failed has left the host, for its message."""
+        if self.left:
+            return f"and these could not be brought back: {'; '.join(self.left)}: run this again when that is mended"
+        return "the kernel's values and those of the next boot are as they were before"
 
     def absent(self) -> dict[str, object]:
         """Bring the previous values back, unless somebody else has set others meanwhile, and what was taken over."""
@@ -678,15 +723,10 @@ def main() -> None:
         module.fail_json(
             msg=f"at the next boot somebody else would win, nothing was changed: {error}", **settings.found()
         )
-    except SettingError as error:
-        module.fail_json(
-            msg=f"{error}; everything is as it was before this run", **(settings.found() if settings else {})
-        )
-    except OSError as error:
-        module.fail_json(
-            msg=f"{error.filename}: {error.strerror}; everything is as it was before this run",
-            **(settings.found() if settings else {}),
-        )
+    except (SettingError, OSError) as error:
+        what = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+        outcome, found = (settings.outcome(), settings.found()) if settings else ("nothing was changed", {})
+        module.fail_json(msg=f"{what}; {outcome}", **found)
     module.exit_json(**result)
 
 

@@ -1,6 +1,6 @@
-"""The README's chapter "On a fleet", word by word, on three machines at once: `make test-vm VM=fleet`.
+"""docs/fleet.md, word by word, on three machines at once: `make test-vm VM=fleet`.
 
-The tests run the chapter's commands in a clone, with an inventory beside it, in the order of the file. The hosts have names of
+The tests run the page's commands in a clone, with an inventory beside it, in the order of the file. The hosts have names of
 its examples, and the group that it names.
 """
 
@@ -28,8 +28,8 @@ PUBLISHED = "ansible-galaxy collection install git+https://"
 
 
 def chapter() -> list[str]:
-    """Return the chapter's commands, without comments."""
-    (text,) = re.findall(r"^## On a fleet\n(.*?)^## ", (PROJECT / "README.md").read_text(), re.M | re.S)
+    """Return the page's commands, without comments."""
+    text = (PROJECT / "docs/fleet.md").read_text()
     return [re.sub(r"\s+#.*", "", command) for command in re.findall(r"^\$ (.*)$", text, re.M)]
 
 

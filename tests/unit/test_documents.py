@@ -1,0 +1,71 @@
+"""README and docs/: what they link to exists, what they quote is said, what they show is run."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from sources import PROJECT, tracked
+
+PAGES = sorted(name for name in tracked() if name.endswith(".md"))
+MOST_LINES = 150
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the names of the headings of a page, as the platforms make them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_what_a_page_links_to_exists(name: str) -> None:
+    page = PROJECT / name
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if re.match(r"\w+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.exists(), f"{name}: {target}"
+        if anchor:
+            assert anchor in anchors(linked), f"{name}: {target}"
+
+
+def test_the_readme_is_short() -> None:
+    assert len((PROJECT / "README.md").read_text().splitlines()) <= MOST_LINES
+
+
+def commands(page: str) -> list[str]:
+    """Return the lines of a page that are typed as an ordinary user or as root."""
+    blocks = re.findall(r"^```console\n(.*?)^```", (PROJECT / page).read_text(), re.M | re.S)
+    return [line for block in blocks for line in block.splitlines() if re.match(r"[$#] ", line)]
+
+
+def test_what_the_readme_shows_is_in_the_pages_whose_commands_are_run() -> None:
+    run = {line for page in ("docs/fleet.md", "docs/hosts.md", "docs/images.md") for line in commands(page)}
+    assert [line for line in commands("README.md") if line not in run and " make " not in f"{line} "] == []
+
+
+def texts() -> list[str]:
+    """Return what the helper can say, with … for what differs, and the text of the uploader."""
+    found = []
+    for path in sorted((PROJECT / "helper/core_helper").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+            elif isinstance(node, ast.JoinedStr):
+                parts = [part.value if isinstance(part, ast.Constant) else "…" for part in node.values]
+                found.append("".join(map(str, parts)))
+    return [*found, (PROJECT / "container_scripts/uploader.sh").read_text()]
+
+
+def test_the_lines_of_the_log_that_are_explained_are_those_that_are_said() -> None:
+    page = (PROJECT / "docs/troubleshooting.md").read_text()
+    rows = re.findall(r"^\| (.*?) \|", page, re.M)[2:]
+    quoted = {
+        text for row in rows if not row.startswith(("the kernel", "no line")) for text in re.findall(r"`([^`]+)`", row)
+    }
+    assert len(quoted) > 20
+    said = "\n".join(texts())
+    assert {text for text in quoted if text not in said} == set()

@@ -2,13 +2,15 @@
 
 import posix
 
-from core_helper import command, linux, procfs
+from core_helper import linux, procfs
+from core_helper.crash import Refused
+from core_helper.words import encode
 
 UNIFIED = "unified"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from core_helper.victim import FaultingProcess
+    from core_helper.process import FaultingProcess
 
 
 class ControlGroups:
@@ -185,11 +187,11 @@ def hostname_of(process: "FaultingProcess") -> bytes:
             own = posix.open("/proc/self/ns/uts", posix.O_RDONLY | posix.O_CLOEXEC)
             try:
                 linux.setns(descriptor, kind)
-                return command.encode(posix.uname().nodename)
+                return encode(posix.uname().nodename)
             finally:
                 linux.setns(own, kind)
                 posix.close(own)
-    return command.encode(posix.uname().nodename)
+    return encode(posix.uname().nodename)
 
 
 def join_namespaces(process: "FaultingProcess") -> None:
@@ -205,7 +207,7 @@ def join_namespaces(process: "FaultingProcess") -> None:
         root = posix.open("/", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
         mount = mount_of(process.root, proc_self)
         if mount != mount_of(root, proc_self) and mount not in mounts(procfs.read(proc_self, "mountinfo", 1 << 24)):
-            raise command.Refused("its root directory is in another mount namespace than itself")
+            raise Refused("its root directory is in another mount namespace than itself")
         posix.close(root)
     posix.close(proc_self)
 

@@ -4,7 +4,7 @@ from core_helper import procfs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from core_helper.command import Crash
+    from core_helper.crash import Crash
 
 PATTERN = "/proc/sys/kernel/core_pattern"
 LIMIT = "/proc/sys/kernel/core_pipe_limit"

@@ -2,7 +2,9 @@
 
 import posix
 
-from core_helper import command, delegate, linux, privileges
+from core_helper import joining, linux, privileges
+from core_helper.configuration import FALLBACK_VARIABLE
+from core_helper.program import Absent, Stopped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,20 +21,20 @@ def path_of(pid: int, uid: int, gid: int) -> bytes:
     return f"/tmp/core.{pid}.{uid}.{gid}".encode()
 
 
-def write(plan: delegate.Plan, path: bytes, asked: bool, child: "Child") -> "NoReturn":
+def write(plan: joining.Plan, path: bytes, asked: bool, child: "Child") -> "NoReturn":
     """In a child: enter the container as the delegate would, create ``path`` and copy the core into it; never returns.
 
     Nothing is executed and nothing appears in the container's pid namespace. Unless the core file was ``asked`` for already,
     the environment of the process must ask for it.
     """
-    reporter = delegate.Reporter(child.error_out)
+    reporter = joining.Reporter(child.error_out)
     files: list[int] = []
 
     def ask() -> None:
         if asked:
             reporter.send("environ", "")
-        elif command.FALLBACK_VARIABLE not in delegate.read_environ(plan.process, reporter):
-            raise delegate.Absent("no delegate is configured")
+        elif FALLBACK_VARIABLE not in joining.read_environ(plan.process, reporter):
+            raise Absent("no delegate is configured")
 
     def join_control_groups() -> None:
         for failure in plan.groups.join():
@@ -47,7 +49,7 @@ def write(plan: delegate.Plan, path: bytes, asked: bool, child: "Child") -> "NoR
         try:
             files.append(linux.openat2(path, posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW, MODE))
         except OSError as error:
-            raise delegate.Stopped(f"{path.decode()}: {error.strerror}") from None
+            raise Stopped(f"{path.decode()}: {error.strerror}") from None
 
     def copy() -> None:
         reporter.send("ready", "")
@@ -63,10 +65,10 @@ def write(plan: delegate.Plan, path: bytes, asked: bool, child: "Child") -> "NoR
                     block = block[count:]
             posix.fsync(files[0])
         except OSError as error:
-            raise delegate.Stopped(f"{error.strerror} after {written} bytes") from None
+            raise Stopped(f"{error.strerror} after {written} bytes") from None
         posix._exit(0)
 
     steps: list[tuple[str, object]] = [("read environment", ask), ("join control groups", join_control_groups)]
-    steps += [*delegate.entry_steps(plan, reporter)]
+    steps += [*joining.entry_steps(plan, reporter)]
     steps += [("take over label", plan.label.at_once), ("create core file", create), ("write core file", copy)]
-    delegate.run_child(reporter, steps)
+    joining.run_child(reporter, steps)

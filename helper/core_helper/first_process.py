@@ -4,14 +4,16 @@ import fcntl
 import posix
 import time
 
-from core_helper import cgroups, command, namespaces, procfs
+from core_helper import container, namespaces, procfs, runtime
+from core_helper.crash import Refused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Iterator
 
-    from core_helper.victim import FaultingProcess
+    from core_helper.process import FaultingProcess
 
+MOST_GROUPS, MOST_PROCESSES = 256, 4096
 PATIENCE = 30.0  # Seconds for a look at all processes of the host.
 
 
@@ -50,12 +52,12 @@ def first_of(process: "FaultingProcess") -> "tuple[Member | None, Member | None]
     namespaces it is the control group as it is, unless that is the root group.
     """
     namespace = process.descriptor("pid")
-    group = cgroups.named(process.cgroups)
+    group = runtime.named_group(process.cgroups)
     if namespace is None:
         return (eldest_of(*group) if group else _eldest_of_own(process)), None
     init = _init_of(process, namespace, process.depth)
     if init is None:
-        raise command.Refused("the first process of its pid namespace was not found: core not delegated")
+        raise Refused("the first process of its pid namespace was not found: core not delegated")
     outermost = None
     if process.depth > 2:
         own = posix.stat("/proc/self/ns/pid").st_ino
@@ -63,7 +65,7 @@ def first_of(process: "FaultingProcess") -> "tuple[Member | None, Member | None]
     if group is None:
         # A sandbox that a user of the host made: what has started it is in the same control group.
         return init, _less_confined(outermost, _eldest_of_own(process))
-    if cgroups.is_within(init.cgroups, [group]):
+    if runtime.is_within(init.cgroups, [group]):
         return init, outermost
     # It shares the pid namespace of another container.
     return eldest_of(*group), _less_confined(outermost, init)
@@ -105,7 +107,7 @@ def _candidates(process: "FaultingProcess", namespace: int, wanted: int) -> "Ite
         except OSError:
             break
     for controllers, path in process.cgroups[:1]:
-        yield from cgroups.processes_in(controllers, path)
+        yield from _processes_in(controllers, path)
     limit = time.monotonic() + PATIENCE
     for name in posix.listdir("/proc"):
         if name.isdigit() and time.monotonic() < limit and inode_of(f"/proc/{name}/ns/pid") == wanted:
@@ -123,7 +125,7 @@ def _eldest_of_own(process: "FaultingProcess") -> "Member | None":
 def eldest_of(controllers: bytes, path: bytes) -> "Member | None":
     """Return the eldest process of a control group and the groups below it, None if there is none."""
     ages = []
-    for pid in cgroups.processes_in(controllers, path):
+    for pid in _processes_in(controllers, path):
         try:
             ages.append((int(procfs.stat_fields(procfs.read_path(f"/proc/{pid}/stat"))[19]), pid))
         except OSError:
@@ -134,6 +136,29 @@ def eldest_of(controllers: bytes, path: bytes) -> "Member | None":
         except OSError:
             continue
     return None
+
+
+def _processes_in(controllers: bytes, path: bytes) -> "list[int]":
+    """Return the processes of a control group and the groups below it. Raises Refused where they are too many to tell."""
+    mounts = container.cgroup_mounts(procfs.read_path("/proc/self/mountinfo", procfs.MOUNTINFO_LIMIT))
+    mount_point = mounts.get(controllers.split(b",")[0])
+    if mount_point is None:
+        return []
+    groups = [mount_point + path]
+    pids: list[int] = []
+    for number, group in enumerate(groups):
+        if number >= MOST_GROUPS or len(pids) > MOST_PROCESSES:
+            raise Refused("its control group has too many processes to find the first one: core not delegated")
+        try:
+            file = posix.open(group + b"/cgroup.procs", posix.O_RDONLY | posix.O_CLOEXEC)
+            try:
+                pids += [int(pid) for pid in procfs.read_all(file).split()]
+            finally:
+                posix.close(file)
+            groups += [entry.path for entry in posix.scandir(group) if entry.is_dir(follow_symlinks=False)]
+        except OSError:
+            continue  # Gone meanwhile, or of threads only.
+    return pids
 
 
 def inode_of(path: str) -> "int | None":

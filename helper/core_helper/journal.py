@@ -9,8 +9,8 @@ from core_helper import quota
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from core_helper.child import Result
-    from core_helper.command import Crash
-    from core_helper.victim import FaultingProcess
+    from core_helper.crash import Crash
+    from core_helper.process import FaultingProcess
 
 IDENTIFIER = "docker_core_helper"
 SOCKET = "/dev/log"

@@ -10,7 +10,9 @@ import sys
 import time
 
 import core_helper
-from core_helper import command, procfs, quota, slots, start
+from core_helper import command_line, quota, runtime, slots, start
+from core_helper.configuration import Configuration, read_configuration
+from core_helper.crash import Crash, Refused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,17 +25,17 @@ LAST_RESORT = 60  # Seconds after the deadline.
 
 
 def main(arguments: "list[str]") -> "NoReturn":
-    """Handle the crash that the kernel announces by ``arguments``, and exit; see command.USAGE for the exit codes."""
+    """Handle the crash that the kernel announces by ``arguments``, and exit; see command_line.USAGE for the exit codes."""
     began = time.monotonic()
     if "--help" in arguments[1:2]:
-        sys.stdout.write(command.USAGE)
+        sys.stdout.write(command_line.USAGE)
         sys.exit(EXIT_OK)
     if "--version" in arguments[1:2]:
         print(f"docker_core_helper {core_helper.__version__}")
         sys.exit(EXIT_OK)
     if len(arguments) == 1 and sys.stderr is not None:
         sys.stderr.write("docker_core_helper: the kernel starts this program when a process crashes; nothing to do\n\n")
-        sys.stderr.write(command.USAGE)
+        sys.stderr.write(command_line.USAGE)
         sys.exit(EXIT_USAGE)
     code, terminal = EXIT_NOT_DELIVERED, None
     try:
@@ -57,14 +59,14 @@ def open_journal(terminal: "int | None", holder: str = "") -> "Journal":
 def receive(words: "list[str]", terminal: "int | None", began: float) -> int:
     """Take a crash from the kernel's command line and handle it; return the exit code."""
     try:
-        crash, problems = command.parse_arguments(words)
-    except command.UsageError as error:
+        crash, problems = command_line.parse_arguments(words)
+    except command_line.UsageError as error:
         open_journal(terminal).error(f"core lost: {error}")
         return EXIT_USAGE
     if crash.pidfd is not None:
         posix.set_inheritable(crash.pidfd, False)
     crash.handle = slots.open_pidfd(crash)
-    configuration = command.read_configuration()
+    configuration = read_configuration()
     configuration.problems = problems + configuration.problems
 
     def log() -> "Journal":
@@ -86,12 +88,12 @@ def receive(words: "list[str]", terminal: "int | None", began: float) -> int:
 
             configuration.problems.append(f"pid={crash.pid}: {diagnosis.NO_LIMIT}")
         core_helper.load()
-        from core_helper import handling
+        from core_helper import deliver
 
-        code = handling.handle(0, crash, configuration, slot, log, began)
-    except (command.Refused, OSError) as error:
+        code = deliver.handle(0, crash, configuration, slot, log, began)
+    except (Refused, OSError) as error:
         if not (crash.holder and quota.leaves_out(crash.holder)):
-            log().refuse(crash, procfs.whereabouts(crash.pid), str(error))
+            log().refuse(crash, runtime.whereabouts(crash.pid), str(error))
     for problem in configuration.problems:
         open_journal(terminal).warning(problem)
     if not crash.drained and slots.let_go(0, crash):
@@ -99,7 +101,7 @@ def receive(words: "list[str]", terminal: "int | None", began: float) -> int:
     return code
 
 
-def take_slot(crash: command.Crash, configuration: command.Configuration) -> slots.Slot:
+def take_slot(crash: Crash, configuration: Configuration) -> slots.Slot:
     """Return the slot of ``crash``. Where they cannot be counted, as on a full disk, that is no reason to lose a core."""
     try:
         return slots.take(crash, configuration.pipe_limit)

@@ -13,14 +13,16 @@ import fcntl
 import posix
 import time
 
-from core_helper import cgroups, command, container, first_process, namespaces, procfs, victim
+from core_helper import container, first_process, namespaces, procfs, runtime
+from core_helper.crash import Refused
 from core_helper.first_process import PATIENCE, Member
+from core_helper.process import Withheld
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable
 
-    from core_helper.victim import FaultingProcess
+    from core_helper.process import FaultingProcess
 
 # What lets a process into the mounts of others: setns(2) takes the first one, /proc/PID/root the second.
 CAP_SYS_PTRACE, CAP_SYS_ADMIN = 19, 21
@@ -76,15 +78,15 @@ def _may_have_joined(process: "FaultingProcess", first: "Member | None") -> bool
         return True
     if (process.permitted | process.bounding) & ~first.bounding:
         return True
-    joins = process.user_namespace is None or cgroups.named(process.cgroups) is not None
+    joins = process.user_namespace is None or runtime.named_group(process.cgroups) is not None
     return joins and (first.bounding | process.bounding) & INTRUDING != 0
 
 
-def withheld(process: "FaultingProcess", reason: str) -> victim.Withheld:
+def withheld(process: "FaultingProcess", reason: str) -> Withheld:
     """Return why the core of ``process`` is withheld, and whether it is the host's own."""
     # What is in the pid and user namespace of the host, and has no engine's name on its control group, is no container's.
     of_the_host = process.user_namespace is None and not process.in_pid_namespace() and not process.container_id
-    return victim.Withheld(f"{reason}: its core is not for a program of that one's image", process, of_the_host)
+    return Withheld(f"{reason}: its core is not for a program of that one's image", process, of_the_host)
 
 
 # Does it belong to that one?
@@ -107,7 +109,7 @@ def _check_group(process: "FaultingProcess", first: Member) -> None:
         if not bounded:
             raise withheld(process, "it has capabilities that the container, whose namespaces it is in, could not have")
         return
-    if cgroups.is_within(process.cgroups, first.cgroups):
+    if runtime.is_within(process.cgroups, first.cgroups):
         return
     if bounded and _is_in_user_namespace(process, first):
         return
@@ -289,7 +291,7 @@ def _find_stranger(process: "FaultingProcess", first: "Member | None", wanted: "
     limit = time.monotonic() + PATIENCE
     for name in posix.listdir("/proc"):
         if time.monotonic() > limit:
-            raise command.Refused("the host has too many processes to find out whose its files are: core not delegated")
+            raise Refused("the host has too many processes to find out whose its files are: core not delegated")
         if not name.isdigit() or not wanted(int(name)):
             continue
         try:
@@ -307,9 +309,9 @@ def _find_stranger(process: "FaultingProcess", first: "Member | None", wanted: "
 def _is_part(member: Member, process: "FaultingProcess", first: "Member | None") -> bool:
     """Tell whether ``member`` belongs to the container of ``process``: by the control group, else by the pid namespace."""
     if first is not None and _has_group(first):
-        return cgroups.is_within(member.cgroups, first.cgroups)
+        return runtime.is_within(member.cgroups, first.cgroups)
     if not process.in_pid_namespace():
-        return member.processes == process.inode("pid") and cgroups.named(member.cgroups) is None
+        return member.processes == process.inode("pid") and runtime.named_group(member.cgroups) is None
     namespace = posix.open("ns/pid", posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=member.directory)
     try:
         return process.inode("pid") in namespaces.lineage(namespace, posix.stat("/proc/self/ns/pid").st_ino)
@@ -321,7 +323,7 @@ def _is_at_home(member: Member) -> bool:
     """Tell whether ``member`` is in the mount namespace of its own container, not in one that it has joined."""
     if len(member.pids) > 1 and member.pids[-1] == "1":
         return True
-    group = cgroups.named(member.cgroups)
+    group = runtime.named_group(member.cgroups)
     eldest = first_process.eldest_of(*group) if group else None
     if eldest is None:
         return False

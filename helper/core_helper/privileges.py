@@ -5,11 +5,13 @@ Everything is done or the delegation is refused. The delegate never has more tha
 
 import posix
 
-from core_helper import command, linux, seccomp, start, victim
+from core_helper import linux, seccomp, start
+from core_helper.crash import Refused
+from core_helper.process import security_label
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from core_helper.victim import FaultingProcess
+    from core_helper.process import FaultingProcess
 
 # The rows of /proc/PID/limits and their RLIMIT_* (include/uapi/asm-generic/resource.h). The limit of the core's size, 4, stays
 # as the kernel gave it to us, 1: the one value that keeps a crash of the delegate from calling the helper again
@@ -36,7 +38,7 @@ RESOURCES = {
 def check(process: "FaultingProcess") -> None:
     """Raise Refused where an attribute of ``process`` cannot be taken over; asked before anything is changed."""
     if process.seccomp == 1:
-        raise command.Refused("the process is in strict seccomp mode: no delegate could do anything there")
+        raise Refused("the process is in strict seccomp mode: no delegate could do anything there")
     if process.seccomp == 2:
         seccomp.architecture()
 
@@ -61,7 +63,7 @@ class Label:
             return
         own_task = posix.open("/proc/thread-self", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
         try:
-            if victim.security_label(own_task) == (self.kind, self.shown):
+            if security_label(own_task) == (self.kind, self.shown):
                 self.label = b""
                 return
             directory = "attr/apparmor/" if self.kind == "apparmor" else "attr/"

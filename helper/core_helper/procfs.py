@@ -106,20 +106,6 @@ def parse_cgroup(text: bytes) -> "list[tuple[bytes, bytes]]":
     return cgroups
 
 
-def container_id(cgroups: "list[tuple[bytes, bytes]]") -> str:
-    """Return the id of 64 hexadecimal digits that container engines put into the cgroup's path, or "".
-
-    Docker writes /docker/ID or docker-ID.scope, Podman libpod-ID.scope, Kubernetes cri-containerd-ID.scope. The outermost
-    one counts: what lies below it may have been named by the container.
-    """
-    for _, path in cgroups:
-        for component in path.decode("latin-1").split("/"):
-            name = component.rpartition("-")[2].partition(".")[0]
-            if len(name) == 64 and not name.strip("0123456789abcdef"):
-                return name
-    return ""
-
-
 def parse_environ(text: bytes) -> "tuple[dict[bytes, bytes], bool]":
     """Return the variables of /proc/PID/environ and whether some were left out.
 
@@ -161,12 +147,3 @@ def still_dumping(status: bytes) -> bool:
 def is_younger(stat: bytes, own_stat: bytes) -> bool:
     """Tell from two /proc/PID/stat whether the first process was started after the second; proc_pid_stat(5), starttime."""
     return int(stat_fields(stat)[19]) > int(stat_fields(own_stat)[19])
-
-
-def whereabouts(pid: int) -> "tuple[bytes, str]":
-    """Return name and container id of process ``pid`` for a line in the log, empty where they cannot be had any more."""
-    try:
-        directory = posix.open(f"/proc/{pid}", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
-        return read(directory, "comm").rstrip(b"\n"), container_id(parse_cgroup(read(directory, "cgroup")))
-    except OSError:
-        return b"", ""

@@ -7,7 +7,7 @@ denies to a container without capabilities, and tracing; seccomp(2).
 import _struct
 import posix
 
-from core_helper import command
+from core_helper.crash import Refused
 
 EPERM = 1
 ENOSYS = 38
@@ -75,7 +75,7 @@ def architecture() -> Architecture:
     """Return the machine's. Raises Refused where no filter is known for it."""
     machine = posix.uname().machine
     if machine not in ARCHITECTURES:
-        raise command.Refused(f"the process has a seccomp filter and there is none of ours for {machine}")
+        raise Refused(f"the process has a seccomp filter and there is none of ours for {machine}")
     return ARCHITECTURES[machine]
 
 

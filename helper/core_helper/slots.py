@@ -15,12 +15,12 @@ import fcntl
 import posix
 import select
 
-from core_helper import linux, namespaces, procfs
-from core_helper.command import Refused
+from core_helper import linux, namespaces, procfs, runtime
+from core_helper.crash import Refused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from core_helper.command import Crash
+    from core_helper.crash import Crash
 
 FILE = "/run/docker_core_helper.slots"
 LIMIT = "/proc/sys/kernel/core_pipe_limit"
@@ -179,7 +179,7 @@ def holder_of(crash: "Crash") -> Holder:
     opened: list[int] = []
     try:
         task = procfs.task_of(crash.pid, crash.tid)
-        identifier = procfs.container_id(procfs.parse_cgroup(procfs.read_path(f"{task}/cgroup")))
+        identifier = runtime.container_id(procfs.parse_cgroup(procfs.read_path(f"{task}/cgroup")))
         opened.append(posix.open(f"{task}/ns/pid", posix.O_RDONLY | posix.O_CLOEXEC))
         own = posix.stat("/proc/self/ns/pid").st_ino
         if posix.fstat(opened[0]).st_ino != own:

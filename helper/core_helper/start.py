@@ -4,11 +4,12 @@ import _signal
 import posix
 import sys
 
-from core_helper import command, linux, procfs
+from core_helper import linux, procfs
+from core_helper.words import encode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from core_helper.command import Crash
+    from core_helper.crash import Crash
     from core_helper.slots import Slot
 
 UNCHANGEABLE = {_signal.SIGKILL, _signal.SIGSTOP}
@@ -93,7 +94,7 @@ def restart_read_only(crash: "Crash", slot: "Slot", began: float, terminal: "int
     mark = b"%d %d %f" % (-1 if slot.file is None else slot.file, slot.index, began)
     try:
         program = linux.clone_read_only(b"/proc/self/exe")
-        execution = linux.Execution(program, [command.encode(word) for word in words], {**posix.environ, MARK: mark})
+        execution = linux.Execution(program, [encode(word) for word in words], {**posix.environ, MARK: mark})
         for descriptor in kept:
             posix.set_inheritable(descriptor, True)
         if terminal is not None:

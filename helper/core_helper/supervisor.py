@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from typing import Callable
 
     from core_helper.child import Child
-    from core_helper.victim import FaultingProcess
+    from core_helper.process import FaultingProcess
 
 ENVIRON_PATIENCE = 10.0  # Seconds that reading the environment of the process may take.
 GRACE = 2.0  # Seconds between SIGTERM and SIGKILL, and again before a delegate that cannot be killed is given up.

@@ -13,8 +13,12 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-from core_helper import command, container, corefile, delegate, journal, procfs, relay, supervisor, victim
+from core_helper import command_line, container, corefile, journal, procfs, relay, runtime, supervisor, verification
 from core_helper.child import Result
+from core_helper.configuration import LONGEST_TIMEOUT, Configuration, parse_configuration
+from core_helper.crash import Refused
+from core_helper.program import SCRIPT_LINE, parse_script_line
+from core_helper.words import WordError, expand, split_words, unquote
 from unit.helper.support import elf
 
 LONGEST_PID = 9999999  # PID_MAX_LIMIT, include/linux/threads.h, has so many digits.
@@ -51,7 +55,7 @@ def cgroup(data: bytes) -> None:
     groups = procfs.parse_cgroup(data)
     assert all(b":" not in controllers and b"\n" not in path for controllers, path in groups)
     assert procfs.parse_cgroup(b"\n".join(b"0:" + b":".join(group) for group in groups)) == groups
-    name = procfs.container_id(groups)
+    name = runtime.container_id(groups)
     assert name == "" or (len(name) == 64 and set(name) <= set("0123456789abcdef"))
     assert any(name.encode() in path for _, path in groups) or not name
 
@@ -73,8 +77,8 @@ def environ(data: bytes) -> None:
 def auxv(data: bytes) -> None:
     """The vector says yes or no, or the crash is refused."""
     try:
-        assert victim.secure_execution(data) in (True, False)
-    except command.Refused:
+        assert verification.secure_execution(data) in (True, False)
+    except Refused:
         pass
 
 
@@ -89,20 +93,20 @@ def mountinfo(data: bytes) -> None:
 def script_line(data: bytes) -> None:
     """Interpreter and argument are what the kernel would take; they hold no NUL and fit into its buffer."""
     line = b"#!" + data
-    found = delegate.parse_script_line(line)
+    found = parse_script_line(line)
     assert found == kernel_script_line(line)
-    assert found is None or (len(found) <= 2 and sum(map(len, found)) <= delegate.SCRIPT_LINE - 3)
+    assert found is None or (len(found) <= 2 and sum(map(len, found)) <= SCRIPT_LINE - 3)
 
 
 def kernel_script_line(line: bytes) -> list[bytes] | None:
     """Return what fs/binfmt_script.c makes of the first bytes of a script; written from the outcome and not step by step."""
-    seen = line[: delegate.SCRIPT_LINE].partition(b"\0")[0]
+    seen = line[:SCRIPT_LINE].partition(b"\0")[0]
     text, newline, _ = seen[2:].partition(b"\n")
-    if not newline and len(seen) < delegate.SCRIPT_LINE - 1:
+    if not newline and len(seen) < SCRIPT_LINE - 1:
         # A NUL ends the line: blanks before it are not removed, so that an empty argument may be what follows them.
         name, blank, argument = _first_word(text.lstrip(b" \t"))
         return [name, argument] if blank else [name]
-    if not newline and len(seen) == delegate.SCRIPT_LINE:
+    if not newline and len(seen) == SCRIPT_LINE:
         # Nothing but a blank shows that the name is whole; the last byte of the buffer is then lost.
         if not _first_word(text.lstrip(b" \t"))[1]:
             return None
@@ -123,8 +127,8 @@ def arguments(data: bytes) -> None:
     """A command line announces a crash of plain numbers, or is told to be wrong; odd words of the delegate stay as they are."""
     words = [os.fsdecode(word) for word in data.split(b"\0")]
     try:
-        crash, problems = command.parse_arguments(words)
-    except command.UsageError:
+        crash, problems = command_line.parse_arguments(words)
+    except command_line.UsageError:
         return
     numbers = (crash.pid, crash.uid, crash.gid, crash.tid, crash.signal, crash.time, crash.dumpable, crash.pidfd)
     assert all(number is None or 0 <= number < 10**20 for number in numbers)
@@ -137,26 +141,26 @@ def arguments(data: bytes) -> None:
 
 def configuration(data: bytes) -> None:
     """Any text is a configuration that can be used, and at most one complaint a line that names it."""
-    result = command.Configuration()
-    command.parse_configuration(data, "conf", result)
+    result = Configuration()
+    parse_configuration(data, "conf", result)
     assert result.delegate == [] or result.delegate[0][:1] == b"/"
-    assert all(command.expand(word, {}) is not None for word in result.delegate)
-    assert 1 <= result.timeout <= command.LONGEST_TIMEOUT
+    assert all(expand(word, {}) is not None for word in result.delegate)
+    assert 1 <= result.timeout <= LONGEST_TIMEOUT
     assert len(result.problems) <= data.count(b"\n") + 1
     assert all(problem.startswith("conf, line ") for problem in result.problems)
 
 
 def words(data: bytes) -> None:
     """Words are split or a quote is told to be open; quoted, they are split into the same again."""
-    for read in (command.split_words, command.unquote):
+    for read in (split_words, unquote):
         try:
             found = read(data)
-        except command.ConfigurationError:
+        except WordError:
             continue
         assert sum(map(len, found)) <= len(data) if isinstance(found, list) else len(found) <= len(data)
         if isinstance(found, list):
             quoted = " ".join(shlex.quote(word.decode("latin-1")) for word in found).encode("latin-1")
-            assert command.split_words(quoted) == found
+            assert split_words(quoted) == found
 
 
 VALUES = {"P": b"1", "p": b"%P", "e": b"%", "h": b"a b", "E": b"\xff"}
@@ -177,8 +181,8 @@ def specifiers(data: bytes) -> None:
         else:
             break
     try:
-        expanded = command.expand(data, VALUES)
-    except command.ConfigurationError:
+        expanded = expand(data, VALUES)
+    except WordError:
         assert rest, "refused without a reason"
     else:
         assert not rest, f"{rest[:2]!r} was not refused"

@@ -14,8 +14,23 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from core_helper import command, container, corefile, delegate, journal, privileges, procfs, supervisor, victim
+from core_helper import (
+    command_line,
+    container,
+    corefile,
+    joining,
+    journal,
+    privileges,
+    procfs,
+    runtime,
+    supervisor,
+    verification,
+)
 from core_helper.child import Result
+from core_helper.configuration import Configuration, parse_configuration
+from core_helper.crash import Crash
+from core_helper.program import parse_script_line
+from core_helper.words import WordError, expand, split_words
 from fuzz import readers
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
@@ -166,7 +181,7 @@ def test_the_outermost_id_counts_and_not_one_that_a_container_put_below(
     path = "/" + "/".join([*above, engine.format(outer), "init", f"docker-{inner}.scope"])
     groups = procfs.parse_cgroup(f"0::{path}\n".encode())
     assert groups == [(b"", path.encode())]
-    assert procfs.container_id(groups) == outer
+    assert runtime.container_id(groups) == outer
 
 
 VARIABLE = st.tuples(st.binary(min_size=1, max_size=8), st.binary(max_size=20)).filter(
@@ -210,9 +225,9 @@ def test_at_secure_is_told_by_vectors_of_both_sizes(
     kind: str, others: dict[int, int], secure: int, position: int, extra: int
 ) -> None:
     entries = [*others.items(), (0, 0)]
-    entries.insert(position % len(entries), (victim.AT_SECURE, secure))
+    entries.insert(position % len(entries), (verification.AT_SECURE, secure))
     auxv = b"".join(struct.pack(kind, *entry) for entry in entries) + bytes(extra)
-    assert victim.secure_execution(auxv) is bool(secure)
+    assert verification.secure_execution(auxv) is bool(secure)
 
 
 PATH = st.text("abc/ :,-", max_size=20).map(lambda text: "/" + text)
@@ -251,7 +266,7 @@ def test_the_first_line_of_a_script_is_read_as_the_kernel_does(
 def test_interpreter_and_argument_are_those_that_were_written(name: bytes, argument: bytes) -> None:
     argument = argument.strip(b" \t")
     expected = [name, argument] if argument else [name]
-    assert delegate.parse_script_line(b"#! " + b" ".join(expected) + b" \t\nmore\n") == expected
+    assert parse_script_line(b"#! " + b" ".join(expected) + b" \t\nmore\n") == expected
 
 
 OPTION = {"-F": "pidfd", "-I": "tid", "-s": "signal", "-t": "time", "-d": "dumpable", "-c": "limit"}
@@ -267,7 +282,7 @@ def test_the_crash_is_the_one_that_the_kernel_announced(
 ) -> None:
     program = [b"/opt/bin/uploader.sh", *rest]
     words = [f"{option}{'' if value is None else value}" for option, value in options.items()]
-    crash, problems = command.parse_arguments([*words, *map(str, ids), *map(os.fsdecode, program)])
+    crash, problems = command_line.parse_arguments([*words, *map(str, ids), *map(os.fsdecode, program)])
     assert (crash.pid, crash.uid, crash.gid) == ids
     assert crash.delegate == program and problems == []
     for option, value in options.items():
@@ -290,10 +305,10 @@ def test_words_are_those_of_the_standard_library(text: str) -> None:
         expected = shlex.split(text)
     except ValueError as error:
         assume("quotation" in str(error))  # A backslash at the end is an error for shlex only.
-        with pytest.raises(command.ConfigurationError, match="not closed"):
-            command.split_words(text.encode("latin-1"))
+        with pytest.raises(WordError, match="not closed"):
+            split_words(text.encode("latin-1"))
     else:
-        assert command.split_words(text.encode("latin-1")) == [word.encode("latin-1") for word in expected]
+        assert split_words(text.encode("latin-1")) == [word.encode("latin-1") for word in expected]
 
 
 WORDS = st.lists(st.binary(max_size=12).filter(lambda word: b"\0" not in word and b"\n" not in word), max_size=5)
@@ -304,10 +319,10 @@ def test_quoted_words_come_back_from_the_configuration(words: list[bytes]) -> No
     words = [b"/opt/bin/up loader", *words]
     inner = " ".join(shlex.quote(word.replace(b"%", b"%%").decode("latin-1")) for word in words)
     line = '"' + re.sub(r'[\\"]', r"\\\g<0>", inner) + '"'
-    configuration = command.Configuration()
-    command.parse_configuration(b"DOCKERCOREHELPER_DELEGATE=" + line.encode("latin-1") + b"\n", "conf", configuration)
+    configuration = Configuration()
+    parse_configuration(b"DOCKERCOREHELPER_DELEGATE=" + line.encode("latin-1") + b"\n", "conf", configuration)
     assert configuration.problems == []
-    assert [command.expand(word, {}) for word in configuration.delegate] == words
+    assert [expand(word, {}) for word in configuration.delegate] == words
 
 
 @given(
@@ -317,8 +332,8 @@ def test_quoted_words_come_back_from_the_configuration(words: list[bytes]) -> No
     )
 )
 def test_wrong_lines_are_told_by_number_and_spoil_no_other(wrong: list[bytes]) -> None:
-    configuration = command.Configuration()
-    command.parse_configuration(b"\n".join([*wrong, b"DOCKERCOREHELPER_TIMEOUT=7"]), "conf", configuration)
+    configuration = Configuration()
+    parse_configuration(b"\n".join([*wrong, b"DOCKERCOREHELPER_TIMEOUT=7"]), "conf", configuration)
     told = [int(problem.split("line ")[1].split(" ")[0]) for problem in configuration.problems]
     assert told == [number for number, line in enumerate(wrong, 1) if line not in (b"", b"#")]
     assert configuration.timeout == 7
@@ -327,7 +342,7 @@ def test_wrong_lines_are_told_by_number_and_spoil_no_other(wrong: list[bytes]) -
 @given(st.binary(max_size=20), st.binary(max_size=20))
 def test_an_expanded_value_is_never_expanded_again(value: bytes, other: bytes) -> None:
     text = other.replace(b"%", b"%%")
-    assert command.expand(text + b"%e" + text, {"e": value}) == other + value + other
+    assert expand(text + b"%e" + text, {"e": value}) == other + value + other
 
 
 @pytest.fixture
@@ -375,7 +390,7 @@ def test_nobody_can_forge_or_push_out_what_the_log_says_of_a_crash(
     process = support.process(comm=comm, exe=exe, hostname=host, container_id=readers.ID.decode())
     result = Result()
     result.delivered, result.complete = 123, True
-    journal.Journal(None).conclude(command.Crash(77, 1, 2), process, b"/opt/bin/up", result, 0.0)
+    journal.Journal(None).conclude(Crash(77, 1, 2), process, b"/opt/bin/up", result, 0.0)
     line = only_line(log)
     pattern = (
         rb'pid=77 .* uid=1 gid=2 signal=\? comm="([^"]*)" exe="([^"]*)" container=0123456789ab host="([^"]*)": (.*)'
@@ -449,7 +464,7 @@ REPORT = st.tuples(
 @given(report=REPORT, pid=st.integers(1, 4194304))
 def test_a_report_arrives_as_it_was_sent(pipe: tuple[int, int], report: tuple[str, str], pid: int) -> None:
     kind, text = report
-    reporter = delegate.Reporter(pipe[1])
+    reporter = joining.Reporter(pipe[1])
     reporter.send("pid", str(pid))
     reporter.send(kind, text)
     child: Any = SimpleNamespace(setup_pid=1, pid=0, reported_pid=0, reported=os.read(pipe[0], 65536))

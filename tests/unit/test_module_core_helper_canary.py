@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from core_helper import command
+from core_helper.configuration import Configuration, parse_configuration
 
 MODULE = Path(__file__).resolve().parents[2] / "roles/docker_core_helper/library/core_helper_canary.py"
 
@@ -35,8 +35,8 @@ def canary() -> dict[str, Any]:
     ],
 )
 def test_the_configuration_is_read_as_the_helper_reads_it(canary: dict[str, Any], text: str) -> None:
-    configuration = command.Configuration()
-    command.parse_configuration(text.encode(), "test", configuration)
+    configuration = Configuration()
+    parse_configuration(text.encode(), "test", configuration)
     assert configuration.problems == []
     assert canary["words_of_configuration"](text) == [word.decode() for word in configuration.delegate]
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import sources
 import yaml
-from core_helper import command
+from core_helper.configuration import Configuration, parse_configuration
 
 PROJECT = Path(__file__).resolve().parents[2]
 ROLE = PROJECT / "roles/docker_core_helper"
@@ -165,9 +165,9 @@ def test_preflight_refuses_with_one_clear_line(messages: dict[str, str], case: s
 
 @pytest.mark.parametrize("case", ACCEPTED)
 def test_the_helper_reads_in_the_configuration_what_the_user_has_written(messages: dict[str, str], case: str) -> None:
-    configuration = command.Configuration()
+    configuration = Configuration()
     text = base64.b64decode(messages[case].split()[0])
-    command.parse_configuration(text, "test", configuration)
+    parse_configuration(text, "test", configuration)
     assert configuration.problems == []
     expected = ACCEPTED[case]
     words = [word.encode() for word in expected.get("delegate", ["/opt/bin/uploader.sh"])]

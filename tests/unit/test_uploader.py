@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from core_helper.command import LONGEST_TIMEOUT
+from core_helper.configuration import LONGEST_TIMEOUT
 
 UPLOADER = Path(__file__).parents[2] / "container_scripts" / "uploader.sh"
 # All that the script may use besides a shell, the compressors and the clients.

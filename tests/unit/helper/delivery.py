@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from core_helper import container, delegate, supervisor
+from core_helper import container, joining, supervisor
 from core_helper.child import Child
 from unit.helper.support import in_child, process
 
@@ -53,9 +53,9 @@ def deliver(
 ) -> Any:
     """Return what the supervisor says of the delegate ``words``."""
     label: Any = SimpleNamespace(open=lambda: None, at_exec=lambda: None)
-    plan = delegate.Plan(process(), container.ControlGroups(), label, None)
+    plan = joining.Plan(process(), container.ControlGroups(), label, None)
     encoded = [os.fsencode(word) for word in words]
-    return supervise(lambda child: delegate.execute(plan, encoded, environment or {}, child), core, timeout)
+    return supervise(lambda child: joining.execute(plan, encoded, environment or {}, child), core, timeout)
 
 
 def shell(script: str, *arguments: object) -> list[str]:

@@ -14,7 +14,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from core_helper import delegate
+from core_helper import joining
+from core_helper.program import Program
 
 HELPER = Path(__file__).parents[3] / "helper"
 PACKAGE = HELPER / "core_helper"
@@ -59,7 +60,7 @@ class Execution:
         self.reported = b""
 
 
-def executed(function: Callable[[delegate.Reporter], object]) -> Execution:
+def executed(function: Callable[[joining.Reporter], object]) -> Execution:
     """Call ``function``, which executes a program, in a traced child, and return how the kernel started that program."""
     execution = Execution()
     reading, writing = os.pipe()
@@ -68,7 +69,7 @@ def executed(function: Callable[[delegate.Reporter], object]) -> Execution:
         try:
             if ctypes.CDLL(None).ptrace(PTRACE_TRACEME, 0, None, None) == -1:
                 os._exit(77)
-            function(delegate.Reporter(writing))
+            function(joining.Reporter(writing))
         except BaseException as error:
             os.write(writing, f"error {type(error).__name__}: {error}".encode(errors="backslashreplace"))
         finally:
@@ -90,16 +91,16 @@ def executed(function: Callable[[delegate.Reporter], object]) -> Execution:
     return execution
 
 
-def program(words: list[bytes], forbidden: tuple[int, int] | None = None) -> delegate.Program:
+def program(words: list[bytes], forbidden: tuple[int, int] | None = None) -> Program:
     """Return the opened delegate of the command line ``words``."""
     descriptors = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY)
     try:
-        return delegate.Program(words, forbidden, descriptors)
+        return Program(words, forbidden, descriptors)
     finally:
         os.close(descriptors)
 
 
-def execute(delegate: delegate.Program, environment: dict[bytes, bytes], reporter: delegate.Reporter) -> None:
+def execute(delegate: Program, environment: dict[bytes, bytes], reporter: joining.Reporter) -> None:
     """Become the delegate."""
     delegate.prepare(environment)
     delegate.execute(reporter)

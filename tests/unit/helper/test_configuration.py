@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from core_helper import command
+from core_helper.configuration import Configuration, read_configuration
+from core_helper.words import WordError, expand, split_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     Owner = Callable[[int], None]
-    Read = Callable[[bytes], command.Configuration]
+    Read = Callable[[bytes], Configuration]
 
 
 @pytest.fixture(autouse=True)
@@ -37,11 +38,11 @@ def owner(monkeypatch: pytest.MonkeyPatch) -> Owner:
 
 @pytest.fixture
 def read(tmp_path: Path) -> Read:
-    def write_and_read(text: bytes) -> command.Configuration:
+    def write_and_read(text: bytes) -> Configuration:
         path = tmp_path / "helper.conf"
         path.write_bytes(text)
         path.chmod(0o644)
-        return command.read_configuration(str(path))
+        return read_configuration(str(path))
 
     return write_and_read
 
@@ -60,7 +61,7 @@ def test_the_example_of_the_role_is_understood(read: Read) -> None:
 
 
 def test_a_missing_file_means_the_defaults(tmp_path: Path) -> None:
-    configuration = command.read_configuration(str(tmp_path / "missing"))
+    configuration = read_configuration(str(tmp_path / "missing"))
     assert (configuration.delegate, configuration.fallback, configuration.timeout) == ([], False, 300.0)
     assert configuration.problems == []
 
@@ -150,7 +151,7 @@ def test_the_delegate_is_split_as_a_shell_would(read: Read, value: bytes, words:
     "text", ["a b", " a\tb ", "'a b' c", '"a b"c', "a\\ b", "''", 'a""b', "a'\"'b", '"a\\\\b\\"c\\d"', "a#b", ""]
 )
 def test_words_are_those_of_the_library_for_the_shells_rules(text: str) -> None:
-    assert command.split_words(text.encode()) == [word.encode() for word in shlex.split(text)]
+    assert split_words(text.encode()) == [word.encode() for word in shlex.split(text)]
 
 
 @pytest.mark.parametrize(
@@ -201,7 +202,7 @@ def test_a_file_that_others_can_write_is_refused(tmp_path: Path, mode: int) -> N
     path = tmp_path / "helper.conf"
     path.write_bytes(b"DOCKERCOREHELPER_FALLBACK_CORE=1\n")
     path.chmod(mode)
-    configuration = command.read_configuration(str(path))
+    configuration = read_configuration(str(path))
     assert configuration.fallback is False
     assert len(configuration.problems) == 1 and f"chmod 0644 {path}" in configuration.problems[0]
 
@@ -211,7 +212,7 @@ def test_a_file_that_only_root_can_write_is_read(tmp_path: Path, mode: int) -> N
     path = tmp_path / "helper.conf"
     path.write_bytes(b"DOCKERCOREHELPER_FALLBACK_CORE=1\n")
     path.chmod(mode)
-    assert command.read_configuration(str(path)).fallback is True
+    assert read_configuration(str(path)).fallback is True
 
 
 def test_a_file_of_another_owner_is_refused(read: Read, owner: Owner) -> None:
@@ -224,13 +225,13 @@ def test_a_file_of_another_owner_is_refused(read: Read, owner: Owner) -> None:
 def test_a_directory_or_fifo_is_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo", 0o600)
     for path in (tmp_path / "fifo", tmp_path):
-        configuration = command.read_configuration(str(path))
+        configuration = read_configuration(str(path))
         assert len(configuration.problems) == 1 and "refused" in configuration.problems[0]
 
 
 def test_a_file_that_cannot_be_opened_is_told(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    configuration = command.read_configuration(str(tmp_path / "loop"))
+    configuration = read_configuration(str(tmp_path / "loop"))
     assert configuration.problems == [
         f"{tmp_path}/loop: Too many levels of symbolic links: configuration ignored",
     ]
@@ -262,18 +263,18 @@ VALUES = {name: b"<" + name.encode() + b">" for name in "PpugsteEh"}
     ],
 )
 def test_specifiers_are_expanded(word: bytes, expanded: bytes) -> None:
-    assert command.expand(word, VALUES) == expanded
+    assert expand(word, VALUES) == expanded
 
 
 def test_an_expanded_value_is_not_expanded_again() -> None:
-    assert command.expand(b"%e %P", {"e": b"%P %% $(id) '", "P": b"1"}) == b"%P %% $(id) ' 1"
+    assert expand(b"%e %P", {"e": b"%P %% $(id) '", "P": b"1"}) == b"%P %% $(id) ' 1"
 
 
 def test_a_specifier_without_a_value_is_empty() -> None:
-    assert command.expand(b"a%sb", {}) == b"ab"
+    assert expand(b"a%sb", {}) == b"ab"
 
 
 @pytest.mark.parametrize("word", [b"%", b"a%", b"%%%", b"%I", b"%d", b"% P", b"%\xe4", b"%\0"])
 def test_an_unknown_specifier_is_refused(word: bytes) -> None:
-    with pytest.raises(command.ConfigurationError, match="%P %p %u %g %s %t %e %h %E %%"):
-        command.expand(word, VALUES)
+    with pytest.raises(WordError, match="%P %p %u %g %s %t %e %h %E %%"):
+        expand(word, VALUES)

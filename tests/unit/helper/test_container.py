@@ -7,7 +7,7 @@ import posix
 from pathlib import Path
 
 import pytest
-from core_helper import container, linux, procfs, victim
+from core_helper import container, linux, procfs, verification
 from unit.helper.support import in_child, process
 
 V1 = b"""\
@@ -176,10 +176,10 @@ def test_a_named_hierarchy_that_only_the_container_has_mounted_is_left_out(monke
 def test_namespaces_are_joined_in_order_and_the_mount_namespace_last(monkeypatch: pytest.MonkeyPatch) -> None:
     joined: list[tuple[int, int]] = []
     monkeypatch.setattr(linux, "setns", lambda descriptor, kind: joined.append((descriptor, kind)))
-    namespaces = [(name, kind, 100 + n) for n, (name, kind) in enumerate(victim.NAMESPACES)]
+    namespaces = [(name, kind, 100 + n) for n, (name, kind) in enumerate(verification.NAMESPACES)]
     container.join_namespaces(process(namespaces=namespaces))
-    assert joined == [(100 + n, kind) for n, (_, kind) in enumerate(victim.NAMESPACES)]
-    names = [name for name, _ in victim.NAMESPACES]
+    assert joined == [(100 + n, kind) for n, (_, kind) in enumerate(verification.NAMESPACES)]
+    names = [name for name, _ in verification.NAMESPACES]
     assert names[-1] == "mnt" and "user" not in names
     assert set(os.listdir("/proc/self/ns")) - {"pid_for_children", "time_for_children", "user"} <= set(names)
 

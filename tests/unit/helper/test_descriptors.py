@@ -7,13 +7,14 @@ import os
 from pathlib import Path
 
 import pytest
-from core_helper import command, linux, procfs, quota, slots
+from core_helper import linux, procfs, quota, slots
+from core_helper.crash import Crash
 from unit.helper.support import PACKAGE, in_child
 
 # The only ones that are read or listed, or that others stand for.
 READ_OR_LISTED = {
-    ("victim", "examine", "/proc"),
-    ("victim", "open_task", "{}/task"),
+    ("verification", "examine", "/proc"),
+    ("verification", "open_task", "{}/task"),
     ("container", "open_control_groups", "/proc/self"),
     ("slots", "let_go", "/proc"),
     ("supervisor", "_end_unknown", "/proc"),
@@ -99,7 +100,7 @@ def test_the_files_that_all_helpers_share_are_roots_alone(tmp_path: Path, monkey
 
     def use() -> object:
         os.umask(0)
-        slots.take(command.Crash(os.getpid(), 0, 0), 4)
+        slots.take(Crash(os.getpid(), 0, 0), 4)
         quota.admit("a")
         return None
 

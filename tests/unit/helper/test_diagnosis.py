@@ -7,7 +7,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from core_helper import command, diagnosis, linux
+from core_helper import diagnosis, linux
+from core_helper.crash import Crash
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_kernel_that_does_not_wait_is_named_with_the_remedy(kernel: Path) -> None:
     (kernel / "LIMIT").write_text("0\n")
-    assert diagnosis.of_missing(command.Crash(4711, 0, 0)) == diagnosis.NO_LIMIT
+    assert diagnosis.of_missing(Crash(4711, 0, 0)) == diagnosis.NO_LIMIT
 
 
 @pytest.mark.parametrize(
@@ -36,11 +37,11 @@ def test_a_kernel_that_does_not_wait_is_named_with_the_remedy(kernel: Path) -> N
 def test_the_pid_of_the_container_is_told_from_that_of_the_host(kernel: Path, pattern: str, told: str) -> None:
     (kernel / "PATTERN").write_text(pattern)
     (kernel / "LIMIT").write_text("0\n" if "%P in" in told else "64\n")
-    assert told in diagnosis.of_missing(command.Crash(4711, 0, 0))
+    assert told in diagnosis.of_missing(Crash(4711, 0, 0))
 
 
 def test_the_pidfd_of_the_kernel_tells_it_too(kernel: Path) -> None:
-    crash = command.Crash(os.getpid(), 0, 0)
+    crash = Crash(os.getpid(), 0, 0)
     crash.pidfd = linux.pidfd_open(os.getpid())
     assert "killed or frozen" in diagnosis.of_missing(crash)
     crash.pid = 1
@@ -50,7 +51,7 @@ def test_the_pidfd_of_the_kernel_tells_it_too(kernel: Path) -> None:
 
 def test_a_pidfd_of_a_process_that_is_gone_tells_nothing(kernel: Path) -> None:
     gone = subprocess.Popen(["/bin/true"])
-    crash = command.Crash(gone.pid + 1, 0, 0)
+    crash = Crash(gone.pid + 1, 0, 0)
     crash.pidfd = linux.pidfd_open(gone.pid)
     gone.wait()
     assert "killed or frozen" in diagnosis.of_missing(crash)
@@ -60,4 +61,4 @@ def test_a_pidfd_of_a_process_that_is_gone_tells_nothing(kernel: Path) -> None:
 def test_what_cannot_be_read_is_no_reason_to_fail(kernel: Path) -> None:
     for name in ("PATTERN", "LIMIT"):
         (kernel / name).unlink()
-    assert "killed or frozen" in diagnosis.of_missing(command.Crash(4711, 0, 0))
+    assert "killed or frozen" in diagnosis.of_missing(Crash(4711, 0, 0))

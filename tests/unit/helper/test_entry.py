@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from core_helper import command, container, linux, privileges, procfs, seccomp, victim
+from core_helper import container, linux, privileges, procfs, runtime, seccomp, verification
+from core_helper.crash import Refused
 from unit.helper.support import in_child, process
 from unit.helper.world import Elsewhere, World, keeps_descriptors
 
@@ -127,7 +128,7 @@ def test_a_root_directory_of_the_joined_mounts_is_entered(joining: Any, mount: i
 
 
 def test_a_root_directory_of_other_mounts_is_refused(joining: Any) -> None:
-    with pytest.raises(command.Refused, match="in another mount namespace than itself"):
+    with pytest.raises(Refused, match="in another mount namespace than itself"):
         joining(40, b"41 20 0:50 / /jail rw - overlay o rw\n")
     # Whoever has the host's mounts was asked before; see membership.py.
     joining(40, b"", in_container=False)
@@ -308,10 +309,10 @@ def test_a_leader_without_any_such_thread_stands_for_itself(world: World) -> Non
 
 
 def test_where_a_process_is_leaves_one_descriptor_at_most() -> None:
-    name, identifier = procfs.whereabouts(os.getpid())
+    name, identifier = runtime.whereabouts(os.getpid())
     assert name == Path("/proc/self/comm").read_bytes().rstrip(b"\n")
-    assert identifier == procfs.container_id(procfs.parse_cgroup(Path("/proc/self/cgroup").read_bytes()))
-    assert procfs.whereabouts(1 << 22) == (b"", "")
+    assert identifier == runtime.container_id(procfs.parse_cgroup(Path("/proc/self/cgroup").read_bytes()))
+    assert runtime.whereabouts(1 << 22) == (b"", "")
 
 
 # The environment.
@@ -417,4 +418,4 @@ def test_a_process_that_only_has_no_filter_needs_no_machine_of_ours(monkeypatch:
     for mode in (0, 2):
         privileges.check(process(seccomp=mode))
     assert asked == [1]
-    assert victim.AT_SECURE == 23
+    assert verification.AT_SECURE == 23

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from core_helper import command, linux, victim
-from unit.helper.test_victim_facts import FILES
+from core_helper import linux, verification
+from core_helper.crash import Crash, Refused
+from core_helper.process import FaultingProcess, Withheld
+from unit.helper.test_process import FILES
 from unit.helper.world import KINDS, World, keeps_descriptors
 
 PID = 4711
@@ -62,19 +64,19 @@ class Crashing:
     def dumpable(self, value: str) -> None:
         (self.world.proc / "sys" / "fs" / "suid_dumpable").write_text(value + "\n")
 
-    def examine(self, **facts: Any) -> victim.FaultingProcess:
-        crash = command.Crash(PID, os.getuid(), os.getgid())
+    def examine(self, **facts: Any) -> FaultingProcess:
+        crash = Crash(PID, os.getuid(), os.getgid())
         crash.tid = PID
         for name, fact in facts.items():
             setattr(crash, name, fact)
-        return victim.examine(crash)
+        return verification.examine(crash)
 
     def refused(self, **facts: Any) -> str:
         try:
             self.examine(**facts)
-        except victim.Withheld as error:
+        except Withheld as error:
             return f"withheld: {error}" if error.process.host_pid == PID else "another process"
-        except command.Refused as error:
+        except Refused as error:
             return str(error)
         return ""
 
@@ -86,7 +88,7 @@ def crashing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Crashi
     world.close()
 
 
-def close(process: victim.FaultingProcess) -> None:
+def close(process: FaultingProcess) -> None:
     assert process.environ_file is not None
     opened = [process.root, process.environ_file, *(namespace[2] for namespace in process.namespaces)]
     if process.user_namespace is not None:
@@ -147,7 +149,7 @@ def test_a_namespace_is_the_helpers_by_device_and_number(
 ) -> None:
     own = os.stat_result((0, 5, 9, 0, 0, 0, 0, 0, 0, 0))
     theirs = os.stat_result((0, 5, 8, 0, 0, 0, 0, 0, 0, 0) if device else (0, 6, 9, 0, 0, 0, 0, 0, 0, 0))
-    real: Any = victim.posix  # type: ignore[attr-defined]
+    real: Any = verification.posix  # type: ignore[attr-defined]
 
     class Stats:
         def __getattr__(self, name: str) -> Any:
@@ -156,10 +158,10 @@ def test_a_namespace_is_the_helpers_by_device_and_number(
         def stat(self, path: str, **words: Any) -> os.stat_result:
             return own if path.startswith("self/") else theirs
 
-    monkeypatch.setattr(victim, "posix", Stats())
+    monkeypatch.setattr(verification, "posix", Stats())
     proc, task = (os.open(path, os.O_PATH) for path in (crashing.world.proc, crashing.task))
     (crashing.task / "ns" / "time").touch()
-    found = victim._open_namespaces(task, proc)
+    found = verification._open_namespaces(task, proc)
     assert {name for name, _, _ in found} == {"pid", "cgroup", "ipc", "uts", "net", "time", "mnt", "user"}
     for descriptor in (proc, task, *(namespace[2] for namespace in found)):
         os.close(descriptor)
@@ -167,7 +169,7 @@ def test_a_namespace_is_the_helpers_by_device_and_number(
 
 def test_what_is_no_longer_dumped_is_missing(crashing: Crashing) -> None:
     crashing.tell(CoreDumping="0")
-    with pytest.raises(victim.Missing, match="is not dumping core"):
+    with pytest.raises(verification.Missing, match="is not dumping core"):
         crashing.examine()
 
 
@@ -238,12 +240,12 @@ def test_a_set_id_program_is_told_by_the_kernel_or_by_its_vector(
     ("owner", "told"), [((0, 0), True), ((0, 77), True), ((77, 0), True), ((77, 77), False), ((78, 77), True)]
 )
 def test_the_files_of_a_set_id_program_belong_to_root(owner: tuple[int, int], told: bool) -> None:
-    crash = command.Crash(PID, 77, 77)
+    crash = Crash(PID, 77, 77)
     found = os.stat_result((0, 0, 0, 0, *owner, 0, 0, 0, 0))
     status = {"Uid": "77 77 77 77", "Gid": "77 77 77 77"}
     try:
-        victim.refuse_set_id(crash, status, False, found)
-    except command.Refused:
+        verification.refuse_set_id(crash, status, False, found)
+    except Refused:
         assert told
     else:
         assert not told
@@ -253,15 +255,15 @@ def test_the_files_of_a_set_id_program_belong_to_root(owner: tuple[int, int], to
 def test_who_is_killed_while_it_is_looked_at_is_missing_whatever_was_found(
     crashing: Crashing, monkeypatch: pytest.MonkeyPatch, secure: int
 ) -> None:
-    real = victim.secure_execution
+    real = verification.secure_execution
 
     def killed(auxv: bytes) -> bool:
         crashing.tell(CoreDumping="0")
         return real(auxv)
 
     crashing.secure(secure)
-    monkeypatch.setattr(victim, "secure_execution", killed)
-    with pytest.raises(victim.Missing, match=f"process {PID} is not dumping core"):
+    monkeypatch.setattr(verification, "secure_execution", killed)
+    with pytest.raises(verification.Missing, match=f"process {PID} is not dumping core"):
         crashing.examine()
 
 
@@ -283,10 +285,10 @@ def test_who_is_killed_while_it_is_looked_at_is_missing_whatever_was_found(
 )
 def test_the_vector_of_64_and_of_32_bits_is_read(auxv: bytes, secure: bool | None) -> None:
     if secure is None:
-        with pytest.raises(command.Refused, match="does not tell whether the program was set-id"):
-            victim.secure_execution(auxv)
+        with pytest.raises(Refused, match="does not tell whether the program was set-id"):
+            verification.secure_execution(auxv)
     else:
-        assert victim.secure_execution(auxv) is secure
+        assert verification.secure_execution(auxv) is secure
 
 
 def tasks(crashing: Crashing, *numbers: int) -> int:
@@ -304,10 +306,10 @@ def test_the_first_thread_that_has_its_namespaces_stands_for_the_process(crashin
     proc = tasks(crashing, 7, 8, 999, 1000)
 
     def opened() -> None:
-        os.close(victim.open_task(proc, PID, None))
+        os.close(verification.open_task(proc, PID, None))
 
     assert keeps_descriptors(opened)
-    task = victim.open_task(proc, PID, None)
+    task = verification.open_task(proc, PID, None)
     assert os.path.samestat(os.fstat(task), os.stat(crashing.task.parent / "999"))
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.listdir(task)
@@ -318,8 +320,8 @@ def test_a_process_none_of_whose_threads_has_namespaces_is_gone(crashing: Crashi
     proc = tasks(crashing, 7, 8)
 
     def gone() -> None:
-        with pytest.raises(victim.Missing, match=f"process {PID} is gone"):
-            victim.open_task(proc, PID, None)
+        with pytest.raises(verification.Missing, match=f"process {PID} is gone"):
+            verification.open_task(proc, PID, None)
 
     assert keeps_descriptors(gone)
 

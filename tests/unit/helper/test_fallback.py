@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from core_helper import container, delegate, fallback
+from core_helper import container, fallback, joining
 from unit.helper.delivery import supervise
 from unit.helper.support import process
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("without_entry")
 
 def write(path: Path, core: bytes) -> Any:
     label: Any = SimpleNamespace(at_once=lambda: None)
-    plan = delegate.Plan(process(), container.ControlGroups(), label, None)
+    plan = joining.Plan(process(), container.ControlGroups(), label, None)
     return supervise(lambda child: fallback.write(plan, os.fsencode(path), True, child), core)
 
 
@@ -76,7 +76,7 @@ def test_a_full_disk_is_told_and_what_was_written_stays(
         assert signal.getsignal(signal.SIGXFSZ) == signal.SIG_IGN
         resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
 
-    monkeypatch.setattr(delegate, "entry_steps", lambda plan, reporter: [("limit", limit)])
+    monkeypatch.setattr(joining, "entry_steps", lambda plan, reporter: [("limit", limit)])
     result = write(tmp_path / "core", bytes(size))
     assert result.started is True
     assert result.failure == f"write core file: File too large after {room} bytes"

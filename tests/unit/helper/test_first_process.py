@@ -7,7 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from core_helper import command, first_process, procfs
+from core_helper import first_process, procfs
+from core_helper.crash import Refused
 from core_helper.namespaces import outermost as outermost_of
 from unit.helper.world import (
     DOCKER,
@@ -83,7 +84,7 @@ def test_a_process_that_is_the_first_one_of_another_namespace_does_not_count(wor
     world.process(10, "2", DOCKER, FILES, parent=12, **box)
     world.process(12, "3 1", DOCKER, FILES, **inner)
     process = world.crashed(10)
-    with pytest.raises(command.Refused, match="first process of its pid namespace was not found"):
+    with pytest.raises(Refused, match="first process of its pid namespace was not found"):
         first_process.first_of(process)
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Iterator
 
 import pytest
-from core_helper import command, journal
+from core_helper import journal
 from core_helper.child import Result
+from core_helper.crash import Crash
 from unit.helper.support import process
 
 ID = "0123456789abcdef" * 4
@@ -36,8 +37,8 @@ def system_log(kernel_log: Path) -> Iterator[socket.socket]:
 
 
 @pytest.fixture
-def crash() -> command.Crash:
-    crash = command.Crash(4711, 1000, 100)
+def crash() -> Crash:
+    crash = Crash(4711, 1000, 100)
     crash.signal = 11
     return crash
 
@@ -117,7 +118,7 @@ def test_every_byte_that_a_container_chose_is_escaped_or_harmless() -> None:
     assert journal.escape(b'a" uid=0 b="\n\\') == "a\\x22 uid=0 b=\\x22\\x0a\\x5c"
 
 
-def test_a_crash_is_described_on_one_line(crash: command.Crash) -> None:
+def test_a_crash_is_described_on_one_line(crash: Crash) -> None:
     text = journal.describe(crash, process(container_id=ID, comm=b'a" uid=0', exe=b"/a b\n", hostname=b"h\xff"))
     assert text == (
         "pid=4711 (7 in its namespace) uid=1000 gid=100 signal=11 (SIGSEGV)"
@@ -125,7 +126,7 @@ def test_a_crash_is_described_on_one_line(crash: command.Crash) -> None:
     )
 
 
-def test_what_is_not_known_of_a_crash_is_marked(crash: command.Crash) -> None:
+def test_what_is_not_known_of_a_crash_is_marked(crash: Crash) -> None:
     crash.signal = None
     text = journal.describe(crash, process(comm=b"", exe=b""))
     assert "signal=? " in text and 'comm="" exe="" container=- ' in text
@@ -139,7 +140,7 @@ def test_what_is_not_known_of_a_crash_is_marked(crash: command.Crash) -> None:
     ],
 )
 def test_a_line_of_the_delegate_says_whose_it_is(
-    kernel_log: Path, crash: command.Crash, container_id: str, line: bytes, written: str
+    kernel_log: Path, crash: Crash, container_id: str, line: bytes, written: str
 ) -> None:
     journal.Journal(None).output(crash, process(container_id=container_id), line)
     assert re.fullmatch(rf"<30>{PREFIX}pid=4711 {re.escape(written)}\n", kernel_log.read_text())
@@ -182,7 +183,7 @@ def outcome(**facts: object) -> Result:
     ],
 )
 def test_the_outcome_is_one_line_and_success_is_never_claimed_wrongly(
-    kernel_log: Path, crash: command.Crash, result: Result, severity: int, expected: str
+    kernel_log: Path, crash: Crash, result: Result, severity: int, expected: str
 ) -> None:
     delivered = journal.Journal(None).conclude(crash, process(), b"/d\n", result, time.monotonic())
     assert delivered is (severity == 30)
@@ -191,7 +192,7 @@ def test_the_outcome_is_one_line_and_success_is_never_claimed_wrongly(
     assert re.fullmatch(rf"<{severity}>{PREFIX}{who}{expected}\n", line)
 
 
-def test_the_reason_for_another_target_stands_before_the_outcome(kernel_log: Path, crash: command.Crash) -> None:
+def test_the_reason_for_another_target_stands_before_the_outcome(kernel_log: Path, crash: Crash) -> None:
     journal.Journal(None).conclude(crash, process(), b"/tmp/core.1.2.3", outcome(), time.monotonic(), "no delegate")
     assert ": no delegate: delivered 4096 bytes to /tmp/core.1.2.3 in" in kernel_log.read_text()
 
@@ -200,7 +201,7 @@ def test_the_reason_for_another_target_stands_before_the_outcome(kernel_log: Pat
     ("absent", "severity", "told"), [(True, 30, "core dropped"), (False, 27, "core dropped, 0 bytes delivered")]
 )
 def test_a_dropped_core_is_an_error_only_if_something_failed(
-    kernel_log: Path, crash: command.Crash, absent: bool, severity: int, told: str
+    kernel_log: Path, crash: Crash, absent: bool, severity: int, told: str
 ) -> None:
     journal.Journal(None).drop(crash, process(), "why", absent)
     line = kernel_log.read_text()

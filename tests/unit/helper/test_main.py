@@ -12,19 +12,22 @@ from typing import Any
 import pytest
 from core_helper import (
     __version__,
-    command,
+    command_line,
     container,
-    delegate,
+    deliver,
     fallback,
-    handling,
+    joining,
     journal,
     main,
     membership,
     slots,
     supervisor,
-    victim,
+    verification,
 )
 from core_helper.child import Result
+from core_helper.configuration import FALLBACK_VARIABLE, Configuration
+from core_helper.crash import Crash
+from core_helper.words import SPECIFIERS, expand
 from unit.helper.support import HELPER, process
 
 ENTRY = HELPER / "docker_core_helper"
@@ -38,7 +41,7 @@ def entry(*arguments: str) -> Any:
 
 def test_help_shows_the_usage_and_how_to_install_it() -> None:
     done = entry("--help")
-    assert (done.returncode, done.stdout, done.stderr) == (0, command.USAGE, "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, command_line.USAGE, "")
     assert "kernel.core_pattern=|/opt/bin/docker_core_helper %P %u %g" in done.stdout
     assert "exit codes: 0" in done.stdout
 
@@ -55,14 +58,14 @@ def test_a_person_without_arguments_is_told_what_this_is() -> None:
 
 
 def test_every_option_is_in_the_usage() -> None:
-    for option in command.OPTIONS:
-        assert f"{option}%{option[1]}" in command.USAGE
+    for option in command_line.OPTIONS:
+        assert f"{option}%{option[1]}" in command_line.USAGE
 
 
 def test_the_pattern_in_the_usage_is_one_that_the_kernel_takes() -> None:
-    (pattern,) = [line for line in command.USAGE.split("\n") if "kernel.core_pattern=|" in line]
+    (pattern,) = [line for line in command_line.USAGE.split("\n") if "kernel.core_pattern=|" in line]
     assert len(pattern.split("kernel.core_pattern=")[1].rstrip("'")) <= 127
-    crash, problems = command.parse_arguments(
+    crash, problems = command_line.parse_arguments(
         pattern.split("docker_core_helper ")[1]
         .rstrip("'")
         .replace("%P", "1")
@@ -79,11 +82,11 @@ class Run:
     def __init__(self, directory: Path, *arguments: str, as_kernel: bool = False, limit: int = 512) -> None:
         program = (
             f"import sys; sys.path.insert(0, {str(HELPER)!r})\n"
-            "from core_helper import command, diagnosis, journal, main, quota, slots\n"
+            "from core_helper import configuration, diagnosis, journal, main, quota, slots\n"
             f"slots.LIMIT = diagnosis.LIMIT = {str(directory / 'limit')!r}; diagnosis.PATTERN = '/missing'\n"
             f"slots.FILE, quota.FILE = {str(directory / 'slots')!r}, {str(directory / 'lines')!r}\n"
             f"journal.SOCKET = '/missing'; journal.KERNEL_LOG = {str(directory / 'log')!r}\n"
-            "command.CONFIGURATION = '/missing'\n"
+            "configuration.CONFIGURATION = '/missing'\n"
             "main.main(['docker_core_helper', *sys.argv[1:]])"
         )
         words = [sys.executable, "-BISc", program, *arguments]
@@ -190,20 +193,20 @@ def test_what_the_caller_ignored_and_blocked_is_reset() -> None:
 
 
 @pytest.fixture
-def crash() -> command.Crash:
-    crash = command.Crash(4711, 1000, 100)
+def crash() -> Crash:
+    crash = Crash(4711, 1000, 100)
     crash.signal, crash.time = 11, 1700000000
     return crash
 
 
-def test_specifiers_are_those_of_core_5(crash: command.Crash) -> None:
-    words = command.expand(b"%P|%p|%u|%g|%s|%t|%e|%h|%E|%%", handling.specifiers(crash, process(comm=b"a b%P\n")))
+def test_specifiers_are_those_of_core_5(crash: Crash) -> None:
+    words = expand(b"%P|%p|%u|%g|%s|%t|%e|%h|%E|%%", deliver.specifiers(crash, process(comm=b"a b%P\n")))
     assert words == b"4711|7|1000|100|11|1700000000|a b%P\n|box|!usr!bin!server|%"
-    assert set(handling.specifiers(crash, process())) == set(command.SPECIFIERS.decode())
+    assert set(deliver.specifiers(crash, process())) == set(SPECIFIERS.decode())
 
 
-def test_the_facts_tell_the_delegate_about_the_crash(crash: command.Crash) -> None:
-    told = handling.facts_of(crash, process(container_id="f" * 64))
+def test_the_facts_tell_the_delegate_about_the_crash(crash: Crash) -> None:
+    told = deliver.facts_of(crash, process(container_id="f" * 64))
     facts = {name: value for name, value in told.items() if name not in (b"CORE_LIMIT", b"CORE_NODE")}
     assert facts == {
         b"CORE_PID": b"7",
@@ -221,9 +224,9 @@ def test_the_facts_tell_the_delegate_about_the_crash(crash: command.Crash) -> No
     assert told[b"CORE_NODE"] == os.fsencode(os.uname().nodename)
 
 
-def test_facts_that_are_not_known_are_empty(crash: command.Crash) -> None:
+def test_facts_that_are_not_known_are_empty(crash: Crash) -> None:
     crash.signal = None
-    environment = handling.facts_of(crash, process())
+    environment = deliver.facts_of(crash, process())
     assert (environment[b"CORE_SIGNAL"], environment[b"CORE_SIGNAL_NAME"], environment[b"CORE_CONTAINER_ID"]) == (
         b"",
     ) * 3
@@ -239,15 +242,15 @@ class Stage:
         self.children: list[Any] = []
         self.groups = container.ControlGroups()
         self.groups.unified = 99
-        plan = delegate.Plan(self.process, self.groups, None, None)  # type: ignore[arg-type]
+        plan = joining.Plan(self.process, self.groups, None, None)  # type: ignore[arg-type]
         log.touch()
         monkeypatch.setattr(journal, "SOCKET", "/missing")
         monkeypatch.setattr(journal, "KERNEL_LOG", str(log))
-        monkeypatch.setattr(victim, "examine", lambda crash: self.process)
+        monkeypatch.setattr(verification, "examine", lambda crash: self.process)
         monkeypatch.setattr(membership, "check", lambda process: None)
-        monkeypatch.setattr(delegate, "prepare", lambda process: plan)
-        monkeypatch.setattr(handling, "Child", lambda groups, run: run)
-        monkeypatch.setattr(delegate, "execute", lambda plan, words, environment, child: ("execute", words))
+        monkeypatch.setattr(joining, "prepare", lambda process: plan)
+        monkeypatch.setattr(deliver, "Child", lambda groups, run: run)
+        monkeypatch.setattr(joining, "execute", lambda plan, words, environment, child: ("execute", words))
         monkeypatch.setattr(fallback, "write", lambda plan, path, asked, child: ("write" if asked else "ask", path))
         monkeypatch.setattr(supervisor, "supervise", self.supervise)
 
@@ -255,14 +258,14 @@ class Stage:
         self.children.append((*run(None), self.groups.unified))
         return self.outcomes.pop(0)
 
-    def handle(self, crash: command.Crash, configuration: command.Configuration) -> int:
+    def handle(self, crash: Crash, configuration: Configuration) -> int:
         slot: Any = None
-        return handling.handle(0, crash, configuration, slot, lambda: journal.Journal(None), 0.0)
+        return deliver.handle(0, crash, configuration, slot, lambda: journal.Journal(None), 0.0)
 
 
 @pytest.fixture
 def stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Stage:
-    monkeypatch.delitem(posix.environ, command.FALLBACK_VARIABLE, raising=False)
+    monkeypatch.delitem(posix.environ, FALLBACK_VARIABLE, raising=False)
     return Stage(monkeypatch, tmp_path / "log")
 
 
@@ -277,10 +280,8 @@ DELIVERED: dict[str, object] = {"started": True, "complete": True, "delivered": 
 FILE = ("write", b"/tmp/core.4711.1000.100", 99)
 
 
-def test_the_delegate_of_the_command_line_comes_before_that_of_the_configuration(
-    stage: Stage, crash: command.Crash
-) -> None:
-    configuration = command.Configuration()
+def test_the_delegate_of_the_command_line_comes_before_that_of_the_configuration(stage: Stage, crash: Crash) -> None:
+    configuration = Configuration()
     configuration.delegate = [b"/configured", b"%P", b"%e"]
     stage.outcomes = [outcome(**DELIVERED), outcome(**DELIVERED)]
     crash.delegate = [b"/named", b"%P"]
@@ -293,13 +294,13 @@ def test_the_delegate_of_the_command_line_comes_before_that_of_the_configuration
 @pytest.mark.parametrize("where", ["nowhere", "configuration", "helper", "process"])
 @pytest.mark.parametrize("absent", [True, False])
 def test_the_fallback_is_written_only_where_it_is_defined(
-    stage: Stage, crash: command.Crash, monkeypatch: pytest.MonkeyPatch, where: str, absent: bool
+    stage: Stage, crash: Crash, monkeypatch: pytest.MonkeyPatch, where: str, absent: bool
 ) -> None:
     crash.delegate = [b"/d"]
-    configuration = command.Configuration()
+    configuration = Configuration()
     configuration.fallback = where == "configuration"
     if where == "helper":
-        monkeypatch.setitem(posix.environ, command.FALLBACK_VARIABLE, b"")
+        monkeypatch.setitem(posix.environ, FALLBACK_VARIABLE, b"")
     stage.outcomes = [outcome(failure="why", absent=absent, fallback=where == "process"), outcome(**DELIVERED)]
     code = stage.handle(crash, configuration)
     written = [child for child in stage.children if child[0] == "write"]
@@ -313,9 +314,9 @@ def test_the_fallback_is_written_only_where_it_is_defined(
     assert len(stage.log.read_text().splitlines()) == 1
 
 
-def test_a_core_that_a_delegate_has_begun_to_read_is_not_written_again(stage: Stage, crash: command.Crash) -> None:
+def test_a_core_that_a_delegate_has_begun_to_read_is_not_written_again(stage: Stage, crash: Crash) -> None:
     crash.delegate = [b"/d"]
-    configuration = command.Configuration()
+    configuration = Configuration()
     configuration.fallback = True
     stage.outcomes = [outcome(started=True, failure="it ended with exit code 1", delivered=3)]
     assert stage.handle(crash, configuration) == 1
@@ -324,10 +325,10 @@ def test_a_core_that_a_delegate_has_begun_to_read_is_not_written_again(stage: St
 
 @pytest.mark.parametrize("status", [0, 1])
 def test_a_delegate_that_read_nothing_leaves_the_whole_core_if_it_failed(
-    stage: Stage, crash: command.Crash, status: int
+    stage: Stage, crash: Crash, status: int
 ) -> None:
     crash.delegate = [b"/d"]
-    configuration = command.Configuration()
+    configuration = Configuration()
     configuration.fallback = True
     failure = "it ended with exit code 1" if status else None
     stage.outcomes = [outcome(started=True, untouched=True, failure=failure), outcome(**DELIVERED)]
@@ -337,47 +338,47 @@ def test_a_delegate_that_read_nothing_leaves_the_whole_core_if_it_failed(
     assert told in stage.log.read_text()
 
 
-def test_without_any_delegate_the_process_is_asked_for_the_core_file(stage: Stage, crash: command.Crash) -> None:
+def test_without_any_delegate_the_process_is_asked_for_the_core_file(stage: Stage, crash: Crash) -> None:
     stage.outcomes = [outcome(failure="no delegate is configured", absent=True)]
-    assert stage.handle(crash, command.Configuration()) == 0
+    assert stage.handle(crash, Configuration()) == 0
     assert [child[0] for child in stage.children] == ["ask"]
     assert "core dropped: no delegate is configured" in stage.log.read_text()
 
 
-def test_a_crowded_container_is_entered_a_second_time_by_the_other_way(stage: Stage, crash: command.Crash) -> None:
+def test_a_crowded_container_is_entered_a_second_time_by_the_other_way(stage: Stage, crash: Crash) -> None:
     crash.delegate = [b"/d"]
     stage.outcomes = [outcome(crowded=True, failure="full"), outcome(**DELIVERED)]
-    assert stage.handle(crash, command.Configuration()) == 0
+    assert stage.handle(crash, Configuration()) == 0
     assert stage.children == [("execute", [b"/d"], 99), ("execute", [b"/d"], None)]
 
 
-def test_an_environment_that_cannot_be_read_is_done_without(stage: Stage, crash: command.Crash) -> None:
+def test_an_environment_that_cannot_be_read_is_done_without(stage: Stage, crash: Crash) -> None:
     crash.delegate = [b"/d"]
     stage.outcomes = [outcome(mute=True, failure="slow"), outcome(**DELIVERED)]
-    assert stage.handle(crash, command.Configuration()) == 0
+    assert stage.handle(crash, Configuration()) == 0
     assert stage.process.environ_file is None
 
 
-def test_a_fallback_that_fails_too_tells_both_reasons(stage: Stage, crash: command.Crash) -> None:
+def test_a_fallback_that_fails_too_tells_both_reasons(stage: Stage, crash: Crash) -> None:
     crash.delegate = [b"/d"]
-    configuration = command.Configuration()
+    configuration = Configuration()
     configuration.fallback = True
     stage.outcomes = [outcome(failure="one", absent=True), outcome(failure="two")]
     assert stage.handle(crash, configuration) == 1
     assert "<27>" in stage.log.read_text() and "core dropped, 0 bytes delivered: one; two" in stage.log.read_text()
 
 
-def test_the_signal_is_that_of_the_process_where_the_kernel_did_not_tell_it(stage: Stage, crash: command.Crash) -> None:
+def test_the_signal_is_that_of_the_process_where_the_kernel_did_not_tell_it(stage: Stage, crash: Crash) -> None:
     crash.signal = None
     stage.outcomes = [outcome(failure="no delegate is configured", absent=True)]
-    stage.handle(crash, command.Configuration())
+    stage.handle(crash, Configuration())
     assert "signal=6 (SIGABRT)" in stage.log.read_text()
 
 
 def test_slots_that_cannot_be_counted_cost_no_core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slots, "FILE", str(tmp_path / "missing" / "slots"))
-    configuration = command.Configuration()
-    slot = main.take_slot(command.Crash(os.getpid(), 0, 0), configuration)
+    configuration = Configuration()
+    slot = main.take_slot(Crash(os.getpid(), 0, 0), configuration)
     slot.leave()
     assert configuration.problems == [
         f"{tmp_path}/missing/slots: No such file or directory: nobody's share of the slots is counted"

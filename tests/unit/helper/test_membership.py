@@ -13,7 +13,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from core_helper import command, first_process, membership, procfs, victim
+from core_helper import first_process, membership, procfs, verification
+from core_helper.crash import Refused
+from core_helper.process import FaultingProcess, Withheld
 from unit.helper.support import HELPER
 from unit.helper.support import process as crashed
 from unit.helper.world import (
@@ -34,7 +36,7 @@ def told(process: Any) -> str:
     """Return why a core is withheld, or ""."""
     try:
         membership.check(process)
-    except victim.Withheld as error:
+    except Withheld as error:
         return str(error) if error.process is process else "another process"
     return ""
 
@@ -134,7 +136,7 @@ def test_a_process_of_the_host_that_has_joined_a_containers_mounts_is_withheld(
     world.process(20, cgroup="/user.slice/a", started=50)
     process = world.crashed(21)
     told = "^it is in the mount namespace of another container: its core is not for a program"
-    with pytest.raises(victim.Withheld, match=told) as caught:
+    with pytest.raises(Withheld, match=told) as caught:
         membership.check(process)
     assert caught.value.of_the_host
 
@@ -233,7 +235,7 @@ def group_told(process: Any, first: int) -> str:
     member = first_process.Member(first)
     try:
         membership._check_group(process, member)
-    except victim.Withheld as error:
+    except Withheld as error:
         return str(error)
     finally:
         member.close()
@@ -361,7 +363,7 @@ def test_only_a_group_that_is_no_root_group_tells(world: World) -> None:
 def owner_told(process: Any) -> str:
     try:
         membership._check_owner(process)
-    except victim.Withheld as error:
+    except Withheld as error:
         return str(error)
     return ""
 
@@ -399,7 +401,7 @@ def root_told(process: Any, first: int | None = None) -> str:
     member = None if first is None else first_process.Member(first)
     try:
         membership._check_root(process, member)
-    except victim.Withheld as error:
+    except Withheld as error:
         return str(error)
     finally:
         if member is not None:
@@ -535,7 +537,7 @@ def test_a_stranger_is_found_behind_one_that_is_gone(
 def test_a_host_with_too_many_processes_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.process(21)
     monkeypatch.setattr(membership, "PATIENCE", -1.0)
-    with pytest.raises(command.Refused, match="the host has too many processes"):
+    with pytest.raises(Refused, match="the host has too many processes"):
         membership._find_stranger(world.crashed(21), None, lambda pid: False)
 
 
@@ -644,7 +646,7 @@ def test_a_process_of_this_host_in_the_mounts_of_another_one_is_withheld() -> No
         with running(sys.executable, "-BISc", f"import os; {join} {stay}", mounts) as agent:
             process = looked_at(agent)
             assert process.in_container() and not process.in_pid_namespace()
-            with pytest.raises(victim.Withheld, match="mount namespace"):
+            with pytest.raises(Withheld, match="mount namespace"):
                 membership.check(process)
 
 
@@ -664,13 +666,13 @@ def running(*words: str) -> Iterator[int]:
             process.stdin.close()
 
 
-def looked_at(pid: int) -> victim.FaultingProcess:
+def looked_at(pid: int) -> FaultingProcess:
     """Return what the helper knows of a process that does not crash."""
     proc = os.open("/proc", os.O_RDONLY)
-    task = victim.open_task(proc, pid, None)
+    task = verification.open_task(proc, pid, None)
     status = procfs.parse_status(procfs.read(task, "status"))
-    process = victim.FaultingProcess(
-        task, os.open(f"/proc/{pid}/root", os.O_PATH), victim._open_namespaces(task, proc), status
+    process = FaultingProcess(
+        task, os.open(f"/proc/{pid}/root", os.O_PATH), verification._open_namespaces(task, proc), status
     )
     os.close(proc)
     return process

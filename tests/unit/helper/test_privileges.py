@@ -8,7 +8,8 @@ import resource
 from pathlib import Path
 
 import pytest
-from core_helper import command, linux, privileges, procfs, seccomp, start, victim
+from core_helper import linux, privileges, procfs, seccomp, start
+from core_helper.crash import Refused
 from unit.helper.support import in_child, process
 
 NAMES = {
@@ -159,14 +160,14 @@ def test_the_child_is_hidden() -> None:
 
 
 def test_strict_seccomp_is_refused() -> None:
-    with pytest.raises(command.Refused, match="strict seccomp"):
+    with pytest.raises(Refused, match="strict seccomp"):
         privileges.check(process(seccomp=1))
 
 
 def test_a_filter_is_refused_on_a_machine_without_one_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(posix, "uname", lambda: os.uname_result(("Linux", "box", "6.1", "#1", "riscv64")))
     privileges.check(process(seccomp=0))
-    with pytest.raises(command.Refused, match="riscv64"):
+    with pytest.raises(Refused, match="riscv64"):
         privileges.check(process(seccomp=2))
 
 
@@ -289,7 +290,7 @@ def test_the_label_is_written_as_its_module_reads_it(
 
 
 def test_a_label_that_we_have_already_is_not_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(victim, "security_label", lambda task: ("apparmor", b"docker-default (enforce)"))
+    monkeypatch.setattr(privileges, "security_label", lambda task: ("apparmor", b"docker-default (enforce)"))
     label = privileges.Label(process(label_kind="apparmor", label=b"docker-default (enforce)"))
     label.open()
     label.at_exec()

@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from core_helper import command, linux, privileges, procfs, seccomp
+from core_helper import linux, privileges, procfs, seccomp
+from core_helper.crash import Refused
 from unit.helper.support import in_child, process
 
 # Debian's linux-libc-dev has the headers of all machines. From Linux 6.11 on aarch64 has one of its own, made of a table.
@@ -183,7 +184,7 @@ def test_the_program_is_whole_and_short_enough_for_the_kernel(machine: str) -> N
 
 def test_a_machine_without_a_filter_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("posix.uname", lambda: os.uname_result(("Linux", "box", "6.1", "#1", "s390x")))
-    with pytest.raises(command.Refused, match="s390x"):
+    with pytest.raises(Refused, match="s390x"):
         seccomp.architecture()
 
 

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from core_helper import command, namespaces, procfs, slots
+from core_helper import namespaces, procfs, slots
+from core_helper.crash import Crash, Refused
 from unit.helper.support import in_child
 
 
@@ -22,8 +23,8 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "slots"
 
 
-def crash_of(container: int, owner: int = 0) -> command.Crash:
-    return command.Crash(os.getpid(), container, owner)
+def crash_of(container: int, owner: int = 0) -> Crash:
+    return Crash(os.getpid(), container, owner)
 
 
 def take_nested(crashes: list[tuple[int, int]], limit: int) -> str:
@@ -31,7 +32,7 @@ def take_nested(crashes: list[tuple[int, int]], limit: int) -> str:
     try:
         slots.take(crash_of(*crashes[0]), limit)
         got = "+"
-    except command.Refused:
+    except Refused:
         got = "-"
     return got + (str(in_child(lambda: take_nested(crashes[1:], limit))) if crashes[1:] else "")
 
@@ -85,7 +86,7 @@ def test_a_slot_that_was_left_counts_no_more_and_is_nobody_elses(file: Path) -> 
 
 def test_a_refusal_names_the_container_what_it_holds_and_the_remedy(file: Path) -> None:
     def refusal() -> str:
-        with pytest.raises(command.Refused) as caught:
+        with pytest.raises(Refused) as caught:
             slots.take(crash_of(1), 2)
         return str(caught.value)
 
@@ -156,7 +157,7 @@ def holder_of(*words: str) -> str:
         pid = process.pid
         while children := Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
             pid = int(children[0])
-        return slots.holder_of(command.Crash(pid, 4711, 0)).group
+        return slots.holder_of(Crash(pid, 4711, 0)).group
     finally:
         process.stdin.close()
         process.wait()
@@ -169,7 +170,7 @@ def test_a_process_of_the_host_is_its_users() -> None:
 
 
 def test_who_is_gone_is_nobody_in_particular() -> None:
-    assert slots.holder_of(command.Crash(1 << 22, 0, 0)).group == "-1 unknown"
+    assert slots.holder_of(Crash(1 << 22, 0, 0)).group == "-1 unknown"
 
 
 def test_a_user_namespace_is_that_of_who_made_it() -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from core_helper import command, linux, procfs, slots
+from core_helper import linux, procfs, slots
+from core_helper.crash import Crash, Refused
 from unit.helper.support import in_child
 from unit.helper.world import World, keeps_descriptors
 
@@ -34,8 +35,8 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     world.close()
 
 
-def crash_of(pid: int, tid: int | None = None) -> command.Crash:
-    crash = command.Crash(pid, 1000, 100)
+def crash_of(pid: int, tid: int | None = None) -> Crash:
+    crash = Crash(pid, 1000, 100)
     crash.tid = tid
     return crash
 
@@ -98,7 +99,7 @@ def test_one_helper_at_a_time_looks_for_a_slot(file: Path, monkeypatch: pytest.M
 
 def test_whoever_is_refused_lets_the_next_one_look(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slots, "may_add", lambda held, free, weight: False)
-    with pytest.raises(command.Refused):
+    with pytest.raises(Refused):
         slots.take(crash_of(os.getpid()), 4)
     assert lockable(file, slots.MUTEX)
 
@@ -120,10 +121,10 @@ def write(file: Path, *processes: tuple[int, int, bytes]) -> None:
     file.write_bytes(content)
 
 
-def refusal(crash: command.Crash, limit: int) -> str:
+def refusal(crash: Crash, limit: int) -> str:
     try:
         slot = slots.take(crash, limit)
-    except command.Refused as error:
+    except Refused as error:
         return str(error)
     close(slot)
     return f"slot {slot.index}"

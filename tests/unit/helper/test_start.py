@@ -15,7 +15,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from core_helper import command, linux, procfs, start
+from core_helper import linux, procfs, start
+from core_helper.crash import Crash
 from unit.helper.support import HELPER, in_child
 from unit.helper.world import World, keeps_descriptors
 
@@ -92,7 +93,7 @@ def test_nothing_is_taken_for_standard_output_and_the_file_mask_is_tight(
 def exposed(world: World, **namespaces: Any) -> bool:
     number = 40 + len(os.listdir(world.proc))
     world.process(number, **namespaces)
-    return start.is_exposed(command.Crash(number, 0, 0))
+    return start.is_exposed(Crash(number, 0, 0))
 
 
 def test_whoever_may_look_at_a_process_of_ours_could_overwrite_its_interpreter(world: World) -> None:
@@ -128,14 +129,14 @@ SLOT: Any = SimpleNamespace(file=7, index=3)
 
 def test_only_where_it_is_exposed_the_program_is_executed_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(start, "restart_read_only", lambda *facts: f"why {facts[2:]}")
-    crash = command.Crash(1, 0, 0)
+    crash = Crash(1, 0, 0)
     for is_exposed, why in ((False, ""), (True, "why (1.5, 9)")):
         monkeypatch.setattr(start, "is_exposed", lambda crash, answer=is_exposed: answer)
         assert start.protect_interpreter(crash, SLOT, 1.5, 9) == why
 
 
 def test_a_process_that_is_gone_may_be_of_an_exposed_container(world: World) -> None:
-    why = start.protect_interpreter(command.Crash(99, 0, 0), SLOT, 0.0, None)
+    why = start.protect_interpreter(Crash(99, 0, 0), SLOT, 0.0, None)
     assert why == "its namespaces cannot be looked at: No such file or directory"
 
 
@@ -172,7 +173,7 @@ def restarted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_the_program_keeps_core_slot_pidfd_and_terminal(
     restarted: list[Any], pidfd: int | None, terminal: int | None
 ) -> None:
-    crash = command.Crash(1, 0, 0)
+    crash = Crash(1, 0, 0)
     crash.pidfd = pidfd
     with pytest.raises(Executed):
         start.restart_read_only(crash, SLOT, 1.5, terminal)
@@ -186,7 +187,7 @@ def test_the_program_keeps_core_slot_pidfd_and_terminal(
 def test_a_program_without_a_slot_is_executed_without_one(restarted: list[Any]) -> None:
     slot: Any = SimpleNamespace(file=None, index=0)
     with pytest.raises(Executed):
-        start.restart_read_only(command.Crash(1, 0, 0), slot, 1.5, None)
+        start.restart_read_only(Crash(1, 0, 0), slot, 1.5, None)
     assert restarted[1][2][start.MARK] == b"-1 0 1.500000"
     assert restarted[2:] == [(0, True)]
 
@@ -194,7 +195,7 @@ def test_a_program_without_a_slot_is_executed_without_one(restarted: list[Any]) 
 def test_nothing_goes_on_behind_an_execution(restarted: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linux.Execution, "run", lambda execution: None)
     with pytest.raises(AssertionError, match="has returned"):
-        start.restart_read_only(command.Crash(1, 0, 0), SLOT, 1.5, None)
+        start.restart_read_only(Crash(1, 0, 0), SLOT, 1.5, None)
 
 
 def test_a_kernel_without_such_mounts_is_told(restarted: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +203,7 @@ def test_a_kernel_without_such_mounts_is_told(restarted: list[Any], monkeypatch:
         raise OSError(38, "Function not implemented", "open_tree")
 
     monkeypatch.setattr(linux, "clone_read_only", clone)
-    why = start.restart_read_only(command.Crash(1, 0, 0), SLOT, 1.5, None)
+    why = start.restart_read_only(Crash(1, 0, 0), SLOT, 1.5, None)
     assert why.startswith("Function not implemented: it takes Linux 5.12")
     assert restarted == []
 

@@ -13,8 +13,9 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from core_helper import delegate, linux, procfs, supervisor
+from core_helper import joining, linux, procfs, supervisor
 from core_helper.child import Child
+from core_helper.program import Stopped
 from unit.helper.delivery import LONG, deliver, end, is_gone, shell, supervise
 from unit.helper.support import process
 
@@ -54,7 +55,7 @@ def test_a_delegate_that_cannot_be_executed_is_a_failure(tmp_path: Path) -> None
 def failing(action: Callable[[], object]) -> Any:
     """Return what the supervisor says of a child whose entry does ``action``."""
     return supervise(
-        lambda child: delegate.run_child(delegate.Reporter(child.error_out), [("enter", action)]), timeout=0.5
+        lambda child: joining.run_child(joining.Reporter(child.error_out), [("enter", action)]), timeout=0.5
     )
 
 
@@ -69,7 +70,7 @@ def raising(error: BaseException) -> Callable[[], object]:
     ("error", "failure"),
     [
         (PermissionError(1, "Operation not permitted", "setns"), "enter: Operation not permitted"),
-        (delegate.Stopped("a\nb"), "enter: a\\nb"),
+        (Stopped("a\nb"), "enter: a\\nb"),
         (RuntimeError("odd \udcff"), "enter: RuntimeError: odd \\udcff"),
         (MemoryError(), "enter: MemoryError: "),
         (KeyboardInterrupt(), "enter: KeyboardInterrupt: "),
@@ -81,7 +82,7 @@ def test_the_step_that_failed_is_told(error: BaseException, failure: str) -> Non
 
 
 def test_a_crowded_container_is_told_as_such() -> None:
-    result = failing(raising(delegate.Crowded("Resource temporarily unavailable")))
+    result = failing(raising(joining.Crowded("Resource temporarily unavailable")))
     assert (result.started, result.crowded) == (False, True)
     assert result.failure == "enter: Resource temporarily unavailable"
 
@@ -108,15 +109,15 @@ def test_an_entry_that_hangs_is_ended_at_the_deadline() -> None:
 def test_a_delegate_whose_pid_was_never_told_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: Callable[[], object], failure: str
 ) -> None:
-    tell = delegate.Reporter.send
+    tell = joining.Reporter.send
 
-    def send(reporter: delegate.Reporter, kind: str, text: str) -> None:
+    def send(reporter: joining.Reporter, kind: str, text: str) -> None:
         if kind == "pid":
             (tmp_path / "pid").write_text(text)
             ends()
         tell(reporter, kind, text)
 
-    monkeypatch.setattr(delegate.Reporter, "send", send)
+    monkeypatch.setattr(joining.Reporter, "send", send)
     result = deliver(shell("sleep 60"), timeout=0.5)
     assert (result.started, result.failure) == (False, failure)
     pid = int((tmp_path / "pid").read_text())
@@ -144,7 +145,7 @@ def lives(process: subprocess.Popen[bytes]) -> bool:
 
 def test_a_pid_that_is_not_our_childs_is_not_believed(innocent: subprocess.Popen[bytes]) -> None:
     def run(child: Child) -> None:
-        delegate.Reporter(child.error_out).send("pid", str(innocent.pid))
+        joining.Reporter(child.error_out).send("pid", str(innocent.pid))
         os._exit(0)
 
     assert supervise(run, timeout=0.5).failure == "the process that enters the container was killed"
@@ -153,7 +154,7 @@ def test_a_pid_that_is_not_our_childs_is_not_believed(innocent: subprocess.Popen
 
 def test_no_signal_is_sent_to_a_pid_that_is_not_our_childs(innocent: subprocess.Popen[bytes]) -> None:
     def run(child: Child) -> None:
-        reporter = delegate.Reporter(child.error_out)
+        reporter = joining.Reporter(child.error_out)
         reporter.send("pid", str(innocent.pid))
         reporter.send("failed", "why")
         os._exit(0)
@@ -224,7 +225,7 @@ def test_of_the_holders_of_a_pipe_only_those_of_the_container_and_user_are_ended
 
 def test_notes_are_kept_in_order() -> None:
     def run(child: Child) -> None:
-        reporter = delegate.Reporter(child.error_out)
+        reporter = joining.Reporter(child.error_out)
         for text in ("one", "two\nlines"):
             reporter.send("note", text)
         reporter.send("absent", "no")
@@ -236,7 +237,7 @@ def test_notes_are_kept_in_order() -> None:
 
 def test_a_report_is_never_longer_than_what_a_pipe_takes_at_once() -> None:
     reading, writing = os.pipe()
-    delegate.Reporter(writing).send("failed", "\xe4" * 5000)
+    joining.Reporter(writing).send("failed", "\xe4" * 5000)
     report = os.read(reading, 10000)
     assert len(report) <= 4096 and report.endswith(b"\n")
     os.close(reading)
@@ -333,7 +334,7 @@ def test_a_delegate_that_is_slow_to_start_has_until_the_deadline_once_the_enviro
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def run(child: Child) -> None:
-        delegate.Reporter(child.error_out).send("environ", "")
+        joining.Reporter(child.error_out).send("environ", "")
         time.sleep(60)
 
     result = supervise(run, timeout=0.5)

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from core_helper import cgroups, container, first_process, membership, namespaces, procfs, slots, start, victim
+from core_helper import container, first_process, membership, namespaces, procfs, runtime, slots, start, verification
+from core_helper import process as process_module
+from core_helper.process import FaultingProcess
 
 NS_GET_USERNS, NS_GET_PARENT, NS_GET_OWNER_UID, NS_GET_PID_FROM_PIDNS = 0xB701, 0xB702, 0xB704, 0x8004B706
 ALL = (1 << 41) - 1
@@ -63,7 +65,18 @@ class World:
         self.makers: dict[int, int] = {}
         self.first_processes: dict[int, int] = {}
         self.opened: list[int] = []
-        for module in (cgroups, container, first_process, membership, namespaces, procfs, slots, start, victim):
+        for module in (
+            container,
+            first_process,
+            membership,
+            namespaces,
+            process_module,
+            procfs,
+            runtime,
+            slots,
+            start,
+            verification,
+        ):
             monkeypatch.setattr(module, "posix", Elsewhere(self.proc))
         monkeypatch.setattr(fcntl, "ioctl", self.ioctl)
         monkeypatch.setattr(container, "mount_of", self.mount_of)
@@ -166,7 +179,7 @@ class World:
 
     def crashed(self, pid: int, root: str = "/", mount: int | None = None, **facts: Any) -> Any:
         """Return what the helper knows of process ``pid``; its root directory is ``root``, on ``mount`` or its first one."""
-        process: Any = victim.FaultingProcess.__new__(victim.FaultingProcess)
+        process: Any = FaultingProcess.__new__(FaultingProcess)
         directory = self.proc / str(pid)
         process.task = self.open(directory, os.O_PATH)
         process.root = self.open(directory / "root" if mount is None else self.file(mount, root), os.O_PATH)
@@ -176,7 +189,7 @@ class World:
         place.symlink_to(root)
         status = procfs.parse_status((directory / "status").read_bytes())
         process.cgroups = procfs.parse_cgroup((directory / "cgroup").read_bytes())
-        process.container_id = procfs.container_id(process.cgroups)
+        process.container_id = runtime.container_id(process.cgroups)
         process.host_pid = pid
         process.depth = len(status["NStgid"].split())
         process.seccomp_filters = int(status.get("Seccomp_filters", "0"))

@@ -6,40 +6,20 @@ format_corename and umh_coredump_setup, and kernel/umh.c.
 
 import posix
 
-from core_helper import command, delegate, linux, start
+from core_helper import linux, start
+from core_helper.configuration import CONFIGURATION
+from core_helper.words import shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from core_helper.command import Crash
+    from core_helper.crash import Crash
     from core_helper.journal import Journal
-    from core_helper.victim import FaultingProcess
+    from core_helper.process import FaultingProcess
 
 PIDFD = 3  # COREDUMP_PIDFD_NUMBER
 UMASK = 0o022  # Of whatever the kernel starts: init_fs in fs/fs_struct.c.
 UNLIMITED = b"18446744073709551615"
 S_IFMT, S_IFREG = 0o170000, 0o100000
-
-
-def is_of_the_host(process: "FaultingProcess") -> bool:
-    """Tell whether ``process`` is outside of containers. Whatever is not clear is a container: it must not get here.
-
-    It has the mount, pid and user namespace of the helper. The mount namespace may be another one where everything else is
-    the host's, the root directory too: so are the services of systemd that have a /tmp of their own and the like.
-    """
-    foreign = {name for name, _, _ in process.namespaces}
-    if process.user_namespace is not None or "pid" in foreign:
-        return False
-    if "mnt" not in foreign:
-        return True
-    # An identifier in the control group's path is an engine's, whatever namespaces the container was given.
-    # A container that has the host's root directory mounted can make it the root of a process, by chroot(2); not that of its
-    # mounts.
-    return (
-        "cgroup" not in foreign
-        and not process.container_id
-        and delegate.identity(posix.fstat(process.root)) == delegate.identity(posix.stat("/"))
-        and path_of_root(process) == b"/"
-    )
 
 
 def hand_on(crash: "Crash", process: "FaultingProcess", words: "list[bytes]", log: "Journal") -> None:
@@ -56,8 +36,8 @@ def hand_on(crash: "Crash", process: "FaultingProcess", words: "list[bytes]", lo
         asked = any(expand(word, {b"F": b"3"}) != expand(word, {}) for word in words)
         problem = _execute(arguments, crash.pidfd if asked else None)
     log.warning(
-        f"not handed on to {command.shown(arguments[0])}: {problem}: install it again, or correct DOCKERCOREHELPER_CHAIN in"
-        f" {command.CONFIGURATION}; pid={crash.pid} is handled without it"
+        f"not handed on to {shown(arguments[0])}: {problem}: install it again, or correct DOCKERCOREHELPER_CHAIN in"
+        f" {CONFIGURATION}; pid={crash.pid} is handled without it"
     )
 
 

@@ -10,7 +10,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from core_helper import command, container, delegate, fallback, linux, privileges, start
+from core_helper import container, fallback, joining, linux, privileges, start
+from core_helper.configuration import FALLBACK_VARIABLE
+from core_helper.crash import Refused
+from core_helper.program import Absent, Program, Stopped, parse_script_line
 from unit.helper.support import in_child, process, script
 from unit.helper.world import keeps_descriptors
 
@@ -44,23 +47,23 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
 
 
 class Steps:
-    """The steps of ``delegate.execute`` or ``fallback.write``, which do not run but when they are asked for."""
+    """The steps of ``joining.execute`` or ``fallback.write``, which do not run but when they are asked for."""
 
     def __init__(self, recorder: Recorder, enter: Any, **facts: Any) -> None:
         self.process = process(**{"limits": {}, "nice": 0, "notes": ["a note"], **facts})
         self.groups = container.ControlGroups()
         label = SimpleNamespace(open="open", at_exec="at_exec", at_once="at_once")
-        self.plan = delegate.Plan(self.process, self.groups, label, None)  # type: ignore[arg-type]
-        recorder.monkeypatch.setattr(delegate, "run_child", self.run_child)
-        recorder.watch(delegate.Reporter, "send")
+        self.plan = joining.Plan(self.process, self.groups, label, None)  # type: ignore[arg-type]
+        recorder.monkeypatch.setattr(joining, "run_child", self.run_child)
+        recorder.watch(joining.Reporter, "send")
         recorder.monkeypatch.setattr(
-            delegate.Reporter, "send", lambda reporter, *words: recorder.done.append(("send", *words))
+            joining.Reporter, "send", lambda reporter, *words: recorder.done.append(("send", *words))
         )
         self.runs: list[dict[str, Any]] = []
         enter(self.plan)
         self.steps = self.runs[0]
 
-    def run_child(self, reporter: delegate.Reporter, steps: list[tuple[str, Any]]) -> None:
+    def run_child(self, reporter: joining.Reporter, steps: list[tuple[str, Any]]) -> None:
         self.runs.append(dict(steps))
 
 
@@ -80,7 +83,7 @@ CHILD: Any = SimpleNamespace(error_out=50, core_in=51, standard_streams=lambda: 
 def executing(recorder: Recorder, **facts: Any) -> Steps:
     variables = {b"A": b"of the process", b"CORE_PID": b"1"}
     facts = {"read_environ": lambda: variables, **facts}
-    return Steps(recorder, lambda plan: delegate.execute(plan, [b"/d", b"x"], {b"CORE_PID": b"7"}, CHILD), **facts)
+    return Steps(recorder, lambda plan: joining.execute(plan, [b"/d", b"x"], {b"CORE_PID": b"7"}, CHILD), **facts)
 
 
 def test_privileges_are_given_away_step_by_step_before_the_delegate_is_opened(recorder: Recorder) -> None:
@@ -127,7 +130,7 @@ def test_what_cannot_be_taken_over_of_the_scheduling_is_a_note_and_limits_get_ro
     ]
 
 
-@pytest.mark.parametrize(("variables", "told"), [({}, ""), ({command.FALLBACK_VARIABLE: b""}, "fallback")])
+@pytest.mark.parametrize(("variables", "told"), [({}, ""), ({FALLBACK_VARIABLE: b""}, "fallback")])
 def test_that_the_environment_was_read_is_told_and_whether_it_asks_for_the_core_file(
     recorder: Recorder, variables: dict[bytes, bytes], told: str
 ) -> None:
@@ -157,7 +160,7 @@ def started(recorder: Recorder, forked: Any) -> Steps:
         recorder.watch(posix, name, 99)
     steps.steps["read environment"]()
     steps.steps["give pipes"]()
-    recorder.watch(delegate, "Program", SimpleNamespace(descriptor=60))
+    recorder.watch(joining, "Program", SimpleNamespace(descriptor=60))
     steps.steps["open delegate"]()
     assert recorder.done[-1] == ("Program", [b"/d", b"x"], None, 99)
     recorder.done.clear()
@@ -181,7 +184,7 @@ def test_nothing_of_the_host_is_open_when_the_container_sees_us(recorder: Record
 
 def test_the_child_becomes_the_delegate(recorder: Recorder) -> None:
     steps = started(recorder, 0)
-    recorder.watch(delegate, "delegate_steps", [("last", None)])
+    recorder.watch(joining, "delegate_steps", [("last", None)])
     steps.steps["start delegate"]()
     assert steps.runs[1] == {"last": None}
     (prepared,) = [words for words in recorder.done if words[0] == "delegate_steps"]
@@ -193,7 +196,7 @@ def test_the_child_becomes_the_delegate(recorder: Recorder) -> None:
 
 def test_a_container_that_may_not_have_one_more_process_is_crowded(recorder: Recorder) -> None:
     steps = started(recorder, BlockingIOError(11, "Resource temporarily unavailable"))
-    with pytest.raises(delegate.Crowded, match=r"^Resource temporarily unavailable$"):
+    with pytest.raises(joining.Crowded, match=r"^Resource temporarily unavailable$"):
         steps.steps["start delegate"]()
 
 
@@ -203,7 +206,7 @@ def last_steps(recorder: Recorder, **facts: Any) -> tuple[Steps, dict[str, Any]]
         prepare=lambda environment: recorder.done.append(("prepare", environment)),
         execute=lambda reporter: recorder.done.append(("execute",)),
     )
-    made = delegate.delegate_steps(steps.plan, program, {b"A": b"1"}, CHILD, delegate.Reporter(50))
+    made = joining.delegate_steps(steps.plan, program, {b"A": b"1"}, CHILD, joining.Reporter(50))
     assert [name for name, _ in made] == ["join control groups", "settle", "execute delegate"]
     return steps, dict(made)
 
@@ -240,7 +243,7 @@ def test_who_could_open_devices_has_the_device_rules_or_no_delegate(
     last["join control groups"]()
     steps.groups.others = [("a", OSError(2, "why")), ("b", OSError(2, "why"))]
     if stopped:
-        with pytest.raises(delegate.Stopped, match=r"^control group a: why; control group b: why$"):
+        with pytest.raises(Stopped, match=r"^control group a: why; control group b: why$"):
             last["join control groups"]()
         assert recorder.sent() == []
     else:
@@ -252,7 +255,7 @@ def test_who_could_open_devices_has_the_device_rules_or_no_delegate(
 def test_the_interpreter_of_the_helper_is_forbidden_in_containers(recorder: Recorder, in_container: bool) -> None:
     crashed = process(in_container=lambda: in_container)
     recorder.watch(privileges, "check")
-    plan = delegate.prepare(crashed)
+    plan = joining.prepare(crashed)
     own = os.stat("/proc/self/exe")
     assert plan.interpreter == ((own.st_dev, own.st_ino) if in_container else None)
     assert (recorder.done, plan.process) == ([("check", crashed)], crashed)
@@ -260,8 +263,8 @@ def test_the_interpreter_of_the_helper_is_forbidden_in_containers(recorder: Reco
 
 def test_what_cannot_be_taken_over_is_refused_before_anything_is_opened(recorder: Recorder) -> None:
     recorder.watch(container, "open_control_groups")
-    with pytest.raises(command.Refused):
-        delegate.prepare(process(seccomp=1))
+    with pytest.raises(Refused):
+        joining.prepare(process(seccomp=1))
     assert recorder.done == []
 
 
@@ -271,10 +274,10 @@ def test_what_cannot_be_taken_over_is_refused_before_anything_is_opened(recorder
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (delegate.Absent("no such file"), "absent no such file"),
-        (delegate.Crowded("too many"), "crowded second: too many"),
-        (command.Refused("not for you"), "refused not for you"),
-        (delegate.Stopped("a\nb"), r"failed second: a\nb"),
+        (Absent("no such file"), "absent no such file"),
+        (joining.Crowded("too many"), "crowded second: too many"),
+        (Refused("not for you"), "refused not for you"),
+        (Stopped("a\nb"), r"failed second: a\nb"),
         (OSError(1, "Operation not permitted", "setns"), "failed second: Operation not permitted"),
         (KeyError("x"), "failed second: KeyError: 'x'"),
         (SystemExit(3), "failed second: SystemExit: 3"),
@@ -289,10 +292,10 @@ def test_the_first_failure_is_reported_and_the_rest_is_not_done(error: BaseExcep
     pid = os.fork()
     if pid == 0:
         try:
-            reporter = delegate.Reporter(writing)
+            reporter = joining.Reporter(writing)
             steps: list[tuple[str, object]] = [("first", lambda: reporter.send("note", "1"))]
             steps += [("second", second), ("third", second)]
-            delegate.run_child(reporter, steps)
+            joining.run_child(reporter, steps)
         finally:
             os._exit(9)
     os.close(writing)
@@ -303,7 +306,7 @@ def test_the_first_failure_is_reported_and_the_rest_is_not_done(error: BaseExcep
 
 def test_no_step_can_load_code() -> None:
     def loaded() -> object:
-        delegate.lock_interpreter()
+        joining.lock_interpreter()
         try:
             import colorsys  # noqa: F401
         except ImportError:
@@ -319,8 +322,8 @@ def test_a_child_is_locked_before_its_first_step() -> None:
     pid = os.fork()
     if pid == 0:
         try:
-            reporter = delegate.Reporter(writing)
-            delegate.run_child(reporter, [("first", lambda: reporter.send("note", f"{sys.path}{sys.meta_path}"))])
+            reporter = joining.Reporter(writing)
+            joining.run_child(reporter, [("first", lambda: reporter.send("note", f"{sys.path}{sys.meta_path}"))])
         finally:
             os._exit(9)
     os.close(writing)
@@ -338,10 +341,10 @@ def test_scripts_and_what_is_refused_leave_nothing_open(tmp_path: Path) -> None:
     descriptors = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY)
 
     def opened() -> None:
-        os.close(delegate.Program([words[2]], None, descriptors).descriptor)
+        os.close(Program([words[2]], None, descriptors).descriptor)
 
     assert keeps_descriptors(opened)
-    program = delegate.Program([words[2]], None, descriptors)
+    program = Program([words[2]], None, descriptors)
     assert os.get_inheritable(program.descriptor) is False
     # Opened without any right, so that it has no effect: O_PATH.
     with pytest.raises(OSError, match="Bad file descriptor"):
@@ -352,7 +355,7 @@ def test_scripts_and_what_is_refused_leave_nothing_open(tmp_path: Path) -> None:
 
 def test_a_program_that_may_not_be_read_is_no_script(tmp_path: Path) -> None:
     fine = script(tmp_path / "fine", b"#!/bin/sh\n")
-    program = delegate.Program([os.fsencode(fine)], None, 9999)
+    program = Program([os.fsencode(fine)], None, 9999)
     assert program.arguments == [os.fsencode(fine)]
     os.close(program.descriptor)
 
@@ -362,8 +365,8 @@ def test_a_script_that_names_no_interpreter_is_told(tmp_path: Path) -> None:
     descriptors = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY)
 
     def opened() -> None:
-        with pytest.raises(delegate.Stopped, match=f"^{path}: its #! line names no interpreter"):
-            delegate.Program([os.fsencode(path)], None, descriptors)
+        with pytest.raises(Stopped, match=f"^{path}: its #! line names no interpreter"):
+            Program([os.fsencode(path)], None, descriptors)
 
     assert keeps_descriptors(opened)
     os.close(descriptors)
@@ -382,7 +385,7 @@ def test_a_script_that_names_no_interpreter_is_told(tmp_path: Path) -> None:
     ],
 )
 def test_the_first_line_is_read_as_far_as_the_kernel_reads_it(line: bytes, words: list[bytes] | None) -> None:
-    assert delegate.parse_script_line(line[:256]) == words
+    assert parse_script_line(line[:256]) == words
 
 
 # The core file.
@@ -400,9 +403,9 @@ def test_a_core_file_that_was_asked_for_needs_no_variable(recorder: Recorder) ->
 
 
 def test_a_core_file_that_nobody_asked_for_is_not_written(recorder: Recorder) -> None:
-    with pytest.raises(delegate.Absent, match=r"^no delegate is configured$"):
+    with pytest.raises(Absent, match=r"^no delegate is configured$"):
         writing(recorder, False).steps["read environment"]()
-    variables = {command.FALLBACK_VARIABLE: b"1"}
+    variables = {FALLBACK_VARIABLE: b"1"}
     writing(recorder, False, read_environ=lambda: variables).steps["read environment"]()
     assert recorder.sent()[-1] == ("environ", "fallback")
 
@@ -431,7 +434,7 @@ def test_the_core_file_is_the_owners_whatever_the_mask_was(recorder: Recorder, t
         os.umask(before)
     assert path.stat().st_mode & 0o7777 == 0o600
     assert recorder.done == [("limit_file_size", steps.process)]
-    with pytest.raises(delegate.Stopped, match="File exists"):
+    with pytest.raises(Stopped, match="File exists"):
         steps.steps["create core file"]()
 
 
@@ -488,6 +491,6 @@ def test_the_core_is_on_the_disk_before_that_is_told(
 
 def test_a_disk_that_fails_at_the_end_is_told(recorder: Recorder, tmp_path: Path) -> None:
     recorder.watch(posix, "fsync", OSError(5, "Input/output error"))
-    with pytest.raises(delegate.Stopped, match=r"^Input/output error after 4 bytes$"):
+    with pytest.raises(Stopped, match=r"^Input/output error after 4 bytes$"):
         copied(recorder, tmp_path, b"core")
     os.close(recorder.done[1][1])

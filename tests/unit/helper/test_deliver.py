@@ -6,31 +6,44 @@ import _signal
 from typing import Any
 
 import pytest
-from core_helper import chain, command, container, delegate, diagnosis, handling, membership, supervisor, victim
+from core_helper import (
+    container,
+    deliver,
+    diagnosis,
+    joining,
+    membership,
+    previous_handler,
+    runtime,
+    supervisor,
+    verification,
+)
 from core_helper.child import Result
+from core_helper.configuration import Configuration
+from core_helper.crash import Crash, Refused
+from core_helper.process import Withheld
 from unit.helper.support import process
 
 
 class Stage:
-    """What surrounds handling.py, which only notes that it was called."""
+    """What surrounds deliver.py, which only notes that it was called."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.done: list[Any] = []
         self.process = process(close_task=lambda: self.note("close_task"), traceable=True, signal=6, namespaces=[])
-        self.configuration = command.Configuration()
-        self.crash = command.Crash(4711, 1000, 100)
+        self.configuration = Configuration()
+        self.crash = Crash(4711, 1000, 100)
         self.error: Exception | None = None
-        monkeypatch.setattr(victim, "examine", self.examine)
+        monkeypatch.setattr(verification, "examine", self.examine)
         monkeypatch.setattr(membership, "check", lambda process: self.note("check"))
         monkeypatch.setattr(diagnosis, "of_missing", lambda crash: "the diagnosis")
         monkeypatch.setattr(container, "hostname_of", lambda process: b"visited")
         monkeypatch.setattr(_signal, "alarm", lambda seconds: self.note("alarm", seconds))
-        monkeypatch.setattr(chain, "hand_on", lambda *words: self.note("hand_on", *words[2:]))
+        monkeypatch.setattr(previous_handler, "hand_on", lambda *words: self.note("hand_on", *words[2:]))
 
     def note(self, *words: Any) -> None:
         self.done.append(words[0] if len(words) == 1 else words)
 
-    def examine(self, crash: command.Crash) -> Any:
+    def examine(self, crash: Crash) -> Any:
         if self.error is not None:
             raise self.error
         return self.process
@@ -44,7 +57,7 @@ class Stage:
     def run(self) -> Any:
         slot: Any = self
         log: Any = lambda: self  # noqa: E731
-        return handling.examine(self.crash, self.configuration, slot, log)
+        return deliver.examine(self.crash, self.configuration, slot, log)
 
 
 @pytest.fixture
@@ -73,7 +86,7 @@ def test_where_the_interpreter_could_be_overwritten_nothing_is_delegated(
 ) -> None:
     stage.crash.exposed, stage.process.traceable = exposed, traceable
     if refused:
-        with pytest.raises(victim.Withheld, match="could overwrite the helper's interpreter: why") as caught:
+        with pytest.raises(Withheld, match="could overwrite the helper's interpreter: why") as caught:
             stage.run()
         assert caught.value.process is stage.process
     else:
@@ -82,9 +95,9 @@ def test_where_the_interpreter_could_be_overwritten_nothing_is_delegated(
 
 
 def test_a_process_that_is_missing_is_refused_with_a_diagnosis(stage: Stage) -> None:
-    stage.error = victim.Missing("process 4711 is gone")
+    stage.error = verification.Missing("process 4711 is gone")
     stage.configuration.chain = [b"/handler"]
-    with pytest.raises(command.Refused, match=r"^process 4711 is gone: the diagnosis$"):
+    with pytest.raises(Refused, match=r"^process 4711 is gone: the diagnosis$"):
         stage.run()
     assert stage.done == []
 
@@ -107,11 +120,11 @@ def test_the_handler_of_the_host_has_what_is_the_hosts(
     is_of_the_host: bool,
     handed_on: bool,
 ) -> None:
-    monkeypatch.setattr(chain, "is_of_the_host", lambda process: is_of_the_host)
+    monkeypatch.setattr(runtime, "is_of_the_host", lambda process: is_of_the_host)
     stage.process.namespaces = namespaces
-    stage.error = victim.Withheld("never", stage.process, of_the_host)
+    stage.error = Withheld("never", stage.process, of_the_host)
     stage.configuration.chain, stage.configuration.problems = [b"/handler"], ["a problem"]
-    with pytest.raises(victim.Withheld, match="never"):
+    with pytest.raises(Withheld, match="never"):
         stage.run()
     if handed_on:
         # It has a slot, a deadline and a log of its own.
@@ -121,7 +134,7 @@ def test_the_handler_of_the_host_has_what_is_the_hosts(
         assert stage.done == []
     stage.configuration.chain = []
     stage.done.clear()
-    with pytest.raises(victim.Withheld, match="never"):
+    with pytest.raises(Withheld, match="never"):
         stage.run()
     assert stage.done == []
 
@@ -144,11 +157,11 @@ class Deliveries:
         self.outcomes: list[Result] = []
         self.tried: list[tuple[bool, bool, float]] = []
         self.told: list[Any] = []
-        self.plan = delegate.Plan(stage.process, container.ControlGroups(), None, None)  # type: ignore[arg-type]
+        self.plan = joining.Plan(stage.process, container.ControlGroups(), None, None)  # type: ignore[arg-type]
         self.plan.groups.unified = 99
-        monkeypatch.setattr(handling, "examine", lambda *words: stage.process)
-        monkeypatch.setattr(delegate, "prepare", lambda process: self.plan)
-        monkeypatch.setattr(handling, "Child", lambda groups, run: run)
+        monkeypatch.setattr(deliver, "examine", lambda *words: stage.process)
+        monkeypatch.setattr(joining, "prepare", lambda process: self.plan)
+        monkeypatch.setattr(deliver, "Child", lambda groups, run: run)
         monkeypatch.setattr(supervisor, "supervise", self.supervise)
 
     def supervise(self, core: int, run: object, process: Any, deadline: float, output: Any) -> Result:
@@ -168,7 +181,7 @@ class Deliveries:
     def handle(self) -> int:
         slot: Any = None
         log: Any = lambda: self  # noqa: E731
-        return handling.handle(0, self.stage.crash, self.stage.configuration, slot, log, 100.0)
+        return deliver.handle(0, self.stage.crash, self.stage.configuration, slot, log, 100.0)
 
 
 @pytest.fixture
@@ -226,6 +239,6 @@ def test_a_container_without_a_delegate_is_handed_on_where_that_is_configured(
     deliveries.stage.process.namespaces = [("pid", 0, 9)]
     given: list[Any] = []
     deliveries.outcomes = [outcome(started=False, absent=absent, failure="why")]
-    monkeypatch.setattr(handling, "hand_on", lambda *words: given.append(words))
+    monkeypatch.setattr(deliver, "hand_on", lambda *words: given.append(words))
     assert deliveries.handle() == (0 if absent else 1)
     assert len(given) == handed_on

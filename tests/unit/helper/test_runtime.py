@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 
 import pytest
-from core_helper import cgroups, command
+from core_helper import first_process, runtime
+from core_helper.crash import Refused
 from unit.helper.world import (
     DOCKER,
     ID,
@@ -22,16 +23,16 @@ def test_the_processes_of_a_group_are_those_below_it_too(world: World) -> None:
     # A group of threads, or one that goes away, does not stand in the way; and a link leads nowhere.
     (world.groups / "a" / "empty").mkdir()
     (world.groups / "a" / "link").symlink_to(world.groups / "d")
-    assert keeps_descriptors(lambda: cgroups.processes_in(b"", b"/a"))
-    assert sorted(cgroups.processes_in(b"", b"/a")) == [30, 31, 32]
-    assert cgroups.processes_in(b"cpu,cpuacct", b"/a") == []
+    assert keeps_descriptors(lambda: first_process._processes_in(b"", b"/a"))
+    assert sorted(first_process._processes_in(b"", b"/a")) == [30, 31, 32]
+    assert first_process._processes_in(b"cpu,cpuacct", b"/a") == []
 
 
 def test_the_mount_of_an_old_hierarchy_is_found_by_its_first_controller(world: World) -> None:
     world.process(30, cgroup="/a")
     line = b"31 20 0:27 / %s rw - cgroup cgroup rw,cpu,cpuacct\n" % os.fsencode(world.groups)
     (world.proc / "self" / "mountinfo").write_bytes(line)
-    assert cgroups.processes_in(b"cpu,cpuacct", b"/a") == [30]
+    assert first_process._processes_in(b"cpu,cpuacct", b"/a") == [30]
 
 
 @pytest.mark.parametrize(("limit", "value"), [("MOST_GROUPS", 2), ("MOST_PROCESSES", 1)])
@@ -40,18 +41,18 @@ def test_too_many_processes_of_a_group_are_refused(
 ) -> None:
     for pid, group in ((30, "/a"), (31, "/a/b")):
         world.process(pid, cgroup=group)
-    monkeypatch.setattr(cgroups, limit, value)
-    assert len(cgroups.processes_in(b"", b"/a")) == 2 if limit == "MOST_GROUPS" else True
+    monkeypatch.setattr(first_process, limit, value)
+    assert len(first_process._processes_in(b"", b"/a")) == 2 if limit == "MOST_GROUPS" else True
     world.process(32, cgroup="/a/b/c")
-    with pytest.raises(command.Refused, match="too many processes"):
-        cgroups.processes_in(b"", b"/a")
+    with pytest.raises(Refused, match="too many processes"):
+        first_process._processes_in(b"", b"/a")
 
 
 def test_as_many_processes_as_are_allowed_are_no_refusal(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     for pid, group in ((30, "/a"), (31, "/a"), (32, "/a/b")):
         world.process(pid, cgroup=group)
-    monkeypatch.setattr(cgroups, "MOST_PROCESSES", 2)
-    assert len(cgroups.processes_in(b"", b"/a")) == 3
+    monkeypatch.setattr(first_process, "MOST_PROCESSES", 2)
+    assert len(first_process._processes_in(b"", b"/a")) == 3
 
 
 @pytest.mark.parametrize(
@@ -68,7 +69,7 @@ def test_as_many_processes_as_are_allowed_are_no_refusal(world: World, monkeypat
     ],
 )
 def test_the_innermost_group_with_the_name_of_a_container_counts(path: str, named: str | None) -> None:
-    found = cgroups.named([(b"x", b"/"), (b"cpu", path.encode())])
+    found = runtime.named_group([(b"x", b"/"), (b"cpu", path.encode())])
     assert found == (None if named is None else (b"cpu", named.encode()))
 
 
@@ -91,19 +92,19 @@ def test_the_innermost_group_with_the_name_of_a_container_counts(path: str, name
 def test_a_group_lies_in_the_container_whose_first_process_is_in_it_or_above(
     ours: str, first: str, within: bool
 ) -> None:
-    assert cgroups.is_within([(b"", ours.encode())], [(b"", first.encode())]) is within
+    assert runtime.is_within([(b"", ours.encode())], [(b"", first.encode())]) is within
 
 
 def test_every_hierarchy_that_both_have_decides() -> None:
     first = [(b"name=systemd", b"/"), (b"cpu", DOCKER.encode()), (b"pids", DOCKER.encode())]
     ours = {b"name=systemd": OTHER.encode(), b"cpu": DOCKER.encode(), b"pids": DOCKER.encode()}
-    assert cgroups.is_within(list(ours.items()), first)
-    assert cgroups.is_within([(b"pids", DOCKER.encode())], first)
-    assert not cgroups.is_within(list({**ours, b"pids": OTHER.encode()}.items()), first)
-    assert not cgroups.is_within([(b"cpu", OTHER.encode()), (b"pids", DOCKER.encode())], first)
+    assert runtime.is_within(list(ours.items()), first)
+    assert runtime.is_within([(b"pids", DOCKER.encode())], first)
+    assert not runtime.is_within(list({**ours, b"pids": OTHER.encode()}.items()), first)
+    assert not runtime.is_within([(b"cpu", OTHER.encode()), (b"pids", DOCKER.encode())], first)
     units = [(b"cpu", b"/a.service"), (b"pids", b"/a.service")]
-    assert not cgroups.is_within([(b"cpu", b"/a.service"), (b"pids", b"/b.service")], units)
-    assert not cgroups.is_within([(b"cpu", b"/b.service"), (b"pids", b"/a.service")], units)
+    assert not runtime.is_within([(b"cpu", b"/a.service"), (b"pids", b"/b.service")], units)
+    assert not runtime.is_within([(b"cpu", b"/b.service"), (b"pids", b"/a.service")], units)
 
 
 @pytest.mark.parametrize(
@@ -119,4 +120,4 @@ def test_every_hierarchy_that_both_have_decides() -> None:
     ],
 )
 def test_a_slice_alone_joins_nobody(one: str, other: str, share: bool) -> None:
-    assert cgroups._share_unit(one.encode(), other.encode()) is share
+    assert runtime._share_unit(one.encode(), other.encode()) is share

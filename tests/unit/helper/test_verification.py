@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from core_helper import command, linux, procfs, victim
+from core_helper import linux, procfs, verification
+from core_helper.crash import Crash, Refused
+from core_helper.process import FaultingProcess
 
 PROC = "/proc"
 STATUS = {"CoreDumping": "1", "Tgid": "4711", "Uid": "1000\t1000\t1000\t1000", "Gid": "100\t100\t100\t100"}
@@ -25,8 +27,8 @@ OLD, YOUNG = stat_of(100), stat_of(200)
 
 
 @pytest.fixture
-def crash() -> command.Crash:
-    crash = command.Crash(4711, 1000, 100)
+def crash() -> Crash:
+    crash = Crash(4711, 1000, 100)
     crash.tid = 4711
     return crash
 
@@ -38,9 +40,9 @@ def proc() -> Iterator[int]:
     os.close(descriptor)
 
 
-def test_the_process_that_dumps_core_is_accepted(crash: command.Crash) -> None:
-    victim.verify(crash, STATUS, OLD, YOUNG)
-    victim.verify(crash, STATUS, OLD, OLD)
+def test_the_process_that_dumps_core_is_accepted(crash: Crash) -> None:
+    verification.verify(crash, STATUS, OLD, YOUNG)
+    verification.verify(crash, STATUS, OLD, OLD)
 
 
 @pytest.mark.parametrize(
@@ -54,19 +56,19 @@ def test_the_process_that_dumps_core_is_accepted(crash: command.Crash) -> None:
         ("Gid", "0\t100\t100\t100", "does not have the ids 1000:100"),
     ],
 )
-def test_another_process_is_refused(crash: command.Crash, field: str, value: str, complaint: str) -> None:
-    with pytest.raises(command.Refused, match=complaint):
-        victim.verify(crash, {**STATUS, field: value}, OLD, YOUNG)
+def test_another_process_is_refused(crash: Crash, field: str, value: str, complaint: str) -> None:
+    with pytest.raises(Refused, match=complaint):
+        verification.verify(crash, {**STATUS, field: value}, OLD, YOUNG)
 
 
-def test_a_process_that_is_younger_than_the_helper_is_refused(crash: command.Crash) -> None:
-    with pytest.raises(command.Refused, match="younger than its own crash"):
-        victim.verify(crash, STATUS, YOUNG, OLD)
+def test_a_process_that_is_younger_than_the_helper_is_refused(crash: Crash) -> None:
+    with pytest.raises(Refused, match="younger than its own crash"):
+        verification.verify(crash, STATUS, YOUNG, OLD)
 
 
-def test_an_older_kernel_that_does_not_tell_whether_it_dumps_is_refused(crash: command.Crash) -> None:
-    with pytest.raises(command.Refused, match="not dumping core"):
-        victim.verify(crash, {key: value for key, value in STATUS.items() if key != "CoreDumping"}, OLD, YOUNG)
+def test_an_older_kernel_that_does_not_tell_whether_it_dumps_is_refused(crash: Crash) -> None:
+    with pytest.raises(Refused, match="not dumping core"):
+        verification.verify(crash, {key: value for key, value in STATUS.items() if key != "CoreDumping"}, OLD, YOUNG)
 
 
 @pytest.mark.parametrize("value", ["0", "1"])
@@ -76,11 +78,11 @@ def test_whether_a_process_is_still_being_dumped_is_not_for_its_name_to_say(valu
     assert procfs.still_dumping(status.encode()) is (value == "1")
 
 
-def test_the_pidfd_must_be_of_the_same_process(crash: command.Crash) -> None:
-    victim.verify_pidfd(crash, b"pos:\t0\nflags:\t02000002\nPid:\t4711\nNSpid:\t4711\n")
+def test_the_pidfd_must_be_of_the_same_process(crash: Crash) -> None:
+    verification.verify_pidfd(crash, b"pos:\t0\nflags:\t02000002\nPid:\t4711\nNSpid:\t4711\n")
     for fdinfo in (b"Pid:\t4712\n", b"Pid:\t-1\n", b"pos:\t0\n", b""):
-        with pytest.raises(command.Refused, match="pidfd of the kernel"):
-            victim.verify_pidfd(crash, fdinfo)
+        with pytest.raises(Refused, match="pidfd of the kernel"):
+            verification.verify_pidfd(crash, fdinfo)
 
 
 ROOT, USER, SECURE = True, False, True
@@ -113,7 +115,7 @@ COREDUMP_USER, COREDUMP_ROOT = linux.PIDFD_COREDUMP_USER | 1, linux.PIDFD_COREDU
     ],
 )
 def test_the_core_of_a_set_id_program_is_never_delegated(
-    crash: command.Crash,
+    crash: Crash,
     monkeypatch: pytest.MonkeyPatch,
     dumpable: int | None,
     mask: int | None,
@@ -126,23 +128,23 @@ def test_the_core_of_a_set_id_program_is_never_delegated(
     monkeypatch.setattr(linux, "pidfd_coredump_mask", lambda _: mask)
     found = os.stat_result((0, 0, 0, 0, 0, 0, 0, 0, 0, 0) if owner is ROOT else (0, 0, 0, 0, 1000, 100, 0, 0, 0, 0))
     if delegated:
-        victim.refuse_set_id(crash, STATUS, secure, found)
+        verification.refuse_set_id(crash, STATUS, secure, found)
     else:
-        with pytest.raises(command.Refused, match="never delegated"):
-            victim.refuse_set_id(crash, STATUS, secure, found)
+        with pytest.raises(Refused, match="never delegated"):
+            verification.refuse_set_id(crash, STATUS, secure, found)
 
 
 @pytest.mark.parametrize("field", ["Uid", "Gid"])
 @pytest.mark.parametrize("ids", ["0 9 9 9", "9 0 9 9", "9 9 0 9", "9 9 9 0"])
-def test_a_program_with_changed_ids_is_never_delegated(crash: command.Crash, field: str, ids: str) -> None:
+def test_a_program_with_changed_ids_is_never_delegated(crash: Crash, field: str, ids: str) -> None:
     crash.dumpable = 1
-    with pytest.raises(command.Refused, match="changed ids"):
-        victim.refuse_set_id(crash, {**STATUS, field: ids}, False, os.stat("/"))
+    with pytest.raises(Refused, match="changed ids"):
+        verification.refuse_set_id(crash, {**STATUS, field: ids}, False, os.stat("/"))
 
 
 @pytest.mark.parametrize("tid", [None, os.getpid()])
 def test_the_task_of_this_process_is_opened(proc: int, tid: int | None) -> None:
-    task = victim.open_task(proc, os.getpid(), tid)
+    task = verification.open_task(proc, os.getpid(), tid)
     assert procfs.parse_status(procfs.read(task, "status"))["Pid"] == str(os.getpid())
     assert os.get_inheritable(task) is False
     os.close(task)
@@ -154,7 +156,7 @@ def test_the_task_of_the_faulting_thread_is_opened(proc: int) -> None:
     thread.start()
     try:
         tid = next(int(name) for name in os.listdir("/proc/self/task") if int(name) != os.getpid())
-        task = victim.open_task(proc, os.getpid(), tid)
+        task = verification.open_task(proc, os.getpid(), tid)
         assert procfs.parse_status(procfs.read(task, "status"))["Pid"] == str(tid)
         os.close(task)
     finally:
@@ -168,13 +170,13 @@ def test_a_process_that_is_gone_is_missing(proc: int, tid: int | None) -> None:
     if pid == 0:
         os._exit(0)
     os.waitpid(pid, 0)
-    with pytest.raises(victim.Missing, match=f"process {pid} is gone"):
-        victim.open_task(proc, pid, tid)
+    with pytest.raises(verification.Missing, match=f"process {pid} is gone"):
+        verification.open_task(proc, pid, tid)
 
 
 def test_a_thread_of_another_process_is_refused(proc: int) -> None:
-    with pytest.raises(command.Refused):
-        victim.open_task(proc, os.getpid(), os.getppid())
+    with pytest.raises(Refused):
+        verification.open_task(proc, os.getpid(), os.getppid())
 
 
 def test_a_thread_stands_for_the_process_whose_leader_has_exited(proc: int) -> None:
@@ -195,7 +197,7 @@ def test_a_thread_stands_for_the_process_whose_leader_has_exited(proc: int) -> N
         tid = int(os.read(reading, 100))
         while Path(f"/proc/{pid}/task/{pid}/stat").read_bytes().split()[2] != b"Z":
             time.sleep(0.001)
-        task = victim.open_task(proc, pid, None)
+        task = verification.open_task(proc, pid, None)
         assert procfs.parse_status(procfs.read(task, "status"))["Pid"] == str(tid)
         os.close(task)
     finally:
@@ -206,14 +208,14 @@ def test_a_thread_stands_for_the_process_whose_leader_has_exited(proc: int) -> N
 
 
 def test_a_living_process_is_not_taken_for_a_crashed_one() -> None:
-    crash = command.Crash(os.getpid(), os.getuid(), os.getgid())
-    with pytest.raises(command.Refused, match="not dumping core"):
-        victim.examine(crash)
+    crash = Crash(os.getpid(), os.getuid(), os.getgid())
+    with pytest.raises(Refused, match="not dumping core"):
+        verification.examine(crash)
 
 
 def test_a_process_is_described_by_what_its_proc_directory_says(tmp_path: Path) -> None:
     task = os.open("/proc/self", os.O_PATH | os.O_DIRECTORY)
-    own = victim.FaultingProcess(task, 99, [], procfs.parse_status(procfs.read(task, "status")))
+    own = FaultingProcess(task, 99, [], procfs.parse_status(procfs.read(task, "status")))
     os.close(task)
     assert (own.uid, own.gid, own.groups) == (os.getuid(), os.getgid(), os.getgroups())
     assert (own.pid, own.root) == (os.getpid(), 99)

@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
-from core_helper import linux, procfs, victim
+from core_helper import linux, procfs
+from core_helper.process import FaultingProcess
 
 ID = "0123456789abcdef" * 4
 STATUS = """\
@@ -61,10 +62,10 @@ def directory(tmp_path: Path) -> Path:
 
 def describe(
     directory: Path, status: str = STATUS, namespaces: list[tuple[str, int, int]] | None = None
-) -> victim.FaultingProcess:
+) -> FaultingProcess:
     task = os.open(directory, os.O_PATH | os.O_DIRECTORY)
     try:
-        return victim.FaultingProcess(task, 99, namespaces or [], procfs.parse_status(status.encode()))
+        return FaultingProcess(task, 99, namespaces or [], procfs.parse_status(status.encode()))
     finally:
         os.close(task)
 

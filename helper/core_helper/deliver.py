@@ -3,8 +3,12 @@
 import _signal
 import posix
 
-from core_helper import command, container, delegate, membership, slots, supervisor, victim
+from core_helper import container, joining, membership, slots, supervisor, verification
 from core_helper.child import Child
+from core_helper.configuration import CONFIGURATION, FALLBACK_VARIABLE, Configuration
+from core_helper.crash import Crash, Refused
+from core_helper.process import FaultingProcess, Withheld
+from core_helper.words import encode, expand
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,15 +21,14 @@ if TYPE_CHECKING:
 
 EXIT_OK, EXIT_NOT_DELIVERED = 0, 1
 NO_DELEGATE = (
-    "no delegate is configured: name one in kernel.core_pattern, or by DOCKERCOREHELPER_DELEGATE in"
-    f" {command.CONFIGURATION}"
+    f"no delegate is configured: name one in kernel.core_pattern, or by DOCKERCOREHELPER_DELEGATE in {CONFIGURATION}"
 )
 
 
 def handle(
     core: int,
-    crash: command.Crash,
-    configuration: command.Configuration,
+    crash: Crash,
+    configuration: Configuration,
     slot: slots.Slot,
     log: "Log",
     began: float,
@@ -37,7 +40,7 @@ def handle(
     """
     process = examine(crash, configuration, slot, log)
     process.hostname = container.hostname_of(process)
-    plan = delegate.prepare(process)
+    plan = joining.prepare(process)
 
     def attempt(run: "Callable[[Child], NoReturn]") -> "Result":
         while True:
@@ -56,10 +59,10 @@ def handle(
 
     deadline = began + configuration.timeout
     failure, absent, asked = NO_DELEGATE, True, False
-    words = crash.delegate or [command.expand(word, specifiers(crash, process)) for word in configuration.delegate]
+    words = crash.delegate or [expand(word, specifiers(crash, process)) for word in configuration.delegate]
     if words:
         facts = facts_of(crash, process)
-        result = attempt(lambda child: delegate.execute(plan, words, facts, child))
+        result = attempt(lambda child: joining.execute(plan, words, facts, child))
         asked = result.fallback
         if result.started and not (result.untouched and result.failure):
             delivered = log().conclude(crash, process, words[0], result, began)
@@ -72,7 +75,7 @@ def handle(
             failure = f"{words[0].decode('utf-8', 'backslashreplace')}: {failure} before it read a byte"
     if absent and configuration.chain and configuration.chain_containers:
         hand_on(crash, process, configuration, slot, log)
-    asked = asked or configuration.fallback or command.FALLBACK_VARIABLE in posix.environ
+    asked = asked or configuration.fallback or FALLBACK_VARIABLE in posix.environ
     # Where no delegate was tried, the environment of the process was not read yet: it may ask for the core file.
     if asked or not words:
         from core_helper import fallback
@@ -88,37 +91,35 @@ def handle(
     return EXIT_OK if absent else EXIT_NOT_DELIVERED
 
 
-def examine(
-    crash: command.Crash, configuration: command.Configuration, slot: slots.Slot, log: "Log"
-) -> victim.FaultingProcess:
+def examine(crash: Crash, configuration: Configuration, slot: slots.Slot, log: "Log") -> FaultingProcess:
     """Return the process whose core is to be delegated; that of a process of the host goes to the handler the host had.
 
-    Raises Refused or OSError like victim.examine.
+    Raises Refused or OSError like verification.examine.
     """
     refusal = None
     try:
-        process = victim.examine(crash)
+        process = verification.examine(crash)
         membership.check(process)
         process.close_task()
         if crash.exposed and process.traceable:
-            raise victim.Withheld(
+            raise Withheld(
                 f"its container may have CAP_SYS_PTRACE, and could overwrite the helper's interpreter: {crash.exposed}",
                 process,
             )
-    except victim.Missing as error:
+    except verification.Missing as error:
         from core_helper import diagnosis
 
-        raise command.Refused(f"{error}: {diagnosis.of_missing(crash)}") from None
-    except victim.Withheld as error:
+        raise Refused(f"{error}: {diagnosis.of_missing(crash)}") from None
+    except Withheld as error:
         # Not for a delegate; but the handler of the host is root's, and has always looked after such processes itself.
         process, refusal = error.process, error
     if crash.signal is None:
         crash.signal = process.signal
     # A container's crash pays but this comparison: its pid namespace is another one.
     if configuration.chain and not any(name == "pid" for name, _, _ in process.namespaces):
-        from core_helper import chain
+        from core_helper import runtime
 
-        if chain.is_of_the_host(process) or (refusal is not None and refusal.of_the_host):
+        if runtime.is_of_the_host(process) or (refusal is not None and refusal.of_the_host):
             hand_on(crash, process, configuration, slot, log)
     if refusal is not None:
         raise refusal
@@ -126,14 +127,14 @@ def examine(
 
 
 def hand_on(
-    crash: command.Crash,
-    process: victim.FaultingProcess,
-    configuration: command.Configuration,
+    crash: Crash,
+    process: FaultingProcess,
+    configuration: Configuration,
     slot: slots.Slot,
     log: "Log",
 ) -> None:
     """Become the handler that the host had before; return if that cannot be."""
-    from core_helper import chain
+    from core_helper import previous_handler
 
     for problem in configuration.problems:
         log().warning(problem)
@@ -142,10 +143,10 @@ def hand_on(
     slot.leave()
     _signal.alarm(0)
     process.hostname = container.hostname_of(process)
-    chain.hand_on(crash, process, configuration.chain, log())
+    previous_handler.hand_on(crash, process, configuration.chain, log())
 
 
-def specifiers(crash: command.Crash, process: victim.FaultingProcess) -> "dict[str, bytes]":
+def specifiers(crash: Crash, process: FaultingProcess) -> "dict[str, bytes]":
     """Return what each specifier of the configured delegate stands for; core(5)."""
     return {
         "P": b"%d" % crash.pid,
@@ -160,7 +161,7 @@ def specifiers(crash: command.Crash, process: victim.FaultingProcess) -> "dict[s
     }
 
 
-def facts_of(crash: command.Crash, process: victim.FaultingProcess) -> "dict[bytes, bytes]":
+def facts_of(crash: Crash, process: FaultingProcess) -> "dict[bytes, bytes]":
     """Return the CORE_* variables of the README that tell the delegate about the crash."""
     return {
         b"CORE_PID": b"%d" % process.pid,
@@ -174,6 +175,6 @@ def facts_of(crash: command.Crash, process: victim.FaultingProcess) -> "dict[byt
         b"CORE_EXE": process.exe,
         b"CORE_COMM": process.comm,
         b"CORE_HOSTNAME": process.hostname,
-        b"CORE_NODE": command.encode(posix.uname().nodename),
+        b"CORE_NODE": encode(posix.uname().nodename),
         b"CORE_CONTAINER_ID": process.container_id.encode(),
     }

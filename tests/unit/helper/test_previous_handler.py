@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from core_helper import chain, command, handling, linux, membership, start, victim
+from core_helper import deliver, linux, membership, previous_handler, runtime, start, verification
+from core_helper.configuration import Configuration
+from core_helper.crash import Crash, Refused
+from core_helper.process import Withheld
 from unit.helper.support import in_child, process, script
 
 ID = "0123456789abcdef" * 4
 
 
 @pytest.fixture
-def crash() -> command.Crash:
-    crash = command.Crash(4711, 1000, 100)
+def crash() -> Crash:
+    crash = Crash(4711, 1000, 100)
     crash.signal, crash.time, crash.limit, crash.dumpable, crash.pidfd = 11, 1700000000, 4096, 1, 3
     return crash
 
@@ -51,21 +54,21 @@ def crashed(**facts: Any) -> Any:
         (b"%\xff.\xff", b".\xff"),
     ],
 )
-def test_a_word_is_filled_in_as_the_kernel_does(crash: command.Crash, root: int, word: bytes, expanded: bytes) -> None:
-    assert chain.expand(word, chain.specifiers(crash, crashed(root=root))) == expanded
+def test_a_word_is_filled_in_as_the_kernel_does(crash: Crash, root: int, word: bytes, expanded: bytes) -> None:
+    assert previous_handler.expand(word, previous_handler.specifiers(crash, crashed(root=root))) == expanded
 
 
-def test_what_the_kernel_did_not_tell_is_empty(crash: command.Crash, root: int) -> None:
+def test_what_the_kernel_did_not_tell_is_empty(crash: Crash, root: int) -> None:
     crash.signal = crash.dumpable = crash.pidfd = crash.limit = None
     limits = {"Max core file size": (-1, -1)}
-    values = chain.specifiers(crash, crashed(root=root, limits=limits))
-    assert chain.expand(b"%s,%d,%F,%c", values) == b",,,18446744073709551615"
-    assert chain.specifiers(crash, crashed(root=root, limits={"Max core file size": (5, 9)}))[b"c"] == b"5"
+    values = previous_handler.specifiers(crash, crashed(root=root, limits=limits))
+    assert previous_handler.expand(b"%s,%d,%F,%c", values) == b",,,18446744073709551615"
+    assert previous_handler.specifiers(crash, crashed(root=root, limits={"Max core file size": (5, 9)}))[b"c"] == b"5"
 
 
-def test_an_unlimited_core_is_the_number_that_the_kernel_writes(crash: command.Crash, root: int) -> None:
+def test_an_unlimited_core_is_the_number_that_the_kernel_writes(crash: Crash, root: int) -> None:
     crash.limit = -1
-    assert chain.specifiers(crash, crashed(root=root))[b"c"] == b"18446744073709551615"
+    assert previous_handler.specifiers(crash, crashed(root=root))[b"c"] == b"18446744073709551615"
 
 
 @pytest.mark.parametrize(
@@ -73,7 +76,7 @@ def test_an_unlimited_core_is_the_number_that_the_kernel_writes(crash: command.C
     [(b"a/b", b"a!b"), (b".", b"!"), (b"..", b"!."), (b"...", b"..."), (b"", b"!"), (b"a b\n", b"a b\n"), (b"/", b"!")],
 )
 def test_a_name_is_one_component_of_a_path(name: bytes, escaped: bytes) -> None:
-    assert chain.escape(name) == escaped
+    assert previous_handler.escape(name) == escaped
 
 
 @pytest.mark.parametrize(
@@ -88,22 +91,22 @@ def test_a_name_is_one_component_of_a_path(name: bytes, escaped: bytes) -> None:
 def test_the_path_of_the_program_is_seen_from_its_root(tmp_path: Path, exe: str, expected: bytes | None) -> None:
     root = os.open(tmp_path, os.O_PATH | os.O_DIRECTORY)
     path = os.fsencode(exe.format(root=tmp_path))
-    assert chain.path_of_program(crashed(root=root, exe=path)) == (path if expected is None else expected)
+    assert previous_handler.path_of_program(crashed(root=root, exe=path)) == (path if expected is None else expected)
     os.close(root)
 
 
 def test_outside_of_containers_every_namespace_that_counts_is_the_hosts(root: int) -> None:
-    assert chain.is_of_the_host(crashed(root=root))
+    assert runtime.is_of_the_host(crashed(root=root))
     for name in ("net", "ipc", "uts", "cgroup", "time"):
-        assert chain.is_of_the_host(crashed(root=root, namespaces=[(name, 0, 9)]))
-    assert not chain.is_of_the_host(crashed(root=root, namespaces=[("pid", 0, 9)]))
-    assert not chain.is_of_the_host(crashed(root=root, user_namespace=9))
+        assert runtime.is_of_the_host(crashed(root=root, namespaces=[(name, 0, 9)]))
+    assert not runtime.is_of_the_host(crashed(root=root, namespaces=[("pid", 0, 9)]))
+    assert not runtime.is_of_the_host(crashed(root=root, user_namespace=9))
 
 
 def test_a_service_with_mounts_of_its_own_is_of_the_host_and_a_container_is_not(root: int, tmp_path: Path) -> None:
     mounts = [("mnt", 0, 9)]
-    assert chain.is_of_the_host(crashed(root=root, namespaces=mounts))
-    assert chain.is_of_the_host(crashed(root=root, namespaces=[*mounts, ("net", 0, 9), ("ipc", 0, 9)]))
+    assert runtime.is_of_the_host(crashed(root=root, namespaces=mounts))
+    assert runtime.is_of_the_host(crashed(root=root, namespaces=[*mounts, ("net", 0, 9), ("ipc", 0, 9)]))
     other = os.open(tmp_path, os.O_PATH | os.O_DIRECTORY)
     for facts in (
         {"root": other},
@@ -112,7 +115,7 @@ def test_a_service_with_mounts_of_its_own_is_of_the_host_and_a_container_is_not(
         {"namespaces": [*mounts, ("pid", 0, 9)]},
         {"namespaces": [*mounts, ("cgroup", 0, 9)]},
     ):
-        assert not chain.is_of_the_host(crashed(**{"root": root, "namespaces": mounts, **facts})), facts
+        assert not runtime.is_of_the_host(crashed(**{"root": root, "namespaces": mounts, **facts})), facts
     os.close(other)
 
 
@@ -135,7 +138,7 @@ def test_a_container_that_has_the_root_of_the_host_mounted_and_changed_to_it_is_
         for path, is_of_the_host in (("/", True), (str(tmp_path), False)):
             root = os.open(f"/proc/{container.pid}/root{path}", os.O_PATH | os.O_DIRECTORY)
             assert os.path.samestat(os.fstat(root), os.stat("/"))
-            assert chain.is_of_the_host(crashed(root=root, namespaces=[("mnt", 0, 9)])) is is_of_the_host
+            assert runtime.is_of_the_host(crashed(root=root, namespaces=[("mnt", 0, 9)])) is is_of_the_host
             os.close(root)
         container.stdin.close()
 
@@ -154,7 +157,7 @@ class Log:
 
 
 def test_a_handler_that_cannot_be_executed_leaves_this_process_as_it_was(
-    crash: command.Crash, root: int, tmp_path: Path
+    crash: Crash, root: int, tmp_path: Path
 ) -> None:
     garbage = script(tmp_path / "garbage", b"no program\n")
 
@@ -176,7 +179,7 @@ def test_a_handler_that_cannot_be_executed_leaves_this_process_as_it_was(
         before = state()
         log = Log()
         for word in (os.fsencode(garbage), b"/missing", b"/"):
-            chain.hand_on(crash, crashed(root=root), [word, b"%F"], log)  # type: ignore[arg-type]
+            previous_handler.hand_on(crash, crashed(root=root), [word, b"%F"], log)  # type: ignore[arg-type]
         return [before == state(), log.lines]
 
     same, lines = in_child(attempt)
@@ -198,21 +201,23 @@ class Stage:
         self.left = 0
         self.found: Any = crashed()
         self.refusal: Exception | None = None
-        monkeypatch.setattr(victim, "examine", self.examine)
+        monkeypatch.setattr(verification, "examine", self.examine)
         monkeypatch.setattr(membership, "check", lambda process: None)
-        monkeypatch.setattr(chain, "hand_on", lambda crash, process, words, log: self.handed_on.append(words))
+        monkeypatch.setattr(
+            previous_handler, "hand_on", lambda crash, process, words, log: self.handed_on.append(words)
+        )
 
-    def examine(self, crash: command.Crash) -> Any:
+    def examine(self, crash: Crash) -> Any:
         if self.refusal is not None:
             raise self.refusal
         return self.found
 
-    def run(self, crash: command.Crash, words: list[bytes]) -> Any:
-        configuration = command.Configuration()
+    def run(self, crash: Crash, words: list[bytes]) -> Any:
+        configuration = Configuration()
         configuration.chain = words
         slot: Any = self
         log: Any = lambda: None  # noqa: E731
-        return handling.examine(crash, configuration, slot, log)
+        return deliver.examine(crash, configuration, slot, log)
 
     def leave(self) -> None:
         """The slot, which what is handed on does not hold."""
@@ -224,7 +229,7 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
     return Stage(monkeypatch)
 
 
-def test_a_crash_of_the_host_is_handed_on_where_that_is_configured(crash: command.Crash, stage: Stage) -> None:
+def test_a_crash_of_the_host_is_handed_on_where_that_is_configured(crash: Crash, stage: Stage) -> None:
     assert stage.run(crash, []) is stage.found
     assert stage.handed_on == []
     stage.run(crash, [b"/handler"])
@@ -232,40 +237,38 @@ def test_a_crash_of_the_host_is_handed_on_where_that_is_configured(crash: comman
     assert stage.left == 1
 
 
-def test_a_set_id_program_is_handed_on_and_else_refused(crash: command.Crash, stage: Stage) -> None:
-    stage.refusal = victim.Withheld("never delegated", stage.found)
+def test_a_set_id_program_is_handed_on_and_else_refused(crash: Crash, stage: Stage) -> None:
+    stage.refusal = Withheld("never delegated", stage.found)
     for words in ([], [b"/handler"]):
-        with pytest.raises(command.Refused, match="never delegated"):
+        with pytest.raises(Refused, match="never delegated"):
             stage.run(crash, words)
     assert stage.handed_on == [[b"/handler"]]
-    stage.refusal = victim.Withheld("never delegated", crashed(namespaces=[("pid", 0, 9), ("mnt", 0, 9)]))
-    with pytest.raises(command.Refused, match="never delegated"):
+    stage.refusal = Withheld("never delegated", crashed(namespaces=[("pid", 0, 9), ("mnt", 0, 9)]))
+    with pytest.raises(Refused, match="never delegated"):
         stage.run(crash, [b"/handler"])
     assert len(stage.handed_on) == 1
 
 
-def test_a_process_of_the_host_in_a_containers_files_is_handed_on_and_else_refused(
-    crash: command.Crash, stage: Stage
-) -> None:
+def test_a_process_of_the_host_in_a_containers_files_is_handed_on_and_else_refused(crash: Crash, stage: Stage) -> None:
     stage.found = crashed(namespaces=[("mnt", 0, 9)], container_id="f" * 64)
-    stage.refusal = victim.Withheld("of another container", stage.found)
-    with pytest.raises(command.Refused, match="another container"):
+    stage.refusal = Withheld("of another container", stage.found)
+    with pytest.raises(Refused, match="another container"):
         stage.run(crash, [b"/handler"])
     assert stage.handed_on == []
-    stage.refusal = victim.Withheld("of another container", stage.found, of_the_host=True)
-    with pytest.raises(command.Refused, match="another container"):
+    stage.refusal = Withheld("of another container", stage.found, of_the_host=True)
+    with pytest.raises(Refused, match="another container"):
         stage.run(crash, [b"/handler"])
     assert stage.handed_on == [[b"/handler"]]
 
 
-def test_a_process_that_could_not_be_verified_is_not_handed_on(crash: command.Crash, stage: Stage) -> None:
-    stage.refusal = command.Refused("its pid was reused")
-    with pytest.raises(command.Refused, match="reused"):
+def test_a_process_that_could_not_be_verified_is_not_handed_on(crash: Crash, stage: Stage) -> None:
+    stage.refusal = Refused("its pid was reused")
+    with pytest.raises(Refused, match="reused"):
         stage.run(crash, [b"/handler"])
     assert stage.handed_on == []
 
 
-def test_a_container_is_not_handed_on_and_does_not_import_the_chain(crash: command.Crash, stage: Stage) -> None:
+def test_a_container_is_not_handed_on_and_does_not_import_the_chain(crash: Crash, stage: Stage) -> None:
     stage.found = crashed(namespaces=[("pid", linux.CLONE_NEWPID, 9)])
     assert stage.run(crash, [b"/handler"]) is stage.found
     assert stage.handed_on == []

@@ -8,7 +8,8 @@ import struct
 from pathlib import Path
 
 import pytest
-from core_helper import command, privileges, procfs, victim
+from core_helper import privileges, procfs, runtime, verification
+from core_helper.crash import Refused
 from unit.helper.support import executed
 
 ID = "0123456789abcdef" * 4
@@ -85,13 +86,13 @@ def test_cgroups_are_split_at_the_first_two_colons() -> None:
     ],
 )
 def test_the_container_id_is_found_in_the_cgroup_of_each_engine(path: str, found: str) -> None:
-    assert procfs.container_id([(b"", path.encode("latin-1"))]) == found
+    assert runtime.container_id([(b"", path.encode("latin-1"))]) == found
 
 
 def test_the_container_id_may_stand_in_any_hierarchy() -> None:
     hierarchies = [(b"cpuset", b"/"), (b"memory", f"/docker/{ID}".encode()), (b"", f"/docker/{OTHER}".encode())]
-    assert procfs.container_id(hierarchies) == ID
-    assert procfs.container_id([]) == ""
+    assert runtime.container_id(hierarchies) == ID
+    assert runtime.container_id([]) == ""
 
 
 def test_26_variables_do_not_overflow_anything() -> None:
@@ -172,11 +173,11 @@ def test_at_secure_is_found_in_vectors_of_64_and_32_bits(
     entries = [*vector[:at], (23, secure), *vector[at:], (0, 0)]
     # The kernel gives out its whole array, and what follows the end is zero.
     auxv = b"".join(struct.pack(kind, *entry) for entry in entries) + bytes(5 * struct.calcsize(kind))
-    assert victim.secure_execution(auxv) is bool(secure)
+    assert verification.secure_execution(auxv) is bool(secure)
 
 
 def test_this_process_was_not_executed_set_id() -> None:
-    assert victim.secure_execution(Path("/proc/self/auxv").read_bytes()) is False
+    assert verification.secure_execution(Path("/proc/self/auxv").read_bytes()) is False
 
 
 @pytest.mark.parametrize(
@@ -184,5 +185,5 @@ def test_this_process_was_not_executed_set_id() -> None:
     [b"", b"\0" * 320, b"\xff" * 320, b"\x17", struct.pack("=QQ", 6, 4096), bytes(range(256))],
 )
 def test_a_vector_that_does_not_tell_at_secure_is_refused(auxv: bytes) -> None:
-    with pytest.raises(command.Refused, match="auxiliary vector"):
-        victim.secure_execution(auxv)
+    with pytest.raises(Refused, match="auxiliary vector"):
+        verification.secure_execution(auxv)

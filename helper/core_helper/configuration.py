@@ -1,0 +1,110 @@
+"""What the administrator of the host says, in a file that root alone can write."""
+
+import posix
+
+from core_helper.words import WordError, expand, shown, split_words, unquote
+
+CONFIGURATION = "/etc/docker_core_helper.conf"
+LONGEST_FILE = 65536
+DEFAULT_TIMEOUT = 300.0
+LONGEST_TIMEOUT = 86400
+MOST_DELIVERIES = 1 << 14
+FALLBACK_VARIABLE = b"DOCKERCOREHELPER_FALLBACK_CORE"
+S_IFMT, S_IFREG = 0o170000, 0o100000
+
+
+class Configuration:
+    """What /etc/docker_core_helper.conf says, or the defaults; ``problems`` are lines for the log."""
+
+    def __init__(self) -> None:
+        """Start with the defaults."""
+        self.delegate: list[bytes] = []
+        self.fallback = False
+        self.timeout = DEFAULT_TIMEOUT
+        self.pipe_limit: int | None = None
+        self.chain: list[bytes] = []
+        self.chain_containers = False
+        self.problems: list[str] = []
+
+
+def read_configuration(path: str = CONFIGURATION) -> "Configuration":
+    """Return what the file ``path`` says; a missing file is fine.
+
+    A file that others than root can write is refused as a whole, a wrong line is skipped; both are told in ``problems``.
+    """
+    configuration = Configuration()
+    try:
+        descriptor = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK)
+    except FileNotFoundError:
+        return configuration
+    except OSError as error:
+        configuration.problems.append(f"{path}: {error.strerror}: configuration ignored")
+        return configuration
+    try:
+        found = posix.fstat(descriptor)
+        if found.st_mode & S_IFMT != S_IFREG or found.st_uid != 0 or found.st_mode & 0o022:
+            configuration.problems.append(
+                f"{path} refused: only root may own and write it; chown root {path} && chmod 0644 {path}"
+            )
+            return configuration
+        text = posix.read(descriptor, LONGEST_FILE + 1)
+    finally:
+        posix.close(descriptor)
+    if len(text) > LONGEST_FILE:
+        configuration.problems.append(f"{path} refused: longer than {LONGEST_FILE} bytes")
+        return configuration
+    parse_configuration(text, path, configuration)
+    return configuration
+
+
+def parse_configuration(text: bytes, path: str, configuration: "Configuration") -> None:
+    """Put the lines of ``text`` into ``configuration``; ``path`` is for messages."""
+    for number, line in enumerate(text.split(b"\n"), 1):
+        line = line.strip()
+        if not line or line.startswith(b"#"):
+            continue
+        try:
+            _take_line(line, configuration)
+        except WordError as error:
+            configuration.problems.append(f"{path}, line {number} skipped: {error}")
+
+
+def _take_line(line: bytes, configuration: "Configuration") -> None:
+    key, equals, value = line.partition(b"=")
+    if not equals:
+        raise WordError(f"KEY=VALUE expected, found {shown(key)}")
+    value = unquote(value.strip())
+    if key == FALLBACK_VARIABLE:
+        configuration.fallback = True
+    elif key == b"DOCKERCOREHELPER_DELEGATE":
+        words = split_words(value)
+        for word in words:
+            expand(word, {})
+        if words and not words[0].startswith(b"/"):
+            raise WordError(f"delegate {shown(words[0])} must be an absolute path in the container")
+        configuration.delegate = words
+    elif key == b"DOCKERCOREHELPER_TIMEOUT":
+        configuration.timeout = float(_number(key, value, "a number of seconds", LONGEST_TIMEOUT))
+    elif key == b"DOCKERCOREHELPER_PIPE_LIMIT":
+        configuration.pipe_limit = _number(key, value, "a number of cores", MOST_DELIVERIES)
+    elif key == b"DOCKERCOREHELPER_CHAIN":
+        # Any % is fine: what the kernel does not know vanishes, and so it does in previous_handler.py.
+        words = split_words(value)
+        if words and not words[0].startswith(b"/"):
+            raise WordError(f"handler {shown(words[0])} must be an absolute path on the host")
+        configuration.chain = words
+    elif key == b"DOCKERCOREHELPER_CHAIN_CONTAINERS":
+        # Not "whatever its value", as above: this one opens a way from containers to a program of the host.
+        if value not in (b"0", b"1"):
+            raise WordError(f"{key.decode()}={shown(value)} must be 0 or 1")
+        configuration.chain_containers = value == b"1"
+    else:
+        blank = ": no blank may stand before the =" if key != key.strip() else ""
+        raise WordError(f"unknown key {shown(key)}{blank}")
+
+
+def _number(key: bytes, value: bytes, what: str, most: int) -> int:
+    words = split_words(value)
+    if len(words) != 1 or not words[0].isdigit() or len(words[0]) > 5 or not 0 < int(words[0]) <= most:
+        raise WordError(f"{key.decode()}={shown(value)} must be {what} from 1 to {most}")
+    return int(words[0])

@@ -1,0 +1,50 @@
+"""One crash, as the kernel announced it."""
+
+import time
+
+# The signals whose default action is to dump core; the library's module for names costs as much as the whole helper.
+SIGNALS = {
+    3: "SIGQUIT",
+    4: "SIGILL",
+    5: "SIGTRAP",
+    6: "SIGABRT",
+    7: "SIGBUS",
+    8: "SIGFPE",
+    11: "SIGSEGV",
+    24: "SIGXCPU",
+    25: "SIGXFSZ",
+    31: "SIGSYS",
+}
+
+
+class Refused(Exception):
+    """The delegation is refused. The text, for the log, says what was found and what to do."""
+
+
+class Crash:
+    """One crash as the kernel announced it: plain values, whichever door it came through. None: not told."""
+
+    def __init__(self, pid: int, uid: int, gid: int) -> None:
+        """Take process id, user and group as the initial namespaces see them."""
+        self.pid = pid
+        self.uid = uid
+        self.gid = gid
+        self.tid: int | None = None
+        self.signal: int | None = None
+        self.time = int(time.time())
+        self.dumpable: int | None = None
+        self.limit: int | None = None
+        self.pidfd: int | None = None
+        # Not told, but found out on the way: whose it is, for slots and log, a pidfd of ours, whether its core was read, and
+        # why a container could overwrite the helper's interpreter.
+        self.holder = ""
+        self.handle: int | None = None
+        self.drained = False
+        self.exposed = ""
+        self.delegate: list[bytes] = []
+
+    def signal_name(self) -> str:
+        """Return the name of the signal, "" if it was not told; signal(7)."""
+        if self.signal is None:
+            return ""
+        return SIGNALS.get(self.signal, f"SIG{self.signal}")

@@ -1,0 +1,145 @@
+"""The faulting process: described. Nothing is changed here.
+
+A process is an opened directory of the host's /proc, never a number: once ``/proc/PID/task/TID`` is open, a process that
+is replaced behind our back leaves the directory empty (ESRCH) instead of showing somebody else's facts.
+See proc(5) for every file that is read.
+"""
+
+import posix
+
+from core_helper import procfs, runtime
+from core_helper.crash import Refused
+
+
+class Withheld(Refused):
+    """The core is not for a delegate. ``process`` is whose it is: the host's own handler may be asked to look after it."""
+
+    def __init__(self, text: str, process: "FaultingProcess", of_the_host: bool = False) -> None:
+        """Take the text for the log, the process as it was verified, and whether it is the host's though it may not look so."""
+        super().__init__(text)
+        self.process = process
+        self.of_the_host = of_the_host
+
+
+class FaultingProcess:
+    """What the helper knows of the process whose core it holds. Descriptors are close-on-exec."""
+
+    def __init__(
+        self, task: int, root: int, namespaces: "list[tuple[str, int, int]]", status: "dict[str, str]"
+    ) -> None:
+        """Take the opened ``/proc/PID/task/TID``, the root directory, (name, kind, descriptor) of namespaces, the status."""
+        stat = procfs.stat_fields(procfs.read(task, "stat"))
+        self.task = task
+        self.root = root
+        self.namespaces = [namespace for namespace in namespaces if namespace[0] != "user"]
+        self.user_namespace = next((namespace[2] for namespace in namespaces if namespace[0] == "user"), None)
+        self.uid = ids_of(status, "Uid")[0]
+        self.gid = ids_of(status, "Gid")[0]
+        self.groups = [int(group) for group in status["Groups"].split()]
+        self.pid = int(status.get("NStgid", status["Tgid"]).split()[-1])
+        self.host_pid = int(status["Tgid"])
+        self.host_tid = int(status["Pid"])
+        self.depth = len(status.get("NSpid", status["Pid"]).split())
+        self.tid = int(status.get("NSpid", status["Pid"]).split()[-1])
+        self.inheritable = int(status["CapInh"], 16)
+        self.permitted = int(status["CapPrm"], 16)
+        self.effective = int(status["CapEff"], 16)
+        self.bounding = int(status["CapBnd"], 16)
+        self.ambient = int(status.get("CapAmb", "0"), 16)
+        self.seccomp = int(status.get("Seccomp", "0"))
+        self.seccomp_filters = int(status.get("Seccomp_filters", "0"))
+        self.umask = int(status.get("Umask", "0022"), 8)
+        self.comm = procfs.read(task, "comm")[:-1]  # The name may end in newlines of its own.
+        self.exe = link_of(task, "exe")
+        self.nice = int(stat[16])
+        self.cpu = int(stat[36])
+        self.policy = int(stat[38])
+        self.processors = procfs.parse_processors(status.get("Cpus_allowed_list", ""))
+        self.signal = _exit_signal(task)
+        self.oom_score_adj = procfs.read(task, "oom_score_adj").strip()
+        self.limits = procfs.parse_limits(procfs.read(task, "limits"))
+        self.cgroups = procfs.parse_cgroup(procfs.read(task, "cgroup"))
+        self.notes: list[str] = []
+        # Only opened: to read it takes the memory of the process, which may lie in a file system that does not answer.
+        self.environ_file: int | None = procfs.open_file(task, "environ")
+        self.label_kind, self.label = security_label(task)
+        self.container_id = runtime.container_id(self.cgroups)
+        self.hostname = b""
+        # Whether a process of its container may have CAP_SYS_PTRACE; see membership.py.
+        self.traceable = True
+        self.confined = self.seccomp_filters > (1 if self.in_container() else 0)
+
+    def close_task(self) -> None:
+        """Close the directory in the host's /proc: nobody in the container must find it open in one of our processes."""
+        posix.close(self.task)
+
+    def read_environ(self) -> "dict[bytes, bytes]":
+        """Return the variables of the process that the delegate gets; ``notes`` tell what was left out.
+
+        Called in the joining process: the supervisor must not wait for the memory of the process. Nothing is passed on where
+        the process was confined more than its container is. Filters cannot be taken over, and Landlock cannot even be seen:
+        with LD_PRELOAD and its like, the process would choose what the delegate, which is confined less, does.
+        """
+        if self.environ_file is None:
+            self.notes.append("its environment could not be read in time: none of its variables was passed on")
+            return {}
+        if self.confined:
+            self.notes.append("it had a seccomp filter of its own: none of its variables was passed on")
+            return {}
+        variables, cut = procfs.parse_environ(procfs.read_all(self.environ_file, procfs.ENVIRON_LIMIT + 1))
+        if cut:
+            self.notes.append(
+                f"its environment has more than {procfs.MOST_VARIABLES} variables or 1 MiB, or a variable of 128 KiB:"
+                " the rest was left out"
+            )
+        return variables
+
+    def descriptor(self, kind: str) -> "int | None":
+        """Return the opened namespace of that ``kind``, None where the process has the helper's."""
+        return next((descriptor for name, _, descriptor in self.namespaces if name == kind), None)
+
+    def inode(self, kind: str) -> int:
+        """Return the inode of the process's namespace of that ``kind``."""
+        descriptor = self.descriptor(kind)
+        found = posix.stat(f"/proc/self/ns/{kind}") if descriptor is None else posix.fstat(descriptor)
+        return found.st_ino
+
+    def in_container(self) -> bool:
+        """Tell whether the process has a mount namespace other than the helper's."""
+        return self.descriptor("mnt") is not None
+
+    def in_pid_namespace(self) -> bool:
+        """Tell whether the process has a pid namespace other than the helper's."""
+        return self.descriptor("pid") is not None
+
+
+def ids_of(status: "dict[str, str]", field: str) -> "list[int]":
+    return [int(value) for value in status[field].split()]
+
+
+def _exit_signal(task: int) -> "int | None":
+    """Return the signal that ends the process, for a core pattern without %s, None on kernels that show it only later."""
+    try:
+        # Of the process, which lies two directories up: that of a thread does not show it.
+        return int(procfs.stat_fields(procfs.read(task, "../../stat"))[49]) & 0x7F or None
+    except (OSError, IndexError):
+        return None
+
+
+def link_of(directory: int, name: str) -> bytes:
+    try:
+        return posix.readlink(name.encode(), dir_fd=directory)
+    except OSError:
+        return b""
+
+
+def security_label(task: int) -> "tuple[str, bytes]":
+    """Return the kind of LSM ("apparmor", "other", "" for none) and the label in attr/; apparmor(7), selinux(8)."""
+    for kind, name in (("apparmor", "attr/apparmor/current"), ("other", "attr/current")):
+        try:
+            label = procfs.read(task, name).rstrip(b"\n\0")
+        except OSError:
+            continue  # No such LSM: ENOENT, or EINVAL for attr/current without any.
+        if label:
+            return kind, label
+    return "", b""

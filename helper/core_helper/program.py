@@ -1,0 +1,160 @@
+"""The program that becomes the delegate: found in the container, opened, executed by its descriptor; execveat(2)."""
+
+import posix
+
+from core_helper import linux
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from core_helper.joining import Reporter
+
+# fs/exec.c: a line of BINPRM_BUF_SIZE bytes is read, and scripts may name scripts five times.
+SCRIPT_LINE = 256
+SCRIPT_DEPTH = 5
+
+
+class Stopped(Exception):
+    """A step failed and the delegation with it; the text says what, on which object, and why."""
+
+
+class Absent(Stopped):
+    """The container has no such delegate, which is nobody's failure."""
+
+
+class Program:
+    """The delegate as an opened file. A script's interpreters are opened here too, by the same rules.
+
+    Executing a script by its path would have the kernel open the interpreter that its first line names:
+    ``#!/proc/self/exe`` would run the host's Python inside the container (CVE-2019-5736).
+    """
+
+    def __init__(self, words: "list[bytes]", forbidden: "tuple[int, int] | None", descriptors: int) -> None:
+        """Open the program of the command line ``words``.
+
+        Raises Stopped with a text for the log when it cannot be executed. ``forbidden`` is device and inode of a file that
+        must not be executed whatever its name is, ``descriptors`` the opened /proc/self/fd of the host.
+        """
+        self.arguments = list(words)
+        path = words[0]
+        for _ in range(SCRIPT_DEPTH + 1):
+            try:
+                self.descriptor = self._open(path, forbidden)
+            except FileNotFoundError:
+                if path is words[0]:
+                    raise Absent(f"{_name(path)}: No such file") from None
+                raise Stopped(f"{_name(words[0])}: its interpreter {_name(path)}: No such file") from None
+            line = self._first_line(descriptors)
+            if not line.startswith(b"#!"):
+                return
+            posix.close(self.descriptor)
+            interpreter = parse_script_line(line)
+            if interpreter is None:
+                raise Stopped(
+                    f"{_name(path)}: its #! line names no interpreter, or is longer than {SCRIPT_LINE - 2} bytes"
+                )
+            # As binfmt_script does: interpreter, its one argument, the script, the script's own arguments.
+            self.arguments = [*interpreter, path, *self.arguments[1:]]
+            if not interpreter[0].startswith(b"/"):
+                raise Stopped(f"{_name(path)}: interpreter {_name(interpreter[0])} is not an absolute path")
+            path = interpreter[0]
+        raise Stopped(f"{_name(words[0])}: more than {SCRIPT_DEPTH} scripts name each other as interpreter")
+
+    @staticmethod
+    def _open(path: bytes, forbidden: "tuple[int, int] | None") -> int:
+        try:
+            # O_PATH: opening a FIFO would wait, opening a device may have effects.
+            descriptor = linux.openat2(path, posix.O_PATH)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise Stopped(f"{_name(path)}: {error.strerror}") from None
+        found = posix.fstat(descriptor)
+        if found.st_mode & linux.S_IFMT != linux.S_IFREG:
+            raise Stopped(f"{_name(path)}: not a regular file")
+        if identity(found) == forbidden:
+            raise Stopped(f"{_name(path)}: is the helper's own interpreter")
+        if not found.st_mode & 0o111:
+            raise Stopped(f"{_name(path)}: not executable; chmod 0755")
+        return descriptor
+
+    def _first_line(self, descriptors: int) -> bytes:
+        """Return the first bytes of the program, b"" where it may be executed but not read: then it is no script."""
+        try:
+            # Opened anew by its descriptor: its path may lead to something else by now.
+            readable = posix.open(str(self.descriptor), posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=descriptors)
+        except OSError:
+            return b""
+        try:
+            return posix.read(readable, SCRIPT_LINE)
+        finally:
+            posix.close(readable)
+
+    def prepare(self, environment: "dict[bytes, bytes]") -> None:
+        """Have all that ``execute`` needs in memory: the limits that are set before may leave no more of it."""
+        self.execution = linux.Execution(self.descriptor, self.arguments, environment)
+        facts = {name: value for name, value in environment.items() if name.startswith(b"CORE_")}
+        self.last_resort = linux.Execution(self.descriptor, self.arguments, facts)
+
+    def execute(self, reporter: "Reporter") -> None:
+        """Become the program, by its descriptor; execveat(2). Raises OSError or Stopped when the kernel will not."""
+        # The two that stay are close-on-exec. The kernel executes no script by such a descriptor: a file that has become one
+        # since its first line was read cannot have it open /proc/self/exe (fs/binfmt_script.c, BINPRM_FLAGS_PATH_INACCESSIBLE).
+        linux.close_all_but({self.descriptor, reporter.pipe})
+        try:
+            self.execution.run()
+        except OSError as error:
+            if error.errno != linux.E2BIG:
+                raise Stopped(f"{_name(self.arguments[0])}: {error.strerror}") from None
+        reporter.send("note", "environment too long for execve(2): only CORE_* passed on")
+        self.last_resort.run()
+
+
+def parse_script_line(line: bytes) -> "list[bytes] | None":
+    """Return interpreter and, if any, its one argument from the first bytes of a script; None where there is none.
+
+    Step by step what fs/binfmt_script.c, load_script, does with its buffer: an interpreter that the end of the buffer may have
+    cut is none, an argument may be cut.
+    """
+    buffer = bytearray(line[:SCRIPT_LINE].ljust(SCRIPT_LINE, b"\0"))
+    end = buffer.find(b"\n")
+    if end < 0:
+        end = SCRIPT_LINE - 1
+        name = _find(buffer, 2, end, blank=False)
+        if name is None or _find(buffer, name, end, blank=True) is None:
+            return None
+    while buffer[end - 1] in b" \t":
+        end -= 1
+    name = _find(buffer, 2, end, blank=False)
+    if name is None or name == end:
+        return None
+    separator = _find(buffer, name, end, blank=True)
+    argument = None
+    if separator is not None and buffer[separator] != 0:
+        argument = _find(buffer, separator, end, blank=False)
+    buffer[end] = 0
+    if separator is None or argument is None:
+        return [_string(buffer, name)]
+    buffer[separator] = 0
+    return [_string(buffer, name), _string(buffer, argument)]
+
+
+def _find(buffer: bytearray, first: int, last: int, blank: bool) -> "int | None":
+    """Return where between ``first`` and ``last``, both included, a blank or NUL stands, or else the first non-blank."""
+    for position in range(first, last + 1):
+        if (buffer[position] in b" \t\0") if blank else (buffer[position] not in b" \t"):
+            return position
+    return None
+
+
+def _string(buffer: bytearray, first: int) -> bytes:
+    """Return the string from ``first`` to the next NUL."""
+    return bytes(buffer[first:].partition(b"\0")[0])
+
+
+def identity(found: posix.stat_result) -> "tuple[int, int]":
+    """Return device and inode, which no other file has at the same time."""
+    return found.st_dev, found.st_ino
+
+
+def _name(path: bytes) -> str:
+    return path.decode("utf-8", "backslashreplace")

@@ -1,0 +1,91 @@
+"""What container runtimes leave behind: the names of their control groups, and who is in no container; cgroups(7)."""
+
+import posix
+
+from core_helper import procfs
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from core_helper.process import FaultingProcess
+
+
+def container_id(cgroups: "list[tuple[bytes, bytes]]") -> str:
+    """Return the id of 64 hexadecimal digits that container engines put into the cgroup's path, or "".
+
+    Docker writes /docker/ID or docker-ID.scope, Podman libpod-ID.scope, Kubernetes cri-containerd-ID.scope. The outermost
+    one counts: what lies below it may have been named by the container.
+    """
+    for _, path in cgroups:
+        for component in path.decode("latin-1").split("/"):
+            name = component.rpartition("-")[2].partition(".")[0]
+            if len(name) == 64 and not name.strip("0123456789abcdef"):
+                return name
+    return ""
+
+
+def named_group(cgroups: "list[tuple[bytes, bytes]]") -> "tuple[bytes, bytes] | None":
+    """Return controllers and path of the control group that an engine has named after the innermost container, or None."""
+    for controllers, path in cgroups:
+        parts = path.split(b"/")
+        for end in range(len(parts), 1, -1):
+            if container_id([(b"", parts[end - 1])]):
+                return controllers, b"/".join(parts[:end])
+    return None
+
+
+def is_within(cgroups: "list[tuple[bytes, bytes]]", first: "list[tuple[bytes, bytes]]") -> bool:
+    """Tell whether ``cgroups`` lie in the container whose first process has the control groups ``first``."""
+    for controllers, theirs in first:
+        ours = next((path for name, path in cgroups if name == controllers), None)
+        if theirs == b"/" or ours is None:
+            continue
+        group = named_group([(controllers, theirs)])
+        if group is not None:
+            if not (ours + b"/").startswith(group[1] + b"/"):
+                return False
+        elif not _share_unit(ours, theirs):
+            return False
+    return True
+
+
+def _share_unit(one: bytes, other: bytes) -> bool:
+    """Tell whether two control groups have a common ancestor that is more than a slice of systemd's; systemd.slice(5)."""
+    for ours, theirs in zip(one.split(b"/")[1:], other.split(b"/")[1:]):
+        if ours != theirs:
+            return False
+        if not ours.endswith(b".slice"):
+            return True
+    return False
+
+
+def is_of_the_host(process: "FaultingProcess") -> bool:
+    """Tell whether ``process`` is outside of containers. Whatever is not clear is a container: it must not get here.
+
+    It has the mount, pid and user namespace of the helper. The mount namespace may be another one where everything else is
+    the host's, the root directory too: so are the services of systemd that have a /tmp of their own and the like.
+    """
+    foreign = {name for name, _, _ in process.namespaces}
+    if process.user_namespace is not None or "pid" in foreign:
+        return False
+    if "mnt" not in foreign:
+        return True
+    # An identifier in the control group's path is an engine's, whatever namespaces the container was given.
+    # A container that has the host's root directory mounted can make it the root of a process, by chroot(2); not that of its
+    # mounts.
+    return (
+        "cgroup" not in foreign
+        and not process.container_id
+        and posix.fstat(process.root)[1:3] == posix.stat("/")[1:3]
+        and posix.readlink(b"/proc/self/fd/%d" % process.root) == b"/"
+    )
+
+
+def whereabouts(pid: int) -> "tuple[bytes, str]":
+    """Return name and container id of process ``pid`` for a line in the log, empty where they cannot be had any more."""
+    try:
+        directory = posix.open(f"/proc/{pid}", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
+        return procfs.read(directory, "comm").rstrip(b"\n"), container_id(
+            procfs.parse_cgroup(procfs.read(directory, "cgroup"))
+        )
+    except OSError:
+        return b"", ""

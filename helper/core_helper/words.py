@@ -1,0 +1,101 @@
+"""Words: split by the rules of a shell, filled in for each crash, shown in messages."""
+
+import sys
+
+SPECIFIERS = b"PpugsteEh"
+
+
+class WordError(Exception):
+    """The text cannot be used; the message says what is wrong with it."""
+
+
+def encode(text: str) -> bytes:
+    """Return the bytes that Python has made ``text`` of: a word of the command line, or a host name."""
+    return text.encode(sys.getfilesystemencoding(), "surrogateescape")
+
+
+def shown(text: bytes) -> str:
+    """Return ``text`` in quotes for a message."""
+    return repr(text.decode("utf-8", "backslashreplace"))
+
+
+def unquote(value: bytes) -> bytes:
+    """Return ``value`` as a shell assignment would have it: one pair of quotes around the whole is removed."""
+    quote = value[:1]
+    if quote in (b'"', b"'"):
+        end, inner = _closing_quote(value)
+        if end == len(value) or value[end:].lstrip().startswith(b"#"):
+            return inner
+    return value
+
+
+def _closing_quote(value: bytes) -> "tuple[int, bytes]":
+    """Return the position after the closing quote of what ``value`` begins with, and what stands between."""
+    quote = value[0]
+    inner = bytearray()
+    position = 1
+    while position < len(value):
+        byte = value[position]
+        if byte == quote:
+            return position + 1, bytes(inner)
+        if byte == ord("\\") and quote == ord('"') and value[position + 1 : position + 2] in (b'"', b"\\", b"$", b"`"):
+            position += 1
+            byte = value[position]
+        inner.append(byte)
+        position += 1
+    raise WordError(f"quote {chr(quote)} is not closed")
+
+
+def split_words(text: bytes) -> "list[bytes]":
+    """Split ``text`` into words by the quoting rules of sh(1); ``#`` at the start of a word begins a comment.
+
+    Raises WordError for a quote that is not closed. The library's shlex would cost more than the whole helper.
+    """
+    words = []
+    word: bytearray | None = None
+    position = 0
+    while position < len(text):
+        byte = text[position : position + 1]
+        if byte in b" \t":
+            if word is not None:
+                words.append(bytes(word))
+            word = None
+        elif byte == b"#" and word is None:
+            break
+        else:
+            word = bytearray() if word is None else word
+            if byte in b"\"'":
+                length, inner = _closing_quote(text[position:])
+                word += inner
+                position += length - 1
+            elif byte == b"\\" and position + 1 < len(text):
+                position += 1
+                word += text[position : position + 1]
+            else:
+                word += byte
+        position += 1
+    if word is not None:
+        words.append(bytes(word))
+    return words
+
+
+def expand(word: bytes, values: "dict[str, bytes]") -> bytes:
+    """Replace each %X of ``word`` by ``values["X"]``, empty where that is not known, and %% by %.
+
+    Raises WordError for a specifier that the helper does not have.
+    """
+    parts = word.split(b"%")
+    expanded = [parts[0]]
+    position = 1
+    while position < len(parts):
+        part = parts[position]
+        specifier = part[:1]
+        if not specifier and position + 1 < len(parts):
+            expanded.append(b"%" + parts[position + 1])
+            position += 1
+        elif specifier and specifier in SPECIFIERS:
+            expanded.append(values.get(specifier.decode(), b"") + part[1:])
+        else:
+            raise WordError(f"%{specifier.decode('latin-1')} is not one of %P %p %u %g %s %t %e %h %E %%")
+        position += 1
+    return b"".join(expanded)

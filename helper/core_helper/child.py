@@ -8,35 +8,40 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable, NoReturn
 
+    from core_helper.source import KernelPipe
+
 
 class Child:
     """The process that enters the container, seen from the supervisor: its pipes and pids, and what it reported."""
 
-    def __init__(self, groups: container.ControlGroups, run: "Callable[[Child], NoReturn]") -> None:
-        """Fork it into ``groups`` and have it ``run``. Raises OSError.
+    def __init__(
+        self, source: "KernelPipe", groups: container.ControlGroups, run: "Callable[[Child], NoReturn]"
+    ) -> None:
+        """Fork it into ``groups`` and have it ``run``, without the ``source`` of the core. Raises OSError.
 
         Nothing is done here after the fork that can wait: it would slow the child down, which shares our memory's pages.
         """
         self.core_in, self.core_out = posix.pipe()
         # One page, so that it is seen when the first bytes of the core have been read; see relay.py.
         linux.set_pipe_size(self.core_out, 1)
-        self.error_in, self.error_out = posix.pipe()
+        self.status_in, self.status_out = posix.pipe()
         self.stdout_in, self.stdout_out = posix.pipe()
         self.stderr_in, self.stderr_out = posix.pipe()
         self.pid = 0
         self.reported_pid = 0
         self.knows_environ = False
         self.reported = b""
+        self.pipes: set[int] = set()
         # The joining process exits after it forked the delegate: as a subreaper we become the delegate's parent, although it
         # lives in another pid namespace (kernel/exit.c, find_new_reaper).
         linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
         self.setup_pid = groups.fork()
-        ours = (self.core_out, self.error_in, self.stdout_in, self.stderr_in)
-        theirs = (self.core_in, self.error_out, self.stdout_out, self.stderr_out)
+        ours = (self.core_out, self.status_in, self.stdout_in, self.stderr_in)
+        theirs = (self.core_in, self.status_out, self.stdout_out, self.stderr_out)
         if self.setup_pid == 0:
             try:
-                # The kernel's pipe goes first: a child that is frozen with its container must not hold the crashed process.
-                posix.dup2(1, 0)
+                # First of all: a child that is frozen with its container must not hold the faulting process.
+                source.close()
                 for descriptor in ours:
                     posix.close(descriptor)
                 run(self)
@@ -45,10 +50,13 @@ class Child:
         for descriptor in theirs:
             posix.close(descriptor)
 
-    def settle(self) -> None:
-        """Once the delegate runs: have no end of a pipe on our side wait, and note which pipes the delegate was given."""
-        for descriptor in (self.core_out, self.error_in, self.stdout_in, self.stderr_in):
+    def unblock(self) -> None:
+        """Once the delegate runs: have no end of a pipe on our side wait."""
+        for descriptor in (self.core_out, self.status_in, self.stdout_in, self.stderr_in):
             posix.set_blocking(descriptor, False)
+
+    def note_pipes(self) -> None:
+        """Note which pipes the child was given, as long as they are open: by them its family is known."""
         self.pipes = {posix.fstat(end).st_ino for end in (self.core_out, self.stdout_in, self.stderr_in)}
 
     def standard_streams(self) -> "dict[int, int]":
@@ -60,7 +68,7 @@ class Child:
 
     def close(self) -> None:
         """Close what the supervisor still holds, but for ``core_out``, which the relay closes."""
-        for descriptor in (self.error_in, self.stdout_in, self.stderr_in):
+        for descriptor in (self.status_in, self.stdout_in, self.stderr_in):
             posix.close(descriptor)
 
 
@@ -69,10 +77,9 @@ class Result:
 
     ``failure`` is None if it was started and ended with exit code 0; ``absent`` if there is no such delegate, ``crowded`` if
     the container has reached its pids.max, ``refused`` if the core must not go anywhere, ``mute`` if the environment of the
-    process could not be read in time. ``fallback`` tells whether that environment asks for the core file, ``untouched``
-    whether the child ended without reading a byte: then the core is still whole. ``drained`` tells whether the kernel has
-    written the core to its end, ``complete`` whether the child has read all of it; ``delivered`` counts bytes, ``length`` how
-    many it should be, None if that is not known.
+    process could not be read in time. ``fallback`` says whether that environment asks for the core file, ``untouched`` whether
+    the child ended without reading a byte: then the core is still whole. ``complete`` says whether the child has read all of
+    the core; ``delivered`` counts bytes, ``length`` how many it should be, None if that is not known.
     """
 
     def __init__(self) -> None:
@@ -84,7 +91,6 @@ class Result:
         self.mute = False
         self.fallback = False
         self.untouched = False
-        self.drained = False
         self.failure: str | None = None
         self.notes: list[str] = []
         self.delivered = 0

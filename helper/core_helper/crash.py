@@ -35,11 +35,8 @@ class Crash:
         self.dumpable: int | None = None
         self.limit: int | None = None
         self.pidfd: int | None = None
-        # Not told, but found out on the way: whose it is, for slots and log, a pidfd of ours, whether its core was read, and
-        # why a container could overwrite the helper's interpreter.
-        self.holder = ""
+        # Not told: a pidfd of ours, and why a container could overwrite the helper's interpreter.
         self.handle: int | None = None
-        self.drained = False
         self.exposed = ""
         self.delegate: list[bytes] = []
 

@@ -1,9 +1,13 @@
-"""A crash on its way through the other modules: examined, given to the delegate, to the core file, or to the host's handler."""
+"""Look, choose, try: the faulting process is looked at, destinations are chosen for its core, and each is tried in order.
+
+A destination is tried by ``attempt``, which returns an Outcome: it has taken the core, it is absent, or it has failed without
+taking anything, so that the next one gets the whole core. The first one that takes the core is the last one that is tried.
+"""
 
 import _signal
 import posix
 
-from core_helper import container, joining, membership, slots, supervisor, verification
+from core_helper import container, joining, membership, runtime, supervisor, verification
 from core_helper.child import Child
 from core_helper.configuration import CONFIGURATION, FALLBACK_VARIABLE, Configuration
 from core_helper.crash import Crash, Refused
@@ -12,142 +16,265 @@ from core_helper.words import encode, expand
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, NoReturn
+    from typing import Callable, NoReturn, Protocol
 
     from core_helper.child import Result
-    from core_helper.journal import Journal
+    from core_helper.log import Log
+    from core_helper.slots import Slot
+    from core_helper.source import KernelPipe
 
-    Log = Callable[[], Journal]
+    class Destination(Protocol):
+        """Where a core may go. ``only_if_absent``: it is for cores for which nobody was there, and not after a failure."""
+
+        only_if_absent: bool
+
+        def attempt(self, delivery: "Delivery", reason: str) -> "Outcome":
+            """Try to give the core of ``delivery`` away; ``reason`` says why no destination before has taken the core."""
+
 
 EXIT_OK, EXIT_NOT_DELIVERED = 0, 1
+TAKEN, ABSENT, FAILED = "taken", "absent", "failed"
 NO_DELEGATE = (
     f"no delegate is configured: name one in kernel.core_pattern, or by DOCKERCOREHELPER_DELEGATE in {CONFIGURATION}"
 )
 
 
-def handle(
-    core: int,
-    crash: Crash,
-    configuration: Configuration,
-    slot: slots.Slot,
-    log: "Log",
-    began: float,
-) -> int:
-    """Bring the core that is read from ``core`` to where it belongs, tell the ``log``, and return the exit code.
+class Outcome:
+    """What came of a destination: ``kind`` is TAKEN, ABSENT or FAILED.
 
-    ``slot`` is held meanwhile, ``began`` is the monotonic time of the start. Raises Refused or OSError where the core must not
-    be delegated, or the process cannot be told.
+    ``reason`` says why the core was not taken, "" where that need not be said. ``delivered`` tells of a core that was taken
+    whether all of it has arrived.
     """
-    process = examine(crash, configuration, slot, log)
-    process.hostname = container.hostname_of(process)
-    plan = joining.prepare(process)
 
-    def attempt(run: "Callable[[Child], NoReturn]") -> "Result":
+    def __init__(self, kind: str, reason: str = "", delivered: bool = False) -> None:
+        """Take the three."""
+        self.kind = kind
+        self.reason = reason
+        self.delivered = delivered
+
+
+class Delivery:
+    """One core on its way: where it comes from, whose it is, what the administrator wants, and by when."""
+
+    def __init__(
+        self,
+        source: "KernelPipe",
+        crash: Crash,
+        process: FaultingProcess,
+        configuration: Configuration,
+        slot: "Slot",
+        log: "Log",
+        began: float,
+    ) -> None:
+        """Take what is known; ``began`` is the monotonic time of the helper's start."""
+        self.source = source
+        self.crash = crash
+        self.process = process
+        self.configuration = configuration
+        self.slot = slot
+        self.log = log
+        self.began = began
+        self.deadline = began + configuration.timeout
+        # Whether the core file is wanted. The environment of the process may ask for it; that is read in the container only.
+        self.wants_file = configuration.fallback or FALLBACK_VARIABLE in posix.environ
+        self.knows_environment = False
+        self._plan: joining.Plan | None = None
+
+    @property
+    def plan(self) -> joining.Plan:
+        """What a child needs to enter the container, opened when the first one does. Raises Refused or OSError."""
+        if self._plan is None:
+            self._plan = joining.prepare(self.process)
+        return self._plan
+
+    def run(self, run: "Callable[[Child], NoReturn]") -> "Result":
+        """Give the core to a child that does ``run`` in the container, and return how that went.
+
+        Raises Refused where the child has found that the core must go nowhere.
+        """
+        plan, process = self.plan, self.process
         while True:
-            child = Child(plan.groups, run)
+            child = Child(self.source, plan.groups, run)
             result = supervisor.supervise(
-                core, child, process, deadline, lambda line: log().output(crash, process, line)
+                self.source,
+                child,
+                process,
+                self.deadline,
+                lambda line: self.log.lines.output(self.crash, process, line),
             )
-            crash.drained = result.drained
             if result.mute and process.environ_file is not None:
+                # Its memory does not answer: once more, without its environment.
                 process.environ_file = None
             elif result.crowded and plan.groups.unified is not None:
                 # The container may not have one more process: enter it later, by a way that is slower but needs none.
                 plan.groups.unified = None
             else:
-                return result
-
-    deadline = began + configuration.timeout
-    failure, absent, asked = NO_DELEGATE, True, False
-    words = crash.delegate or [expand(word, specifiers(crash, process)) for word in configuration.delegate]
-    if words:
-        facts = facts_of(crash, process)
-        result = attempt(lambda child: joining.execute(plan, words, facts, child))
-        asked = result.fallback
-        if result.started and not (result.untouched and result.failure):
-            delivered = log().conclude(crash, process, words[0], result, began)
-            return EXIT_OK if delivered else EXIT_NOT_DELIVERED
+                break
         if result.refused:
-            log().refuse(crash, (process.comm, process.container_id), str(result.failure))
-            return EXIT_NOT_DELIVERED
-        failure, absent = str(result.failure), result.absent
-        if result.untouched:
-            failure = f"{words[0].decode('utf-8', 'backslashreplace')}: {failure} before it read a byte"
-    if absent and configuration.chain and configuration.chain_containers:
-        hand_on(crash, process, configuration, slot, log)
-    asked = asked or configuration.fallback or FALLBACK_VARIABLE in posix.environ
-    # Where no delegate was tried, the environment of the process was not read yet: it may ask for the core file.
-    if asked or not words:
-        from core_helper import fallback
+            raise Refused(str(result.failure))
+        return result
 
-        path = fallback.path_of(crash.pid, crash.uid, crash.gid)
-        result = attempt(lambda child: fallback.write(plan, path, asked, child))
-        if result.started:
-            delivered = log().conclude(crash, process, path, result, began, failure)
-            return EXIT_OK if delivered else EXIT_NOT_DELIVERED
-        if not result.absent:
-            failure, absent = f"{failure}; {result.failure}", False
-    log().drop(crash, process, failure, absent)
+
+def deliver(
+    source: "KernelPipe", crash: Crash, configuration: Configuration, slot: "Slot", log: "Log", began: float
+) -> int:
+    """Bring the core in ``source`` to its destination, write its line into the ``log``, and return the exit code.
+
+    The ``slot`` is held until the end, ``began`` is the monotonic time of the start. Raises Refused or OSError where the core
+    must go nowhere, or nobody knows whose it is.
+    """
+    process, refusal = look(crash)
+    if crash.signal is None:
+        crash.signal = process.signal
+    process.hostname = container.hostname_of(process)
+    delivery = Delivery(source, crash, process, configuration, slot, log, began)
+    reasons: list[str] = []
+    absent = True
+    for destination in choose(delivery, refusal):
+        if destination.only_if_absent and not absent:
+            continue
+        outcome = destination.attempt(delivery, "; ".join(reasons))
+        if outcome.kind == TAKEN:
+            return EXIT_OK if outcome.delivered else EXIT_NOT_DELIVERED
+        absent = absent and outcome.kind == ABSENT
+        if outcome.reason:
+            reasons.append(outcome.reason)
+    if refusal is not None:
+        raise refusal
+    log.lines.drop(crash, process, "; ".join(reasons), absent)
     return EXIT_OK if absent else EXIT_NOT_DELIVERED
 
 
-def examine(crash: Crash, configuration: Configuration, slot: slots.Slot, log: "Log") -> FaultingProcess:
-    """Return the process whose core is to be delegated; that of a process of the host goes to the handler the host had.
+def look(crash: Crash) -> "tuple[FaultingProcess, Withheld | None]":
+    """Return the process that ``crash`` names, verified, and why its core is not for a program of a container, or None.
 
-    Raises Refused or OSError like verification.examine.
+    Changes nothing. Raises Refused where this is not the process, OSError where it went away.
     """
-    refusal = None
     try:
         process = verification.examine(crash)
         membership.check(process)
         process.close_task()
-        if crash.exposed and process.traceable:
-            raise Withheld(
-                f"its container may have CAP_SYS_PTRACE, and could overwrite the helper's interpreter: {crash.exposed}",
-                process,
-            )
     except verification.Missing as error:
         from core_helper import diagnosis
 
         raise Refused(f"{error}: {diagnosis.of_missing(crash)}") from None
     except Withheld as error:
-        # Not for a delegate; but the handler of the host is root's, and has always looked after such processes itself.
-        process, refusal = error.process, error
-    if crash.signal is None:
-        crash.signal = process.signal
-    # A container's crash pays but this comparison: its pid namespace is another one.
-    if configuration.chain and not any(name == "pid" for name, _, _ in process.namespaces):
-        from core_helper import runtime
+        return error.process, error
+    if crash.exposed and process.traceable:
+        text = f"its container may have CAP_SYS_PTRACE, and could overwrite the helper's interpreter: {crash.exposed}"
+        return process, Withheld(text, process)
+    return process, None
 
-        if runtime.is_of_the_host(process) or (refusal is not None and refusal.of_the_host):
-            hand_on(crash, process, configuration, slot, log)
+
+def choose(delivery: Delivery, refusal: "Withheld | None") -> "list[Destination]":
+    """Return the destinations for the core, in the order in which they are tried.
+
+    A core with a ``refusal`` is for no program of a container and for no file. But the previous handler of the host is root's,
+    and has always looked after such processes of the host.
+    """
+    crash, process, configuration = delivery.crash, delivery.process, delivery.configuration
+    destinations: list[Destination] = []
+    of_the_host = (refusal is not None and refusal.of_the_host) or runtime.is_of_the_host(process)
+    if configuration.chain and of_the_host:
+        destinations.append(PreviousHandler(only_if_absent=False))
     if refusal is not None:
-        raise refusal
-    return process
+        return destinations
+    words = crash.delegate or [expand(word, specifiers(crash, process)) for word in configuration.delegate]
+    destinations.append(Delegate(words) if words else NoDelegate())
+    if configuration.chain and configuration.chain_containers and not of_the_host:
+        destinations.append(PreviousHandler(only_if_absent=True))
+    destinations.append(CoreFile())
+    return destinations
 
 
-def hand_on(
-    crash: Crash,
-    process: FaultingProcess,
-    configuration: Configuration,
-    slot: slots.Slot,
-    log: "Log",
-) -> None:
-    """Become the handler that the host had before; return if that cannot be."""
-    from core_helper import previous_handler
+class NoDelegate:
+    """Stands for a delegate where none is configured."""
 
-    for problem in configuration.problems:
-        log().warning(problem)
-    configuration.problems = []
-    # That handler has its own deadlines, or none.
-    slot.leave()
-    _signal.alarm(0)
-    process.hostname = container.hostname_of(process)
-    previous_handler.hand_on(crash, process, configuration.chain, log())
+    only_if_absent = False
+
+    def attempt(self, delivery: Delivery, reason: str) -> Outcome:
+        """Say that there is none."""
+        return Outcome(ABSENT, NO_DELEGATE)
+
+
+class Delegate:
+    """The program in the container, ``words``."""
+
+    only_if_absent = False
+
+    def __init__(self, words: "list[bytes]") -> None:
+        """Take its command line."""
+        self.words = words
+
+    def attempt(self, delivery: Delivery, reason: str) -> Outcome:
+        """Start the program and give it the core. It has taken the core as soon as it has read from it."""
+        facts = facts_of(delivery.crash, delivery.process)
+        plan, words = delivery.plan, self.words
+        result = delivery.run(lambda child: joining.execute_delegate(plan, words, facts, child))
+        delivery.wants_file = delivery.wants_file or result.fallback
+        delivery.knows_environment = True
+        if result.started and not (result.untouched and result.failure):
+            delivered = delivery.log.lines.conclude(delivery.crash, delivery.process, words[0], result, delivery.began)
+            return Outcome(TAKEN, delivered=delivered)
+        failure = str(result.failure)
+        if result.untouched:
+            failure = f"{words[0].decode('utf-8', 'backslashreplace')}: {failure} before it read a byte"
+        return Outcome(ABSENT if result.absent else FAILED, failure)
+
+
+class CoreFile:
+    """The core file of the fallback, in the view of the process."""
+
+    only_if_absent = False
+
+    def attempt(self, delivery: Delivery, reason: str) -> Outcome:
+        """Write the file if the administrator wants it, or the environment of the process asks for it."""
+        wanted = delivery.wants_file
+        if not wanted and delivery.knows_environment:
+            return Outcome(ABSENT)
+        from core_helper import fallback
+
+        crash, plan = delivery.crash, delivery.plan
+        path = fallback.path_of(crash.pid, crash.uid, crash.gid)
+        result = delivery.run(lambda child: fallback.write(plan, path, wanted, child))
+        if result.started:
+            lines = delivery.log.lines
+            return Outcome(
+                TAKEN, delivered=lines.conclude(crash, delivery.process, path, result, delivery.began, reason)
+            )
+        return Outcome(ABSENT) if result.absent else Outcome(FAILED, str(result.failure))
+
+
+class PreviousHandler:
+    """The handler that the host had before the helper came."""
+
+    def __init__(self, only_if_absent: bool) -> None:
+        """Take whether it comes after a delegate, and then only where there is no delegate."""
+        self.only_if_absent = only_if_absent
+
+    def attempt(self, delivery: Delivery, reason: str) -> Outcome:
+        """Become that handler; return only where that cannot be."""
+        from core_helper import previous_handler
+
+        for problem in delivery.configuration.problems:
+            delivery.log.lines.warning(problem)
+        delivery.configuration.problems = []
+        # That handler has deadlines of its own, or none.
+        record, left = delivery.slot.release(), _signal.alarm(0)
+        previous_handler.execute(
+            delivery.source, delivery.crash, delivery.process, delivery.configuration.chain, delivery.log
+        )
+        _signal.alarm(left)
+        delivery.slot.reclaim(record)
+        # A line of its own has said why, and the core is whole.
+        return Outcome(ABSENT)
 
 
 def specifiers(crash: Crash, process: FaultingProcess) -> "dict[str, bytes]":
-    """Return what each specifier of the configured delegate stands for; core(5)."""
+    """Return what each specifier of a delegate stands for that the configuration names; the names are those of core(5).
+
+    Unlike those of previous_handler.py, nothing in the values is replaced, ``%E`` apart: no part of a path is made of them.
+    """
     return {
         "P": b"%d" % crash.pid,
         "p": b"%d" % process.pid,
@@ -162,7 +289,7 @@ def specifiers(crash: Crash, process: FaultingProcess) -> "dict[str, bytes]":
 
 
 def facts_of(crash: Crash, process: FaultingProcess) -> "dict[bytes, bytes]":
-    """Return the CORE_* variables of the README that tell the delegate about the crash."""
+    """Return the variables that tell the delegate about the crash; docs/images.md has their table."""
     return {
         b"CORE_PID": b"%d" % process.pid,
         b"CORE_HOST_PID": b"%d" % crash.pid,

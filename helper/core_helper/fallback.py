@@ -21,54 +21,51 @@ def path_of(pid: int, uid: int, gid: int) -> bytes:
     return f"/tmp/core.{pid}.{uid}.{gid}".encode()
 
 
-def write(plan: joining.Plan, path: bytes, asked: bool, child: "Child") -> "NoReturn":
+def write(plan: joining.Plan, path: bytes, wanted: bool, child: "Child") -> "NoReturn":
     """In a child: enter the container as the delegate would, create ``path`` and copy the core into it; never returns.
 
-    Nothing is executed and nothing appears in the container's pid namespace. Unless the core file was ``asked`` for already,
-    the environment of the process must ask for it.
+    Nothing is executed and nothing appears in the container's pid namespace. Where it is not known yet whether the core file is
+    ``wanted``, the environment of the process must ask for it.
     """
-    reporter = joining.Reporter(child.error_out)
-    files: list[int] = []
-
-    def ask() -> None:
-        if asked:
-            reporter.send("environ", "")
-        elif FALLBACK_VARIABLE not in joining.read_environ(plan.process, reporter):
-            raise Absent("no delegate is configured")
-
-    def join_control_groups() -> None:
-        for failure in plan.groups.join():
-            reporter.send("note", failure)
-        for failure in privileges.take_over_processors(plan.process):
-            reporter.send("note", failure)
-
-    def create() -> None:
-        privileges.limit_file_size(plan.process)
+    process = plan.process
+    with joining.StatusPipe(child.status_out) as status:
+        status.step = "read environment"
+        if wanted:
+            status.send("environ", "")
+        elif FALLBACK_VARIABLE not in joining.read_environment(process, status):
+            raise Absent("the core file is not asked for")
+        status.step = "join control groups"  # Here no fork follows that a pids.max would forbid.
+        status.note(plan.groups.join())
+        status.note(privileges.take_over_processors(process))
+        joining.enter(plan, status)
+        status.step = "take over label"
+        plan.label.at_once()
+        status.step = "create core file"
+        privileges.limit_file_size(process)
         # O_EXCL follows no symbolic link and takes no file, FIFO or hard link that somebody has put there.
         posix.umask(0o077)
         try:
-            files.append(linux.openat2(path, posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW, MODE))
+            file = linux.openat2(path, posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW, MODE)
         except OSError as error:
             raise Stopped(f"{path.decode()}: {error.strerror}") from None
-
-    def copy() -> None:
-        reporter.send("ready", "")
-        written = 0
-        try:
-            while True:
-                block = posix.read(child.core_in, BLOCK)
-                if not block:
-                    break
-                while block:
-                    count = posix.write(files[0], block)
-                    written += count
-                    block = block[count:]
-            posix.fsync(files[0])
-        except OSError as error:
-            raise Stopped(f"{error.strerror} after {written} bytes") from None
+        status.step = "write core file"
+        status.send("ready", "")
+        copy(child.core_in, file)
         posix._exit(0)
 
-    steps: list[tuple[str, object]] = [("read environment", ask), ("join control groups", join_control_groups)]
-    steps += [*joining.entry_steps(plan, reporter)]
-    steps += [("take over label", plan.label.at_once), ("create core file", create), ("write core file", copy)]
-    joining.run_child(reporter, steps)
+
+def copy(source: int, file: int) -> None:
+    """Copy ``source`` to its end into ``file``, onto the disk. Raises Stopped with what was written so far."""
+    written = 0
+    try:
+        while True:
+            block = posix.read(source, BLOCK)
+            if not block:
+                break
+            while block:
+                count = posix.write(file, block)
+                written += count
+                block = block[count:]
+        posix.fsync(file)
+    except OSError as error:
+        raise Stopped(f"{error.strerror} after {written} bytes") from None

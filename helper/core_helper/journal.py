@@ -10,6 +10,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from core_helper.child import Result
     from core_helper.crash import Crash
+    from core_helper.log import Log
     from core_helper.process import FaultingProcess
 
 IDENTIFIER = "docker_core_helper"
@@ -23,12 +24,12 @@ KERNEL_LINE_LIMIT = 900  # The kernel's record holds about 1,000 bytes.
 
 
 class Journal:
-    """Where the lines go. By hand, when standard error is open, they are printed there as well."""
+    """What writes the lines of one crash. By hand, when standard error is open, they are printed there as well."""
 
-    def __init__(self, terminal: "int | None", holder: str = "") -> None:
-        """Take a descriptor of the terminal, or None, and whose lines these are, "" for the helper's own."""
-        self.terminal = terminal
-        self.holder = holder
+    def __init__(self, log: "Log") -> None:
+        """Take the log of the crash, which knows the terminal and the holder."""
+        self.log = log
+        self.unreachable: set[str] = set()
 
     def error(self, text: str) -> None:
         """Tell that a core was lost, or a part of it."""
@@ -82,7 +83,7 @@ class Journal:
         self._write(LOG_ERR, f"{name}not delivered: {failure}: {amount}{notes}")
         return False
 
-    def hand_on(self, crash: "Crash", process: "FaultingProcess", handler: bytes) -> None:
+    def handed_on(self, crash: "Crash", process: "FaultingProcess", handler: bytes) -> None:
         """Tell that a core goes to the handler that the host had before; what becomes of it there is that one's to tell."""
         self._write(LOG_INFO, f"{describe(crash, process)}: handed on to {escape(handler)}")
 
@@ -94,25 +95,25 @@ class Journal:
 
     def _write(self, severity: int, text: str) -> None:
         """Write one line, if the container has not written too many already."""
-        admitted, told = quota.admit(self.holder) if self.holder else (True, "")
+        admitted, told = quota.admit(self.log.holder) if self.log.holder else (True, "")
         if told:
-            self._put(LOG_WARNING, f"{self.holder.partition(' ')[2]}: {told}")
+            self._put(LOG_WARNING, f"{self.log.holder.partition(' ')[2]}: {told}")
         if admitted:
             self._put(severity, text)
 
     def _put(self, severity: int, text: str) -> None:
         """Write one line. A log that cannot be reached is no reason to lose a core: then nothing happens."""
         line = "".join(c if " " <= c <= "~" else ascii(c)[1:-1] for c in text)[:LINE_LIMIT]
-        if self.terminal is not None:
+        if self.log.terminal is not None:
             try:
-                posix.write(self.terminal, f"{IDENTIFIER}: {line}\n".encode())
+                posix.write(self.log.terminal, f"{IDENTIFIER}: {line}\n".encode())
             except OSError:
                 pass
         head = f"<{LOG_DAEMON | severity}>"
         tag = f"{IDENTIFIER}[{posix.getpid()}]: "
         # As the C library's syslog does: /dev/log takes a time stamp between the two.
         stamp = time.strftime("%b %e %H:%M:%S ")
-        if _send(SOCKET, (head + stamp + tag + line).encode()):
+        if self._send(SOCKET, (head + stamp + tag + line).encode()):
             return
         try:
             descriptor = posix.open(KERNEL_LOG, posix.O_WRONLY | posix.O_CLOEXEC | posix.O_NOCTTY)
@@ -121,24 +122,20 @@ class Journal:
         except OSError:
             pass
 
-
-_unreachable: "set[str]" = set()
-
-
-def _send(path: str, message: bytes) -> bool:
-    """Send ``message`` to the socket ``path``, if it takes it within a second; one that did not is not asked again."""
-    if path in _unreachable:
-        return False
-    try:
-        connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
-        connection.settimeout(1.0)
-        connection.connect(path)
-        connection.send(message)
-        connection.close()
-    except OSError:
-        _unreachable.add(path)
-        return False
-    return True
+    def _send(self, path: str, message: bytes) -> bool:
+        """Send ``message`` to the socket ``path``, if it takes it within a second; one that did not is not asked again."""
+        if path in self.unreachable:
+            return False
+        try:
+            connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
+            connection.settimeout(1.0)
+            connection.connect(path)
+            connection.send(message)
+            connection.close()
+        except OSError:
+            self.unreachable.add(path)
+            return False
+        return True
 
 
 def escape(text: bytes) -> str:

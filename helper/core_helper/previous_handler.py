@@ -13,8 +13,9 @@ from core_helper.words import shown
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from core_helper.crash import Crash
-    from core_helper.journal import Journal
+    from core_helper.log import Log
     from core_helper.process import FaultingProcess
+    from core_helper.source import KernelPipe
 
 PIDFD = 3  # COREDUMP_PIDFD_NUMBER
 UMASK = 0o022  # Of whatever the kernel starts: init_fs in fs/fs_struct.c.
@@ -22,8 +23,8 @@ UNLIMITED = b"18446744073709551615"
 S_IFMT, S_IFREG = 0o170000, 0o100000
 
 
-def hand_on(crash: "Crash", process: "FaultingProcess", words: "list[bytes]", log: "Journal") -> None:
-    """Become the handler ``words``, to which the core goes as if the kernel had started it: nothing of it was read yet.
+def execute(source: "KernelPipe", crash: "Crash", process: "FaultingProcess", words: "list[bytes]", log: "Log") -> None:
+    """Become the handler ``words``. The core goes to it as if the kernel had started it: nothing of the core was read yet.
 
     Returns only where that cannot be: the log then knows why, and what to do.
     """
@@ -32,10 +33,10 @@ def hand_on(crash: "Crash", process: "FaultingProcess", words: "list[bytes]", lo
     problem = _unusable(arguments[0])
     if problem is None:
         # Before, because there is no after.
-        log.hand_on(crash, process, arguments[0])
+        log.lines.handed_on(crash, process, arguments[0])
         asked = any(expand(word, {b"F": b"3"}) != expand(word, {}) for word in words)
-        problem = _execute(arguments, crash.pidfd if asked else None)
-    log.warning(
+        problem = _execute(source, arguments, crash.pidfd if asked else None)
+    log.lines.warning(
         f"not handed on to {shown(arguments[0])}: {problem}: install it again, or correct DOCKERCOREHELPER_CHAIN in"
         f" {CONFIGURATION}; pid={crash.pid} is handled without it"
     )
@@ -52,16 +53,18 @@ def _unusable(program: bytes) -> "str | None":
     return None
 
 
-def _execute(arguments: "list[bytes]", pidfd: "int | None") -> str:
+def _execute(source: "KernelPipe", arguments: "list[bytes]", pidfd: "int | None") -> str:
     """Execute a program with all that the kernel gives and nothing that it does not; return why that failed.
 
-    Not touched: standard input, which is the core, the root directory, and RLIMIT_CORE = 1, by which the kernel knows a handler
-    whose own crash it must not handle. All other descriptors are close-on-exec.
+    The core is on standard input, and standard output and standard error are closed. Not touched are the root directory, and
+    RLIMIT_CORE = 1, by which the kernel knows a handler whose own crash it must not handle. All other descriptors are
+    close-on-exec.
     """
     linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 0)
     mask = posix.umask(UMASK)
     start.reset_signals()
-    saved = posix.dup(1)
+    saved = [posix.dup(descriptor) for descriptor in (0, 1, 2)]
+    posix.dup2(source.descriptor, 0)
     for descriptor in (1, 2):
         posix.close(descriptor)
     if pidfd is not None:
@@ -75,17 +78,20 @@ def _execute(arguments: "list[bytes]", pidfd: "int | None") -> str:
         problem = str(error.strerror)
     if pidfd is not None:
         posix.set_inheritable(PIDFD, False)
-    for descriptor in (1, 2):
-        posix.dup2(saved, descriptor)
-    posix.close(saved)
-    start.ignore_own_signals()
+    for descriptor, copy in enumerate(saved):
+        posix.dup2(copy, descriptor)
+        posix.close(copy)
+    start.ignore_signals_of_python()
     posix.umask(mask)
     return problem
 
 
 def specifiers(crash: "Crash", process: "FaultingProcess") -> "dict[bytes, bytes]":
-    """Return what each specifier of core(5) stands for; empty where the kernel did not tell us."""
-    told = {
+    """Return what each specifier of core(5) stands for, as the kernel itself writes it; empty where the kernel did not say.
+
+    Those of deliver.py are for the delegate: fewer, and without the kernel's escapes.
+    """
+    known = {
         b"d": crash.dumpable,
         b"s": crash.signal,
         b"F": None if crash.pidfd is None else PIDFD,
@@ -106,7 +112,7 @@ def specifiers(crash: "Crash", process: "FaultingProcess") -> "dict[bytes, bytes
         b"e": escape(process.comm),
         b"E": escape(path),
         b"f": escape(path.rpartition(b"/")[2]),
-        **{name: b"" if value is None else b"%d" % value for name, value in told.items()},
+        **{name: b"" if value is None else b"%d" % value for name, value in known.items()},
     }
 
 

@@ -6,7 +6,7 @@ from core_helper import linux
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from core_helper.joining import Reporter
+    from core_helper.joining import StatusPipe
 
 # fs/exec.c: a line of BINPRM_BUF_SIZE bytes is read, and scripts may name scripts five times.
 SCRIPT_LINE = 256
@@ -95,17 +95,17 @@ class Program:
         facts = {name: value for name, value in environment.items() if name.startswith(b"CORE_")}
         self.last_resort = linux.Execution(self.descriptor, self.arguments, facts)
 
-    def execute(self, reporter: "Reporter") -> None:
+    def execute(self, status: "StatusPipe") -> None:
         """Become the program, by its descriptor; execveat(2). Raises OSError or Stopped when the kernel will not."""
         # The two that stay are close-on-exec. The kernel executes no script by such a descriptor: a file that has become one
         # since its first line was read cannot have it open /proc/self/exe (fs/binfmt_script.c, BINPRM_FLAGS_PATH_INACCESSIBLE).
-        linux.close_all_but({self.descriptor, reporter.pipe})
+        linux.close_all_but({self.descriptor, status.descriptor})
         try:
             self.execution.run()
         except OSError as error:
             if error.errno != linux.E2BIG:
                 raise Stopped(f"{_name(self.arguments[0])}: {error.strerror}") from None
-        reporter.send("note", "environment too long for execve(2): only CORE_* passed on")
+        status.send("note", "environment too long for execve(2): only CORE_* passed on")
         self.last_resort.run()
 
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from typing import Callable
 
     from core_helper.child import Child, Result
+    from core_helper.source import KernelPipe
 
 PIPE_SIZE = 1 << 20
 STEP = 1 << 20
@@ -38,7 +39,7 @@ class Output:
         self.amount = 0
         self.resume = 0.0
 
-    def take(self, stream: int) -> None:
+    def read(self, stream: int) -> None:
         """Read what there is, and forget a stream that has ended."""
         try:
             part = posix.read(stream, 65536)
@@ -63,9 +64,9 @@ class Output:
             self.left, self.line = 0, b""
 
     def finish(self) -> None:
-        """Take what was written last, with or without a newline."""
+        """Read what was written last, with or without a newline."""
         if self.stderr in self.streams:
-            self.take(self.stderr)
+            self.read(self.stderr)
         if self.line:
             self.log(self.line)
 
@@ -73,9 +74,10 @@ class Output:
 class Relay:
     """Moves the core into the child's pipe, and tells ``result`` what became of it."""
 
-    def __init__(self, core: int, child: "Child", result: "Result", log: "Callable[[bytes], None]") -> None:
-        """Take the kernel's pipe ``core``, the started ``child``, and ``log`` for what it writes to standard error."""
-        self.core = core
+    def __init__(self, source: "KernelPipe", child: "Child", result: "Result", log: "Callable[[bytes], None]") -> None:
+        """Take the ``source`` of the core, the started ``child``, and ``log`` for what it writes to standard error."""
+        self.source = source
+        self.core = source.descriptor
         self.child = child
         self.sink = child.core_out
         self.result = result
@@ -88,7 +90,7 @@ class Relay:
         self.committed = False
         self.header = corefile.Header()
         self.pending = b""
-        linux.set_pipe_size(core, PIPE_SIZE)
+        linux.set_pipe_size(self.core, PIPE_SIZE)
 
     def run(self, deadline: float) -> bool:
         """Relay the core to its end and wait for that of the delegate; tell whether both came before the time ``deadline``.
@@ -114,7 +116,7 @@ class Relay:
             self._advance(ready)
             for stream in list(self.output.streams):
                 if stream in ready:
-                    self.output.take(stream)
+                    self.output.read(stream)
             if pidfd in ready:
                 # Not reaped yet: that keeps its pid from being reused, and the number of its process group with it.
                 end = posix.waitid(posix.P_PID, self.child.pid, posix.WEXITED | posix.WNOWAIT)
@@ -223,7 +225,7 @@ class Relay:
             return
         self.result.delivered += moved
         if moved == 0:
-            self.ended = self.result.drained = True
+            self.ended = self.source.drained = True
             self.result.length = self.header.length
             self._close_when_read()
 

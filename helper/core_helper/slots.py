@@ -1,8 +1,8 @@
 """Fairness: who crashes in a loop leaves slots to the others. Asked first, before anything that costs more.
 
 A slot is a record of a file of root's, one for each core that may be delivered at a time. It counts as long as its helper,
-which holds a lock of it that the kernel releases however the helper ends, and as long as the crashed process, which may outlive
-its helper: where a file that it has mapped does not answer, not even SIGKILL ends it at once; fcntl_locking(2).
+which holds a lock of it that the kernel releases however the helper ends, and as long as the faulting process, which may
+outlive its helper: where a file that it has mapped does not answer, not even SIGKILL ends it at once; fcntl_locking(2).
 
 The more a container holds, the less it may add when slots are short: one more only while it holds fewer than are free, as in
 the dynamic thresholds of switches (Choudhury and Hahne, 1998). So three containers that take all they get hold 32, 16 and 8 of
@@ -13,17 +13,16 @@ times what is free.
 import _struct
 import fcntl
 import posix
-import select
 
-from core_helper import linux, namespaces, procfs, runtime
+from core_helper import namespaces, procfs, runtime
 from core_helper.crash import Refused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from core_helper.crash import Crash
+    from core_helper.log import Log
 
 FILE = "/run/docker_core_helper.slots"
-LIMIT = "/proc/sys/kernel/core_pipe_limit"
 DEFAULT_LIMIT = 64
 MOST_SLOTS = 1 << 14
 # Process, faulting thread, start of the process in ticks, owner, group.
@@ -32,8 +31,6 @@ LONGEST_NAME = 104
 MUTEX = MOST_SLOTS * RECORD.size
 OWNER_WEIGHT = 3
 NOBODY = -1
-PATIENCE = 0.5  # Seconds for a process to end when nobody reads its core any more.
-SIGKILL = 9
 
 
 class Holder:
@@ -51,50 +48,60 @@ class Holder:
 
 
 class Slot:
-    """A slot that was taken; it is held until this process ends."""
+    """A slot that was acquired; it is held until this process ends."""
 
     def __init__(self, file: "int | None", index: int) -> None:
         """Take the opened file, None for no record. It stays open: closing any descriptor of it would release the lock."""
         self.file = file
         self.index = index
 
-    def leave(self) -> None:
-        """Give the slot back, though the crashed process is still there: somebody else looks after it from here on."""
+    def release(self) -> bytes:
+        """Give the slot back, though the faulting process is still there: somebody else looks after it from here on.
+
+        Returns the record, for ``reclaim``.
+        """
+        if self.file is None:
+            return b""
+        record = posix.pread(self.file, RECORD.size, self.index * RECORD.size)
+        posix.pwrite(self.file, bytes(RECORD.size), self.index * RECORD.size)
+        return record
+
+    def reclaim(self, record: bytes) -> None:
+        """Have the slot again after ``release``: nobody else can have taken it, because its lock was kept."""
         if self.file is not None:
-            posix.pwrite(self.file, bytes(RECORD.size), self.index * RECORD.size)
+            posix.pwrite(self.file, record, self.index * RECORD.size)
 
 
-def limit_of_kernel() -> int:
-    """Return kernel.core_pipe_limit: how many processes the kernel keeps until their cores are read, 0 for none; core(5)."""
-    return int(procfs.read_path(LIMIT))
+def limit_of(configured: "int | None", kernel: int) -> int:
+    """Return how many cores are delivered at a time: as ``configured``, but not more than the ``kernel`` keeps crashes for.
 
-
-def limit_of(configured: "int | None") -> int:
-    """Return how many cores are delivered at a time: as ``configured``, but not more than the kernel keeps crashes for."""
-    kernel = limit_of_kernel()
+    ``kernel`` is 0 where the kernel keeps none.
+    """
     return min(configured or kernel or DEFAULT_LIMIT, kernel or MOST_SLOTS, MOST_SLOTS)
 
 
-def take(crash: "Crash", configured: "int | None") -> Slot:
-    """Take a slot for ``crash``, and note whose it is. Raises Refused when its container or its user has too many."""
+def acquire(crash: "Crash", limit: int, log: "Log") -> Slot:
+    """Acquire one of ``limit`` slots for ``crash``, and note in the ``log`` whose it is.
+
+    Raises Refused when its container or its user has too many.
+    """
     holder = holder_of(crash)
-    crash.holder = log_name(holder.owner, holder.group)
-    limit = limit_of(configured)
+    log.holder = log_name(holder.owner, holder.group)
     file = posix.open(FILE, posix.O_RDWR | posix.O_CREAT | posix.O_NOFOLLOW | posix.O_CLOEXEC, 0o600)
     fcntl.lockf(file, fcntl.LOCK_EX, 1, MUTEX)
     try:
-        return _take(file, holder, limit, crash)
+        return _acquire(file, holder, limit, crash)
     finally:
         fcntl.lockf(file, fcntl.LOCK_UN, 1, MUTEX)
 
 
-def resume(crash: "Crash", file: int, index: int) -> Slot:
+def resume(file: int, index: int, log: "Log") -> Slot:
     """Return the slot that this process took before it was executed anew; ``file`` is -1 where it is not counted."""
     if file < 0:
         return Slot(None, 0)
     posix.set_inheritable(file, False)
     *_, owner, group = RECORD.unpack(posix.pread(file, RECORD.size, index * RECORD.size))
-    crash.holder = log_name(owner, group.rstrip(b"\0").decode())
+    log.holder = log_name(owner, group.rstrip(b"\0").decode())
     return Slot(file, index)
 
 
@@ -103,7 +110,7 @@ def log_name(owner: int, group: str) -> str:
     return group if owner == NOBODY else f"{owner} user {owner}"
 
 
-def _take(file: int, holder: Holder, limit: int, crash: "Crash") -> Slot:
+def _acquire(file: int, holder: Holder, limit: int, crash: "Crash") -> Slot:
     group = holder.group.encode()
     empty, used, of_group, of_owner = None, 0, 0, 0
     table = posix.pread(file, limit * RECORD.size, 0).ljust(limit * RECORD.size, b"\0")
@@ -214,42 +221,3 @@ def _maker_of(namespace: int, opened: "list[int]") -> "int | None":
     owner = bytearray(4)
     fcntl.ioctl(opened[-1], namespaces.NS_GET_OWNER_UID, owner, True)
     return int(_struct.unpack("=I", owner)[0])
-
-
-def open_pidfd(crash: "Crash") -> "int | None":
-    """Return the kernel's pidfd of the process, or one of ours; None where it is gone."""
-    if crash.pidfd is not None:
-        return crash.pidfd
-    try:
-        return linux.pidfd_open(crash.pid)
-    except OSError:
-        return None
-
-
-def let_go(core: int, crash: "Crash") -> bool:
-    """Close the last reader of the kernel's pipe ``core``, and end the process if that does not; tell whether it was ended.
-
-    As a rule the next write ends the dump. But the kernel may have nothing to write for minutes, while it walks terabytes of
-    memory that the process has reserved and never used: fs/coredump.c, dump_user_range. A process that waits for a file
-    system which does not answer is not ended by this either; its slot stays taken, see slots.py.
-    """
-    posix.close(core)
-    if crash.handle is None:
-        return False
-    poll = select.poll()
-    poll.register(crash.handle, select.POLLIN)
-    if poll.poll(PATIENCE * 1000):
-        return False
-    try:
-        proc = posix.open("/proc", posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
-        path = procfs.task_of(crash.pid, crash.tid)
-        task = posix.open(path, posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
-        # It has not ended, so the number is still its own. And it is no successor of the crashed process: none is that old.
-        if not procfs.still_dumping(procfs.read(task, "status")) or procfs.is_younger(
-            procfs.read(task, "../../stat"), procfs.read(proc, "self/stat")
-        ):
-            return False
-    except OSError:
-        return False
-    linux.pidfd_send_signal(crash.handle, SIGKILL)
-    return True

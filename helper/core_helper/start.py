@@ -1,6 +1,7 @@
 """What the helper does to itself before it looks at a crash: signals, descriptors, and the file that it is executed from."""
 
 import _signal
+import fcntl
 import posix
 import sys
 
@@ -10,7 +11,9 @@ from core_helper.words import encode
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from core_helper.crash import Crash
+    from core_helper.log import Log
     from core_helper.slots import Slot
+    from core_helper.source import KernelPipe
 
 UNCHANGEABLE = {_signal.SIGKILL, _signal.SIGSTOP}
 ST_RDONLY = 1
@@ -25,16 +28,16 @@ def reset_signals() -> None:
     _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
 
 
-def ignore_own_signals() -> None:
+def ignore_signals_of_python() -> None:
     """Have a closed pipe and a file that may not grow be errors, as in any Python."""
     for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
         _signal.signal(number, _signal.SIG_IGN)
 
 
-def settle_signals() -> None:
+def reset_signals_for_python() -> None:
     """Act on signals as Python does, whatever the caller ignored: an ignored SIGCHLD would lose how the delegate ended."""
     reset_signals()
-    ignore_own_signals()
+    ignore_signals_of_python()
 
 
 def hide() -> None:
@@ -42,21 +45,23 @@ def hide() -> None:
     linux.prctl(linux.PR_SET_DUMPABLE, 0)
 
 
-def settle_descriptors() -> "int | None":
-    """Put /dev/null on 1 and 2 and hide this process; return a copy of standard error if a person has it open.
+def occupy_standard_descriptors() -> "tuple[int, int | None]":
+    """Move the core from descriptor 0 to a higher one, put /dev/null on 0, 1 and 2, and hide this process.
 
-    The kernel starts the helper with both closed: whatever was opened next would be taken for standard output.
+    Returns the core's descriptor, and a copy of standard error if a person has that open. The kernel starts the helper with
+    1 and 2 closed: whatever was opened next would be taken for standard output.
     """
-    terminal = None if sys.stderr is None else posix.dup(2)
-    null = posix.open("/dev/null", posix.O_RDWR)
-    for descriptor in (1, 2):
+    core = fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, 3)
+    terminal = None if sys.stderr is None else fcntl.fcntl(2, fcntl.F_DUPFD_CLOEXEC, 3)
+    null = posix.open("/dev/null", posix.O_RDWR | posix.O_CLOEXEC)
+    for descriptor in (0, 1, 2):
         if null != descriptor:
             posix.dup2(null, descriptor)
     if null > 2:
         posix.close(null)
     posix.umask(0o077)
     hide()
-    return terminal
+    return core, terminal
 
 
 def is_exposed(crash: "Crash") -> bool:
@@ -76,31 +81,35 @@ def _is_own(task: str, name: str) -> bool:
     return posix.stat(task + name).st_ino == posix.stat(f"/proc/self/ns/{name}").st_ino
 
 
-def protect_interpreter(crash: "Crash", slot: "Slot", began: float, terminal: "int | None") -> str:
+def protect_interpreter(crash: "Crash", source: "KernelPipe", slot: "Slot", began: float, log: "Log") -> str:
     """Have this program executed where no container can overwrite its interpreter; return why that is not so, or ""."""
     try:
-        return restart_read_only(crash, slot, began, terminal) if is_exposed(crash) else ""
+        return restart_read_only(crash, source, slot, began, log) if is_exposed(crash) else ""
     except OSError as error:
         return f"its namespaces cannot be looked at: {error.strerror}"
 
 
-def restart_read_only(crash: "Crash", slot: "Slot", began: float, terminal: "int | None") -> str:
+def restart_read_only(crash: "Crash", source: "KernelPipe", slot: "Slot", began: float, log: "Log") -> str:
     """Execute this program anew, its interpreter from a read-only mount that nobody else has; return why that cannot be.
 
     The slot is kept: its lock belongs to the process, as long as the file stays open. mount_setattr(2), Linux 5.12.
     """
     words = [sys.executable, "-IS", *sys.argv]
-    kept = [descriptor for descriptor in (0, slot.file, crash.pidfd) if descriptor is not None]
+    kept = [descriptor for descriptor in (slot.file, crash.pidfd) if descriptor is not None]
     mark = b"%d %d %f" % (-1 if slot.file is None else slot.file, slot.index, began)
     try:
         program = linux.clone_read_only(b"/proc/self/exe")
         execution = linux.Execution(program, [encode(word) for word in words], {**posix.environ, MARK: mark})
         for descriptor in kept:
             posix.set_inheritable(descriptor, True)
-        if terminal is not None:
-            posix.dup2(terminal, 2)
+        posix.dup2(source.descriptor, 0)
+        if log.terminal is not None:
+            posix.dup2(log.terminal, 2)
         execution.run()
     except OSError as error:
+        # Nobody else must hold the core.
+        for descriptor in (0, 2):
+            posix.dup2(1, descriptor)
         return f"{error.strerror}: it takes Linux 5.12 or newer, or a Python on a read-only file system"
     raise AssertionError("execve(2) has returned")
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from core_helper.child import Child
     from core_helper.process import FaultingProcess
+    from core_helper.source import KernelPipe
 
 ENVIRON_PATIENCE = 10.0  # Seconds that reading the environment of the process may take.
 GRACE = 2.0  # Seconds between SIGTERM and SIGKILL, and again before a delegate that cannot be killed is given up.
@@ -27,9 +28,13 @@ LONGEST_PID = 7  # Digits; PID_MAX_LIMIT of the kernel is 4194304.
 
 
 def supervise(
-    core: int, child: "Child", process: "FaultingProcess", deadline: float, log_output: "Callable[[bytes], None]"
+    source: "KernelPipe",
+    child: "Child",
+    process: "FaultingProcess",
+    deadline: float,
+    log_output: "Callable[[bytes], None]",
 ) -> Result:
-    """Give the forked ``child`` the core of ``process``, read from ``core``, wait for its end, and return how that went.
+    """Give the forked ``child`` the core of ``process`` from its ``source``, wait for its end, and return how that went.
 
     ``deadline`` is a time of the monotonic clock in seconds, after which the child is ended. ``log_output`` gets what the
     delegate writes to its standard error, line by line.
@@ -37,17 +42,18 @@ def supervise(
     result = Result()
     if _wait_for_start(child, result, deadline):
         result.started = True
-        child.settle()
+        child.unblock()
+        child.note_pipes()
         # What moves the core is imported only now, when the delegate runs.
         from core_helper import relay
 
-        moving = relay.Relay(core, child, result, log_output)
+        moving = relay.Relay(source, child, result, log_output)
         if not moving.run(deadline):
             # Before its input ends: an uploader would take that for the end of the core, and complete half an object.
             _end_family(child, process)
         moving.finish()
         _wait_for_end({child.pid}, 0)
-        _take_last_words(child, result)
+        _read_last_words(child, result)
     else:
         _abandon(child)
     child.close()
@@ -60,15 +66,15 @@ def _wait_for_start(child: "Child", result: "Result", deadline: float) -> bool:
     patience = now + min(ENVIRON_PATIENCE, (deadline - now) / 2)
     while True:
         poll = select.poll()
-        poll.register(child.error_in, select.POLLIN)
+        poll.register(child.status_in, select.POLLIN)
         limit = deadline if child.knows_environ else min(deadline, patience)
         if not poll.poll(max(0.0, limit - time.monotonic()) * 1000):
             result.mute = limit < deadline
             result.failure = "deadline passed before the delegate was started"
             return False
-        part = posix.read(child.error_in, 65536)
+        part = posix.read(child.status_in, 65536)
         child.reported += part
-        ready = _take_reports(child, result)
+        ready = _read_reports(child, result)
         if result.failure is not None:
             return False
         if ready:
@@ -93,23 +99,25 @@ def _adopt(child: "Child") -> "str | None":
             return None
         except ChildProcessError:
             pass
-    _end_unknown()
+    _end_unknown(child)
     return "the process that enters the container was killed"
 
 
-def _end_unknown() -> None:
-    """End the children that are left: the delegate, where the joining process died before it could tell its pid.
+def _end_unknown(child: "Child") -> None:
+    """End what the joining process has left behind, where it died before it could report the pid: the delegate, by its pipes.
 
-    No other process is a child of the helper. They are searched for, since not every kernel lists them (CONFIG_PROC_CHILDREN).
+    Children are searched for, since not every kernel lists them (CONFIG_PROC_CHILDREN).
     """
     try:
         posix.waitid(posix.P_ALL, 0, posix.WEXITED | posix.WNOHANG | posix.WNOWAIT)
     except ChildProcessError:
         return  # There is none, as a rule.
     own = str(posix.getpid())
+    child.note_pipes()
+    pipes = {f"pipe:[{inode}]" for inode in child.pipes}
     proc = posix.open("/proc", posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
     for name in posix.listdir(proc):
-        if name.isdigit() and _parent(proc, name) == own:
+        if name.isdigit() and _parent(proc, name) == own and _has_pipe(name, pipes):
             # Ours, and so this very process until it is waited for.
             _signal_session(int(name), SIGKILL)
             _wait_for_end({int(name)}, 0)
@@ -134,7 +142,7 @@ def _abandon(child: "Child") -> None:
         _wait_for_end({child.pid}, 0)
 
 
-def _take_reports(child: "Child", result: "Result") -> bool:
+def _read_reports(child: "Child", result: "Result") -> bool:
     """Take over what the child reported in full lines; tell whether it said that it is ready for the core."""
     ready = False
     *lines, child.reported = child.reported.split(b"\n")
@@ -158,15 +166,15 @@ def _take_reports(child: "Child", result: "Result") -> bool:
     return ready
 
 
-def _take_last_words(child: "Child", result: "Result") -> None:
+def _read_last_words(child: "Child", result: "Result") -> None:
     """Take what a child reported after it was ready: why it could not write on."""
     try:
-        child.reported += posix.read(child.error_in, 65536)
+        child.reported += posix.read(child.status_in, 65536)
     except BlockingIOError:
         return
-    told = Result()
-    _take_reports(child, told)
-    result.failure = told.failure or result.failure
+    last = Result()
+    _read_reports(child, last)
+    result.failure = last.failure or result.failure
 
 
 def _end_family(child: "Child", process: "FaultingProcess") -> None:
@@ -240,6 +248,13 @@ def _holds(name: str, namespace: int, uid: int, pipes: "set[str]") -> bool:
     try:
         if posix.stat(f"/proc/{name}/ns/pid").st_ino != namespace or posix.stat(f"/proc/{name}").st_uid != uid:
             return False
+    except OSError:
+        return False
+    return _has_pipe(name, pipes)
+
+
+def _has_pipe(name: str, pipes: "set[str]") -> bool:
+    try:
         return any(posix.readlink(f"/proc/{name}/fd/{link}") in pipes for link in posix.listdir(f"/proc/{name}/fd"))
     except OSError:
         return False

@@ -220,7 +220,7 @@ def output(data: bytes) -> None:
     try:
         for start in range(0, len(data), 50000):
             os.write(writing, data[start : start + 50000])
-            taken.take(reading)
+            taken.read(reading)
         os.close(writing)
         taken.finish()
     finally:
@@ -245,7 +245,7 @@ def reports(data: bytes) -> None:
         result = Result()
         for start in range(0, len(data), step):
             child.reported += data[start : start + step]
-            supervisor._take_reports(child, result)
+            supervisor._read_reports(child, result)
         assert 0 <= child.reported_pid <= LONGEST_PID
         assert result.failure is None or isinstance(result.failure, str)
         outcomes.append((child.reported_pid, child.pid, child.reported, vars(result)))

@@ -29,6 +29,7 @@ from core_helper import (
 from core_helper.child import Result
 from core_helper.configuration import Configuration, parse_configuration
 from core_helper.crash import Crash
+from core_helper.log import Log
 from core_helper.program import parse_script_line
 from core_helper.words import WordError, expand, split_words
 from fuzz import readers
@@ -374,7 +375,7 @@ def only_line(log: list[bytes]) -> bytes:
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(max_size=300) | st.text("\ud800\udcff\n\x1b\x7f😀", max_size=300) | st.just("x" * 5000))
 def test_a_line_of_the_log_is_one_line_of_printable_ascii(log: list[bytes], text: str) -> None:
-    journal.Journal(None).error(text)
+    journal.Journal(Log()).error(text)
     line = only_line(log)
     assert text[:1] == "" or line
 
@@ -390,7 +391,7 @@ def test_nobody_can_forge_or_push_out_what_the_log_says_of_a_crash(
     process = support.process(comm=comm, exe=exe, hostname=host, container_id=readers.ID.decode())
     result = Result()
     result.delivered, result.complete = 123, True
-    journal.Journal(None).conclude(Crash(77, 1, 2), process, b"/opt/bin/up", result, 0.0)
+    journal.Journal(Log()).conclude(Crash(77, 1, 2), process, b"/opt/bin/up", result, 0.0)
     line = only_line(log)
     pattern = (
         rb'pid=77 .* uid=1 gid=2 signal=\? comm="([^"]*)" exe="([^"]*)" container=0123456789ab host="([^"]*)": (.*)'
@@ -464,12 +465,12 @@ REPORT = st.tuples(
 @given(report=REPORT, pid=st.integers(1, 4194304))
 def test_a_report_arrives_as_it_was_sent(pipe: tuple[int, int], report: tuple[str, str], pid: int) -> None:
     kind, text = report
-    reporter = joining.Reporter(pipe[1])
-    reporter.send("pid", str(pid))
-    reporter.send(kind, text)
+    status = joining.StatusPipe(pipe[1])
+    status.send("pid", str(pid))
+    status.send(kind, text)
     child: Any = SimpleNamespace(setup_pid=1, pid=0, reported_pid=0, reported=os.read(pipe[0], 65536))
     result = Result()
-    assert supervisor._take_reports(child, result) is False
+    assert supervisor._read_reports(child, result) is False
     assert (child.reported_pid, child.reported) == (pid, b"")
     told = result.notes[0] if kind == "note" else result.failure
     sent = text.replace("\n", "\\n").encode("utf-8", "backslashreplace")

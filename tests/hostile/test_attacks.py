@@ -292,7 +292,7 @@ def test_attack_07_the_pid_is_reused_before_the_helper_looks(
 
 def test_attack_07_the_process_is_killed_while_the_helper_reads(attack: Crash, hold: Hold) -> None:
     # Who was killed has no attributes of his own any more; in old hierarchies his control groups are those of the host.
-    directory = hold(before=("victim", "security_label"))
+    directory = hold(before=("process", "security_label"))
     container = attack("leave=30", "memory=16", options=("--detach",))
     wait_until((directory / "held").exists, "no helper")
     kill_dumper(container)

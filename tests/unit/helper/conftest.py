@@ -25,7 +25,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
 @pytest.fixture
 def without_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the steps that need root, do not wait long for what does not end, and let nobody signal everybody."""
-    monkeypatch.setattr(joining, "entry_steps", lambda plan, reporter: [])
+    monkeypatch.setattr(joining, "enter", lambda plan, status: None)
     monkeypatch.setattr(supervisor, "GRACE", 0.3)
     for name in ("kill", "killpg"):
         monkeypatch.setattr(posix, name, _bounded(getattr(posix, name)))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from core_helper import container, joining, supervisor
 from core_helper.child import Child
+from core_helper.source import KernelPipe
 from unit.helper.support import in_child, process
 
 if TYPE_CHECKING:
@@ -31,19 +32,30 @@ def feed(pipe: int, core: bytes) -> None:
     os.close(pipe)
 
 
+def without(descriptor: int, run: Callable[[Child], Any]) -> Callable[[Child], Any]:
+    """Return ``run`` for a child that has not got ``descriptor``."""
+
+    def closed(child: Child) -> Any:
+        os.close(descriptor)
+        return run(child)
+
+    return closed
+
+
 def supervise(run: Callable[[Child], Any], core: bytes = b"", timeout: float = 10.0) -> Any:
     """Return what the supervisor says of a child that does ``run``; in a process of its own, as the helper has it."""
 
     def helper() -> object:
-        child = Child(container.ControlGroups(), run)
-        # Only now, so that no child has the kernel's end of the pipe.
-        source, sink = os.pipe()
+        reading, sink = os.pipe()
+        source = KernelPipe(reading)
+        # As the kernel does: no child has its end of the pipe.
+        child = Child(source, container.ControlGroups(), without(sink, run))
         threading.Thread(target=feed, args=(sink, core), daemon=True).start()
         lines: list[bytes] = []
         began = time.monotonic()
         result = supervisor.supervise(source, child, process(), began + timeout, lines.append)
         logged = [line.decode("latin-1") for line in lines]
-        return {**vars(result), "logged": logged, "seconds": time.monotonic() - began}
+        return {**vars(result), "drained": source.drained, "logged": logged, "seconds": time.monotonic() - began}
 
     return SimpleNamespace(**in_child(helper))
 
@@ -55,7 +67,7 @@ def deliver(
     label: Any = SimpleNamespace(open=lambda: None, at_exec=lambda: None)
     plan = joining.Plan(process(), container.ControlGroups(), label, None)
     encoded = [os.fsencode(word) for word in words]
-    return supervise(lambda child: joining.execute(plan, encoded, environment or {}, child), core, timeout)
+    return supervise(lambda child: joining.execute_delegate(plan, encoded, environment or {}, child), core, timeout)
 
 
 def shell(script: str, *arguments: object) -> list[str]:

@@ -60,7 +60,7 @@ class Execution:
         self.reported = b""
 
 
-def executed(function: Callable[[joining.Reporter], object]) -> Execution:
+def executed(function: Callable[[joining.StatusPipe], object]) -> Execution:
     """Call ``function``, which executes a program, in a traced child, and return how the kernel started that program."""
     execution = Execution()
     reading, writing = os.pipe()
@@ -69,7 +69,7 @@ def executed(function: Callable[[joining.Reporter], object]) -> Execution:
         try:
             if ctypes.CDLL(None).ptrace(PTRACE_TRACEME, 0, None, None) == -1:
                 os._exit(77)
-            function(joining.Reporter(writing))
+            function(joining.StatusPipe(writing))
         except BaseException as error:
             os.write(writing, f"error {type(error).__name__}: {error}".encode(errors="backslashreplace"))
         finally:
@@ -100,7 +100,7 @@ def program(words: list[bytes], forbidden: tuple[int, int] | None = None) -> Pro
         os.close(descriptors)
 
 
-def execute(delegate: Program, environment: dict[bytes, bytes], reporter: joining.Reporter) -> None:
+def execute(delegate: Program, environment: dict[bytes, bytes], reporter: joining.StatusPipe) -> None:
     """Become the delegate."""
     delegate.prepare(environment)
     delegate.execute(reporter)

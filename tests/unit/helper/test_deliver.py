@@ -1,4 +1,4 @@
-"""handling: who has its core delegated, who is handed on, and how often a delivery is tried."""
+"""deliver: who is looked at, which destinations are chosen, and how often a delivery is tried."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from unit.helper.support import process
 
 
 class Stage:
-    """What surrounds deliver.py, which only notes that it was called."""
+    """What surrounds deliver.py, which only notes that it was called; a slot, a log and a source, too."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.done: list[Any] = []
@@ -37,27 +37,38 @@ class Stage:
         monkeypatch.setattr(membership, "check", lambda process: self.note("check"))
         monkeypatch.setattr(diagnosis, "of_missing", lambda crash: "the diagnosis")
         monkeypatch.setattr(container, "hostname_of", lambda process: b"visited")
-        monkeypatch.setattr(_signal, "alarm", lambda seconds: self.note("alarm", seconds))
-        monkeypatch.setattr(previous_handler, "hand_on", lambda *words: self.note("hand_on", *words[2:]))
+        monkeypatch.setattr(_signal, "alarm", self.alarm)
+        monkeypatch.setattr(previous_handler, "execute", lambda *words: self.note("execute", *words[3:]))
 
     def note(self, *words: Any) -> None:
         self.done.append(words[0] if len(words) == 1 else words)
+
+    def alarm(self, seconds: int) -> int:
+        self.note("alarm", seconds)
+        return 77
 
     def examine(self, crash: Crash) -> Any:
         if self.error is not None:
             raise self.error
         return self.process
 
-    def leave(self) -> None:
-        self.note("leave")
+    def release(self) -> bytes:
+        self.note("release")
+        return b"record"
+
+    def reclaim(self, record: bytes) -> None:
+        self.note("reclaim", record)
+
+    @property
+    def lines(self) -> Any:
+        return self
 
     def warning(self, text: str) -> None:
         self.note("warning", text)
 
-    def run(self) -> Any:
-        slot: Any = self
-        log: Any = lambda: self  # noqa: E731
-        return deliver.examine(self.crash, self.configuration, slot, log)
+    def deliver(self) -> int:
+        everything: Any = self
+        return deliver.deliver(everything, self.crash, self.configuration, everything, everything, 0.0)
 
 
 @pytest.fixture
@@ -66,15 +77,19 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
 
 
 def test_a_process_is_checked_and_its_directory_closed_before_anything_is_entered(stage: Stage) -> None:
-    assert stage.run() is stage.process
+    assert deliver.look(stage.crash) == (stage.process, None)
     assert stage.done == ["check", "close_task"]
-    assert stage.crash.signal == 6
 
 
-def test_the_signal_that_the_kernel_told_counts(stage: Stage) -> None:
-    stage.crash.signal = 11
-    stage.run()
-    assert stage.crash.signal == 11
+@pytest.mark.parametrize(("told", "signal"), [(None, 6), (11, 11)])
+def test_the_signal_that_the_kernel_told_counts(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, told: int | None, signal: int
+) -> None:
+    monkeypatch.setattr(deliver, "choose", lambda delivery, refusal: [])
+    monkeypatch.setattr(Stage, "drop", lambda *words: None, raising=False)
+    stage.crash.signal = told
+    stage.deliver()
+    assert stage.crash.signal == signal
 
 
 @pytest.mark.parametrize(
@@ -85,12 +100,13 @@ def test_where_the_interpreter_could_be_overwritten_nothing_is_delegated(
     stage: Stage, exposed: str, traceable: bool, refused: bool
 ) -> None:
     stage.crash.exposed, stage.process.traceable = exposed, traceable
+    found, refusal = deliver.look(stage.crash)
+    assert found is stage.process
     if refused:
-        with pytest.raises(Withheld, match="could overwrite the helper's interpreter: why") as caught:
-            stage.run()
-        assert caught.value.process is stage.process
+        assert refusal is not None and refusal.process is stage.process
+        assert "could overwrite the helper's interpreter: why" in str(refusal)
     else:
-        assert stage.run() is stage.process
+        assert refusal is None
     assert stage.done == ["check", "close_task"]
 
 
@@ -98,45 +114,61 @@ def test_a_process_that_is_missing_is_refused_with_a_diagnosis(stage: Stage) -> 
     stage.error = verification.Missing("process 4711 is gone")
     stage.configuration.chain = [b"/handler"]
     with pytest.raises(Refused, match=r"^process 4711 is gone: the diagnosis$"):
-        stage.run()
+        stage.deliver()
     assert stage.done == []
 
 
 @pytest.mark.parametrize(
-    ("namespaces", "of_the_host", "is_of_the_host", "handed_on"),
-    [
-        ([], False, True, True),
-        ([], False, False, False),
-        ([], True, False, True),
-        ([("mnt", 0, 9)], False, True, True),
-        ([("mnt", 0, 9), ("pid", 0, 9)], True, True, False),
-    ],
+    ("of_the_host", "is_of_the_host", "handed_on"),
+    [(False, True, True), (False, False, False), (True, False, True), (True, True, True)],
 )
 def test_the_handler_of_the_host_has_what_is_the_hosts(
-    stage: Stage,
-    monkeypatch: pytest.MonkeyPatch,
-    namespaces: list[Any],
-    of_the_host: bool,
-    is_of_the_host: bool,
-    handed_on: bool,
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, of_the_host: bool, is_of_the_host: bool, handed_on: bool
 ) -> None:
     monkeypatch.setattr(runtime, "is_of_the_host", lambda process: is_of_the_host)
-    stage.process.namespaces = namespaces
     stage.error = Withheld("never", stage.process, of_the_host)
     stage.configuration.chain, stage.configuration.problems = [b"/handler"], ["a problem"]
     with pytest.raises(Withheld, match="never"):
-        stage.run()
+        stage.deliver()
     if handed_on:
-        # It has a slot, a deadline and a log of its own.
-        assert stage.done == [("warning", "a problem"), "leave", ("alarm", 0), ("hand_on", [b"/handler"], stage)]
+        # It has a slot, a deadline and a log of its own; where it cannot be executed, the helper has its own again.
+        assert stage.done == [
+            *(("warning", "a problem"), "release", ("alarm", 0), ("execute", [b"/handler"], stage)),
+            *(("alarm", 77), ("reclaim", b"record")),
+        ]
         assert (stage.configuration.problems, stage.process.hostname) == ([], b"visited")
     else:
         assert stage.done == []
     stage.configuration.chain = []
     stage.done.clear()
     with pytest.raises(Withheld, match="never"):
-        stage.run()
+        stage.deliver()
     assert stage.done == []
+
+
+def chosen(stage: Stage, refusal: Withheld | None = None) -> list[tuple[str, bool]]:
+    everything: Any = stage
+    delivery = deliver.Delivery(
+        everything, stage.crash, stage.process, stage.configuration, everything, everything, 0.0
+    )
+    return [(type(one).__name__, one.only_if_absent) for one in deliver.choose(delivery, refusal)]
+
+
+def test_destinations_are_tried_in_this_order(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = False
+    monkeypatch.setattr(runtime, "is_of_the_host", lambda process: host)
+    assert chosen(stage) == [("NoDelegate", False), ("CoreFile", False)]
+    stage.configuration.delegate = [b"/d"]
+    assert chosen(stage) == [("Delegate", False), ("CoreFile", False)]
+    stage.configuration.chain = [b"/handler"]
+    assert chosen(stage) == [("Delegate", False), ("CoreFile", False)]
+    stage.configuration.chain_containers = True
+    assert chosen(stage) == [("Delegate", False), ("PreviousHandler", True), ("CoreFile", False)]
+    refusal = Withheld("never", stage.process)
+    assert chosen(stage, refusal) == []
+    host = True
+    assert chosen(stage) == [("PreviousHandler", False), ("Delegate", False), ("CoreFile", False)]
+    assert chosen(stage, refusal) == [("PreviousHandler", False)]
 
 
 # How often a delivery is tried.
@@ -150,7 +182,7 @@ def outcome(**facts: object) -> Result:
 
 
 class Deliveries:
-    """handling.handle with children that end as they are told; each is noted with what it was given."""
+    """deliver.deliver with children that end as they are told; each is noted with what it was given."""
 
     def __init__(self, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
         self.stage = stage
@@ -159,12 +191,11 @@ class Deliveries:
         self.told: list[Any] = []
         self.plan = joining.Plan(stage.process, container.ControlGroups(), None, None)  # type: ignore[arg-type]
         self.plan.groups.unified = 99
-        monkeypatch.setattr(deliver, "examine", lambda *words: stage.process)
         monkeypatch.setattr(joining, "prepare", lambda process: self.plan)
-        monkeypatch.setattr(deliver, "Child", lambda groups, run: run)
+        monkeypatch.setattr(deliver, "Child", lambda source, groups, run: run)
         monkeypatch.setattr(supervisor, "supervise", self.supervise)
 
-    def supervise(self, core: int, run: object, process: Any, deadline: float, output: Any) -> Result:
+    def supervise(self, source: object, run: object, process: Any, deadline: float, output: Any) -> Result:
         self.tried.append((process.environ_file is not None, self.plan.groups.unified is not None, deadline))
         output(b"a line")
         return self.outcomes.pop(0)
@@ -178,10 +209,14 @@ class Deliveries:
 
         return noted
 
-    def handle(self) -> int:
-        slot: Any = None
-        log: Any = lambda: self  # noqa: E731
-        return deliver.handle(0, self.stage.crash, self.stage.configuration, slot, log, 100.0)
+    @property
+    def lines(self) -> Any:
+        return self
+
+    def deliver(self) -> int:
+        nothing: Any = None
+        log: Any = self
+        return deliver.deliver(nothing, self.stage.crash, self.stage.configuration, nothing, log, 100.0)
 
 
 @pytest.fixture
@@ -192,30 +227,29 @@ def deliveries(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Deliveries:
 
 
 def test_a_delivery_is_tried_once_where_nothing_stands_in_its_way(deliveries: Deliveries) -> None:
-    deliveries.outcomes = [outcome(drained=True)]
-    assert deliveries.handle() == 0
+    deliveries.outcomes = [outcome()]
+    assert deliveries.deliver() == 0
     assert deliveries.tried == [(True, True, 107.0)]
-    assert deliveries.stage.crash.drained is True
     assert deliveries.stage.process.hostname == b"visited"
     assert deliveries.told[0] == ("output", b"a line")
 
 
 def test_an_environment_that_does_not_answer_is_done_without_once(deliveries: Deliveries) -> None:
     deliveries.outcomes = [outcome(started=False, mute=True), outcome()]
-    assert deliveries.handle() == 0
+    assert deliveries.deliver() == 0
     assert [words[:2] for words in deliveries.tried] == [(True, True), (False, True)]
 
 
 def test_a_container_that_is_full_is_entered_later_once(deliveries: Deliveries) -> None:
     deliveries.outcomes = [outcome(started=False, crowded=True), outcome()]
-    assert deliveries.handle() == 0
+    assert deliveries.deliver() == 0
     assert [words[:2] for words in deliveries.tried] == [(True, True), (True, False)]
 
 
 def test_what_fails_twice_is_told(deliveries: Deliveries) -> None:
     failed = {"started": False, "failure": "why"}
     deliveries.outcomes = [outcome(mute=True, **failed), outcome(crowded=True, **failed), outcome(mute=True, **failed)]
-    assert deliveries.handle() == 1
+    assert deliveries.deliver() == 1
     assert [words[:2] for words in deliveries.tried] == [(True, True), (False, True), (False, False)]
     assert deliveries.told[-1] == ("drop", "why", False)
 
@@ -223,8 +257,9 @@ def test_what_fails_twice_is_told(deliveries: Deliveries) -> None:
 def test_a_core_that_is_refused_in_the_container_goes_nowhere(deliveries: Deliveries) -> None:
     deliveries.stage.configuration.fallback = True
     deliveries.outcomes = [outcome(started=False, refused=True, absent=True, failure="not its root")]
-    assert deliveries.handle() == 1
-    assert deliveries.told[-1] == ("refuse", "not its root")
+    with pytest.raises(Refused, match=r"^not its root$"):
+        deliveries.deliver()
+    assert len(deliveries.tried) == 1
 
 
 @pytest.mark.parametrize(
@@ -236,9 +271,14 @@ def test_a_container_without_a_delegate_is_handed_on_where_that_is_configured(
 ) -> None:
     configuration = deliveries.stage.configuration
     configuration.chain, configuration.chain_containers = [b"/handler"], chain_containers
-    deliveries.stage.process.namespaces = [("pid", 0, 9)]
+    monkeypatch.setattr(runtime, "is_of_the_host", lambda process: False)
     given: list[Any] = []
     deliveries.outcomes = [outcome(started=False, absent=absent, failure="why")]
-    monkeypatch.setattr(deliver, "hand_on", lambda *words: given.append(words))
-    assert deliveries.handle() == (0 if absent else 1)
+
+    def attempt(handler: object, *words: object) -> deliver.Outcome:
+        given.append(words)
+        return deliver.Outcome(deliver.ABSENT)
+
+    monkeypatch.setattr(deliver.PreviousHandler, "attempt", attempt)
+    assert deliveries.deliver() == (0 if absent else 1)
     assert len(given) == handed_on

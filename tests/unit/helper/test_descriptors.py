@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from core_helper import linux, procfs, quota, slots
 from core_helper.crash import Crash
+from core_helper.log import Log
 from unit.helper.support import PACKAGE, in_child
 
 # The only ones that are read or listed, or that others stand for.
@@ -16,7 +17,7 @@ READ_OR_LISTED = {
     ("verification", "examine", "/proc"),
     ("verification", "open_task", "{}/task"),
     ("container", "open_control_groups", "/proc/self"),
-    ("slots", "let_go", "/proc"),
+    ("source", "release", "/proc"),
     ("supervisor", "_end_unknown", "/proc"),
 }
 MAGIC_LINK = ("membership", "_open", "")  # A program or a directory, of a file system that is not asked.
@@ -59,8 +60,8 @@ def opens() -> list[Open]:
 def test_what_is_opened_is_close_on_exec() -> None:
     # Python sees to that anyway, but not openat2: whoever copies a line has the flag.
     inherited = {found.where[:2] for found in opens() if "O_CLOEXEC" not in found.flags}
-    # /dev/null stands for standard output and standard error; the library's code is read before anything else.
-    assert inherited == {("start", "settle_descriptors"), ("__init__", "_open_bundle")}
+    # The library's code is read before anything else.
+    assert inherited == {("__init__", "_open_bundle")}
     assert len(opens()) > 25
 
 
@@ -92,15 +93,13 @@ def test_a_file_of_a_process_is_no_link(tmp_path: Path) -> None:
 
 
 def test_the_files_that_all_helpers_share_are_roots_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "limit").write_text("64\n")
-    monkeypatch.setattr(slots, "LIMIT", str(tmp_path / "limit"))
     monkeypatch.setattr(slots, "holder_of", lambda crash: slots.Holder("a", 1))
     for module in (slots, quota):
         monkeypatch.setattr(module, "FILE", str(tmp_path / module.__name__))
 
     def use() -> object:
         os.umask(0)
-        slots.take(Crash(os.getpid(), 0, 0), 4)
+        slots.acquire(Crash(os.getpid(), 0, 0), 4, Log())
         quota.admit("a")
         return None
 

@@ -76,7 +76,7 @@ def test_a_full_disk_is_told_and_what_was_written_stays(
         assert signal.getsignal(signal.SIGXFSZ) == signal.SIG_IGN
         resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
 
-    monkeypatch.setattr(joining, "entry_steps", lambda plan, reporter: [("limit", limit)])
+    monkeypatch.setattr(joining, "enter", lambda plan, status: limit())
     result = write(tmp_path / "core", bytes(size))
     assert result.started is True
     assert result.failure == f"write core file: File too large after {room} bytes"

@@ -46,25 +46,63 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     return Recorder(monkeypatch)
 
 
-class Steps:
-    """The steps of ``joining.execute`` or ``fallback.write``, which do not run but when they are asked for."""
+class Line:
+    """The straight line: its steps are only noted, in their order, with the name of the step that is said before each."""
 
-    def __init__(self, recorder: Recorder, enter: Any, **facts: Any) -> None:
-        self.process = process(**{"limits": {}, "nice": 0, "notes": ["a note"], **facts})
+    def __init__(self, recorder: Recorder, **facts: Any) -> None:
+        self.recorder = recorder
+        self.process = process(**{"limits": {}, "nice": 0, "notes": ["a note"], "read_environ": dict, **facts})
         self.groups = container.ControlGroups()
-        label = SimpleNamespace(open="open", at_exec="at_exec", at_once="at_once")
+        self.steps: list[tuple[str, str]] = []
+        label = SimpleNamespace(**{name: self.noted(name) for name in ("open", "at_exec", "at_once")})
         self.plan = joining.Plan(self.process, self.groups, label, None)  # type: ignore[arg-type]
-        recorder.monkeypatch.setattr(joining, "run_child", self.run_child)
-        recorder.watch(joining.Reporter, "send")
+        for name in ("take_over_scheduling", "take_over_processors", "set_limits"):
+            recorder.watch(privileges, name, [name])
+        for name in PRIVILEGES:
+            recorder.watch(privileges, name)
+        for name in ("join_namespaces", "enter_root"):
+            recorder.watch(container, name)
+        for name in ("setsid", "umask", "fchown", "dup2", "fsync"):
+            recorder.watch(posix, name)
+        recorder.watch(posix, "open", 99)
+        recorder.watch(posix, "fork", 4711)
+        recorder.watch(start, "reset_signals")
+        recorder.watch(linux, "close_all_but")
+        recorder.watch(linux, "openat2", 9)
+        program = SimpleNamespace(descriptor=60, prepare=self.noted("prepare"), execute=self.noted("execute"))
+        recorder.watch(joining, "Program", program)
         recorder.monkeypatch.setattr(
-            joining.Reporter, "send", lambda reporter, *words: recorder.done.append(("send", *words))
+            joining.StatusPipe, "send", lambda status, *words: recorder.done.append(("send", *words))
         )
-        self.runs: list[dict[str, Any]] = []
-        enter(self.plan)
-        self.steps = self.runs[0]
+        recorder.monkeypatch.setattr(joining, "lock_interpreter", lambda: None)
+        recorder.monkeypatch.setattr(joining.StatusPipe, "__exit__", lambda *words: None)
+        recorder.monkeypatch.setattr(joining.StatusPipe, "__setattr__", lambda *words: self.said(*words))
 
-    def run_child(self, reporter: joining.Reporter, steps: list[tuple[str, Any]]) -> None:
-        self.runs.append(dict(steps))
+    def noted(self, name: str) -> Any:
+        return lambda *words: self.recorder.done.append((name, *words))
+
+    def said(self, status: joining.StatusPipe, name: str, value: Any) -> None:
+        """Note the name of a step among what is done."""
+        if name == "step" and value != "start":
+            self.recorder.done.append(("step", value))
+        object.__setattr__(status, name, value)
+
+    def names(self) -> list[str]:
+        return [words[1] for words in self.recorder.done if words[0] == "step"]
+
+    def of(self, step: str) -> list[Any]:
+        """Return what was done in a step."""
+        begin = self.recorder.done.index(("step", step)) + 1
+        rest = self.recorder.done[begin:]
+        return rest[: next((index for index, words in enumerate(rest) if words[0] == "step"), len(rest))]
+
+    def execute(self, words: tuple[bytes, ...] = (b"/d", b"x")) -> None:
+        with pytest.raises(AssertionError, match="ends the process"):
+            joining.execute_delegate(self.plan, list(words), {b"CORE_PID": b"7"}, CHILD)
+
+    def write(self, wanted: bool = True, path: bytes = b"/tmp/core.1.2.3", core_in: int = 51) -> None:
+        child: Any = SimpleNamespace(status_out=50, core_in=core_in)
+        fallback.write(self.plan, path, wanted, child)
 
 
 ENTRY = [
@@ -77,56 +115,62 @@ ENTRY = [
     "limit capabilities",
     "confine",
 ]
-CHILD: Any = SimpleNamespace(error_out=50, core_in=51, standard_streams=lambda: {0: 51, 1: 52, 2: 53})
+PRIVILEGES = (
+    *("raise_hard_limits", "take_over_ids", "join_user_namespace", "limit_capabilities", "confine", "limit_file_size"),
+)
+LAST = [
+    "join control groups",
+    "take over session, umask and signals",
+    "take over processors",
+    "take over limits",
+    "execute delegate",
+]
+CHILD: Any = SimpleNamespace(status_out=50, core_in=51, standard_streams=lambda: {0: 51, 1: 52, 2: 53})
 
 
-def executing(recorder: Recorder, **facts: Any) -> Steps:
-    variables = {b"A": b"of the process", b"CORE_PID": b"1"}
-    facts = {"read_environ": lambda: variables, **facts}
-    return Steps(recorder, lambda plan: joining.execute(plan, [b"/d", b"x"], {b"CORE_PID": b"7"}, CHILD), **facts)
+@pytest.fixture
+def ended(recorder: Recorder) -> None:
+    """Have the end of a process that wrote the core file be noted only."""
+    recorder.watch(posix, "_exit", Ended())
+
+
+class Ended(Exception):
+    """The child would have ended."""
 
 
 def test_privileges_are_given_away_step_by_step_before_the_delegate_is_opened(recorder: Recorder) -> None:
-    steps = executing(recorder)
-    order = ["read environment", "give pipes", *ENTRY, "open delegate", "take over label", "start delegate"]
-    assert list(steps.steps) == order
-    assert (steps.steps["open label"], steps.steps["take over label"]) == ("open", "at_exec")
-    for module in (container, privileges):
-        for name in (
-            "join_namespaces",
-            "take_over_ids",
-            "join_user_namespace",
-            "enter_root",
-            "limit_capabilities",
-            "confine",
-        ):
-            if hasattr(module, name):
-                recorder.watch(module, name)
-    for name in ENTRY[2:]:
-        steps.steps[name]()
-    assert recorder.names() == [
-        *("join_namespaces", "take_over_ids", "join_user_namespace", "enter_root", "limit_capabilities", "confine")
+    line = Line(recorder)
+    line.execute()
+    assert line.names() == [
+        *("read environment", "give pipes", *ENTRY, "open delegate", "take over label", "start delegate"),
     ]
-    assert all(words[1] is steps.process for words in recorder.done)
+    assert (line.of("open label"), line.of("take over label")) == ([("open",)], [("at_exec",)])
+    assert [line.of(step) for step in ENTRY[2:]] == [
+        [(name, line.process)]
+        for name in (
+            *("join_namespaces", "take_over_ids", "join_user_namespace", "enter_root", "limit_capabilities", "confine"),
+        )
+    ]
 
 
-def test_the_core_file_is_created_after_all_privileges_were_given_away(recorder: Recorder) -> None:
-    steps = writing(recorder)
+def test_the_core_file_is_created_after_all_privileges_were_given_away(recorder: Recorder, ended: None) -> None:
+    line = Line(recorder)
+    recorder.watch(fallback, "copy")
+    with pytest.raises(Ended):
+        line.write()
     first = ["read environment", "join control groups"]
-    assert list(steps.steps) == [*first, *ENTRY, "take over label", "create core file", "write core file"]
-    assert steps.steps["take over label"] == "at_once"
+    assert line.names() == [*first, *ENTRY, "take over label", "create core file", "write core file"]
+    assert line.of("take over label") == [("at_once",)]
+    assert line.of("write core file") == [("send", "ready", ""), ("copy", 51, 9), ("_exit", 0)]
 
 
 def test_what_cannot_be_taken_over_of_the_scheduling_is_a_note_and_limits_get_room(recorder: Recorder) -> None:
-    steps = executing(recorder)
-    recorder.watch(privileges, "take_over_scheduling", ["nice", "score"])
-    recorder.watch(privileges, "raise_hard_limits")
-    steps.steps["take over scheduling"]()
-    assert recorder.done == [
-        ("take_over_scheduling", steps.process),
-        ("send", "note", "nice"),
-        ("send", "note", "score"),
-        ("raise_hard_limits", steps.process),
+    line = Line(recorder)
+    line.execute()
+    assert line.of("take over scheduling") == [
+        ("take_over_scheduling", line.process),
+        ("send", "note", "take_over_scheduling"),
+        ("raise_hard_limits", line.process),
     ]
 
 
@@ -134,40 +178,21 @@ def test_what_cannot_be_taken_over_of_the_scheduling_is_a_note_and_limits_get_ro
 def test_that_the_environment_was_read_is_told_and_whether_it_asks_for_the_core_file(
     recorder: Recorder, variables: dict[bytes, bytes], told: str
 ) -> None:
-    steps = executing(recorder, read_environ=lambda: variables)
-    steps.steps["read environment"]()
-    assert recorder.done == [("send", "environ", told)]
+    line = Line(recorder, read_environ=lambda: variables)
+    line.execute()
+    assert line.of("read environment") == [("send", "environ", told)]
 
 
 def test_the_delegate_may_open_its_pipes_anew(recorder: Recorder) -> None:
-    steps = executing(recorder)
-    recorder.watch(posix, "fchown")
-    recorder.watch(posix, "open", 99)
-    steps.steps["give pipes"]()
-    owner = (steps.process.uid, steps.process.gid)
-    assert recorder.done == [
+    line = Line(recorder)
+    line.execute()
+    owner = (line.process.uid, line.process.gid)
+    assert line.of("give pipes") == [
         *(("fchown", end, *owner) for end in (51, 52, 53)),
         ("open", "/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC),
         ("send", "note", "a note"),
     ]
-
-
-def started(recorder: Recorder, forked: Any) -> Steps:
-    """Return the steps with the delegate opened as 60, the host's /proc/self/fd as 99, and a fork that returns ``forked``."""
-    steps = executing(recorder)
-    steps.groups.others = [("pids", 70)]
-    for name in ("fchown", "open"):
-        recorder.watch(posix, name, 99)
-    steps.steps["read environment"]()
-    steps.steps["give pipes"]()
-    recorder.watch(joining, "Program", SimpleNamespace(descriptor=60))
-    steps.steps["open delegate"]()
-    assert recorder.done[-1] == ("Program", [b"/d", b"x"], None, 99)
-    recorder.done.clear()
-    recorder.watch(posix, "dup2")
-    recorder.watch(linux, "close_all_but")
-    recorder.watch(posix, "fork", forked)
-    return steps
+    assert line.of("open delegate") == [("Program", [b"/d", b"x"], None, 99)]
 
 
 STREAMS = [("dup2", source, target) for target, source in enumerate((51, 52, 53))]
@@ -175,62 +200,47 @@ KEPT = ("close_all_but", {60, 50, 70})
 
 
 def test_nothing_of_the_host_is_open_when_the_container_sees_us(recorder: Recorder) -> None:
-    steps = started(recorder, 4711)
-    steps.steps["start delegate"]()
+    line = Line(recorder)
+    line.groups.others = [("pids", 70)]
+    line.execute()
     # And the pipes are where the delegate has them: no other descriptor tells that it is one of ours.
-    assert recorder.done == [*STREAMS, KEPT, ("fork",), ("send", "pid", "4711")]
-    assert len(steps.runs) == 1
+    assert line.of("start delegate") == [*STREAMS, KEPT, ("fork",), ("send", "pid", "4711")]
 
 
-def test_the_child_becomes_the_delegate(recorder: Recorder) -> None:
-    steps = started(recorder, 0)
-    recorder.watch(joining, "delegate_steps", [("last", None)])
-    steps.steps["start delegate"]()
-    assert steps.runs[1] == {"last": None}
-    (prepared,) = [words for words in recorder.done if words[0] == "delegate_steps"]
-    _, plan, program, environment, child, _ = prepared
-    assert (plan, program.descriptor, child) == (steps.plan, 60, CHILD)
+def become(recorder: Recorder, **facts: Any) -> Line:
+    """Return the line of the process that becomes the delegate."""
+    line = Line(recorder, **facts)
+    recorder.watch(posix, "fork", 0)
+    recorder.monkeypatch.setattr(line.groups, "join", list)
+    return line
+
+
+def test_the_child_becomes_the_delegate_limits_last(recorder: Recorder) -> None:
+    variables = {b"A": b"of the process", b"CORE_PID": b"1"}
+    line = become(recorder, umask=0o027, read_environ=lambda: variables)
+    line.execute()
+    assert line.names()[-len(LAST) :] == LAST
+    steps = [line.of(step) for step in LAST]
+    assert steps[:3] == [
+        [],
+        [("setsid",), ("umask", 0o027), ("reset_signals",)],
+        [("take_over_processors", line.process), ("send", "note", "take_over_processors")],
+    ]
     # What the helper says of the crash is not for the process to say.
-    assert environment == {b"A": b"of the process", b"CORE_PID": b"7"}
+    environment = {b"A": b"of the process", b"CORE_PID": b"7"}
+    assert steps[3] == [
+        ("prepare", environment),
+        ("set_limits", line.process),
+        ("send", "note", "set_limits"),
+    ]
+    assert steps[4][0][0] == "execute" and isinstance(steps[4][0][1], joining.StatusPipe)
 
 
 def test_a_container_that_may_not_have_one_more_process_is_crowded(recorder: Recorder) -> None:
-    steps = started(recorder, BlockingIOError(11, "Resource temporarily unavailable"))
+    line = Line(recorder)
+    recorder.watch(posix, "fork", BlockingIOError(11, "Resource temporarily unavailable"))
     with pytest.raises(joining.Crowded, match=r"^Resource temporarily unavailable$"):
-        steps.steps["start delegate"]()
-
-
-def last_steps(recorder: Recorder, **facts: Any) -> tuple[Steps, dict[str, Any]]:
-    steps = executing(recorder, **facts)
-    program: Any = SimpleNamespace(
-        prepare=lambda environment: recorder.done.append(("prepare", environment)),
-        execute=lambda reporter: recorder.done.append(("execute",)),
-    )
-    made = joining.delegate_steps(steps.plan, program, {b"A": b"1"}, CHILD, joining.Reporter(50))
-    assert [name for name, _ in made] == ["join control groups", "settle", "execute delegate"]
-    return steps, dict(made)
-
-
-def test_the_delegate_is_settled_limits_last(recorder: Recorder) -> None:
-    steps, last = last_steps(recorder, umask=0o027)
-    for module, names in ((posix, ("setsid", "umask")), (start, ("reset_signals",))):
-        for name in names:
-            recorder.watch(module, name)
-    recorder.watch(privileges, "take_over_processors", ["processors"])
-    recorder.watch(privileges, "set_limits", ["limits"])
-    last["settle"]()
-    last["execute delegate"]()
-    assert recorder.done == [
-        ("setsid",),
-        ("umask", 0o027),
-        ("reset_signals",),
-        ("take_over_processors", steps.process),
-        ("send", "note", "processors"),
-        ("prepare", {b"A": b"1"}),
-        ("set_limits", steps.process),
-        ("send", "note", "limits"),
-        ("execute",),
-    ]
+        joining.execute_delegate(line.plan, [b"/d"], {}, CHILD)
 
 
 @pytest.mark.parametrize(
@@ -239,16 +249,17 @@ def test_the_delegate_is_settled_limits_last(recorder: Recorder) -> None:
 def test_who_could_open_devices_has_the_device_rules_or_no_delegate(
     recorder: Recorder, in_container: bool, uid: int, stopped: bool
 ) -> None:
-    steps, last = last_steps(recorder, uid=uid, in_container=lambda: in_container)
-    last["join control groups"]()
-    steps.groups.others = [("a", OSError(2, "why")), ("b", OSError(2, "why"))]
+    line = become(recorder, uid=uid, in_container=lambda: in_container)
+    recorder.monkeypatch.setattr(line.groups, "join", lambda: ["control group a: why", "control group b: why"])
     if stopped:
         with pytest.raises(Stopped, match=r"^control group a: why; control group b: why$"):
-            last["join control groups"]()
-        assert recorder.sent() == []
+            joining.execute_delegate(line.plan, [b"/d"], {}, CHILD)
+        assert line.of("join control groups") == []
     else:
-        last["join control groups"]()
-        assert recorder.sent() == [("note", "control group a: why"), ("note", "control group b: why")]
+        line.execute()
+        assert line.of("join control groups") == [
+            *(("send", "note", "control group a: why"), ("send", "note", "control group b: why")),
+        ]
 
 
 @pytest.mark.parametrize("in_container", [True, False])
@@ -285,17 +296,14 @@ def test_what_cannot_be_taken_over_is_refused_before_anything_is_opened(recorder
 )
 def test_the_first_failure_is_reported_and_the_rest_is_not_done(error: BaseException, line: str) -> None:
     reading, writing = os.pipe()
-
-    def second() -> None:
-        raise error
-
     pid = os.fork()
     if pid == 0:
         try:
-            reporter = joining.Reporter(writing)
-            steps: list[tuple[str, object]] = [("first", lambda: reporter.send("note", "1"))]
-            steps += [("second", second), ("third", second)]
-            joining.run_child(reporter, steps)
+            with joining.StatusPipe(writing) as status:
+                status.step = "first"
+                status.send("note", "1")
+                status.step = "second"
+                raise error
         finally:
             os._exit(9)
     os.close(writing)
@@ -322,8 +330,8 @@ def test_a_child_is_locked_before_its_first_step() -> None:
     pid = os.fork()
     if pid == 0:
         try:
-            reporter = joining.Reporter(writing)
-            joining.run_child(reporter, [("first", lambda: reporter.send("note", f"{sys.path}{sys.meta_path}"))])
+            with joining.StatusPipe(writing) as status:
+                status.note([f"{sys.path}{sys.meta_path}"])
         finally:
             os._exit(9)
     os.close(writing)
@@ -391,78 +399,84 @@ def test_the_first_line_is_read_as_far_as_the_kernel_reads_it(line: bytes, words
 # The core file.
 
 
-def writing(recorder: Recorder, asked: bool = True, path: bytes = b"/tmp/core.1.2.3", **facts: Any) -> Steps:
-    child: Any = SimpleNamespace(error_out=50, core_in=facts.pop("core_in", 51))
-    return Steps(recorder, lambda plan: fallback.write(plan, path, asked, child), **facts)
+def test_a_core_file_that_was_asked_for_needs_no_variable(recorder: Recorder, ended: None) -> None:
+    line = Line(recorder, read_environ=None)
+    recorder.watch(fallback, "copy")
+    with pytest.raises(Ended):
+        line.write()
+    assert line.of("read environment") == [("send", "environ", "")]
 
 
-def test_a_core_file_that_was_asked_for_needs_no_variable(recorder: Recorder) -> None:
-    steps = writing(recorder, True, read_environ=None)
-    steps.steps["read environment"]()
-    assert recorder.done == [("send", "environ", "")]
+def test_a_core_file_that_nobody_asked_for_is_not_written(recorder: Recorder, ended: None) -> None:
+    line = Line(recorder)
+    with pytest.raises(Absent, match=r"^the core file is not asked for$"):
+        line.write(wanted=False)
+    assert line.names() == ["read environment"]
+    recorder.done.clear()
+    line.process.read_environ = lambda: {FALLBACK_VARIABLE: b"1"}
+    recorder.watch(fallback, "copy")
+    with pytest.raises(Ended):
+        line.write(wanted=False)
+    assert line.of("read environment") == [("send", "environ", "fallback")]
 
 
-def test_a_core_file_that_nobody_asked_for_is_not_written(recorder: Recorder) -> None:
-    with pytest.raises(Absent, match=r"^no delegate is configured$"):
-        writing(recorder, False).steps["read environment"]()
-    variables = {FALLBACK_VARIABLE: b"1"}
-    writing(recorder, False, read_environ=lambda: variables).steps["read environment"]()
-    assert recorder.sent()[-1] == ("environ", "fallback")
-
-
-def test_what_writes_the_core_file_is_in_the_groups_and_on_the_processors_of_the_process(recorder: Recorder) -> None:
-    steps = writing(recorder)
-    recorder.monkeypatch.setattr(steps.groups, "join", lambda: ["group"])
-    recorder.watch(privileges, "take_over_processors", ["processors"])
-    steps.steps["join control groups"]()
-    assert recorder.done == [
+def test_what_writes_the_core_file_is_in_the_groups_and_on_the_processors_of_the_process(
+    recorder: Recorder, ended: None
+) -> None:
+    line = Line(recorder)
+    recorder.monkeypatch.setattr(line.groups, "join", lambda: ["group"])
+    recorder.watch(fallback, "copy")
+    with pytest.raises(Ended):
+        line.write()
+    assert line.of("join control groups") == [
         ("send", "note", "group"),
-        ("take_over_processors", steps.process),
-        ("send", "note", "processors"),
+        ("take_over_processors", line.process),
+        ("send", "note", "take_over_processors"),
     ]
 
 
-def test_the_core_file_is_the_owners_whatever_the_mask_was(recorder: Recorder, tmp_path: Path) -> None:
+def test_the_core_file_is_opened_for_writing_alone_and_must_be_new(recorder: Recorder, ended: None) -> None:
+    line = Line(recorder)
+    recorder.watch(fallback, "copy")
+    with pytest.raises(Ended):
+        line.write()
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    assert line.of("create core file") == [
+        ("limit_file_size", line.process),
+        ("umask", 0o077),
+        ("openat2", b"/tmp/core.1.2.3", flags, 0o600),
+    ]
+
+
+def test_the_core_file_is_the_owners_whatever_the_mask_was(recorder: Recorder, ended: None, tmp_path: Path) -> None:
     path = tmp_path / "core"
-    steps = writing(recorder, path=os.fsencode(path))
-    recorder.watch(privileges, "limit_file_size")
+    real, real_umask = linux.openat2, posix.umask
+    line = Line(recorder)
+    recorder.monkeypatch.setattr(linux, "openat2", real)
+    recorder.monkeypatch.setattr(posix, "umask", real_umask)
+    recorder.watch(fallback, "copy")
     before = os.umask(0o777)
     try:
-        steps.steps["create core file"]()
-        assert os.umask(0o777) == 0o077
+        with pytest.raises(Ended):
+            line.write(path=os.fsencode(path))
+        assert real_umask(0o777) == 0o077
+        assert path.stat().st_mode & 0o7777 == 0o600
+        with pytest.raises(Stopped, match="File exists"):
+            line.write(path=os.fsencode(path))
     finally:
-        os.umask(before)
-    assert path.stat().st_mode & 0o7777 == 0o600
-    assert recorder.done == [("limit_file_size", steps.process)]
-    with pytest.raises(Stopped, match="File exists"):
-        steps.steps["create core file"]()
+        real_umask(before)
 
 
-def test_the_core_file_is_opened_for_writing_alone_and_must_be_new(recorder: Recorder) -> None:
-    steps = writing(recorder)
-    recorder.watch(linux, "openat2", 9)
-    recorder.watch(posix, "umask")
-    steps.steps["create core file"]()
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-    assert recorder.done == [("umask", 0o077), ("openat2", b"/tmp/core.1.2.3", flags, 0o600)]
-
-
-class Ended(Exception):
-    """The child would have ended."""
-
-
-def copied(recorder: Recorder, tmp_path: Path, core: bytes) -> Path:
+def copied(tmp_path: Path, core: bytes) -> Path:
     path = tmp_path / "core"
     reading, sink = os.pipe()
     os.write(sink, core)
     os.close(sink)
-    steps = writing(recorder, path=os.fsencode(path), core_in=reading)
-    steps.steps["create core file"]()
-    recorder.watch(posix, "_exit", Ended())
-    try:
-        steps.steps["write core file"]()
-    finally:
-        os.close(reading)
+    with open(path, "wb") as file:
+        try:
+            fallback.copy(reading, file.fileno())
+        finally:
+            os.close(reading)
     return path
 
 
@@ -478,19 +492,12 @@ def test_the_core_is_on_the_disk_before_that_is_told(
 
     monkeypatch.setattr(posix, "write", write)
     recorder.watch(posix, "fsync")
-    with pytest.raises(Ended):
-        copied(recorder, tmp_path, b"12345678")
-    assert (tmp_path / "core").read_bytes() == b"12345678"
-    assert recorder.names() == ["send", "fsync", "_exit"]
-    assert recorder.done[0] == ("send", "ready", "") and recorder.done[2] == ("_exit", 0)
-    file = os.open(tmp_path / "core", os.O_RDONLY)
-    assert os.path.samestat(os.fstat(recorder.done[1][1]), os.fstat(file))
-    for descriptor in (file, recorder.done[1][1]):
-        os.close(descriptor)
+    assert copied(tmp_path, b"12345678").read_bytes() == b"12345678"
+    assert sizes == [8, 5, 2]
+    assert recorder.names() == ["fsync"]
 
 
 def test_a_disk_that_fails_at_the_end_is_told(recorder: Recorder, tmp_path: Path) -> None:
     recorder.watch(posix, "fsync", OSError(5, "Input/output error"))
     with pytest.raises(Stopped, match=r"^Input/output error after 4 bytes$"):
-        copied(recorder, tmp_path, b"core")
-    os.close(recorder.done[1][1])
+        copied(tmp_path, b"core")

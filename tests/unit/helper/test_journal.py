@@ -13,6 +13,7 @@ import pytest
 from core_helper import journal
 from core_helper.child import Result
 from core_helper.crash import Crash
+from core_helper.log import Log
 from unit.helper.support import process
 
 ID = "0123456789abcdef" * 4
@@ -48,15 +49,15 @@ STAMP = r"[A-Z][a-z]{2} [ 123]\d \d\d:\d\d:\d\d "
 
 
 def test_a_line_goes_to_the_system_log_as_the_c_library_writes_it(system_log: socket.socket, kernel_log: Path) -> None:
-    journal.Journal(None).error("core lost")
+    journal.Journal(Log()).error("core lost")
     assert re.fullmatch(rf"<27>{STAMP}{PREFIX}core lost", system_log.recv(9999).decode())
-    journal.Journal(None).warning("mend it")
+    journal.Journal(Log()).warning("mend it")
     assert re.fullmatch(rf"<28>{STAMP}{PREFIX}mend it", system_log.recv(9999).decode())
     assert kernel_log.read_bytes() == b""
 
 
 def test_a_line_goes_to_the_kernel_log_where_there_is_no_other(kernel_log: Path) -> None:
-    journal.Journal(None).error("core lost")
+    journal.Journal(Log()).error("core lost")
     assert re.fullmatch(rf"<27>{PREFIX}core lost\n", kernel_log.read_text())
 
 
@@ -64,21 +65,25 @@ def test_a_socket_whose_server_has_ended_does_not_hold_the_helper_up(
     kernel_log: Path, system_log: socket.socket
 ) -> None:
     began = time.monotonic()
-    journal.Journal(None).error("one")
+    lines = journal.Journal(Log())
+    lines.error("one")
     system_log.close()
-    journal.Journal(None).error("two")
+    lines.error("two")
     assert "two" in kernel_log.read_text()
     assert time.monotonic() - began < 1
 
 
 def test_a_host_without_any_log_is_no_failure(kernel_log: Path) -> None:
     kernel_log.unlink()
-    journal.Journal(None).error("core lost")
+    journal.Journal(Log()).error("core lost")
 
 
 def test_a_person_sees_the_line_too(kernel_log: Path) -> None:
     reading, writing = os.pipe()
-    journal.Journal(writing).error("core lost")
+    log = Log()
+    log.terminal = writing
+    log.lines.error("core lost")
+    assert log.lines is log.lines
     assert os.read(reading, 9999) == b"docker_core_helper: core lost\n"
     assert "core lost" in kernel_log.read_text()
     os.close(reading)
@@ -96,17 +101,17 @@ def test_a_person_sees_the_line_too(kernel_log: Path) -> None:
     ],
 )
 def test_a_line_is_one_line_of_printable_ascii(kernel_log: Path, text: str, written: str) -> None:
-    journal.Journal(None).error(text)
+    journal.Journal(Log()).error(text)
     assert kernel_log.read_text().partition("]: ")[2] == written + "\n"
 
 
 def test_a_long_line_is_cut(system_log: socket.socket) -> None:
-    journal.Journal(None).error("x" * 1_000_000)
+    journal.Journal(Log()).error("x" * 1_000_000)
     assert system_log.recv(99999).decode().partition("]: ")[2] == "x" * 2000
 
 
 def test_a_long_line_is_cut_to_what_a_record_of_the_kernel_holds(kernel_log: Path) -> None:
-    journal.Journal(None).error("x" * 1_000_000)
+    journal.Journal(Log()).error("x" * 1_000_000)
     assert len(kernel_log.read_bytes()) == 901 and kernel_log.read_bytes().endswith(b"x\n")
 
 
@@ -142,7 +147,7 @@ def test_what_is_not_known_of_a_crash_is_marked(crash: Crash) -> None:
 def test_a_line_of_the_delegate_says_whose_it_is(
     kernel_log: Path, crash: Crash, container_id: str, line: bytes, written: str
 ) -> None:
-    journal.Journal(None).output(crash, process(container_id=container_id), line)
+    journal.Journal(Log()).output(crash, process(container_id=container_id), line)
     assert re.fullmatch(rf"<30>{PREFIX}pid=4711 {re.escape(written)}\n", kernel_log.read_text())
 
 
@@ -185,7 +190,7 @@ def outcome(**facts: object) -> Result:
 def test_the_outcome_is_one_line_and_success_is_never_claimed_wrongly(
     kernel_log: Path, crash: Crash, result: Result, severity: int, expected: str
 ) -> None:
-    delivered = journal.Journal(None).conclude(crash, process(), b"/d\n", result, time.monotonic())
+    delivered = journal.Journal(Log()).conclude(crash, process(), b"/d\n", result, time.monotonic())
     assert delivered is (severity == 30)
     line = kernel_log.read_text()
     who = re.escape(journal.describe(crash, process()))
@@ -193,7 +198,7 @@ def test_the_outcome_is_one_line_and_success_is_never_claimed_wrongly(
 
 
 def test_the_reason_for_another_target_stands_before_the_outcome(kernel_log: Path, crash: Crash) -> None:
-    journal.Journal(None).conclude(crash, process(), b"/tmp/core.1.2.3", outcome(), time.monotonic(), "no delegate")
+    journal.Journal(Log()).conclude(crash, process(), b"/tmp/core.1.2.3", outcome(), time.monotonic(), "no delegate")
     assert ": no delegate: delivered 4096 bytes to /tmp/core.1.2.3 in" in kernel_log.read_text()
 
 
@@ -203,6 +208,6 @@ def test_the_reason_for_another_target_stands_before_the_outcome(kernel_log: Pat
 def test_a_dropped_core_is_an_error_only_if_something_failed(
     kernel_log: Path, crash: Crash, absent: bool, severity: int, told: str
 ) -> None:
-    journal.Journal(None).drop(crash, process(), "why", absent)
+    journal.Journal(Log()).drop(crash, process(), "why", absent)
     line = kernel_log.read_text()
     assert line.startswith(f"<{severity}>") and line.endswith(f'host="box": {told}: why\n')

@@ -27,6 +27,7 @@ from core_helper import (
 from core_helper.child import Result
 from core_helper.configuration import FALLBACK_VARIABLE, Configuration
 from core_helper.crash import Crash
+from core_helper.log import Log
 from core_helper.words import SPECIFIERS, expand
 from unit.helper.support import HELPER, process
 
@@ -83,7 +84,7 @@ class Run:
         program = (
             f"import sys; sys.path.insert(0, {str(HELPER)!r})\n"
             "from core_helper import configuration, diagnosis, journal, main, quota, slots\n"
-            f"slots.LIMIT = diagnosis.LIMIT = {str(directory / 'limit')!r}; diagnosis.PATTERN = '/missing'\n"
+            f"main.LIMIT_OF_KERNEL = diagnosis.LIMIT = {str(directory / 'limit')!r}; diagnosis.PATTERN = '/missing'\n"
             f"slots.FILE, quota.FILE = {str(directory / 'slots')!r}, {str(directory / 'lines')!r}\n"
             f"journal.SOCKET = '/missing'; journal.KERNEL_LOG = {str(directory / 'log')!r}\n"
             "configuration.CONFIGURATION = '/missing'\n"
@@ -181,7 +182,7 @@ def test_what_the_caller_ignored_and_blocked_is_reset() -> None:
     show = (
         f"import sys; sys.path.insert(0, {str(HELPER)!r})\n"
         "from core_helper import start\n"
-        "start.settle_signals()\n"
+        "start.reset_signals_for_python()\n"
         "print(open('/proc/self/status').read())"
     )
     words = [sys.executable, "-c", IGNORE_ALL, "-BISc", show]
@@ -248,19 +249,20 @@ class Stage:
         monkeypatch.setattr(journal, "KERNEL_LOG", str(log))
         monkeypatch.setattr(verification, "examine", lambda crash: self.process)
         monkeypatch.setattr(membership, "check", lambda process: None)
+        monkeypatch.setattr(container, "hostname_of", lambda process: process.hostname)
         monkeypatch.setattr(joining, "prepare", lambda process: plan)
-        monkeypatch.setattr(deliver, "Child", lambda groups, run: run)
-        monkeypatch.setattr(joining, "execute", lambda plan, words, environment, child: ("execute", words))
+        monkeypatch.setattr(deliver, "Child", lambda source, groups, run: run)
+        monkeypatch.setattr(joining, "execute_delegate", lambda plan, words, environment, child: ("execute", words))
         monkeypatch.setattr(fallback, "write", lambda plan, path, asked, child: ("write" if asked else "ask", path))
         monkeypatch.setattr(supervisor, "supervise", self.supervise)
 
-    def supervise(self, core: int, run: Any, *_: object) -> Result:
+    def supervise(self, source: object, run: Any, *_: object) -> Result:
         self.children.append((*run(None), self.groups.unified))
         return self.outcomes.pop(0)
 
     def handle(self, crash: Crash, configuration: Configuration) -> int:
-        slot: Any = None
-        return deliver.handle(0, crash, configuration, slot, lambda: journal.Journal(None), 0.0)
+        nothing: Any = None
+        return deliver.deliver(nothing, crash, configuration, nothing, Log(), 0.0)
 
 
 @pytest.fixture
@@ -378,8 +380,18 @@ def test_the_signal_is_that_of_the_process_where_the_kernel_did_not_tell_it(stag
 def test_slots_that_cannot_be_counted_cost_no_core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slots, "FILE", str(tmp_path / "missing" / "slots"))
     configuration = Configuration()
-    slot = main.take_slot(Crash(os.getpid(), 0, 0), configuration)
-    slot.leave()
+    slot = main.acquire_slot(Crash(os.getpid(), 0, 0), configuration, 512, Log())
+    slot.release()
     assert configuration.problems == [
         f"{tmp_path}/missing/slots: No such file or directory: nobody's share of the slots is counted"
     ]
+
+
+def test_the_pidfd_of_the_kernel_comes_before_one_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    crash = Crash(os.getpid(), 0, 0)
+    descriptor = main.open_pidfd(crash)
+    assert descriptor is not None
+    os.close(descriptor)
+    crash.pidfd = 77
+    assert main.open_pidfd(crash) == 77
+    assert main.open_pidfd(Crash(1 << 22, 0, 0)) is None

@@ -45,7 +45,7 @@ def test_the_whole_package_imports_only_cheap_modules() -> None:
 
 def test_what_is_needed_only_after_the_delegate_started_is_not_imported_before_the_fork() -> None:
     assert not imported("core_helper.main") & {
-        "core_helper.chain",
+        "core_helper.previous_handler",
         "core_helper.journal",
         "core_helper.fallback",
     }

@@ -1,17 +1,19 @@
-"""chain: whose crashes are handed on, and how the words of the handler are filled in. tests/crash compares with the kernel."""
+"""previous_handler: whose crashes are handed on, and how the words of the handler are filled in. tests/crash compares with the kernel."""
 
 from __future__ import annotations
 
+import _signal
 import os
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from core_helper import deliver, linux, membership, previous_handler, runtime, start, verification
+from core_helper import container, deliver, linux, membership, previous_handler, runtime, start, verification
 from core_helper.configuration import Configuration
 from core_helper.crash import Crash, Refused
 from core_helper.process import Withheld
+from core_helper.source import KernelPipe
 from unit.helper.support import in_child, process, script
 
 ID = "0123456789abcdef" * 4
@@ -143,17 +145,21 @@ def test_a_container_that_has_the_root_of_the_host_mounted_and_changed_to_it_is_
         container.stdin.close()
 
 
-class Log:
+class Lines:
     """A log in a list."""
 
     def __init__(self) -> None:
-        self.lines: list[str] = []
+        self.lines = self
+        self.written: list[str] = []
 
-    def hand_on(self, crash: object, process: object, handler: bytes) -> None:
-        self.lines.append(f"handed on to {handler.decode()}")
+    def handed_on(self, crash: object, process: object, handler: bytes) -> None:
+        self.written.append(f"handed on to {handler.decode()}")
 
     def warning(self, text: str) -> None:
-        self.lines.append(text)
+        self.written.append(text)
+
+    def drop(self, *words: object) -> None:
+        self.written.append("dropped")
 
 
 def test_a_handler_that_cannot_be_executed_leaves_this_process_as_it_was(
@@ -166,21 +172,27 @@ def test_a_handler_that_cannot_be_executed_leaves_this_process_as_it_was(
         os.umask(mask)
         status = Path("/proc/self/status").read_text().splitlines()
         signals = [line for line in status if line.startswith(("SigIgn", "SigBlk"))]
-        return [mask, signals, [os.get_inheritable(fd) for fd in (0, 1, 2, 3)], os.readlink("/proc/self/fd/1")]
+        return [
+            mask,
+            signals,
+            [os.get_inheritable(fd) for fd in (0, 1, 2, 3)],
+            [os.readlink(f"/proc/self/fd/{fd}") for fd in (0, 1, 2)],
+        ]
 
     def attempt() -> Any:
         null = os.open("/dev/null", os.O_RDWR)
-        for descriptor in (1, 2):
+        core = os.open("/dev/zero", os.O_RDONLY)
+        for descriptor in (0, 1, 2):
             os.dup2(null, descriptor)
         os.dup2(null, 3, inheritable=False)
         os.umask(0o077)
         # Whatever the caller of the tests ignores, the helper does not.
-        start.settle_signals()
+        start.reset_signals_for_python()
         before = state()
-        log = Log()
+        log: Any = Lines()
         for word in (os.fsencode(garbage), b"/missing", b"/"):
-            previous_handler.hand_on(crash, crashed(root=root), [word, b"%F"], log)  # type: ignore[arg-type]
-        return [before == state(), log.lines]
+            previous_handler.execute(KernelPipe(core), crash, crashed(root=root), [word, b"%F"], log)
+        return [before == state(), log.written]
 
     same, lines = in_child(attempt)
     assert same
@@ -194,17 +206,21 @@ def test_a_handler_that_cannot_be_executed_leaves_this_process_as_it_was(
 
 
 class Stage:
-    """main.examine with a process of ours, and what it hands on."""
+    """deliver.deliver with a process of ours, and what is handed on."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, root: int) -> None:
         self.handed_on: list[list[bytes]] = []
-        self.left = 0
-        self.found: Any = crashed()
+        self.slot: list[Any] = []
+        self.root = root
+        self.found: Any = crashed(root=root)
         self.refusal: Exception | None = None
         monkeypatch.setattr(verification, "examine", self.examine)
         monkeypatch.setattr(membership, "check", lambda process: None)
+        monkeypatch.setattr(container, "hostname_of", lambda process: b"box")
+        monkeypatch.setattr(_signal, "alarm", lambda seconds: 60 - seconds)
+        monkeypatch.setattr(deliver.CoreFile, "attempt", lambda *words: deliver.Outcome(deliver.ABSENT))
         monkeypatch.setattr(
-            previous_handler, "hand_on", lambda crash, process, words, log: self.handed_on.append(words)
+            previous_handler, "execute", lambda source, crash, process, words, log: self.handed_on.append(words)
         )
 
     def examine(self, crash: Crash) -> Any:
@@ -212,29 +228,35 @@ class Stage:
             raise self.refusal
         return self.found
 
-    def run(self, crash: Crash, words: list[bytes]) -> Any:
+    def run(self, crash: Crash, words: list[bytes]) -> int:
         configuration = Configuration()
         configuration.chain = words
-        slot: Any = self
-        log: Any = lambda: None  # noqa: E731
-        return deliver.examine(crash, configuration, slot, log)
+        stage: Any = self
+        log: Any = Lines()
+        return deliver.deliver(stage, crash, configuration, stage, log, 0.0)
 
-    def leave(self) -> None:
+    def release(self) -> bytes:
         """The slot, which what is handed on does not hold."""
-        self.left += 1
+        self.slot.append("released")
+        return b"record"
+
+    def reclaim(self, record: bytes) -> None:
+        """The slot again, where the handler could not be executed."""
+        self.slot.append(record)
 
 
 @pytest.fixture
-def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
-    return Stage(monkeypatch)
+def stage(monkeypatch: pytest.MonkeyPatch, root: int) -> Stage:
+    return Stage(monkeypatch, root)
 
 
 def test_a_crash_of_the_host_is_handed_on_where_that_is_configured(crash: Crash, stage: Stage) -> None:
-    assert stage.run(crash, []) is stage.found
-    assert stage.handed_on == []
+    assert stage.run(crash, []) == 0
+    assert (stage.handed_on, stage.slot) == ([], [])
     stage.run(crash, [b"/handler"])
     assert stage.handed_on == [[b"/handler"]]
-    assert stage.left == 1
+    # It could not be executed here, so that the helper goes on with its slot.
+    assert stage.slot == ["released", b"record"]
 
 
 def test_a_set_id_program_is_handed_on_and_else_refused(crash: Crash, stage: Stage) -> None:
@@ -243,14 +265,14 @@ def test_a_set_id_program_is_handed_on_and_else_refused(crash: Crash, stage: Sta
         with pytest.raises(Refused, match="never delegated"):
             stage.run(crash, words)
     assert stage.handed_on == [[b"/handler"]]
-    stage.refusal = Withheld("never delegated", crashed(namespaces=[("pid", 0, 9), ("mnt", 0, 9)]))
+    stage.refusal = Withheld("never delegated", crashed(root=stage.root, namespaces=[("pid", 0, 9), ("mnt", 0, 9)]))
     with pytest.raises(Refused, match="never delegated"):
         stage.run(crash, [b"/handler"])
     assert len(stage.handed_on) == 1
 
 
 def test_a_process_of_the_host_in_a_containers_files_is_handed_on_and_else_refused(crash: Crash, stage: Stage) -> None:
-    stage.found = crashed(namespaces=[("mnt", 0, 9)], container_id="f" * 64)
+    stage.found = crashed(root=stage.root, namespaces=[("mnt", 0, 9)], container_id="f" * 64)
     stage.refusal = Withheld("of another container", stage.found)
     with pytest.raises(Refused, match="another container"):
         stage.run(crash, [b"/handler"])

@@ -10,14 +10,13 @@ from pathlib import Path
 import pytest
 from core_helper import namespaces, procfs, slots
 from core_helper.crash import Crash, Refused
+from core_helper.log import Log
 from unit.helper.support import in_child
 
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "limit").write_text("512\n")
     monkeypatch.setattr(slots, "FILE", str(tmp_path / "slots"))
-    monkeypatch.setattr(slots, "LIMIT", str(tmp_path / "limit"))
     # A crash by this process, of whom its user number says.
     monkeypatch.setattr(slots, "holder_of", lambda crash: slots.Holder(f"container {crash.uid}", crash.gid))
     return tmp_path / "slots"
@@ -30,7 +29,7 @@ def crash_of(container: int, owner: int = 0) -> Crash:
 def take_nested(crashes: list[tuple[int, int]], limit: int) -> str:
     """Take a slot for each (container, owner), each in a process that waits for the next; return who got one: + or -."""
     try:
-        slots.take(crash_of(*crashes[0]), limit)
+        slots.acquire(crash_of(*crashes[0]), limit, Log())
         got = "+"
     except Refused:
         got = "-"
@@ -78,21 +77,30 @@ def test_a_slot_is_held_as_long_as_the_crashed_process_is_there(file: Path, monk
 
 def test_a_slot_that_was_left_counts_no_more_and_is_nobody_elses(file: Path) -> None:
     def leave_and_take() -> str:
-        slots.take(crash_of(1), 2).leave()
+        slots.acquire(crash_of(1), 2, Log()).release()
         return got([(1, 0), (2, 0)], 2)
 
     assert in_child(leave_and_take) == "+-"
 
 
+def test_a_slot_that_was_left_can_be_had_again(file: Path) -> None:
+    def leave_and_come_back() -> str:
+        slot = slots.acquire(crash_of(1), 2, Log())
+        slot.reclaim(slot.release())
+        return got([(1, 0), (2, 0)], 2)
+
+    assert in_child(leave_and_come_back) == "-+"
+
+
 def test_a_refusal_names_the_container_what_it_holds_and_the_remedy(file: Path) -> None:
     def refusal() -> str:
         with pytest.raises(Refused) as caught:
-            slots.take(crash_of(1), 2)
+            slots.acquire(crash_of(1), 2, Log())
         return str(caught.value)
 
     # Locks are a process's own: seen from itself it holds none.
     def nested() -> str:
-        slots.take(crash_of(1), 2)
+        slots.acquire(crash_of(1), 2, Log())
         return str(in_child(refusal))
 
     told = in_child(nested)
@@ -105,16 +113,15 @@ def test_a_refusal_names_the_container_what_it_holds_and_the_remedy(file: Path) 
     [(64, 512, 64), (None, 100, 100), (None, 0, 64), (10, 0, 10), (64, 8, 8), (None, 10**9, 1 << 14)],
 )
 def test_deliveries_are_bounded_by_the_configuration_and_by_the_kernel(
-    file: Path, configured: int | None, kernel: int, limit: int
+    configured: int | None, kernel: int, limit: int
 ) -> None:
-    Path(slots.LIMIT).write_text(f"{kernel}\n")
-    assert slots.limit_of(configured) == limit
+    assert slots.limit_of(configured, kernel) == limit
 
 
 def test_a_link_in_place_of_the_file_is_not_followed(file: Path) -> None:
     file.symlink_to(file.parent / "other")
     with pytest.raises(OSError, match="symbolic links"):
-        slots.take(crash_of(1), 4)
+        slots.acquire(crash_of(1), 4, Log())
     assert not (file.parent / "other").exists()
 
 

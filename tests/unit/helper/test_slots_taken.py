@@ -1,17 +1,17 @@
-"""slots: what is written down of a crash, whose it is on a made-up host, and how the crashed process is let go."""
+"""slots: what is written down of a crash, and whose it is, on a made-up host."""
 
 from __future__ import annotations
 
 import fcntl
 import os
-import posix
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from core_helper import linux, procfs, slots
+from core_helper import procfs, slots
 from core_helper.crash import Crash, Refused
+from core_helper.log import Log
 from unit.helper.support import in_child
 from unit.helper.world import World, keeps_descriptors
 
@@ -20,9 +20,7 @@ ID = "a1" * 32
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "limit").write_text("512\n")
     monkeypatch.setattr(slots, "FILE", str(tmp_path / "slots"))
-    monkeypatch.setattr(slots, "LIMIT", str(tmp_path / "limit"))
     monkeypatch.setattr(slots, "holder_of", lambda crash: slots.Holder("container a", 7))
     return tmp_path / "slots"
 
@@ -53,9 +51,10 @@ def records(file: Path) -> list[tuple[int, int, int, int, bytes]]:
 @pytest.mark.parametrize("tid", [None, 1 << 22])
 def test_a_slot_says_whose_crash_it_is(file: Path, tid: int | None) -> None:
     crash = crash_of(os.getpid(), tid)
-    slot = slots.take(crash, 4)
+    log = Log()
+    slot = slots.acquire(crash, 4, log)
     # The lines of a user who may make containers of any number are counted together.
-    assert crash.holder == "7 user 7"
+    assert log.holder == "7 user 7"
     group = b"7 container a".ljust(104, b"\0")
     # That of a thread which is gone is not known.
     started = None if tid else slots.start_of(f"/proc/{os.getpid()}/task/{os.getpid()}")
@@ -81,14 +80,14 @@ def lockable(file: Path, place: int) -> object:
 
 def test_one_helper_at_a_time_looks_for_a_slot(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[object] = []
-    real = slots._take
+    real = slots._acquire
 
-    def take(*words: Any) -> slots.Slot:
+    def acquire(*words: Any) -> slots.Slot:
         seen.append(lockable(file, slots.MUTEX))
         return real(*words)
 
-    monkeypatch.setattr(slots, "_take", take)
-    slot = slots.take(crash_of(os.getpid()), 4)
+    monkeypatch.setattr(slots, "_acquire", acquire)
+    slot = slots.acquire(crash_of(os.getpid()), 4, Log())
     assert seen == [False]
     # The next one may look, but not have this slot.
     assert lockable(file, slots.MUTEX)
@@ -100,7 +99,7 @@ def test_one_helper_at_a_time_looks_for_a_slot(file: Path, monkeypatch: pytest.M
 def test_whoever_is_refused_lets_the_next_one_look(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slots, "may_add", lambda held, free, weight: False)
     with pytest.raises(Refused):
-        slots.take(crash_of(os.getpid()), 4)
+        slots.acquire(crash_of(os.getpid()), 4, Log())
     assert lockable(file, slots.MUTEX)
 
 
@@ -123,7 +122,7 @@ def write(file: Path, *processes: tuple[int, int, bytes]) -> None:
 
 def refusal(crash: Crash, limit: int) -> str:
     try:
-        slot = slots.take(crash, limit)
+        slot = slots.acquire(crash, limit, Log())
     except Refused as error:
         return str(error)
     close(slot)
@@ -164,15 +163,15 @@ def test_a_helper_that_was_executed_anew_has_its_slot(file: Path) -> None:
     write(file, (1, 8, b"8 x"), (2, 9, b"9 container b"))
     descriptor = os.open(file, os.O_RDWR)
     os.set_inheritable(descriptor, True)
-    crash = crash_of(2)
-    slot = slots.resume(crash, descriptor, 1)
-    assert (slot.file, slot.index, crash.holder) == (descriptor, 1, "9 user 9")
+    log = Log()
+    slot = slots.resume(descriptor, 1, log)
+    assert (slot.file, slot.index, log.holder) == (descriptor, 1, "9 user 9")
     assert not os.get_inheritable(descriptor)
     os.close(descriptor)
 
 
 def test_a_process_that_is_gone_has_its_slot(file: Path) -> None:
-    slot = slots.take(crash_of(1 << 22), 4)
+    slot = slots.acquire(crash_of(1 << 22), 4, Log())
     assert [record[:3] for record in records(file)] == [(1 << 22, 0, 0)]
     close(slot)
 
@@ -183,7 +182,7 @@ def gone(*words: object) -> str:
 
 def test_a_process_that_goes_away_meanwhile_has_its_slot_too(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(procfs, "task_of", gone)
-    close(slots.take(crash_of(os.getpid()), 4))
+    close(slots.acquire(crash_of(os.getpid()), 4, Log()))
     assert [record[:3] for record in records(file)] == [(os.getpid(), 0, 0)]
 
 
@@ -200,18 +199,21 @@ def test_a_name_is_as_long_as_its_record_has_room() -> None:
 
 
 def test_where_slots_cannot_be_counted_there_is_none_to_keep() -> None:
-    crash = crash_of(2)
-    slot = slots.resume(crash, -1, 5)
-    assert (slot.file, slot.index, crash.holder) == (None, 0, "")
-    slot.leave()
+    log = Log()
+    slot = slots.resume(-1, 5, log)
+    assert (slot.file, slot.index, log.holder) == (None, 0, "")
+    slot.reclaim(slot.release())
 
 
 def test_a_slot_that_is_left_is_empty(file: Path) -> None:
     write(file, (1, 8, b"8 x"), (2, 9, b"9 b"))
     descriptor = os.open(file, os.O_RDWR)
-    slots.Slot(descriptor, 1).leave()
-    os.close(descriptor)
+    slot, before = slots.Slot(descriptor, 1), file.read_bytes()
+    record = slot.release()
     assert [record[0] for record in slots.RECORD.iter_unpack(file.read_bytes())] == [1, 0]
+    slot.reclaim(record)
+    assert file.read_bytes() == before
+    os.close(descriptor)
 
 
 # Whose a crash is.
@@ -276,97 +278,3 @@ def test_the_file_of_a_process_that_is_read_is_closed(world: World) -> None:
     assert keeps_descriptors(lambda: procfs.read_path("/proc/21/stat"))
     assert slots.start_of("/proc/21/task/21") == 100
     assert slots.start_of("/proc/22") is None
-
-
-# How the crashed process is let go.
-
-
-class Crashed:
-    """A crashed process, and what became of it."""
-
-    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.directory = directory
-        self.task = directory / "4711" / "task" / "4711"
-        self.task.mkdir(parents=True)
-        (directory / "self").mkdir()
-        self.tell(True, 100)
-        self.signals: list[tuple[int, int]] = []
-        monkeypatch.setattr(procfs, "task_of", lambda pid, tid: str(self.task))
-        monkeypatch.setattr(linux, "pidfd_send_signal", lambda *words: self.signals.append(words))
-        monkeypatch.setattr(slots, "PATIENCE", 0.01)
-        real: Any = posix.open
-        moved = {"/proc": str(directory)}
-        monkeypatch.setattr(
-            posix, "open", lambda path, *words, **named: real(moved.get(str(path), path), *words, **named)
-        )
-
-    def tell(self, dumping: bool, started: int) -> None:
-        stat = "1 (a) D " + "0 " * 18 + "%d 0\n"
-        (self.directory / "4711" / "stat").write_text(stat % started)
-        (self.directory / "self" / "stat").write_text(stat % 200)
-        (self.task / "status").write_text(f"Name:\ta\nCoreDumping:\t{dumping:d}\nx\n")
-
-    def let_go(self, handle: int | None) -> tuple[bool, list[tuple[int, int]]]:
-        crash = crash_of(4711, 4711)
-        crash.handle = handle
-        core, writing = os.pipe()
-        try:
-            ended = slots.let_go(core, crash)
-            # Nobody reads it any more.
-            with pytest.raises(BrokenPipeError):
-                os.write(writing, b"x")
-        finally:
-            os.close(writing)
-        return ended, self.signals
-
-
-@pytest.fixture
-def crashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Crashed:
-    return Crashed(tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def handle() -> Iterator[int]:
-    """A pidfd of a process that has not ended: a pipe that is not readable."""
-    reading, writing = os.pipe()
-    yield reading
-    os.close(reading)
-    os.close(writing)
-
-
-def test_a_process_that_still_dumps_though_nobody_reads_is_ended(crashed: Crashed, handle: int) -> None:
-    assert crashed.let_go(handle) == (True, [(handle, 9)])
-
-
-def test_a_process_that_cannot_be_named_is_only_let_go(crashed: Crashed) -> None:
-    assert crashed.let_go(None) == (False, [])
-
-
-def test_a_process_that_has_ended_is_not_ended(crashed: Crashed) -> None:
-    reading, writing = os.pipe()
-    os.close(writing)
-    assert crashed.let_go(reading) == (False, [])
-    os.close(reading)
-
-
-@pytest.mark.parametrize(("dumping", "started", "ended"), [(False, 100, False), (True, 201, False), (True, 200, True)])
-def test_only_the_process_that_has_crashed_is_ended(
-    crashed: Crashed, handle: int, dumping: bool, started: int, ended: bool
-) -> None:
-    crashed.tell(dumping, started)
-    assert crashed.let_go(handle) == (ended, [(handle, 9)] if ended else [])
-
-
-def test_a_process_that_is_gone_is_not_ended(crashed: Crashed, handle: int) -> None:
-    (crashed.task / "status").unlink()
-    assert crashed.let_go(handle) == (False, [])
-
-
-def test_the_pidfd_of_the_kernel_comes_before_one_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    crash = crash_of(os.getpid())
-    descriptor = slots.open_pidfd(crash)
-    assert descriptor is not None
-    os.close(descriptor)
-    crash.pidfd = 77
-    assert slots.open_pidfd(crash) == 77
-    assert slots.open_pidfd(crash_of(1 << 22)) is None

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from core_helper import linux, procfs, start
 from core_helper.crash import Crash
+from core_helper.log import Log
 from unit.helper.support import HELPER, in_child
 from unit.helper.world import World, keeps_descriptors
 
@@ -51,7 +52,7 @@ def test_the_helper_ignores_what_would_end_it_for_an_error() -> None:
     def settle() -> object:
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
-        start.settle_signals()
+        start.reset_signals_for_python()
         return signals()
 
     assert in_child(settle) == [1 << (signal.SIGPIPE - 1) | 1 << (signal.SIGXFSZ - 1), 0, 0]
@@ -65,11 +66,12 @@ import os
 changed = []
 linux.prctl = lambda *words: changed.append(words)
 before = len(os.listdir('/proc/self/fd'))
-terminal = start.settle_descriptors()
+core, terminal = start.occupy_standard_descriptors()
 umask = os.umask(0)
-names = [os.readlink('/proc/self/fd/%d' % number) for number in (1, 2)]
+names = [os.readlink('/proc/self/fd/%d' % number) for number in (0, 1, 2, core)]
 after = len(os.listdir('/proc/self/fd'))
-answer = repr((terminal, umask, names, after - before, changed))
+inherited = [os.get_inheritable(number) for number in (core, terminal) if number is not None]
+answer = repr((terminal, umask, names, after - before, changed, core > 2, inherited))
 with open(sys.argv[1], 'w') as file:
     file.write(answer)
 """
@@ -77,7 +79,7 @@ with open(sys.argv[1], 'w') as file:
 
 @pytest.mark.parametrize(
     ("closed", "terminal", "more"),
-    [("", True, 1), (">&- 2>&-", False, 2), ("<&- >&- 2>&-", False, 3), ("2>&-", False, 1)],
+    [("", True, 2), (">&- 2>&-", False, 3), ("2>&-", False, 2)],
 )
 def test_nothing_is_taken_for_standard_output_and_the_file_mask_is_tight(
     tmp_path: Path, closed: str, terminal: bool, more: int
@@ -85,8 +87,11 @@ def test_nothing_is_taken_for_standard_output_and_the_file_mask_is_tight(
     words = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-BISc", SETTLE, str(tmp_path / "answer")]
     with open("/dev/zero") as zero:
         subprocess.run(words, stdin=zero, capture_output=True, timeout=30, check=True)
-    found, umask, names, opened, changed = eval((tmp_path / "answer").read_text())
-    assert (found is not None, umask, names, opened) == (terminal, 0o077, ["/dev/null"] * 2, more)
+    found, umask, names, opened, changed, above, inherited = eval((tmp_path / "answer").read_text())
+    streams = [*["/dev/null"] * 3, "/dev/zero"]
+    assert (found is not None, umask, names, opened, above) == (terminal, 0o077, streams, more, True)
+    # A program that the helper executes has neither.
+    assert inherited == [False] * (2 if terminal else 1)
     assert changed == [(linux.PR_SET_DUMPABLE, 0)]
 
 
@@ -125,18 +130,19 @@ def test_nobody_can_overwrite_what_is_mounted_read_only(
 
 
 SLOT: Any = SimpleNamespace(file=7, index=3)
+SOURCE: Any = SimpleNamespace(descriptor=6)
 
 
 def test_only_where_it_is_exposed_the_program_is_executed_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(start, "restart_read_only", lambda *facts: f"why {facts[2:]}")
+    monkeypatch.setattr(start, "restart_read_only", lambda *facts: f"why {facts[3]}")
     crash = Crash(1, 0, 0)
-    for is_exposed, why in ((False, ""), (True, "why (1.5, 9)")):
+    for is_exposed, why in ((False, ""), (True, "why 1.5")):
         monkeypatch.setattr(start, "is_exposed", lambda crash, answer=is_exposed: answer)
-        assert start.protect_interpreter(crash, SLOT, 1.5, 9) == why
+        assert start.protect_interpreter(crash, SOURCE, SLOT, 1.5, Log()) == why
 
 
 def test_a_process_that_is_gone_may_be_of_an_exposed_container(world: World) -> None:
-    why = start.protect_interpreter(Crash(99, 0, 0), SLOT, 0.0, None)
+    why = start.protect_interpreter(Crash(99, 0, 0), SOURCE, SLOT, 0.0, Log())
     assert why == "its namespaces cannot be looked at: No such file or directory"
 
 
@@ -176,10 +182,12 @@ def test_the_program_keeps_core_slot_pidfd_and_terminal(
     crash = Crash(1, 0, 0)
     crash.pidfd = pidfd
     with pytest.raises(Executed):
-        start.restart_read_only(crash, SLOT, 1.5, terminal)
+        log = Log()
+        log.terminal = terminal
+        start.restart_read_only(crash, SOURCE, SLOT, 1.5, log)
     words = [os.fsencode(sys.executable), b"-IS", b"/opt/helper", b"-F3", b"a\xff"]
-    kept = [(0, True), (7, True), *([] if pidfd is None else [(5, True)])]
-    streams = [] if terminal is None else [("dup2", 9, 2)]
+    kept = [(7, True), *([] if pidfd is None else [(5, True)])]
+    streams = [("dup2", 6, 0), *([] if terminal is None else [("dup2", 9, 2)])]
     environment = {b"A": b"1", start.MARK: b"7 3 1.500000"}
     assert restarted == [b"/proc/self/exe", (88, words, environment), *kept, *streams]
 
@@ -187,15 +195,15 @@ def test_the_program_keeps_core_slot_pidfd_and_terminal(
 def test_a_program_without_a_slot_is_executed_without_one(restarted: list[Any]) -> None:
     slot: Any = SimpleNamespace(file=None, index=0)
     with pytest.raises(Executed):
-        start.restart_read_only(Crash(1, 0, 0), slot, 1.5, None)
+        start.restart_read_only(Crash(1, 0, 0), SOURCE, slot, 1.5, Log())
     assert restarted[1][2][start.MARK] == b"-1 0 1.500000"
-    assert restarted[2:] == [(0, True)]
+    assert restarted[2:] == [("dup2", 6, 0)]
 
 
 def test_nothing_goes_on_behind_an_execution(restarted: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linux.Execution, "run", lambda execution: None)
     with pytest.raises(AssertionError, match="has returned"):
-        start.restart_read_only(Crash(1, 0, 0), SLOT, 1.5, None)
+        start.restart_read_only(Crash(1, 0, 0), SOURCE, SLOT, 1.5, Log())
 
 
 def test_a_kernel_without_such_mounts_is_told(restarted: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,9 +211,10 @@ def test_a_kernel_without_such_mounts_is_told(restarted: list[Any], monkeypatch:
         raise OSError(38, "Function not implemented", "open_tree")
 
     monkeypatch.setattr(linux, "clone_read_only", clone)
-    why = start.restart_read_only(Crash(1, 0, 0), SLOT, 1.5, None)
+    why = start.restart_read_only(Crash(1, 0, 0), SOURCE, SLOT, 1.5, Log())
     assert why.startswith("Function not implemented: it takes Linux 5.12")
-    assert restarted == []
+    # Nobody but the source has the core then.
+    assert restarted == [("dup2", 1, 0), ("dup2", 1, 2)]
 
 
 def test_the_mark_of_a_restart_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,9 +54,13 @@ def test_a_delegate_that_cannot_be_executed_is_a_failure(tmp_path: Path) -> None
 
 def failing(action: Callable[[], object]) -> Any:
     """Return what the supervisor says of a child whose entry does ``action``."""
-    return supervise(
-        lambda child: joining.run_child(joining.Reporter(child.error_out), [("enter", action)]), timeout=0.5
-    )
+
+    def run(child: Child) -> None:
+        with joining.StatusPipe(child.status_out) as status:
+            status.step = "enter"
+            action()
+
+    return supervise(run, timeout=0.5)
 
 
 def raising(error: BaseException) -> Callable[[], object]:
@@ -109,15 +113,15 @@ def test_an_entry_that_hangs_is_ended_at_the_deadline() -> None:
 def test_a_delegate_whose_pid_was_never_told_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: Callable[[], object], failure: str
 ) -> None:
-    tell = joining.Reporter.send
+    tell = joining.StatusPipe.send
 
-    def send(reporter: joining.Reporter, kind: str, text: str) -> None:
+    def send(status: joining.StatusPipe, kind: str, text: str) -> None:
         if kind == "pid":
             (tmp_path / "pid").write_text(text)
             ends()
-        tell(reporter, kind, text)
+        tell(status, kind, text)
 
-    monkeypatch.setattr(joining.Reporter, "send", send)
+    monkeypatch.setattr(joining.StatusPipe, "send", send)
     result = deliver(shell("sleep 60"), timeout=0.5)
     assert (result.started, result.failure) == (False, failure)
     pid = int((tmp_path / "pid").read_text())
@@ -145,7 +149,7 @@ def lives(process: subprocess.Popen[bytes]) -> bool:
 
 def test_a_pid_that_is_not_our_childs_is_not_believed(innocent: subprocess.Popen[bytes]) -> None:
     def run(child: Child) -> None:
-        joining.Reporter(child.error_out).send("pid", str(innocent.pid))
+        joining.StatusPipe(child.status_out).send("pid", str(innocent.pid))
         os._exit(0)
 
     assert supervise(run, timeout=0.5).failure == "the process that enters the container was killed"
@@ -154,9 +158,9 @@ def test_a_pid_that_is_not_our_childs_is_not_believed(innocent: subprocess.Popen
 
 def test_no_signal_is_sent_to_a_pid_that_is_not_our_childs(innocent: subprocess.Popen[bytes]) -> None:
     def run(child: Child) -> None:
-        reporter = joining.Reporter(child.error_out)
-        reporter.send("pid", str(innocent.pid))
-        reporter.send("failed", "why")
+        status = joining.StatusPipe(child.status_out)
+        status.send("pid", str(innocent.pid))
+        status.send("failed", "why")
         os._exit(0)
 
     assert supervise(run).failure == "why"
@@ -225,10 +229,10 @@ def test_of_the_holders_of_a_pipe_only_those_of_the_container_and_user_are_ended
 
 def test_notes_are_kept_in_order() -> None:
     def run(child: Child) -> None:
-        reporter = joining.Reporter(child.error_out)
+        status = joining.StatusPipe(child.status_out)
         for text in ("one", "two\nlines"):
-            reporter.send("note", text)
-        reporter.send("absent", "no")
+            status.send("note", text)
+        status.send("absent", "no")
         os._exit(0)
 
     result = supervise(run)
@@ -237,7 +241,7 @@ def test_notes_are_kept_in_order() -> None:
 
 def test_a_report_is_never_longer_than_what_a_pipe_takes_at_once() -> None:
     reading, writing = os.pipe()
-    joining.Reporter(writing).send("failed", "\xe4" * 5000)
+    joining.StatusPipe(writing).send("failed", "\xe4" * 5000)
     report = os.read(reading, 10000)
     assert len(report) <= 4096 and report.endswith(b"\n")
     os.close(reading)
@@ -334,7 +338,7 @@ def test_a_delegate_that_is_slow_to_start_has_until_the_deadline_once_the_enviro
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def run(child: Child) -> None:
-        joining.Reporter(child.error_out).send("environ", "")
+        joining.StatusPipe(child.status_out).send("environ", "")
         time.sleep(60)
 
     result = supervise(run, timeout=0.5)

@@ -1,0 +1,28 @@
+"""The log of one crash, made once and passed on. What writes the lines is imported with the first line."""
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from core_helper.journal import Journal
+
+
+class Log:
+    """Where the lines about one crash go: ``lines`` has a method for each kind of line.
+
+    ``terminal`` is a descriptor of standard error where a person has that open, ``holder`` whose crash it is: the lines of a
+    holder are rationed.
+    """
+
+    def __init__(self) -> None:
+        """Start without a terminal, and with lines of the helper's own."""
+        self.terminal: int | None = None
+        self.holder = ""
+        self._journal: Journal | None = None
+
+    @property
+    def lines(self) -> "Journal":
+        """The journal. Most crashes write their only line when the delegate is on its way: importing it has time until then."""
+        if self._journal is None:
+            from core_helper import journal
+
+            self._journal = journal.Journal(self)
+        return self._journal

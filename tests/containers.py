@@ -58,7 +58,14 @@ class Container:
 
     def remove(self) -> None:
         """Removes the container and its records."""
-        lab.output("docker", "rm", "--force", self.name)
+        # The engine gives up where it meets the first process as a zombie that its shim has not reaped yet.
+        removal = ("docker", "rm", "--force", self.name)
+        for _ in range(10):
+            if lab.command(*removal, check=False, capture_output=True).returncode == 0:
+                break
+            time.sleep(0.5)
+        else:
+            lab.output(*removal)
         shutil.rmtree(self.records)
 
 

@@ -351,11 +351,11 @@ def log(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """What /dev/log gets."""
     lines: list[bytes] = []
 
-    def send(path: str, message: bytes) -> bool:
+    def send(lines_of: object, path: str, message: bytes) -> bool:
         lines.append(message)
         return True
 
-    monkeypatch.setattr(journal, "_send", send)
+    monkeypatch.setattr(journal.Journal, "_send", send)
     return lines
 
 

@@ -90,8 +90,8 @@ def test_attack_11_the_container_is_frozen(endless: dict[str, Container]) -> Non
     ("before", "told"),
     [
         # The kernel ends a dump when the process is to be frozen.
-        (("victim", "examine"), "core not delivered, 0 bytes: process {} is "),
-        (("delegate", "prepare"), "0 bytes delivered: deadline passed before the delegate was started"),
+        (("verification", "examine"), "core not delivered, 0 bytes: process {} is "),
+        (("joining", "prepare"), "0 bytes delivered: deadline passed before the delegate was started"),
     ],
     ids=["before the process is examined", "before the container is entered"],
 )

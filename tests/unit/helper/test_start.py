@@ -181,9 +181,9 @@ def test_the_program_keeps_core_slot_pidfd_and_terminal(
 ) -> None:
     crash = Crash(1, 0, 0)
     crash.pidfd = pidfd
+    log = Log()
+    log.terminal = terminal
     with pytest.raises(Executed):
-        log = Log()
-        log.terminal = terminal
         start.restart_read_only(crash, SOURCE, SLOT, 1.5, log)
     words = [os.fsencode(sys.executable), b"-IS", b"/opt/helper", b"-F3", b"a\xff"]
     kept = [(7, True), *([] if pidfd is None else [(5, True)])]

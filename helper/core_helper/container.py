@@ -182,7 +182,7 @@ def open_control_groups(process: "FaultingProcess") -> ControlGroups:
 
 def hostname_of(process: "FaultingProcess") -> bytes:
     """Return the host name that ``process`` sees, by a short visit to its UTS namespace; uts_namespaces(7)."""
-    for name, kind, descriptor in process.namespaces:
+    for name, kind, descriptor in process.joined:
         if name == "uts":
             own = posix.open("/proc/self/ns/uts", posix.O_RDONLY | posix.O_CLOEXEC)
             try:
@@ -201,7 +201,7 @@ def join_namespaces(process: "FaultingProcess") -> None:
     container. The pid namespace takes effect for children only, so this process cannot be seen from within the container.
     """
     proc_self = posix.open("/proc/self", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
-    for _, kind, descriptor in process.namespaces:
+    for _, kind, descriptor in process.joined:
         linux.setns(descriptor, kind)
     if process.in_container():
         root = posix.open("/", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)

@@ -60,8 +60,7 @@ def first_of(process: "FaultingProcess") -> "tuple[Member | None, Member | None]
         raise Refused("the first process of its pid namespace was not found: core not delegated")
     outermost = None
     if process.depth > 2:
-        own = posix.stat("/proc/self/ns/pid").st_ino
-        outermost = _init_of(process, namespaces.outermost(namespace, own), 2)
+        outermost = _init_of(process, namespaces.outermost(namespace, namespaces.of_host("pid")), 2)
     if group is None:
         # A sandbox that a user of the host made: what has started it is in the same control group.
         return init, _less_confined(outermost, _eldest_of_own(process))

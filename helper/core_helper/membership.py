@@ -131,9 +131,9 @@ def _are_mapped(first: Member, name: str, ids: "list[int]") -> bool:
 
 
 def _user_namespaces(process: "FaultingProcess") -> "list[int]":
-    """Return the inodes of the user namespace of ``process`` and its ancestors, up to the helper's own."""
-    own = posix.stat("/proc/self/ns/user").st_ino
-    return [own] if process.user_namespace is None else namespaces.lineage(process.user_namespace, own)
+    """Return the inodes of the user namespace of ``process`` and its ancestors, up to that of the host."""
+    host = namespaces.of_host("user")
+    return [host] if process.user_namespace is None else namespaces.lineage(process.user_namespace, host)
 
 
 def _check_owner(process: "FaultingProcess") -> None:
@@ -241,13 +241,13 @@ def _check_root(process: "FaultingProcess", first: "Member | None") -> None:
         raise withheld(process, "its root directory is not that of the program that it executes")
     place = table[number].place_of(path)
     nobodys = {container.place_of_root(host), None}
-    own = posix.stat("/proc/self/ns/mnt").st_ino
+    host_mounts = namespaces.of_host("mnt")
     # Of many processes in one mount namespace, which may have thousands of mounts, one is enough.
     trees: dict[int, tuple[bytes, bytes]] = {}
 
     def holds_root(pid: int) -> bool:
         inode = _mount_namespace(pid)
-        if inode in (own, None):
+        if inode in (host_mounts, None):
             return False
         tree = trees.get(inode)
         if tree is None:
@@ -314,7 +314,7 @@ def _is_part(member: Member, process: "FaultingProcess", first: "Member | None")
         return member.processes == process.inode("pid") and runtime.named_group(member.cgroups) is None
     namespace = posix.open("ns/pid", posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=member.directory)
     try:
-        return process.inode("pid") in namespaces.lineage(namespace, posix.stat("/proc/self/ns/pid").st_ino)
+        return process.inode("pid") in namespaces.lineage(namespace, namespaces.of_host("pid"))
     finally:
         posix.close(namespace)
 

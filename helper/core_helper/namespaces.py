@@ -9,12 +9,24 @@ NS_GET_OWNER_UID = 0xB704
 NS_GET_PID_FROM_PIDNS = 0x8004B706  # Linux 6.11.
 
 
-def lineage(namespace: int, own: int) -> "list[int]":
-    """Return the inodes of the opened ``namespace`` and its ancestors, up to the one of the inode ``own``. Raises OSError."""
+def of_host(kind: str) -> int:
+    """Return the inode of the host's namespace of that ``kind``: that of PID 1. Raises FileNotFoundError for an unknown kind.
+
+    The helper may run in a container of its own, so its own namespaces say nothing. Where PID 1 must not be looked at, the
+    kernel has started the helper, and that happens in the namespaces of the host.
+    """
+    try:
+        return posix.stat(f"/proc/1/ns/{kind}").st_ino
+    except OSError:
+        return posix.stat(f"/proc/self/ns/{kind}").st_ino
+
+
+def lineage(namespace: int, last: int) -> "list[int]":
+    """Return the inodes of the opened ``namespace`` and its ancestors, up to that of the inode ``last``. Raises OSError."""
     inodes = [posix.fstat(namespace).st_ino]
     current = namespace
     try:
-        while inodes[-1] != own:
+        while inodes[-1] != last:
             parent = fcntl.ioctl(current, NS_GET_PARENT)
             if current != namespace:
                 posix.close(current)
@@ -26,12 +38,12 @@ def lineage(namespace: int, own: int) -> "list[int]":
     return inodes
 
 
-def outermost(namespace: int, own: int) -> int:
-    """Return the ancestor of the opened ``namespace`` right below that of the inode ``own``, or ``namespace`` itself."""
+def outermost(namespace: int, last: int) -> int:
+    """Return the ancestor of the opened ``namespace`` right below that of the inode ``last``, or ``namespace`` itself."""
     current = namespace
-    while posix.fstat(current).st_ino != own:
+    while posix.fstat(current).st_ino != last:
         parent = fcntl.ioctl(current, NS_GET_PARENT)
-        if posix.fstat(parent).st_ino == own:
+        if posix.fstat(parent).st_ino == last:
             posix.close(parent)
             return current
         if current != namespace:

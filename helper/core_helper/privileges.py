@@ -180,12 +180,12 @@ def take_over_ids(process: "FaultingProcess") -> None:
 
 
 def join_user_namespace(process: "FaultingProcess") -> None:
-    """Join the user namespace of ``process``, if it has one of its own; user_namespaces(7).
+    """Join the user namespace of ``process``, unless the helper is in it; user_namespaces(7).
 
     That gives a full set of capabilities within it, which ``limit_capabilities`` takes away again.
     """
-    if process.user_namespace is not None:
-        linux.setns(process.user_namespace, linux.CLONE_NEWUSER)
+    if process.joined_user_namespace is not None:
+        linux.setns(process.joined_user_namespace, linux.CLONE_NEWUSER)
         start.hide()
 
 

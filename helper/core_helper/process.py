@@ -7,7 +7,7 @@ See proc(5) for every file that is read.
 
 import posix
 
-from core_helper import procfs, runtime
+from core_helper import namespaces, procfs, runtime
 from core_helper.crash import Refused
 
 
@@ -25,14 +25,25 @@ class FaultingProcess:
     """What the helper knows of the process whose core it holds. Descriptors are close-on-exec."""
 
     def __init__(
-        self, task: int, root: int, namespaces: "list[tuple[str, int, int]]", status: "dict[str, str]"
+        self,
+        task: int,
+        root: int,
+        foreign: "list[tuple[str, int, int]]",
+        joined: "list[tuple[str, int, int]]",
+        status: "dict[str, str]",
     ) -> None:
-        """Take the opened ``/proc/PID/task/TID``, the root directory, (name, kind, descriptor) of namespaces, the status."""
+        """Take the opened ``/proc/PID/task/TID``, the opened root directory, and the status.
+
+        ``foreign`` are (name, kind, descriptor) of the namespaces that are not the host's, ``joined`` of those that are not the
+        helper's, and have to be joined.
+        """
         stat = procfs.stat_fields(procfs.read(task, "stat"))
         self.task = task
         self.root = root
-        self.namespaces = [namespace for namespace in namespaces if namespace[0] != "user"]
-        self.user_namespace = next((namespace[2] for namespace in namespaces if namespace[0] == "user"), None)
+        self.namespaces = [namespace for namespace in foreign if namespace[0] != "user"]
+        self.user_namespace = next((namespace[2] for namespace in foreign if namespace[0] == "user"), None)
+        self.joined = [namespace for namespace in joined if namespace[0] != "user"]
+        self.joined_user_namespace = next((namespace[2] for namespace in joined if namespace[0] == "user"), None)
         self.uid = ids_of(status, "Uid")[0]
         self.gid = ids_of(status, "Gid")[0]
         self.groups = [int(group) for group in status["Groups"].split()]
@@ -95,21 +106,20 @@ class FaultingProcess:
         return variables
 
     def descriptor(self, kind: str) -> "int | None":
-        """Return the opened namespace of that ``kind``, None where the process has the helper's."""
+        """Return the opened namespace of that ``kind``, None where the process has the host's."""
         return next((descriptor for name, _, descriptor in self.namespaces if name == kind), None)
 
     def inode(self, kind: str) -> int:
         """Return the inode of the process's namespace of that ``kind``."""
         descriptor = self.descriptor(kind)
-        found = posix.stat(f"/proc/self/ns/{kind}") if descriptor is None else posix.fstat(descriptor)
-        return found.st_ino
+        return namespaces.of_host(kind) if descriptor is None else posix.fstat(descriptor).st_ino
 
     def in_container(self) -> bool:
-        """Tell whether the process has a mount namespace other than the helper's."""
+        """Tell whether the process has a mount namespace other than the host's."""
         return self.descriptor("mnt") is not None
 
     def in_pid_namespace(self) -> bool:
-        """Tell whether the process has a pid namespace other than the helper's."""
+        """Tell whether the process has a pid namespace other than the host's."""
         return self.descriptor("pid") is not None
 
 

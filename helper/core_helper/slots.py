@@ -188,11 +188,11 @@ def holder_of(crash: "Crash") -> Holder:
         task = procfs.task_of(crash.pid, crash.tid)
         identifier = runtime.container_id(procfs.parse_cgroup(procfs.read_path(f"{task}/cgroup")))
         opened.append(posix.open(f"{task}/ns/pid", posix.O_RDONLY | posix.O_CLOEXEC))
-        own = posix.stat("/proc/self/ns/pid").st_ino
-        if posix.fstat(opened[0]).st_ino != own:
+        host = namespaces.of_host("pid")
+        if posix.fstat(opened[0]).st_ino != host:
             # Who made it is told by itself: its processes may make user namespaces, as whatever user.
             # A container that makes namespaces of its own has no more slots for that.
-            opened.append(namespaces.outermost(opened[0], own))
+            opened.append(namespaces.outermost(opened[0], host))
             opened.append(fcntl.ioctl(opened[1], namespaces.NS_GET_USERNS))
             name = identifier or f"pid:[{posix.fstat(opened[1]).st_ino}]"
             return Holder(f"container {name}", _maker_of(opened[-1], opened))
@@ -214,10 +214,10 @@ def holder_of(crash: "Crash") -> Holder:
 
 def _maker_of(namespace: int, opened: "list[int]") -> "int | None":
     """Return who made the outermost user namespace that the opened ``namespace`` lies in, None for the host's; ioctl_ns(2)."""
-    own = posix.stat("/proc/self/ns/user").st_ino
-    if posix.fstat(namespace).st_ino == own:
+    host = namespaces.of_host("user")
+    if posix.fstat(namespace).st_ino == host:
         return None
-    opened.append(namespaces.outermost(namespace, own))
+    opened.append(namespaces.outermost(namespace, host))
     owner = bytearray(4)
     fcntl.ioctl(opened[-1], namespaces.NS_GET_OWNER_UID, owner, True)
     return int(_struct.unpack("=I", owner)[0])

@@ -5,7 +5,7 @@ import fcntl
 import posix
 import sys
 
-from core_helper import linux, procfs
+from core_helper import linux, namespaces, procfs
 from core_helper.words import encode
 
 TYPE_CHECKING = False
@@ -74,11 +74,7 @@ def is_exposed(crash: "Crash") -> bool:
     if posix.statvfs("/proc/self/exe").f_flag & ST_RDONLY:
         return False
     task = procfs.task_of(crash.pid, crash.tid) + "/ns/"
-    return not (_is_own(task, "pid") and _is_own(task, "mnt"))
-
-
-def _is_own(task: str, name: str) -> bool:
-    return posix.stat(task + name).st_ino == posix.stat(f"/proc/self/ns/{name}").st_ino
+    return any(posix.stat(task + kind).st_ino != namespaces.of_host(kind) for kind in ("pid", "mnt"))
 
 
 def protect_interpreter(crash: "Crash", source: "KernelPipe", slot: "Slot", began: float, log: "Log") -> str:

@@ -221,11 +221,9 @@ def _holders(child: "Child", process: "FaultingProcess") -> "list[int]":
     Only those of the same user in the same pid namespace, which the delegate could signal itself: a pipe can be passed on to
     anybody over a socket, to a daemon of the host too.
     """
-    namespace = next(
-        (posix.fstat(descriptor).st_ino for name, _, descriptor in process.namespaces if name == "pid"), None
-    )
-    if namespace is None:
+    if process.descriptor("pid") is None:
         return []
+    namespace = process.inode("pid")
     pipes = {f"pipe:[{inode}]" for inode in child.pipes}
     limit = time.monotonic() + GRACE
     holders = []

@@ -6,7 +6,7 @@ What is opened first and verified after cannot be exchanged in between (CVE-2025
 import _struct
 import posix
 
-from core_helper import linux, procfs
+from core_helper import linux, namespaces, procfs
 from core_helper.crash import Refused
 from core_helper.process import FaultingProcess, Withheld, ids_of, link_of
 
@@ -67,7 +67,7 @@ def examine(crash: "Crash") -> "FaultingProcess":
     """
     proc = posix.open("/proc", posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
     task = open_task(proc, crash.pid, crash.tid)
-    namespaces = _open_namespaces(task, proc)
+    foreign, joined = _open_namespaces(task, proc)
     root = posix.open("root", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC, dir_fd=task)
     # Verified only now, after everything was opened: what was opened before belongs to this very process, and it is still
     # being dumped, so it did not run another program in between (CVE-2025-4598, CVE-2025-5054).
@@ -78,7 +78,7 @@ def examine(crash: "Crash") -> "FaultingProcess":
     # The auxiliary vector tells a set-id program where the kernel did not, or calls all programs dumpable. Elsewhere it is not
     # asked: a security module may have set its flag for an ordinary program too.
     told = crash.dumpable is not None and procfs.read(proc, "sys/fs/suid_dumpable").strip() != b"1"
-    process = FaultingProcess(task, root, namespaces, status)
+    process = FaultingProcess(task, root, foreign, joined, status)
     refusal = None
     try:
         secure = not told and secure_execution(procfs.read(task, "auxv"))
@@ -96,18 +96,27 @@ def examine(crash: "Crash") -> "FaultingProcess":
     return process
 
 
-def _open_namespaces(task: int, proc: int) -> "list[tuple[str, int, int]]":
-    """Open those namespaces of ``task`` that are not the helper's own: (name, kind, descriptor) of each."""
-    namespaces = []
+def _open_namespaces(task: int, proc: int) -> "tuple[list[tuple[str, int, int]], list[tuple[str, int, int]]]":
+    """Open the namespaces of ``task``: (name, kind, descriptor) of those that are not the host's, and of those to be joined.
+
+    To be joined are those that are not the helper's own. Where the kernel has started the helper, these are the same.
+    """
+    foreign, joined = [], []
     for name, kind in (*NAMESPACES, ("user", linux.CLONE_NEWUSER)):
         try:
-            own = posix.stat(f"self/ns/{name}", dir_fd=proc)
+            own = posix.stat(f"self/ns/{name}", dir_fd=proc).st_ino
         except FileNotFoundError:
             continue  # The kernel was built without this kind of namespace.
-        theirs = posix.stat(f"ns/{name}", dir_fd=task)
-        if (own.st_dev, own.st_ino) != (theirs.st_dev, theirs.st_ino):
-            namespaces.append((name, kind, posix.open(f"ns/{name}", posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=task)))
-    return namespaces
+        host = namespaces.of_host(name)
+        theirs = posix.stat(f"ns/{name}", dir_fd=task).st_ino
+        if theirs == own == host:
+            continue
+        opened = (name, kind, posix.open(f"ns/{name}", posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=task))
+        if theirs != host:
+            foreign.append(opened)
+        if theirs != own:
+            joined.append(opened)
+    return foreign, joined
 
 
 def verify(crash: "Crash", status: "dict[str, str]", stat: bytes, own_stat: bytes) -> None:

@@ -143,7 +143,12 @@ def process(**facts: Any) -> Any:
         "notes": [],
         "in_container": lambda: False,
     }
-    return SimpleNamespace(**{**attributes, **facts})
+    attributes |= facts
+    opened = {name: descriptor for name, _, descriptor in attributes["namespaces"]}
+    # As where the kernel has started the helper: what is not the host's is to be joined.
+    found = {"joined": attributes["namespaces"], "joined_user_namespace": attributes["user_namespace"]}
+    ask = {"descriptor": opened.get, "inode": lambda kind: os.fstat(opened[kind]).st_ino}
+    return SimpleNamespace(**{**found, **ask, **attributes})
 
 
 def script(path: Path, content: bytes, mode: int = 0o755) -> Path:

@@ -143,28 +143,43 @@ def test_a_namespace_that_cannot_be_looked_at_is_an_error(crashing: Crashing) ->
         crashing.examine()
 
 
-@pytest.mark.parametrize("device", [True, False])
-def test_a_namespace_is_the_helpers_by_device_and_number(
-    crashing: Crashing, monkeypatch: pytest.MonkeyPatch, device: bool
-) -> None:
-    own = os.stat_result((0, 5, 9, 0, 0, 0, 0, 0, 0, 0))
-    theirs = os.stat_result((0, 5, 8, 0, 0, 0, 0, 0, 0, 0) if device else (0, 6, 9, 0, 0, 0, 0, 0, 0, 0))
-    real: Any = verification.posix  # type: ignore[attr-defined]
-
-    class Stats:
-        def __getattr__(self, name: str) -> Any:
-            return getattr(real, name)
-
-        def stat(self, path: str, **words: Any) -> os.stat_result:
-            return own if path.startswith("self/") else theirs
-
-    monkeypatch.setattr(verification, "posix", Stats())
+def opened(crashing: Crashing) -> tuple[set[str], set[str]]:
+    """Return which namespaces of the process are not the host's, and which are to be joined."""
     proc, task = (os.open(path, os.O_PATH) for path in (crashing.world.proc, crashing.task))
-    (crashing.task / "ns" / "time").touch()
-    found = verification._open_namespaces(task, proc)
-    assert {name for name, _, _ in found} == {"pid", "cgroup", "ipc", "uts", "net", "time", "mnt", "user"}
-    for descriptor in (proc, task, *(namespace[2] for namespace in found)):
+    foreign, joined = verification._open_namespaces(task, proc)
+    for descriptor in (proc, task, *{namespace[2] for namespace in (*foreign, *joined)}):
         os.close(descriptor)
+    return {name for name, _, _ in foreign}, {name for name, _, _ in joined}
+
+
+def test_what_is_the_hosts_and_the_helpers_is_not_opened(crashing: Crashing) -> None:
+    assert opened(crashing) == (set(), set())
+
+
+def test_each_kind_of_namespace_that_the_process_has_of_its_own_is_joined(crashing: Crashing) -> None:
+    kinds = {"pid", "cgroup", "ipc", "uts", "net", "time", "mnt", "user"}
+    for kind in kinds:
+        (crashing.task / "ns" / kind).unlink(missing_ok=True)
+        os.link(crashing.world.namespace(), crashing.task / "ns" / kind)
+    own = crashing.world.proc / "self" / "ns" / "time"
+    assert opened(crashing) == (kinds - {"time"}, kinds - {"time"})  # This kernel has none of that kind.
+    own.touch()
+    assert opened(crashing) == (kinds, kinds)
+
+
+def test_a_helper_in_a_container_of_its_own_compares_with_the_host(crashing: Crashing) -> None:
+    kinds = {kind.name for kind in (crashing.task / "ns").iterdir()}
+    host = crashing.world.proc / "1" / "ns"
+    host.mkdir(parents=True)
+    for kind in kinds:
+        os.link(crashing.world.namespace(), host / kind)
+    # A process in the namespaces of the helper is not of the host, and has nothing to be joined.
+    assert opened(crashing) == (kinds, set())
+    for kind in kinds:
+        (crashing.task / "ns" / kind).unlink()
+        os.link(host / kind, crashing.task / "ns" / kind)
+    # One of the host is, and everything of it has to be joined.
+    assert opened(crashing) == (set(), kinds)
 
 
 def test_what_is_no_longer_dumped_is_missing(crashing: Crashing) -> None:

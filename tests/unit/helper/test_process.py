@@ -65,7 +65,7 @@ def describe(
 ) -> FaultingProcess:
     task = os.open(directory, os.O_PATH | os.O_DIRECTORY)
     try:
-        return FaultingProcess(task, 99, namespaces or [], procfs.parse_status(status.encode()))
+        return FaultingProcess(task, 99, namespaces or [], namespaces or [], procfs.parse_status(status.encode()))
     finally:
         os.close(task)
 

@@ -75,7 +75,11 @@ def first_of(process: "FaultingProcess") -> "tuple[Member | None, list[Member]]"
         first = init
         if process.user_namespace is not None or init.bounding & CAP_SYS_ADMIN:
             # It may be the first one of a sandbox in a container that has no pid namespace of its own.
-            others.append(eldest_of(*group))
+            eldest = eldest_of(*group)
+            if eldest is not None and eldest.status["Tgid"] == init.status["Tgid"]:
+                eldest.close()
+            else:
+                others.append(eldest)
     return first, [member for member in others if member is not None]
 
 

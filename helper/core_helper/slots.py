@@ -125,9 +125,9 @@ def _acquire(file: int, holder: Holder, limit: int, crash: "Crash") -> Slot:
         elif empty is None and not _is_locked(file, index):
             empty = index
     free = limit - used
-    # Some are for who has none: however many containers take all they get, others have one.
-    left = free if of_group == 0 else free - limit // RESERVE
-    if empty is None or not may_add(of_group, left, 1):
+    # The last ones are for who has none: however many containers take all they get, others have one.
+    reserved = of_group > 0 and free <= limit // RESERVE
+    if empty is None or reserved or not may_add(of_group, free, 1):
         raise Refused(
             f"{holder.name} has {of_group} crashes in flight, and {free} of {limit} slots are free: core dropped; mend what"
             " crashes, or raise DOCKERCOREHELPER_PIPE_LIMIT (docker_core_helper_pipe_limit)"

@@ -1,1 +1,370 @@
-../../roles/docker_core_helper/library/core_helper_canary.py
+#!/usr/bin/python
+# SPDX-License-Identifier: Apache-2.0
+"""Ansible module: a real crash whose core must reach a delegate."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: core_helper_canary
+short_description: Lets a small process crash and sees whether its core reaches a delegate
+version_added: 1.0.0
+description:
+  - Makes a container of its own, which needs no engine and no image - mount, pid, ipc, uts and net namespaces, and a root
+    directory in memory that has a throw-away program at the very path of the configured delegate. A shell crashes
+    in it, with a random word in its memory, as user nobody, and the core that the program gets must hold that word.
+  - Everything is gone with the last process of the namespaces; nothing of it was ever visible to the host's processes.
+  - Fails with RV(outcome=lost) if the core did not come, and with RV(outcome=setup) if the crash could not be made,
+    which says nothing of the helper.
+  - Makes no crash where C(kernel.core_pattern) does not start the helper, because another handler might keep that core, and
+    that is RV(outcome=lost). Makes none where no delegate is configured, and that is RV(outcome=skipped).
+options:
+  timeout:
+    description: The seconds that the core may take. Setting everything up may take as long again.
+    type: int
+    default: 10
+attributes:
+  check_mode:
+    support: full
+    description: Nothing crashes, and RV(outcome=skipped).
+  diff_mode:
+    support: none
+    description: Nothing is ever changed.
+author:
+  - The docker-core-helper authors
+"""
+
+EXAMPLES = r"""
+- name: Let a process crash
+  core_helper_canary:
+    timeout: 5
+"""
+
+RETURN = r"""
+outcome:
+  description: What came of it, V(delivered), V(lost), V(setup) or V(skipped).
+  returned: always
+  type: str
+  sample: delivered
+delegate:
+  description: The path at which the throw-away program was.
+  returned: if the crash was made
+  type: str
+  sample: /opt/bin/uploader.sh
+size:
+  description: The bytes of the core.
+  returned: if RV(outcome=delivered)
+  type: int
+  sample: 376832
+seconds:
+  description: The time from the start of the process that crashed to the end of its delegate.
+  returned: if RV(outcome=delivered)
+  type: float
+  sample: 0.021
+"""
+
+import contextlib  # noqa: E402 (Ansible wants the documentation first)
+import errno  # noqa: E402
+import json  # noqa: E402
+import os  # noqa: E402
+import resource  # noqa: E402
+import select  # noqa: E402
+import shlex  # noqa: E402
+import signal  # noqa: E402
+import socket  # noqa: E402
+import stat  # noqa: E402
+import subprocess  # noqa: E402
+import time  # noqa: E402
+import uuid  # noqa: E402
+from typing import NoReturn  # noqa: E402
+
+from ansible.module_utils.basic import AnsibleModule  # noqa: E402
+
+HELPER = "docker_core_helper"
+KERNEL = "/proc/sys/kernel"
+CONFIGURATION = "/etc/docker_core_helper.conf"
+# Every host has it, and in the private mount namespace nobody else can see what is mounted there.
+ROOT = "/tmp"
+# Where the host's own root is in the canary's, for the shell and its libraries.
+HOST = ".host"
+OUT = "/canary"
+NOBODY = 65534
+ENVIRONMENT = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin"}
+# Complete or not there: what is renamed was written to its end.
+DELEGATE = f"#!/bin/sh\ncat >{OUT}/new && mv {OUT}/new {OUT}/core\n"
+
+# mount(2), unshare(2), prctl(2)
+MS_REC = 0x4000
+MS_PRIVATE = 0x40000
+MS_BIND = 0x1000
+CLONE_NEWNS = 0x00020000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+PR_SET_PDEATHSIG = 1
+
+
+class SetupError(Exception):
+    """The crash cannot be made, for a reason that is not the helper's; the text says which."""
+
+
+class LostError(Exception):
+    """The core did not reach the delegate; the text says what is known."""
+
+
+def read(path: str) -> str:
+    """Return the content of a file, "" if there is none."""
+    try:
+        with open(path, encoding="utf-8", errors="backslashreplace") as file:
+            return file.read().rstrip("\n")
+    except FileNotFoundError:
+        return ""
+
+
+def configured_delegate() -> str:
+    """Return the path of the delegate that the helper would start, "" if none is configured.
+
+    Raises LostError where the helper is not started, SetupError where the path cannot be told. What the core pattern names
+    comes first, as in the helper.
+    """
+    pattern = read(f"{KERNEL}/core_pattern")
+    words = pattern.lstrip("|").split()
+    position = next((index for index, word in enumerate(words) if os.path.basename(word) == HELPER), None)
+    if not pattern.startswith("|") or position is None:
+        raise LostError(f"kernel.core_pattern does not start {HELPER}, so no crash was made: {pattern!r}")
+    words = words[position + 1 :]
+    while words and words[0].startswith("-"):
+        words.pop(0)
+    # The process, its user and its group come before the delegate.
+    words = words[3:] or words_of_configuration(read(CONFIGURATION))
+    if not words:
+        return ""
+    path = words[0].replace("%%", "\0")
+    if not path.startswith("/") or "%" in path:
+        raise SetupError(f"the delegate's path must be absolute and without specifiers such as %e: {words[0]!r}")
+    return path.replace("\0", "%")
+
+
+def words_of_configuration(text: str) -> list[str]:
+    """Return the words of the delegate in the helper's configuration: quoted as a whole, then split like a shell does."""
+    words: list[str] = []
+    for line in text.splitlines():
+        key, _, value = line.strip().partition("=")
+        if key == "DOCKERCOREHELPER_DELEGATE":
+            try:
+                words = shlex.split(value, comments=True)
+                if value.strip()[:1] in ("'", '"') and len(words) == 1:
+                    words = shlex.split(words[0], comments=True)
+            except ValueError as error:
+                raise SetupError(f"{CONFIGURATION} cannot be read: {error}: {line}") from error
+    return words
+
+
+class Namespaces:
+    """The system calls that Python's library lacks."""
+
+    def __init__(self) -> None:
+        """Load the C library."""
+        try:
+            import ctypes  # not at the top: some builds of Python lack it, and that must be told as what it is
+        except ImportError as error:
+            raise SetupError(f"the Python of this module lacks ctypes: {error}") from error
+        self.libc = ctypes.CDLL(None, use_errno=True)
+        self.get_errno = ctypes.get_errno
+        self.libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
+        self.libc.prctl.argtypes = (ctypes.c_int, *[ctypes.c_ulong] * 4)
+
+    def check(self, result: int, what: str) -> None:
+        """Raise SetupError if a call has failed."""
+        if result < 0:
+            raise SetupError(f"{what}: {os.strerror(self.get_errno())}")
+
+    def unshare(self) -> None:
+        """Give the calling process namespaces of its own, and its next child a pid namespace."""
+        flags = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWNET
+        self.check(self.libc.unshare(flags), "namespaces of its own")
+
+    def mount(self, source: str, target: str, kind: str, flags: int = 0) -> None:
+        """Mount something; mount(2)."""
+        result = self.libc.mount(source.encode(), target.encode(), kind.encode(), flags, None)
+        self.check(result, f"mounting {source} on {target}")
+
+    def die_with_parent(self) -> None:
+        """Let the kernel kill the calling process when its parent ends; prctl(2)."""
+        self.check(self.libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "PR_SET_PDEATHSIG")
+
+
+def build_root(delegate: str) -> None:
+    """Fill the directory ROOT: the host as it is, by symbolic links, but the throw-away program as ``delegate``.
+
+    Only the directories on the way to it are made anew, so that any path can be served, be it in /usr/bin or not there.
+    """
+    *parents, name = [part for part in delegate.split("/") if part]
+    here, there = ROOT, f"/{HOST}"
+    for child in [*parents, None]:
+        replaced = {child or name, HOST if here == ROOT else child}
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            for entry in os.listdir(f"{ROOT}{there}"):
+                if entry not in replaced:
+                    os.symlink(f"{there}/{entry}", f"{here}/{entry}")
+        if child:
+            here, there = f"{here}/{child}", f"{there}/{child}"
+            os.mkdir(here, 0o755)
+    with open(f"{here}/{name}", "w", encoding="utf-8") as file:
+        file.write(DELEGATE)
+    os.chmod(f"{here}/{name}", 0o755)
+    os.mkdir(ROOT + OUT, 0o700)
+    os.chown(ROOT + OUT, NOBODY, NOBODY)
+
+
+def become_nobody() -> None:
+    """Give all privileges away, and whatever could keep a crash from being one."""
+    # Nothing but a pipe takes a core of 0 bytes: not even a wrong core pattern can leave a file behind.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGSEGV, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    os.setgroups([])
+    os.setgid(NOBODY)
+    os.setuid(NOBODY)
+
+
+def try_delegate(delegate: str, token: str, timeout: float) -> None:
+    """Run the throw-away program by hand; raise SetupError if it does not do its work: then no helper could help."""
+    result = subprocess.run(
+        [delegate],
+        input=token.encode(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=ENVIRONMENT,
+        preexec_fn=become_nobody,
+        timeout=timeout,
+        check=False,
+    )
+    if read(f"{OUT}/core") != token:
+        said = result.stdout.decode(errors="replace").strip()
+        raise SetupError(
+            f"the throw-away delegate does not work: exit code {result.returncode}, {said or 'no message'}"
+        )
+    os.unlink(f"{OUT}/core")
+
+
+def read_core(path: str) -> bytes:
+    """Return the content of a regular file; raise OSError if another process of nobody has put something else there."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", path)
+        return file.read()
+
+
+def crash(delegate: str, timeout: float) -> dict[str, object]:
+    """Let a shell crash and return size and time of its core; runs as process 1 of the namespaces, in ROOT."""
+    token = uuid.uuid4().hex
+    try_delegate(delegate, token, timeout)
+    limit = int(read(f"{KERNEL}/core_pipe_limit") or 0)
+    began = time.monotonic()
+    # Not process 1 itself: that takes no signal of its own namespace.
+    victim = subprocess.Popen(
+        ["/bin/sh", "-c", "kill -s SEGV $$"], env={**ENVIRONMENT, "CANARY": token}, preexec_fn=become_nobody
+    )
+    # With a limit, the process is kept until its delegate has ended: nothing will come after that.
+    while victim.poll() is None if limit else not os.path.exists(f"{OUT}/core"):
+        if time.monotonic() > began + timeout:
+            raise LostError(f"no core came to {delegate} within {timeout:g} seconds")
+        time.sleep(0.002)
+    try:
+        core = read_core(f"{OUT}/core")
+    except FileNotFoundError:
+        raise LostError(f"the process crashed, and no core came to {delegate}") from None
+    seconds = time.monotonic() - began
+    if token.encode() not in core:
+        raise LostError(f"{len(core)} bytes came to {delegate}, but they are not the core of the process")
+    return {"outcome": "delivered", "delegate": delegate, "size": len(core), "seconds": round(seconds, 3)}
+
+
+def told(function: object, *arguments: object) -> dict[str, object]:
+    """Return what ``function`` returns, or its failure as a result."""
+    try:
+        return function(*arguments)  # type: ignore[operator]
+    except LostError as error:
+        return {"outcome": "lost", "reason": str(error)}
+    except (SetupError, OSError, subprocess.SubprocessError) as error:
+        return {"outcome": "setup", "reason": str(error)}
+
+
+def inside(delegate: str, timeout: float, answer: int) -> NoReturn:
+    """Make the namespaces and let it crash there, and write the result to ``answer``. Runs in a process of its own."""
+
+    def enter() -> dict[str, object]:
+        calls = Namespaces()
+        # What goes into the core is inherited, and the random word must be in it; core(5).
+        with open("/proc/self/coredump_filter", "w", encoding="ascii") as file:
+            file.write("0x33")
+        calls.unshare()
+        calls.mount("none", "/", "", MS_REC | MS_PRIVATE)
+        calls.mount("canary", ROOT, "tmpfs")
+        os.chmod(ROOT, 0o755)
+        os.mkdir(f"{ROOT}/{HOST}")
+        calls.mount("/", f"{ROOT}/{HOST}", "", MS_REC | MS_BIND)
+        build_root(delegate)
+        socket.sethostname("canary")
+        first = os.fork()
+        if first:
+            os.waitpid(first, 0)
+            os._exit(0)
+        calls.die_with_parent()
+        os.chroot(ROOT)
+        os.chdir("/")
+        return crash(delegate, timeout)
+
+    os.umask(0o022)
+    os.write(answer, json.dumps(told(enter)).encode())
+    os._exit(0)
+
+
+def run(delegate: str, timeout: float) -> dict[str, object]:
+    """Return the result of a crash, at the latest after twice ``timeout``."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(reader)
+        inside(delegate, timeout, writer)
+    os.close(writer)
+    ready, _, _ = select.select([reader], [], [], 2 * timeout)
+    text = os.read(reader, 65536) if ready else b""
+    os.close(reader)
+    # Process 1 of the namespaces goes with its parent, and with it everything in them.
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    if not text:
+        what = "its processes ended without a word" if ready else f"not done after {2 * timeout:g} seconds"
+        return {"outcome": "setup", "reason": what}
+    result: dict[str, object] = json.loads(text)
+    return result
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={"timeout": {"type": "int", "default": 10}},
+        supports_check_mode=True,
+    )
+    if module.check_mode:
+        module.exit_json(outcome="skipped", msg="no process is made to crash in check mode")
+    if os.geteuid() != 0:
+        module.fail_json(outcome="setup", msg="the canary could not be set up: only root can make its namespaces")
+    result = told(lambda: {"delegate": configured_delegate()})
+    if result.get("delegate") == "":
+        module.exit_json(outcome="skipped", msg="no delegate is configured, so there is nothing to try")
+    if "delegate" in result:
+        result = run(str(result["delegate"]), module.params["timeout"])
+    reason = result.pop("reason", "")
+    if result["outcome"] == "lost":
+        module.fail_json(msg=f"the canary's core was lost: {reason}; the host's log says why: {HELPER}", **result)
+    if result["outcome"] == "setup":
+        module.fail_json(msg=f"the canary could not be set up, which says nothing of the helper: {reason}", **result)
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

@@ -34,7 +34,7 @@ def test_the_archive_holds_what_is_shipped_and_nothing_else(archive: Path) -> No
 
 def test_what_a_user_keeps_beside_the_clone_stays_there(archive: Path, repository: Path, tmp_path: Path) -> None:
     clone = tmp_path / "clone"
-    shutil.copytree(repository, clone)
+    shutil.copytree(repository, clone, symlinks=True)
     for name in ("inventory", "inventory.yml", "group_vars/all.yml", "host_vars/shop-1.yml", "rollout/finished.json"):
         (clone / name).parent.mkdir(exist_ok=True)
         (clone / name).write_text("secret\n")

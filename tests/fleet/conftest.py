@@ -15,7 +15,7 @@ import yaml
 
 PROJECT = Path(__file__).resolve().parents[2]
 PLAYBOOK = Path(sys.executable).with_name("ansible-playbook")
-MODULES = [path.stem for path in (PROJECT / "roles/docker_core_helper/library").glob("*.py")]
+MODULES = [path.stem for path in (PROJECT / "plugins/modules").glob("*.py")]
 HOSTS = [f"web{number:02}" for number in range(1, 23)]
 # Nobody listens there.
 UNREACHABLE = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1}

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 PROJECT = Path(__file__).resolve().parents[2]
-MODULE = PROJECT / "roles/docker_core_helper/library/core_helper_canary.py"
+MODULE = PROJECT / "plugins/modules/core_helper_canary.py"
 KERNEL = Path("/proc/sys/kernel")
 OUTSIDE = "/opt/bin/canary-of-the-test"
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from core_helper import command
 
-MODULE = Path(__file__).resolve().parents[2] / "roles/docker_core_helper/library/core_helper_canary.py"
+MODULE = Path(__file__).resolve().parents[2] / "plugins/modules/core_helper_canary.py"
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ basic = pytest.importorskip("ansible.module_utils.basic")
 testing = pytest.importorskip("ansible.module_utils.testing")
 
 PROJECT = Path(__file__).resolve().parents[2]
-LIBRARY = PROJECT / "roles/docker_core_helper/library"
+LIBRARY = PROJECT / "plugins/modules"
 PYTHON = os.path.realpath(sys.executable)
 ENTRY = """\
 #!/usr/bin/python3 -IS

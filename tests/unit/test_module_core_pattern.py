@@ -14,7 +14,7 @@ from sources import load
 
 testing = pytest.importorskip("ansible.module_utils.testing")
 
-MODULE = Path(__file__).resolve().parents[2] / "roles/docker_core_helper/library/core_pattern.py"
+MODULE = Path(__file__).resolve().parents[2] / "plugins/modules/core_pattern.py"
 PATTERN = "|/opt/bin/docker_core_helper %P %u %g"
 APPORT = "|/usr/share/apport/apport -p%p -s%s"
 

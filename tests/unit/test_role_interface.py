@@ -198,7 +198,7 @@ def test_preflight_gets_every_variable() -> None:
     (task,) = load("tasks/preflight.yml")
     passed = {NAME + key: value for key, value in task["core_helper_preflight"].items()}
     assert passed == {name: f"{{{{ {name} }}}}" for name in load("defaults/main.yml")}
-    known = sources.load(ROLE / "action_plugins/core_helper_preflight.py").NAMES
+    known = sources.load(PROJECT / "plugins/action/core_helper_preflight.py").NAMES
     assert [NAME + name for name in known] == list(passed)
 
 
@@ -223,6 +223,6 @@ def test_the_readme_names_every_variable_and_its_default() -> None:
     assert rows[f"{NAME}core_pattern"] == options[f"{NAME}core_pattern"]["default"]
 
 
-@pytest.mark.parametrize("path", sorted((ROLE / "library").glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((PROJECT / "plugins/modules").glob("*.py")), ids=lambda path: path.stem)
 def test_the_modules_run_on_python_3_8(path: Path) -> None:
     ast.parse(path.read_text(), feature_version=(3, 8))

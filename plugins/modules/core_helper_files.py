@@ -42,6 +42,11 @@ options:
   entry:
     description: Content of the helper itself. Needed for O(state=present).
     type: str
+  compiler:
+    description:
+      - Content of C(compile_library.py), with which the Python of the helper compiles the library. The host does not keep it.
+      - Needed for O(state=present).
+    type: str
   configuration:
     description: Content of C(/etc/docker_core_helper.conf). Needed for O(state=present).
     type: str
@@ -63,6 +68,7 @@ EXAMPLES = r"""
       __init__.py: "{{ lookup('ansible.builtin.file', 'core_helper/__init__.py', rstrip=false) }}"
       main.py: "{{ lookup('ansible.builtin.file', 'core_helper/main.py', rstrip=false) }}"
     entry: "{{ lookup('ansible.builtin.file', 'docker_core_helper', rstrip=false) }}"
+    compiler: "{{ lookup('ansible.builtin.file', 'compile_library.py', rstrip=false) }}"
     configuration: |
       DOCKERCOREHELPER_DELEGATE="/opt/bin/uploader.sh s3://cores/"
 
@@ -121,94 +127,6 @@ PYTHONS = (
     *(f"/usr/bin/python3.{minor}" for minor in range(14, 7, -1)),
     "/usr/local/bin/python3",
 )
-# What the helper imports and some builds of Python lack.
-NEEDED = "_ctypes, _socket, _struct, fcntl, select"
-
-# These programs are run by the Python of the helper, which need not be the one that runs this module. COMPILED is the
-# beginning of both.
-COMPILED = f"""
-import sys
-if sys.version_info < (3, 8):
-    sys.exit("is Python %d.%d, and the helper needs 3.8 or newer" % sys.version_info[:2])
-try:
-    import {NEEDED}
-except ImportError as error:
-    sys.exit("lacks a module that the helper needs: %s" % error)
-import importlib.util, marshal, os
-
-def header(*sources):
-    content = b""
-    for source in sources:
-        with open(source, "rb") as file:
-            content += file.read()
-    return importlib.util.MAGIC_NUMBER + (1).to_bytes(4, "little") + importlib.util.source_hash(content)
-
-def is_compiled(path, *sources):
-    try:
-        with open(path, "rb") as file:
-            return file.read(16) == header(*sources) and bool(marshal.load(file))
-    except (OSError, EOFError, TypeError, ValueError):
-        return False
-
-def sources_of(library):
-    names = sorted(os.listdir(library)) if os.path.isdir(library) else []
-    return [os.path.join(library, name) for name in names if name.endswith(".py")]
-
-def bundle_of(library):
-    return os.path.join(library, "__pycache__", "bundle." + sys.implementation.cache_tag)
-
-"""
-# The first argument is the directory of the library, in which it looks for what is not compiled for itself; it need not
-# exist.
-PROBE = f"""{COMPILED}
-library = sys.argv[1]
-sources = sources_of(library)
-wrong = [source for source in sources if not is_compiled(importlib.util.cache_from_source(source), source)]
-if sources and not is_compiled(bundle_of(library), *sources):
-    wrong.append(bundle_of(library))
-print("%d.%d.%d" % sys.version_info[:3])
-print(*[os.path.basename(path) for path in wrong])
-"""
-# Compiles the files of the first argument under the names that they will have in the second one. Not checked at run
-# time against the sources: a version's sources never change, while times do, for example when a backup is restored.
-# Without the docstrings, but under the usual name, so that it is found without an option: they cost time at every crash.
-#
-# What every crash needs goes into one more file, the bundle: the modules "main" and "handling" and what these import at
-# their top level, each after those that it imports itself. core_helper/__init__.py loads it.
-COMPILE = f"""{COMPILED}
-import ast, py_compile
-staged, final = sys.argv[1:]
-for source in sources_of(staged):
-    py_compile.compile(source, importlib.util.cache_from_source(source), os.path.join(final, os.path.basename(source)),
-                       doraise=True, optimize=2, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
-
-bundle = []
-
-def add(name):
-    source = os.path.join(staged, name + ".py")
-    if not os.path.exists(source) or name in [added for added, _ in bundle]:
-        return
-    with open(source, "rb") as file:
-        tree = ast.parse(file.read())
-    for node in tree.body:
-        if isinstance(node, ast.ImportFrom) and node.module == "{PACKAGE}":
-            for imported in node.names:
-                add(imported.name)
-        elif isinstance(node, ast.ImportFrom) and node.module.startswith("{PACKAGE}."):
-            add(node.module.partition(".")[2])
-    code = compile(tree, os.path.join(final, name + ".py"), "exec", dont_inherit=True, optimize=2)
-    # Each as bytes of its own: what is not needed is not even decoded.
-    bundle.append((name, marshal.dumps(code)))
-
-add("main")
-add("handling")
-new = bundle_of(staged) + ".new"
-with open(new, "wb") as file:
-    file.write(header(*sources_of(staged)) + marshal.dumps(bundle))
-    # Whatever the umask and a default ACL of the directory are.
-    os.fchmod(file.fileno(), 0o644)
-os.replace(new, bundle_of(staged))
-"""
 
 
 class UnusableError(Exception):
@@ -273,8 +191,11 @@ def changeable(path: str) -> str | None:
     return f"{path} has too many symbolic links"
 
 
-def examine(path: str, package: str) -> Python:
-    """Return the Python at ``path``, or raise UnusableError with the reason why it cannot run the helper."""
+def examine(path: str, compiler: str, package: str) -> Python:
+    """Return the Python at ``path``, or raise UnusableError with the reason why it cannot run the helper.
+
+    The program ``compiler`` says that, and what of the ``package`` is not compiled for this Python; there need not be one.
+    """
     if not re.match(r"/[^\s]*\Z", path):
         raise UnusableError(f"{path!r} is not an absolute path without spaces")
     if not os.access(path, os.X_OK):
@@ -283,7 +204,7 @@ def examine(path: str, package: str) -> Python:
     if danger:
         raise UnusableError(f"{danger}: the kernel would start it as root")
     try:
-        result = run(path, "-I", "-S", "-c", PROBE, package)
+        result = run(path, "-I", "-S", "-c", compiler, "check", package)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UnusableError(f"{path} does not run: {error}") from error
     if result.returncode:
@@ -292,14 +213,14 @@ def examine(path: str, package: str) -> Python:
     return Python(path, version, uncompiled.split())
 
 
-def find_python(asked: str, package: str) -> Python:
+def find_python(asked: str, compiler: str, package: str) -> Python:
     """Return the Python ``asked`` for, or else the first usable one; raise UnusableError if there is none."""
     reasons = []
     for path in [asked] if asked else PYTHONS:
         if not asked and not os.path.exists(path):
             continue
         try:
-            return examine(path, package)
+            return examine(path, compiler, package)
         except UnusableError as error:
             reasons.append(str(error))
     remedy = "change docker_core_helper_python" if asked else "install one, or name it by docker_core_helper_python"
@@ -492,7 +413,7 @@ class Files:
 
     def compile(self, python: Python, staged: str, final: str) -> None:
         """Compile the library's files in ``staged`` for the Python of the helper."""
-        result = run(python.path, "-I", "-S", "-c", COMPILE, staged, final)
+        result = run(python.path, "-I", "-S", "-c", self.module.params["compiler"], "compile", staged, final)
         if result.returncode:
             raise UnusableError(f"{python.path} cannot compile the helper's library: {last_line(result.stderr)}")
 
@@ -549,7 +470,7 @@ class Files:
         danger = changeable(os.path.join(package, "__pycache__"))
         if danger:
             raise UnusableError(f"{version} cannot hold what the kernel starts as root: {danger}; remove it")
-        python = find_python(self.module.params["python"], package)
+        python = find_python(self.module.params["python"], self.module.params["compiler"], package)
         entry = self.wanted_entry(python.path, version)
         configuration = self.module.params["configuration"]
 
@@ -638,9 +559,10 @@ def main() -> None:
             # Nothing secret: no_log keeps 100 KB out of the host's log, where Ansible writes the parameters.
             "library": {"type": "dict", "no_log": True},
             "entry": {"type": "str", "no_log": True},
+            "compiler": {"type": "str", "no_log": True},
             "configuration": {"type": "str"},
         },
-        required_if=[("state", "present", ["library", "entry", "configuration"])],
+        required_if=[("state", "present", ["library", "entry", "compiler", "configuration"])],
         supports_check_mode=True,
     )
     os.umask(0o022)

@@ -20,6 +20,7 @@ testing = pytest.importorskip("ansible.module_utils.testing")
 
 PROJECT = Path(__file__).resolve().parents[2]
 LIBRARY = PROJECT / "plugins/modules"
+COMPILER = PROJECT / "helper/compile_library.py"
 PYTHON = os.path.realpath(sys.executable)
 ENTRY = """\
 #!/usr/bin/python3 -IS
@@ -65,6 +66,7 @@ class Host:
             "python": PYTHON,
             "library": self.library,
             "entry": ENTRY,
+            "compiler": COMPILER.read_text(),
             "configuration": "DOCKERCOREHELPER_TIMEOUT=300\n",
             "_ansible_check_mode": check,
             **changed,

@@ -62,7 +62,6 @@ seconds:
   sample: 0.021
 """
 
-import contextlib  # noqa: E402 (Ansible wants the documentation first)
 import errno  # noqa: E402
 import json  # noqa: E402
 import os  # noqa: E402
@@ -75,50 +74,31 @@ import stat  # noqa: E402
 import subprocess  # noqa: E402
 import time  # noqa: E402
 import uuid  # noqa: E402
+from collections.abc import Callable  # noqa: E402
 from typing import NoReturn  # noqa: E402
 
 from ansible.module_utils.basic import AnsibleModule  # noqa: E402
 
-HELPER = "docker_core_helper"
-KERNEL = "/proc/sys/kernel"
-CONFIGURATION = "/etc/docker_core_helper.conf"
-# Every host has it, and in the private mount namespace nobody else can see what is mounted there.
-ROOT = "/tmp"
-# Where the host's own root is in the canary's, for the shell and its libraries.
-HOST = ".host"
-OUT = "/canary"
-NOBODY = 65534
+from ..module_utils.docker_core_helper import files, kernel  # noqa: E402
+from ..module_utils.docker_core_helper.canary_root import (  # noqa: E402
+    HOST,
+    MS_BIND,
+    MS_PRIVATE,
+    MS_REC,
+    NOBODY,
+    OUT,
+    ROOT,
+    Namespaces,
+    SetupError,
+    build_root,
+)
+from ..module_utils.docker_core_helper.places import CONFIGURATION, HELPER  # noqa: E402
+
 ENVIRONMENT = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin"}
-# Complete or not there: what is renamed was written to its end.
-DELEGATE = f"#!/bin/sh\ncat >{OUT}/new && mv {OUT}/new {OUT}/core\n"
-
-# mount(2), unshare(2), prctl(2)
-MS_REC = 0x4000
-MS_PRIVATE = 0x40000
-MS_BIND = 0x1000
-CLONE_NEWNS = 0x00020000
-CLONE_NEWUTS = 0x04000000
-CLONE_NEWIPC = 0x08000000
-CLONE_NEWPID = 0x20000000
-CLONE_NEWNET = 0x40000000
-PR_SET_PDEATHSIG = 1
-
-
-class SetupError(Exception):
-    """The crash cannot be made, for a reason that is not the helper's; the text says which."""
 
 
 class LostError(Exception):
     """The core did not reach the delegate; the text says what is known."""
-
-
-def read(path: str) -> str:
-    """Return the content of a file, "" if there is none."""
-    try:
-        with open(path, encoding="utf-8", errors="backslashreplace") as file:
-            return file.read().rstrip("\n")
-    except FileNotFoundError:
-        return ""
 
 
 def configured_delegate() -> str:
@@ -127,7 +107,7 @@ def configured_delegate() -> str:
     Raises LostError where the helper is not started, SetupError where the path cannot be told. What the core pattern names
     comes first, as in the helper.
     """
-    pattern = read(f"{KERNEL}/core_pattern")
+    pattern = kernel.get("core_pattern")
     words = pattern.lstrip("|").split()
     position = next((index for index, word in enumerate(words) if os.path.basename(word) == HELPER), None)
     if not pattern.startswith("|") or position is None:
@@ -136,7 +116,7 @@ def configured_delegate() -> str:
     while words and words[0].startswith("-"):
         words.pop(0)
     # The process, its user and its group come before the delegate.
-    words = words[3:] or words_of_configuration(read(CONFIGURATION))
+    words = words[3:] or words_of_configuration(files.read(CONFIGURATION) or "")
     if not words:
         return ""
     path = words[0].replace("%%", "\0")
@@ -158,63 +138,6 @@ def words_of_configuration(text: str) -> list[str]:
             except ValueError as error:
                 raise SetupError(f"{CONFIGURATION} cannot be read: {error}: {line}") from error
     return words
-
-
-class Namespaces:
-    """The system calls that Python's library lacks."""
-
-    def __init__(self) -> None:
-        """Load the C library."""
-        try:
-            import ctypes  # not at the top: some builds of Python lack it, and that must be told as what it is
-        except ImportError as error:
-            raise SetupError(f"the Python of this module lacks ctypes: {error}") from error
-        self.libc = ctypes.CDLL(None, use_errno=True)
-        self.get_errno = ctypes.get_errno
-        self.libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
-        self.libc.prctl.argtypes = (ctypes.c_int, *[ctypes.c_ulong] * 4)
-
-    def check(self, result: int, what: str) -> None:
-        """Raise SetupError if a call has failed."""
-        if result < 0:
-            raise SetupError(f"{what}: {os.strerror(self.get_errno())}")
-
-    def unshare(self) -> None:
-        """Give the calling process namespaces of its own, and its next child a pid namespace."""
-        flags = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWNET
-        self.check(self.libc.unshare(flags), "namespaces of its own")
-
-    def mount(self, source: str, target: str, kind: str, flags: int = 0) -> None:
-        """Mount something; mount(2)."""
-        result = self.libc.mount(source.encode(), target.encode(), kind.encode(), flags, None)
-        self.check(result, f"mounting {source} on {target}")
-
-    def die_with_parent(self) -> None:
-        """Let the kernel kill the calling process when its parent ends; prctl(2)."""
-        self.check(self.libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "PR_SET_PDEATHSIG")
-
-
-def build_root(delegate: str) -> None:
-    """Fill the directory ROOT: the host as it is, by symbolic links, but the throw-away program as ``delegate``.
-
-    Only the directories on the way to it are made anew, so that any path can be served, be it in /usr/bin or not there.
-    """
-    *parents, name = [part for part in delegate.split("/") if part]
-    here, there = ROOT, f"/{HOST}"
-    for child in [*parents, None]:
-        replaced = {child or name, HOST if here == ROOT else child}
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            for entry in os.listdir(f"{ROOT}{there}"):
-                if entry not in replaced:
-                    os.symlink(f"{there}/{entry}", f"{here}/{entry}")
-        if child:
-            here, there = f"{here}/{child}", f"{there}/{child}"
-            os.mkdir(here, 0o755)
-    with open(f"{here}/{name}", "w", encoding="utf-8") as file:
-        file.write(DELEGATE)
-    os.chmod(f"{here}/{name}", 0o755)
-    os.mkdir(ROOT + OUT, 0o700)
-    os.chown(ROOT + OUT, NOBODY, NOBODY)
 
 
 def become_nobody() -> None:
@@ -240,7 +163,7 @@ def try_delegate(delegate: str, token: str, timeout: float) -> None:
         timeout=timeout,
         check=False,
     )
-    if read(f"{OUT}/core") != token:
+    if files.read(f"{OUT}/core") != token:
         said = result.stdout.decode(errors="replace").strip()
         raise SetupError(
             f"the throw-away delegate does not work: exit code {result.returncode}, {said or 'no message'}"
@@ -261,7 +184,7 @@ def crash(delegate: str, timeout: float) -> dict[str, object]:
     """Let a shell crash and return size and time of its core; runs as process 1 of the namespaces, in ROOT."""
     token = uuid.uuid4().hex
     try_delegate(delegate, token, timeout)
-    limit = int(read(f"{KERNEL}/core_pipe_limit") or 0)
+    limit = int(kernel.get("core_pipe_limit") or 0)
     began = time.monotonic()
     # Not process 1 itself: that takes no signal of its own namespace.
     victim = subprocess.Popen(
@@ -282,10 +205,10 @@ def crash(delegate: str, timeout: float) -> dict[str, object]:
     return {"outcome": "delivered", "delegate": delegate, "size": len(core), "seconds": round(seconds, 3)}
 
 
-def told(function: object, *arguments: object) -> dict[str, object]:
+def outcome_of(function: Callable[..., dict[str, object]], *arguments: object) -> dict[str, object]:
     """Return what ``function`` returns, or its failure as a result."""
     try:
-        return function(*arguments)  # type: ignore[operator]
+        return function(*arguments)
     except LostError as error:
         return {"outcome": "lost", "reason": str(error)}
     except (SetupError, OSError, subprocess.SubprocessError) as error:
@@ -318,7 +241,7 @@ def inside(delegate: str, timeout: float, answer: int) -> NoReturn:
         return crash(delegate, timeout)
 
     os.umask(0o022)
-    os.write(answer, json.dumps(told(enter)).encode())
+    os.write(answer, json.dumps(outcome_of(enter)).encode())
     os._exit(0)
 
 
@@ -353,7 +276,7 @@ def main() -> None:
         module.exit_json(outcome="skipped", msg="no process is made to crash in check mode")
     if os.geteuid() != 0:
         module.fail_json(outcome="setup", msg="the canary could not be set up: only root can make its namespaces")
-    result = told(lambda: {"delegate": configured_delegate()})
+    result = outcome_of(lambda: {"delegate": configured_delegate()})
     if result.get("delegate") == "":
         module.exit_json(outcome="skipped", msg="no delegate is configured, so there is nothing to try")
     if "delegate" in result:

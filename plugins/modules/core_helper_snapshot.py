@@ -80,18 +80,17 @@ import os  # noqa: E402 (Ansible wants the documentation first)
 import re  # noqa: E402
 import shutil  # noqa: E402
 import subprocess  # noqa: E402
-import tempfile  # noqa: E402
+from typing import Any  # noqa: E402
 
 from ansible.module_utils.basic import AnsibleModule  # noqa: E402
 
-HELPER = "docker_core_helper"
-CONFIGURATION = "/etc/docker_core_helper.conf"
-KERNEL = "/proc/sys/kernel"
-# The other name that the file for the next boot may have; see core_pattern.
-LAST = "zz-docker-core-helper.conf"
-# In this order: a helper must never be started without the limit.
-NAMES = ("core_pipe_limit", "core_pattern")
+from ..module_utils.docker_core_helper import files, kernel, places  # noqa: E402
+from ..module_utils.docker_core_helper.kernel import NAMES, SettingError  # noqa: E402
+from ..module_utils.docker_core_helper.places import BIN_DIR, HELPER, SYSCTL_FILE, last_of, library_of  # noqa: E402
+
 ENGINES = ("docker", "podman", "containerd")
+# Brings any byte into JSON, and back.
+ENCODING = "latin-1"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -102,10 +101,8 @@ class RestoreError(Exception):
 def read(path: str) -> str | None:
     """Return the content of a file, None if there is none."""
     try:
-        # Latin-1 brings any byte into JSON, and back.
-        with open(path, encoding="latin-1", newline="") as file:
-            return file.read()
-    except (FileNotFoundError, NotADirectoryError):
+        return files.read(path, ENCODING)
+    except NotADirectoryError:
         return None
 
 
@@ -139,12 +136,6 @@ def engines() -> list[str]:
     return found
 
 
-def library_of(entry: str) -> str:
-    """Return the directory that a helper takes its library from, "" if it was not installed by the role."""
-    found = re.search(r'^LIBRARY = "(/.*)"$', entry, re.MULTILINE)
-    return found.group(1) if found else ""
-
-
 def version_of(path: str, entry: str | None) -> str:
     """Return the version of the installed helper: its own number, and the name of its library.
 
@@ -152,52 +143,22 @@ def version_of(path: str, entry: str | None) -> str:
     """
     if entry is None:
         return ""
-    library = library_of(entry)
+    library = library_of(entry) or ""
     package = read(os.path.join(library or os.path.dirname(path), "core_helper/__init__.py"))
     found = re.search(r'^__version__ = "(.+)"$', package or "", re.MULTILINE)
     number = found.group(1) if found else "unknown"
     return f"{number} ({os.path.basename(library)})" if library else number
 
 
-def take(paths: list[str]) -> dict[str, dict[str, str | None]]:
+def snapshot_of(paths: list[str]) -> dict[str, dict[str, Any]]:
     """Return how the host is."""
-    live = {name: (read(os.path.join(KERNEL, name)) or "").rstrip("\n") for name in NAMES}
+    live = {name: kernel.get(name, ENCODING) for name in NAMES}
     return {"files": {path: read(path) for path in paths}, "live": live}
 
 
-def write(module: AnsibleModule, path: str, content: str | None, mode: int) -> None:
-    """Give a file this content, in one step, or remove it."""
-    if content is None:
-        os.unlink(path)
-        return
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", dir=os.path.dirname(path))
-    try:
-        with open(descriptor, "w", encoding="latin-1", newline="") as file:
-            file.write(content)
-            os.fchmod(descriptor, mode)
-            file.flush()
-            os.fsync(descriptor)
-        module.set_context_if_different(temporary, module.selinux_default_context(path), False)
-        os.replace(temporary, path)
-    except BaseException as error:
-        os.unlink(temporary)
-        if isinstance(error, OSError):
-            error.filename = path  # A full disk names no file.
-        raise
-
-
-def set_live(live: dict[str, str]) -> None:
-    """Set the kernel's values, and read them back."""
-    # A helper must not be started without the limit: the limit comes before it, and goes after it.
-    for name in NAMES if HELPER in live["core_pattern"] else reversed(NAMES):
-        with open(os.path.join(KERNEL, name), "w", encoding="latin-1") as file:
-            file.write(live[name] + "\n")
-        shown = (read(os.path.join(KERNEL, name)) or "").rstrip("\n")
-        if shown != live[name]:
-            raise RestoreError(f"kernel.{name}: wrote {live[name]!r}, but the kernel shows {shown!r}")
-
-
-def restore(module: AnsibleModule, entry: str, now: dict[str, dict], wanted: dict[str, dict]) -> list[dict[str, str]]:
+def restore(
+    module: AnsibleModule, entry: str, now: dict[str, dict[str, Any]], wanted: dict[str, dict[str, Any]]
+) -> list[dict[str, str]]:
     """Bring the host back and return what was changed, as --diff shows it."""
     before = wanted["files"].get(entry)
     if before is None:
@@ -211,27 +172,23 @@ def restore(module: AnsibleModule, entry: str, now: dict[str, dict], wanted: dic
     diff = []
     # In the order of the snapshot: the helper itself first, as its library is there already.
     for path, content in wanted["files"].items():
-        if now["files"].get(path) != content:
-            diff.append({"header": path, "before": now["files"].get(path) or "", "after": content or ""})
-            if not module.check_mode:
-                write(module, path, content, 0o755 if path == entry else 0o644)
+        if now["files"].get(path) == content:
+            continue
+        diff.append(files.diff_step(path, now["files"].get(path), content))
+        if not module.check_mode and content is None:
+            os.unlink(path)
+        elif not module.check_mode:
+            files.write(module, path, content, 0o755 if path == entry else 0o644, encoding=ENCODING)
     if now["live"] != wanted["live"]:
         pattern = now["live"]["core_pattern"]
         if HELPER not in pattern and pattern != wanted["live"]["core_pattern"]:
             module.warn(f"somebody else has set kernel.core_pattern since the rollout: replaced, it was {pattern!r}")
-        shown = ["".join(f"kernel.{name} = {state['live'][name]}\n" for name in NAMES) for state in (now, wanted)]
-        diff.append({"header": KERNEL, "before": shown[0], "after": shown[1]})
+        diff.append(files.diff_step(kernel.KERNEL, kernel.lines(now["live"]), kernel.lines(wanted["live"])))
         if not module.check_mode:
-            set_live(wanted["live"])
-    return [
-        {
-            "before_header": step["header"],
-            "after_header": step["header"],
-            "before": step["before"],
-            "after": step["after"],
-        }
-        for step in diff
-    ]
+            # A helper must not be started without the limit: the limit comes before it, and goes after it.
+            starts = HELPER in wanted["live"]["core_pattern"]
+            kernel.set_live(wanted["live"], NAMES if starts else tuple(reversed(NAMES)), ENCODING)
+    return diff
 
 
 def main() -> None:
@@ -239,8 +196,8 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "snapshot": {"type": "dict"},
-            "bin_dir": {"type": "str", "default": "/opt/bin"},
-            "sysctl_file": {"type": "str", "default": "/etc/sysctl.d/60-docker-core-helper.conf"},
+            "bin_dir": {"type": "str", "default": BIN_DIR},
+            "sysctl_file": {"type": "str", "default": SYSCTL_FILE},
         },
         supports_check_mode=True,
     )
@@ -248,15 +205,15 @@ def main() -> None:
     entry = os.path.join(parameters["bin_dir"], HELPER)
     # Not the record of what the host had before the first run: that stays as it is until the removal, with what was taken
     # over from others.
-    last = os.path.join(os.path.dirname(parameters["sysctl_file"]), LAST)
-    paths = [entry, CONFIGURATION, parameters["sysctl_file"], last]
+    sysctl_file = parameters["sysctl_file"]
+    paths = [entry, places.CONFIGURATION, sysctl_file, last_of(sysctl_file)]
     diff: list[dict[str, str]] = []
     try:
-        snapshot = take(paths)
+        snapshot = snapshot_of(paths)
         if parameters["snapshot"]:
             diff = restore(module, entry, snapshot, parameters["snapshot"])
-            snapshot = snapshot if module.check_mode else take(paths)
-    except RestoreError as error:
+            snapshot = snapshot if module.check_mode else snapshot_of(paths)
+    except (RestoreError, SettingError) as error:
         module.fail_json(msg=str(error))
     except OSError as error:
         module.fail_json(msg=f"{error.filename}: {error.strerror}")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import runpy
 from pathlib import Path
 from typing import Any
 
 import pytest
 from core_helper import command
+from sources import load
 
 MODULE = Path(__file__).resolve().parents[2] / "plugins/modules/core_helper_canary.py"
 
@@ -17,7 +17,8 @@ MODULE = Path(__file__).resolve().parents[2] / "plugins/modules/core_helper_cana
 def canary() -> dict[str, Any]:
     """Return what the module defines."""
     pytest.importorskip("ansible.module_utils.basic")
-    return runpy.run_path(str(MODULE))
+    defined: dict[str, Any] = vars(load(MODULE))
+    return defined
 
 
 @pytest.mark.parametrize(

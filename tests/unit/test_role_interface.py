@@ -191,7 +191,12 @@ def test_the_kernel_lets_more_crashes_to_the_helper_than_are_delivered_at_once(
 
 def test_the_kernel_starts_the_helper_after_its_configuration_is_written() -> None:
     tasks = [task["ansible.builtin.import_tasks"] for task in load("tasks/main.yml")]
-    assert tasks == ["preflight.yml", "look.yml", "install.yml", "configure.yml"]
+    assert tasks == [
+        "preflight.yml",
+        "restore_or_check_kernel.yml",
+        "install_or_remove_files.yml",
+        "set_kernel.yml",
+    ]
 
 
 def test_preflight_gets_every_variable() -> None:

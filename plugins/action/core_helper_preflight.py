@@ -1,36 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ansible action: refuses variables of the role docker_core_helper that cannot work, in one line that says which and why.
 
-Runs on the controller and connects to no host. Its arguments are all variables of the role, without ``docker_core_helper_``;
-any other variable that begins so is a mistyped one. Returns ``state``, for the table of playbooks/verify.yml.
+Runs on the controller and connects to no host. The variables are those of meta/argument_specs.yml of the role; any other
+one that begins with ``docker_core_helper_`` is a mistyped one. Returns ``state``, for the table of playbooks/verify.yml.
 """
 
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ansible.plugins.action import ActionBase
+from ansible.template import trust_as_template
 
 PREFIX = "docker_core_helper_"
-NAMES = (
-    *(
-        "state",
-        "delegate",
-        "fallback_core",
-        "timeout",
-        "pipe_limit",
-        "kernel_limit",
-        "core_pattern",
-        "conflicts",
-        "chain",
-        "chain_containers",
-    ),
-    *("bin_dir", "lib_dir", "python", "canary"),
-)
 # The kernel splits the pattern at spaces and expands its %, so a path is made of what is harmless everywhere.
 PATH = re.compile(r"(/(?!\.\.?(/|\Z))[A-Za-z0-9._+-]+)+")
 PATH_WORDS = "must be an absolute path of letters, digits and . _ + - only, not ending in /"
@@ -66,15 +54,19 @@ def shown(value: Any) -> str:
         return json.dumps(str(value))
 
 
-def problems(known: dict[str, Any], defined: list[str]) -> Iterator[str]:
-    """Yield what is wrong with the values of the known variables, and with the names of those that are defined."""
-    for name in sorted(set(defined).difference(NAMES)):
-        (nearest,) = difflib.get_close_matches(name, NAMES, n=1, cutoff=0)
+def problems_of_names(types: dict[str, str], defined: list[str]) -> Iterator[str]:
+    """Yield which of the defined variables are none of the role."""
+    for name in sorted(set(defined).difference(types)):
+        (nearest,) = difflib.get_close_matches(name, list(types), n=1, cutoff=0)
         yield f"{PREFIX}{name} is no variable of this role: did you mean {PREFIX}{nearest}?"
-    for name in NAMES:
+
+
+def problems(types: dict[str, str], known: dict[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with the values of the variables; ``types`` are those that meta/argument_specs.yml says."""
+    for name in types:
         if name not in known:
             yield f"{PREFIX}{name} is omitted: give it a value, or do not define it"
-    for name in ("fallback_core", "chain_containers", "canary"):
+    for name in [name for name, kind in types.items() if kind == "bool"]:
         if str(known[name]).lower() not in YES_OR_NO:
             yield f"{PREFIX}{name} must be true or false: {shown(known[name])}"
     delegate, chain = known["delegate"], known["chain"]
@@ -166,7 +158,21 @@ class ActionModule(ActionBase):
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Fail at the first problem."""
         super().run(tmp, task_vars)
-        defined = [name[len(PREFIX) :] for name in map(str, task_vars or {}) if name.startswith(PREFIX)]
-        problem = next(problems(self._task.args, defined), None)
-        state = str(self._task.args.get("state"))
+        variables = task_vars or {}
+        types = self.types(str(variables["role_path"]))
+        defined = [name[len(PREFIX) :] for name in map(str, variables) if name.startswith(PREFIX)]
+        known = self.values(types)
+        problem = next(itertools.chain(problems_of_names(types, defined), problems(types, known)), None)
+        state = str(known.get("state"))
         return {"changed": False, "state": state, **({"failed": True, "msg": problem} if problem else {})}
+
+    def types(self, role: str) -> dict[str, str]:
+        """Return the types of the variables of the role, by their names without the prefix."""
+        specification = self._loader.load_from_file(os.path.join(role, "meta/argument_specs.yml"))
+        options = specification["argument_specs"]["main"]["options"]
+        return {name[len(PREFIX) :]: str(option["type"]) for name, option in options.items()}
+
+    def values(self, names: Iterable[str]) -> dict[str, Any]:
+        """Return the values of the variables; one that is omitted has none."""
+        values = self._templar.template({name: trust_as_template(f"{{{{ {PREFIX}{name} }}}}") for name in names})
+        return dict(values)

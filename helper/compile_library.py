@@ -95,7 +95,7 @@ def imported_by(tree: ast.Module) -> "list[str]":
 def add_to_bundle(bundle: "list[tuple[str, bytes]]", name: str, library: str, final: str) -> None:
     """Add a module to the bundle, after those that it imports."""
     source = os.path.join(library, name + ".py")
-    if not os.path.exists(source) or name in [added for added, _ in bundle]:
+    if not os.path.exists(source) or name in dict(bundle):
         return
     with open(source, "rb") as file:
         tree = ast.parse(file.read())

@@ -30,7 +30,7 @@ attributes:
     support: none
     description: Nothing is ever changed.
 author:
-  - The docker-core-helper authors
+  - The docker-core-helper authors (@docker-core-helper)
 """
 
 EXAMPLES = r"""
@@ -62,43 +62,31 @@ seconds:
   sample: 0.021
 """
 
-import errno  # noqa: E402
 import json  # noqa: E402
 import os  # noqa: E402
-import resource  # noqa: E402
 import select  # noqa: E402
 import shlex  # noqa: E402
 import signal  # noqa: E402
 import socket  # noqa: E402
-import stat  # noqa: E402
 import subprocess  # noqa: E402
-import time  # noqa: E402
-import uuid  # noqa: E402
 from collections.abc import Callable  # noqa: E402
 from typing import NoReturn  # noqa: E402
 
 from ansible.module_utils.basic import AnsibleModule  # noqa: E402
 
 from ..module_utils.docker_core_helper import files, kernel  # noqa: E402
+from ..module_utils.docker_core_helper.canary_crash import LostError, crash  # noqa: E402
 from ..module_utils.docker_core_helper.canary_root import (  # noqa: E402
     HOST,
     MS_BIND,
     MS_PRIVATE,
     MS_REC,
-    NOBODY,
-    OUT,
     ROOT,
     Namespaces,
     SetupError,
     build_root,
 )
 from ..module_utils.docker_core_helper.places import CONFIGURATION, HELPER  # noqa: E402
-
-ENVIRONMENT = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin"}
-
-
-class LostError(Exception):
-    """The core did not reach the delegate; the text says what is known."""
 
 
 def configured_delegate() -> str:
@@ -129,7 +117,7 @@ def words_of_configuration(text: str) -> list[str]:
     """Return the words of the delegate in the helper's configuration: quoted as a whole, then split like a shell does."""
     words: list[str] = []
     for line in text.splitlines():
-        key, _, value = line.strip().partition("=")
+        key, _equals, value = line.strip().partition("=")
         if key == "DOCKERCOREHELPER_DELEGATE":
             try:
                 words = shlex.split(value, comments=True)
@@ -138,71 +126,6 @@ def words_of_configuration(text: str) -> list[str]:
             except ValueError as error:
                 raise SetupError(f"{CONFIGURATION} cannot be read: {error}: {line}") from error
     return words
-
-
-def become_nobody() -> None:
-    """Give all privileges away, and whatever could keep a crash from being one."""
-    # Nothing but a pipe takes a core of 0 bytes: not even a wrong core pattern can leave a file behind.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.signal(signal.SIGSEGV, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
-    os.setgroups([])
-    os.setgid(NOBODY)
-    os.setuid(NOBODY)
-
-
-def try_delegate(delegate: str, token: str, timeout: float) -> None:
-    """Run the throw-away program by hand; raise SetupError if it does not do its work: then no helper could help."""
-    result = subprocess.run(
-        [delegate],
-        input=token.encode(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=ENVIRONMENT,
-        preexec_fn=become_nobody,
-        timeout=timeout,
-        check=False,
-    )
-    if files.read(f"{OUT}/core") != token:
-        said = result.stdout.decode(errors="replace").strip()
-        raise SetupError(
-            f"the throw-away delegate does not work: exit code {result.returncode}, {said or 'no message'}"
-        )
-    os.unlink(f"{OUT}/core")
-
-
-def read_core(path: str) -> bytes:
-    """Return the content of a regular file; raise OSError if another process of nobody has put something else there."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", path)
-        return file.read()
-
-
-def crash(delegate: str, timeout: float) -> dict[str, object]:
-    """Let a shell crash and return size and time of its core; runs as process 1 of the namespaces, in ROOT."""
-    token = uuid.uuid4().hex
-    try_delegate(delegate, token, timeout)
-    limit = int(kernel.get("core_pipe_limit") or 0)
-    began = time.monotonic()
-    # Not process 1 itself: that takes no signal of its own namespace.
-    victim = subprocess.Popen(
-        ["/bin/sh", "-c", "kill -s SEGV $$"], env={**ENVIRONMENT, "CANARY": token}, preexec_fn=become_nobody
-    )
-    # With a limit, the process is kept until its delegate has ended: nothing will come after that.
-    while victim.poll() is None if limit else not os.path.exists(f"{OUT}/core"):
-        if time.monotonic() > began + timeout:
-            raise LostError(f"no core came to {delegate} within {timeout:g} seconds")
-        time.sleep(0.002)
-    try:
-        core = read_core(f"{OUT}/core")
-    except FileNotFoundError:
-        raise LostError(f"the process crashed, and no core came to {delegate}") from None
-    seconds = time.monotonic() - began
-    if token.encode() not in core:
-        raise LostError(f"{len(core)} bytes came to {delegate}, but they are not the core of the process")
-    return {"outcome": "delivered", "delegate": delegate, "size": len(core), "seconds": round(seconds, 3)}
 
 
 def outcome_of(function: Callable[..., dict[str, object]], *arguments: object) -> dict[str, object]:
@@ -253,7 +176,7 @@ def run(delegate: str, timeout: float) -> dict[str, object]:
         os.close(reader)
         inside(delegate, timeout, writer)
     os.close(writer)
-    ready, _, _ = select.select([reader], [], [], 2 * timeout)
+    ready = select.select([reader], [], [], 2 * timeout)[0]
     text = os.read(reader, 65536) if ready else b""
     os.close(reader)
     # Process 1 of the namespaces goes with its parent, and with it everything in them.

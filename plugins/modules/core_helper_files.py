@@ -58,7 +58,7 @@ attributes:
     support: full
     description: Shows the helper and the configuration, and the version of the library.
 author:
-  - The docker-core-helper authors
+  - The docker-core-helper authors (@docker-core-helper)
 """
 
 EXAMPLES = r"""

@@ -12,8 +12,9 @@ description:
   - Without O(snapshot) reads the files that a rollout writes, the kernel's live values, and what a table of the fleet shows.
     Changes nothing.
   - With O(snapshot), what an earlier run has returned, brings a host back to that version of the helper. Its library
-    must still be on the host, where M(core_helper_files) keeps the version before. A host that had no helper is not brought
-    back here - that is what O(core_helper_files#module:state=absent) and O(core_pattern#module:state=absent) are for.
+    must still be on the host, where M(dockercore.helper.core_helper_files) keeps the version before.
+  - A host that had no helper is not brought back here. That is what O(dockercore.helper.core_helper_files#module:state=absent)
+    and O(dockercore.helper.core_pattern#module:state=absent) are for.
 options:
   snapshot:
     description: The V(snapshot) that the run to come back to has returned.
@@ -34,7 +35,7 @@ attributes:
     support: full
     description: Shows the files and values that are brought back.
 author:
-  - The docker-core-helper authors
+  - The docker-core-helper authors (@docker-core-helper)
 """
 
 EXAMPLES = r"""

@@ -55,7 +55,7 @@ attributes:
     support: full
     description: Shows the live values and the file for the next boot.
 author:
-  - The docker-core-helper authors
+  - The docker-core-helper authors (@docker-core-helper)
 """
 
 EXAMPLES = r"""

@@ -98,7 +98,7 @@ class NextBoot:
 
     def winner(self, name: str) -> Assignment | None:
         """Return the line that sets a value last, None if there is none."""
-        found = [line for _, line in self.lines if line.name == name]
+        found = [line for _place, line in self.lines if line.name == name]
         return found[-1] if found else None
 
     def stronger(self, file: str, wanted: dict[str, str]) -> list[tuple[tuple[int, str], Assignment]]:

@@ -37,9 +37,9 @@ class Takeover:
 
         ``file`` is ours for the next boot. Returns the name that this file needs.
         """
-        if any(place < (0, LAST) for place, _ in others.stronger(file, wanted)):
+        if any(place < (0, LAST) for place, _line in others.stronger(file, wanted)):
             self.sysctl_file = file = last_of(file)
-        for _, line in others.stronger(file, wanted):
+        for _place, line in others.stronger(file, wanted):
             self.add_line(line)
         for service, links in others.services.items():
             self.services.setdefault(service, {}).update({link: os.readlink(link) for link in links})
@@ -54,7 +54,7 @@ class Takeover:
 
     def files(self) -> list[str]:
         """Return the files that have lines of ours."""
-        return sorted({path for path, _ in self.lines})
+        return sorted({path for path, _line in self.lines})
 
     def comment_out(self, file: str) -> str:
         """Return the content of ``file`` without the planned lines."""
@@ -87,7 +87,7 @@ class Takeover:
     def disable(self, service: str) -> None:
         """Disable a service. It is not stopped: Apport, for one, would then set values of its own."""
         if next_boot.systemd_runs():
-            code, _, said = self.module.run_command(["systemctl", "disable", service])
+            code, _output, said = self.module.run_command(["systemctl", "disable", service])
             if code:
                 raise SettingError(f"systemctl disable {service} failed: {said.strip()}")
             return
@@ -99,7 +99,7 @@ class Takeover:
         """Enable a service again, if it is still there."""
         problem = ""
         if next_boot.systemd_runs():
-            code, _, said = self.module.run_command(["systemctl", "enable", service])
+            code, _output, said = self.module.run_command(["systemctl", "enable", service])
             problem = said.strip() if code else ""
         else:
             for link, target in self.services[service].items():

@@ -53,7 +53,7 @@ def header(sources: "list[str]") -> bytes:
 
 
 def is_compiled(path: str, sources: "list[str]") -> bool:
-    """Tell whether a file holds these sources, compiled for this Python, and is whole."""
+    """Return whether a file holds these sources, compiled for this Python, and is whole."""
     try:
         with open(path, "rb") as file:
             return file.read(16) == header(sources) and bool(marshal.load(file))

@@ -75,7 +75,7 @@ class Row:
     """What is known of a host."""
 
     def __init__(self, host: str, known: dict[str, Any]) -> None:
-        """Take the host's registered results."""
+        """Make the row of what the tasks have registered."""
         self.problems: list[str] = []
         self.values: dict[str, Any] = {**dict.fromkeys(COLUMNS, "-"), "host": host}
         snapshot = known.get("__docker_core_helper_snapshot") or {}
@@ -84,12 +84,12 @@ class Row:
         elif not snapshot or snapshot.get("failed"):
             self.problems.append(text_of(snapshot.get("msg", "was not looked at")))
         else:
-            self.look(snapshot, known)
+            self.add_findings(snapshot, known)
         self.values["ok"] = not self.problems
         self.values["problems"] = self.problems
 
-    def look(self, snapshot: dict[str, Any], known: dict[str, Any]) -> None:
-        """Take what the modules have found."""
+    def add_findings(self, snapshot: dict[str, Any], known: dict[str, Any]) -> None:
+        """Add what the modules have found."""
         live = snapshot["snapshot"]["live"]
         files = known.get("__docker_core_helper_files") or {}
         kernel = known.get("__docker_core_helper_found") or {}
@@ -121,7 +121,7 @@ class Row:
             self.problems.append("the helper is not installed")
         else:
             self.compare(snapshot["snapshot"], files, kernel)
-        self.take_canary(known.get("__docker_core_helper_crash") or {})
+        self.add_canary(known.get("__docker_core_helper_crash") or {})
 
     def compare(self, snapshot: dict[str, Any], files: dict[str, Any], kernel: dict[str, Any]) -> None:
         """Compare the host with what the role would make of it."""
@@ -155,8 +155,8 @@ class Row:
                 self.problems.append(f"next boot: {origin} {what}")
         self.problems += [f"conflict: {text_of(conflict)}" for conflict in kernel.get("conflicts") or []]
 
-    def take_canary(self, crash: dict[str, Any]) -> None:
-        """Take what came of the crash, if there was one."""
+    def add_canary(self, crash: dict[str, Any]) -> None:
+        """Add what came of the crash, if there was one."""
         outcome = crash.get("outcome", "")
         if outcome == "delivered":
             self.values["canary"] = f"delivered in {crash['seconds']} s"

@@ -49,7 +49,7 @@ BEFORE = ("installed", "version", "snapshot")
 
 
 def good(result: Any) -> bool:
-    """Tell whether a registered result is one of a task that has run and has not failed."""
+    """Return whether a registered result is one of a task that has run and has not failed."""
     bad = ("failed", "unreachable", "skipped")
     return isinstance(result, dict) and not any(result.get(word) for word in bad)
 
@@ -266,7 +266,7 @@ class ActionModule(ActionBase):
         }
 
     def is_as_before(self, host: str, hosts: dict[str, dict[str, Any]]) -> bool:
-        """Tell whether a host has again what the record says of its files; with --check, whether it would have."""
+        """Return whether a host has again what the record says of its files; with --check, whether it would have."""
         now, before = self.known(host, SNAPSHOT), hosts[host]["before"]
         if self._task.check_mode:
             return True
@@ -275,7 +275,7 @@ class ActionModule(ActionBase):
         return bool(now["snapshot"]["files"] == before["snapshot"]["files"])
 
     def forget(self) -> dict[str, Any]:
-        """Take the hosts that were brought back from the record."""
+        """Remove the hosts that were brought back from the record."""
         path = self.record_of_last()
         wrong = self.wrong(SNAPSHOT)
         hosts = self.begun(path)
@@ -284,7 +284,7 @@ class ActionModule(ActionBase):
         self.write(path, left)
         if back and path == self.pending:
             self.keep_finished()
-        told = f"brought back: {named(back)}"
+        message = f"brought back: {named(back)}"
         if left:
-            raise AnsibleActionFail(f"{told}; still to be brought back, in {path}: {named(list(left))}")
-        return {"msg": told}
+            raise AnsibleActionFail(f"{message}; still to be brought back, in {path}: {named(list(left))}")
+        return {"msg": message}

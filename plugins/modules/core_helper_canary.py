@@ -92,8 +92,8 @@ from ..module_utils.docker_core_helper.places import CONFIGURATION, HELPER  # no
 def configured_delegate() -> str:
     """Return the path of the delegate that the helper would start, "" if none is configured.
 
-    Raises LostError where the helper is not started, SetupError where the path cannot be told. What the core pattern names
-    comes first, as in the helper.
+    Raises LostError where the helper is not started, SetupError where nobody can know the path. What the core pattern
+    names comes first, as in the helper.
     """
     pattern = kernel.get("core_pattern")
     words = pattern.lstrip("|").split()

@@ -244,7 +244,7 @@ class Settings:
     # -- before a change
 
     def warn_of_files(self) -> None:
-        """Say that the kernel will write no files any more where somebody has told it which."""
+        """Warn that the kernel will write no files any more where somebody has set the name of such files."""
         pattern = self.live["core_pattern"]
         if self.record.text is None and not pattern.startswith("|") and pattern != kernel.DEFAULTS["core_pattern"]:
             self.module.warn(

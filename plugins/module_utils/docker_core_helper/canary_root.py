@@ -38,7 +38,7 @@ class Namespaces:
     def __init__(self) -> None:
         """Load the C library."""
         try:
-            import ctypes  # not at the top: some builds of Python lack it, and that must be told as what it is
+            import ctypes  # not at the top: some builds of Python lack it, and the message must say so
         except ImportError as error:
             raise SetupError(f"the Python of this module lacks ctypes: {error}") from error
         self.libc = ctypes.CDLL(None, use_errno=True)

@@ -26,7 +26,7 @@ class Change:
         self.record = record
         self.takeover = takeover
         self.own_files = {path: files.read(path) for path in own}
-        # What of ours has another owner or mode than we gave it, also where its content is right.
+        # What of ours has another owner or mode than the role gives, also where its content is right.
         self.wrong_access = {path: files.wrong_access(path) for path in (*own, record.path)}
         self.not_undone: list[str] = []
 

@@ -27,7 +27,7 @@ def get(name: str, encoding: str = "utf-8") -> str:
 
 
 def set_live(values: dict[str, str], names: tuple[str, ...], encoding: str = "utf-8") -> None:
-    """Set live values in the order of ``names`` and read each back, as some kernels take what they cannot use.
+    """Set live values in the order of ``names`` and read each back, as some kernels accept what they cannot use.
 
     Raises SettingError if the kernel refuses one or shows another one.
     """
@@ -50,7 +50,7 @@ def lines(values: dict[str, str]) -> str:
 
 
 def starts_the_helper(pattern: str) -> bool:
-    """Tell whether a core pattern starts the helper, however the pattern names the helper and its options."""
+    """Return whether a core pattern starts the helper, however the pattern names the helper and its options."""
     return any(os.path.basename(word) == HELPER for word in pattern.lstrip("|").split())
 
 

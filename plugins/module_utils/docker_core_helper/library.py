@@ -31,7 +31,7 @@ def owner() -> tuple[int, int]:
 
 
 def is_owned(path: str, mode: int) -> bool:
-    """Tell whether ``path`` has this mode, and the owner of all our files, and is no symbolic link."""
+    """Return whether ``path`` has this mode, and the owner of all our files, and is no symbolic link."""
     found = os.lstat(path)
     is_link = stat.S_ISLNK(found.st_mode)
     return not is_link and (stat.S_IMODE(found.st_mode), (found.st_uid, found.st_gid)) == (mode, owner())
@@ -52,13 +52,13 @@ class Library:
         """Raise UnusableError if the library is not whole, or where somebody else could change it."""
         if "__init__.py" not in self.sources or any("/" in name for name in self.sources):
             raise UnusableError("the helper's library is not in what the role brought: is the role complete?")
-        # In a sticky directory somebody else may have been first, with the name that everybody can tell.
+        # In a sticky directory somebody else may have been first, with the name that everybody can compute.
         danger = usable_python.changeable(os.path.join(self.package, "__pycache__"))
         if danger:
             raise UnusableError(f"{self.version} cannot hold what the kernel starts as root: {danger}; remove it")
 
     def is_damaged(self) -> bool:
-        """Tell whether this version is not on the host as it should be, whichever Python it is compiled for."""
+        """Return whether this version is not on the host as it should be, whichever Python it is compiled for."""
         return bool(not os.path.isdir(self.package) or self.wrong_sources() or self.wrong_compiled())
 
     def wrong_sources(self) -> list[str]:

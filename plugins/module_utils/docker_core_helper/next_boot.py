@@ -30,7 +30,7 @@ class Assignment(NamedTuple):
 
 
 def systemd_runs() -> bool:
-    """Tell whether systemd runs on this host; sd_booted(3)."""
+    """Return whether systemd runs on this host; sd_booted(3)."""
     return os.path.isdir(os.path.join(ROOT, "run/systemd/system"))
 
 

@@ -30,7 +30,7 @@ def last_of(sysctl_file: str) -> str:
 
 
 def is_ours(content: str | None) -> bool:
-    """Tell whether the role has written a file with this content; one that is not there is in nobody's way."""
+    """Return whether the role has written a file with this content; one that is not there is in nobody's way."""
     return (content or WRITTEN).startswith(WRITTEN)
 
 

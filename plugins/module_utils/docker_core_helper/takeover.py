@@ -18,7 +18,7 @@ MARK = "# docker_core_helper took this over, its removal gives it back: "
 
 
 class Takeover:
-    """What was taken from others, for the record: the record says how to restore that, done or not."""
+    """What is taken over from others, for the record: the record says how to restore that, done or not."""
 
     def __init__(self, module: AnsibleModule, recorded: dict[str, Any]) -> None:
         """Begin with what earlier runs have recorded."""
@@ -28,7 +28,7 @@ class Takeover:
         self.services: dict[str, dict[str, str]] = dict(recorded.get("services", {}))
 
     def recorded(self) -> dict[str, Any]:
-        """Return what is to be recorded; nothing if nothing was taken."""
+        """Return what is to be recorded; nothing if nothing was taken over."""
         found = {"sysctl_file": self.sysctl_file, "lines": self.lines, "services": self.services}
         return {key: value for key, value in found.items() if value}
 

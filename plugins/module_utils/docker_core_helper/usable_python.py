@@ -58,8 +58,8 @@ def last_line(text: str) -> str:
 def changeable(path: str) -> str | None:
     """Return what of the ``path``, symbolic links followed, others than root could change.
 
-    What is missing does not count. A directory that all may write is harmless if it is sticky: then nobody can take
-    away what root owns in it.
+    What is missing does not count. A directory that all may write is harmless if it is sticky: then nobody can remove
+    what root owns in it.
     """
     pending = [part for part in reversed(path.split("/")) if part]
     reached = "/"

@@ -36,8 +36,6 @@ class Fleet:
         for host in HOSTS:
             (directory / "hosts" / host).mkdir(parents=True)
         shutil.copytree(PROJECT / "roles/docker_core_helper", self.role)
-        # The role's files take the helper from the repository.
-        (directory / "helper").symlink_to(PROJECT / "helper")
         (self.role / "action_plugins").mkdir(exist_ok=True)
         for module in MODULES:
             shutil.copy(Path(__file__).with_name("stand_in.py"), self.role / f"action_plugins/{module}.py")

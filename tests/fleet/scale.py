@@ -110,7 +110,6 @@ def main() -> None:
         directory = Path(name)
         (directory / "ping.yml").write_text(PLAY)
         (directory / "role.yml").write_text(ROLE)
-        (directory / "helper").symlink_to(PROJECT / "helper")
         role = directory / "roles/docker_core_helper"
         shutil.copytree(PROJECT / "roles/docker_core_helper", role)
         (role / "handlers/main.yml").write_text(HANDLERS)

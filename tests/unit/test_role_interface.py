@@ -255,6 +255,6 @@ def test_the_readme_has_the_defaults_of_the_specification(role: str) -> None:
         assert documented == str(options(role)[name]["default"]), name
 
 
-@pytest.mark.parametrize("path", sorted((PROJECT / "plugins/modules").glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((PROJECT / "plugins").glob("module*/**/*.py")), ids=lambda path: path.stem)
 def test_the_modules_run_on_python_3_8(path: Path) -> None:
     ast.parse(path.read_text(), feature_version=(3, 8))

@@ -126,12 +126,12 @@ from ..module_utils.docker_core_helper import files, kernel  # noqa: E402
 from ..module_utils.docker_core_helper.change import Change  # noqa: E402
 from ..module_utils.docker_core_helper.kernel import SettingError  # noqa: E402
 from ..module_utils.docker_core_helper.next_boot import NextBoot  # noqa: E402
-from ..module_utils.docker_core_helper.places import RECORD, SYSCTL_FILE, is_ours, last_of  # noqa: E402
+from ..module_utils.docker_core_helper.places import RECORD, SYSCTL_FILE, WRITTEN, is_ours, last_of  # noqa: E402
 from ..module_utils.docker_core_helper.record import Record  # noqa: E402
 from ..module_utils.docker_core_helper.takeover import Takeover  # noqa: E402
 
-HEADER = """\
-# Written by the Ansible role docker_core_helper; its docker_core_helper_state=absent removes it.
+HEADER = f"""\
+{WRITTEN}; its docker_core_helper_state=absent removes it.
 # Above 0: the kernel waits for the helper, and drops the crashes that come while so many are at the helper.
 """
 
@@ -178,8 +178,8 @@ class Settings:
         """Set the wanted values and return the result for Ansible."""
         parameters = self.module.params
         wanted = {"core_pattern": parameters["pattern"], "core_pipe_limit": str(parameters["pipe_limit"])}
-        self.warn_of_files()
-        self.refuse_files_of_others()
+        self.record.warn_of_files(self.module, self.live["core_pattern"])
+        self.change.refuse_files_of_others()
         self.conflicts = self.others.conflicts(self.sysctl_file, wanted)
         if self.conflicts and parameters["conflicts"] == "fail":
             raise ConflictError(" | ".join(self.conflicts))
@@ -240,25 +240,6 @@ class Settings:
                     self.takeover.enable(service)
                 files.write_or_remove(self.module, self.record.path, None)
         return self.result(wanted, own, None)
-
-    # -- before a change
-
-    def warn_of_files(self) -> None:
-        """Warn that the kernel will write no files any more where somebody has set the name of such files."""
-        pattern = self.live["core_pattern"]
-        if self.record.text is None and not pattern.startswith("|") and pattern != kernel.DEFAULTS["core_pattern"]:
-            self.module.warn(
-                f"kernel.core_pattern was the file name {pattern!r}, and no such files are written any more: processes of this"
-                " host need a delegate on the host, too, or docker_core_helper_fallback_core; else their cores are dropped"
-            )
-
-    def refuse_files_of_others(self) -> None:
-        """Raise SettingError if somebody else has written a file under a name of ours before the first run."""
-        for path, content in self.change.own_files.items():
-            if self.record.text is None and not is_ours(content):
-                raise SettingError(
-                    f"{path} was written by somebody else, and would be lost: move its lines to a file of another name"
-                )
 
     # -- what Ansible gets
 

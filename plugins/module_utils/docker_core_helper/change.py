@@ -10,6 +10,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 from . import files, kernel
 from .kernel import SettingError
+from .places import is_ours
 from .record import Record
 from .takeover import Takeover
 
@@ -29,6 +30,14 @@ class Change:
         # What of ours has another owner or mode than the role gives, also where its content is right.
         self.wrong_access = {path: files.wrong_access(path) for path in (*own, record.path)}
         self.not_undone: list[str] = []
+
+    def refuse_files_of_others(self) -> None:
+        """Raise SettingError if somebody else has written a file under a name of ours before the first run."""
+        for path, content in self.own_files.items():
+            if self.record.text is None and not is_ours(content):
+                raise SettingError(
+                    f"{path} was written by somebody else, and would be lost: move its lines to a file of another name"
+                )
 
     def write_record(self, text: str) -> None:
         """Write the record, where it is another one."""
@@ -55,7 +64,6 @@ class Change:
         """
         try:
             yield
-            return
         except (OSError, SettingError):
             with self.undoing(kernel.KERNEL):
                 kernel.set_live(self.live, tuple(reversed(kernel.NAMES)))

@@ -44,6 +44,14 @@ class Record:
         self.previous: dict[str, str] = {name: content[name] for name in DEFAULTS}
         self.taken_over: dict[str, Any] = content.get("taken_over", {})
 
+    def warn_of_files(self, module: AnsibleModule, pattern: str) -> None:
+        """Warn before the first change that the kernel will write no files any more, where somebody has set their name."""
+        if self.text is None and not pattern.startswith("|") and pattern != DEFAULTS["core_pattern"]:
+            module.warn(
+                f"kernel.core_pattern was the file name {pattern!r}, and no such files are written any more: processes of this"
+                " host need a delegate on the host, too, or docker_core_helper_fallback_core; else their cores are dropped"
+            )
+
     def with_taken_over(self, taken_over: dict[str, Any]) -> str:
         """Return what the record must hold once this was taken over; the same text as before if nothing is new."""
         if self.text and taken_over == self.taken_over:

@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[1]
+PLUGINS = PROJECT / "plugins"
 
 
 def load(path: Path) -> Any:
-    """Import a file anew: no test sees what another one has changed in it."""
+    """Import a file anew: no test sees what another one has changed in it, or in what a module of Ansible has with others."""
+    if path.is_relative_to(PLUGINS):
+        for name in [name for name in sys.modules if name.partition(".")[0] == PLUGINS.name]:
+            del sys.modules[name]
+        sys.path.insert(0, str(PROJECT))
+        try:
+            return importlib.import_module(".".join(path.relative_to(PROJECT).with_suffix("").parts))
+        finally:
+            sys.path.remove(str(PROJECT))
     specification = importlib.util.spec_from_file_location(path.stem, path)
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module
+
+
+def shared(name: str) -> Any:
+    """Return what the last loaded module of Ansible has imported of plugins/module_utils."""
+    return sys.modules[f"{PLUGINS.name}.module_utils.docker_core_helper.{name}"]
 
 
 def tracked() -> list[str]:

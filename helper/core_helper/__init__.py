@@ -2,13 +2,15 @@
 
 A crash walks through the modules in one direction::
 
-    main -> command -> slots -> handling -> victim -> membership -> child -(fork)-> delegate -> container -> privileges -> exec
-                                                                       \\-> supervisor -> relay -> journal
+    main -> slots -> deliver -> verification -> membership -> child -(fork)-> joining -> container -> privileges -> program
+                        |                                         \\-> supervisor -> relay
+                        \\-> joining (the delegate), fallback (the core file), previous_handler
 
-The parent stays on the host as the supervisor. ``start`` is what the helper does to itself, ``linux`` holds system calls,
-``procfs`` reads /proc, ``namespaces``, ``cgroups`` and ``first_process`` tell what belongs together, ``seccomp`` holds the
-filter, ``quota`` rations the log, ``fallback`` writes the core file where there is no delegate, ``chain`` becomes the handler
-that the host had before, for crashes outside of containers.
+``main`` is the door: it knows the ``command_line``, reads the ``configuration``, makes the ``crash``, the ``source`` of the core
+and the ``log``, and is protected by ``start``. ``deliver`` looks, chooses and tries. ``process`` is the faulting process;
+``namespaces``, ``runtime`` and ``first_process`` say what belongs to which container. ``procfs`` reads /proc, ``corefile`` the
+core, ``words`` splits what is written. ``linux`` holds system calls, ``seccomp`` the filter. ``journal`` writes the log,
+``quota`` rations it, ``diagnosis`` explains why a process is not there.
 
 The package is imported at every crash, so it imports but modules that are built into the interpreter (``posix`` is what
 ``os`` is made of), and no ``__future__``: annotations that Python 3.8 cannot evaluate are quoted. What is not

@@ -1,1 +1,186 @@
-../../roles/docker_core_helper/action_plugins/core_helper_preflight.py
+# SPDX-License-Identifier: Apache-2.0
+"""Ansible action: refuses variables of the role docker_core_helper that cannot work, in one line that says which and why.
+
+Runs on the controller and connects to no host. The variables are those that have a default in the role; any other one
+that begins with ``docker_core_helper_`` is a mistyped one. Returns ``state``, for the table of playbooks/verify.yml.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import json
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from ansible.errors import AnsibleActionFail
+from ansible.plugins.action import ActionBase
+from ansible.template import trust_as_template
+
+PREFIX = "docker_core_helper_"
+# The kernel splits the pattern at spaces and expands its %, so a path is made of what is harmless everywhere.
+PATH = re.compile(r"(/(?!\.\.?(/|\Z))[A-Za-z0-9._+-]+)+")
+PATH_WORDS = "must be an absolute path of letters, digits and . _ + - only, not ending in /"
+# The kernel keeps so much of a pattern: CORENAME_MAX_SIZE of fs/coredump.c, without the byte that ends it.
+PATTERN_BYTES = 127
+CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+# The words that follow the helper; see parse_arguments of helper/core_helper/command_line.py.
+OPTIONS = ("-F%F", "-I%I", "-s%s", "-t%t", "-d%d", "-c%c")
+PROCESS = ["%P", "%u", "%g"]
+# The helper takes no larger number; see MOST_DELIVERIES of helper/core_helper/configuration.py.
+MOST_DELIVERIES = 16384
+# No more processes than that exist at a time: PID_MAX_LIMIT of include/linux/threads.h.
+MOST_CRASHES = 4194304
+# What Ansible's filter bool understands.
+YES_OR_NO = ("true", "false", "yes", "no", "on", "off", "1", "0")
+# What core_helper fills in; see parse_configuration of helper/core_helper/configuration.py.
+SPECIFIER = re.compile("%[PpugsteEh%]")
+
+
+def number(value: Any) -> int:
+    """Return a number that may be written as a string, 0 if it is none."""
+    try:
+        return int(value)
+    except (OverflowError, TypeError, ValueError):
+        return 0
+
+
+def shown(value: Any) -> str:
+    """Return a value for a message, on one line, whatever somebody has written there."""
+    try:
+        return json.dumps(value, default=str)
+    except (TypeError, ValueError):
+        return json.dumps(str(value))
+
+
+def problems_of_names(defaults: dict[str, Any], defined: list[str]) -> Iterator[str]:
+    """Yield which of the defined variables are none of the role."""
+    for name in sorted(set(defined).difference(defaults)):
+        (nearest,) = difflib.get_close_matches(name, list(defaults), n=1, cutoff=0)
+        yield f"{PREFIX}{name} is no variable of this role: did you mean {PREFIX}{nearest}?"
+
+
+def problems(defaults: dict[str, Any], known: dict[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with the values of the variables; one whose default is true or false must be one of these."""
+    for name in defaults:
+        if name not in known:
+            yield f"{PREFIX}{name} is omitted: give it a value, or do not define it"
+    for name in [name for name, default in defaults.items() if isinstance(default, bool)]:
+        if str(known[name]).lower() not in YES_OR_NO:
+            yield f"{PREFIX}{name} must be true or false: {shown(known[name])}"
+    delegate, chain = known["delegate"], known["chain"]
+    for name, reason in (("bin_dir", ", because the kernel splits its pattern at spaces"), ("lib_dir", "")):
+        if not PATH.fullmatch(str(known[name])):
+            yield f"{PREFIX}{name} {PATH_WORDS}{reason}: {shown(known[name])}"
+    yield from problems_of_pattern(str(known["core_pattern"]), f"{known['bin_dir']}/docker_core_helper")
+    yield from problems_of_limits(known["pipe_limit"], known["kernel_limit"])
+    if not 1 <= number(known["timeout"]) <= 86400:
+        yield f"{PREFIX}timeout must be a number of seconds from 1 to 86400: {shown(known['timeout'])}"
+    if not isinstance(delegate, list):
+        yield f"{PREFIX}delegate must be a list of words, such as [/opt/bin/uploader.sh, s3://cores/]: {shown(delegate)}"
+    elif delegate:
+        yield from problems_of_words("delegate", delegate, "an absolute path in the container")
+        if any("%" in SPECIFIER.sub("", str(word)) for word in delegate):
+            yield f"{PREFIX}delegate knows %P %p %u %g %s %t %e %h %E, and %% for a percent sign: {shown(delegate)}"
+    if isinstance(chain, list):
+        yield from problems_of_words("chain", chain, "the absolute path of a program of the host")
+    elif chain not in ("none", "previous"):
+        yield (
+            f"{PREFIX}chain must be none, previous or a list of words, such as [/usr/lib/systemd/systemd-coredump, '%P']:"
+            f" {shown(chain)}"
+        )
+    if known["python"] and not re.fullmatch(r"/\S+", str(known["python"])):
+        yield f"{PREFIX}python must be an absolute path without spaces: {shown(known['python'])}"
+
+
+def problems_of_pattern(pattern: str, helper: str) -> Iterator[str]:
+    """Yield why the kernel would not start the helper by a pattern."""
+    value = shown(pattern)
+    if not pattern.startswith("|/"):
+        yield f"{PREFIX}core_pattern must begin with |/, a pipe to an absolute path: {value}"
+    if not re.fullmatch(r"[ -~]*[!-~]", pattern):
+        yield f"{PREFIX}core_pattern must be one line of printable ASCII characters that does not end in a space: {value}"
+    if len(pattern) > PATTERN_BYTES:
+        yield f"{PREFIX}core_pattern has {len(pattern)} bytes, and the kernel cuts it off after {PATTERN_BYTES}: {value}"
+    words = pattern[1:].split()
+    if helper not in words:
+        yield f"{PREFIX}core_pattern must name {helper}, the helper that is installed: {value}"
+        return
+    words = words[words.index(helper) + 1 :]
+    while words and words[0].startswith("-"):
+        if words[0] == "--":
+            words = words[1:]
+            break
+        if words[0] not in OPTIONS:
+            yield f"{PREFIX}core_pattern: {helper} takes {' '.join(OPTIONS)}, and not {shown(words[0])}: {value}"
+        words = words[1:]
+    if words[:3] != PROCESS:
+        yield f"{PREFIX}core_pattern must have {' '.join(PROCESS)} behind {helper} and its options, in this order: {value}"
+    if words[3:] and not words[3].startswith("/"):
+        yield f"{PREFIX}core_pattern must name the absolute path of the delegate behind %g: {value}"
+
+
+def problems_of_limits(deliveries: Any, limit: Any) -> Iterator[str]:
+    """Yield why there cannot be so many deliveries at once, and so many crashes at the helper."""
+    if not 1 <= number(deliveries) <= MOST_DELIVERIES:
+        yield f"{PREFIX}pipe_limit must be a number of deliveries from 1 to {MOST_DELIVERIES}: {shown(deliveries)}"
+    if number(limit) < 1:
+        yield (
+            f"{PREFIX}kernel_limit must be above 0, else the kernel does not wait for the helper and cores are lost:"
+            f" {shown(limit)}"
+        )
+    if number(limit) > MOST_CRASHES:
+        yield f"{PREFIX}kernel_limit must not be above {MOST_CRASHES}, as many as there can be processes: {shown(limit)}"
+    if number(limit) < number(deliveries):
+        yield (
+            f"{PREFIX}kernel_limit must not be below {PREFIX}pipe_limit, else the kernel drops crashes that would be"
+            f" delivered: {shown(limit)} is less than {shown(deliveries)}; raise {PREFIX}kernel_limit or leave it out,"
+            f" or lower {PREFIX}pipe_limit"
+        )
+
+
+def problems_of_words(name: str, words: list[Any], first: str) -> Iterator[str]:
+    """Yield why a list is no command line that the configuration can hold."""
+    if not words or not str(words[0]).startswith("/"):
+        yield f"{PREFIX}{name} must begin with {first}: {shown(words)}"
+    for word in words:
+        if CONTROL.search(str(word)):
+            yield f"{PREFIX}{name} must not hold newlines or other control characters: {shown(word)}"
+
+
+class ActionModule(ActionBase):
+    """The check of the variables."""
+
+    TRANSFERS_FILES = False
+    _supports_check_mode = True
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Fail at the first problem."""
+        super().run(tmp, task_vars)
+        variables = task_vars or {}
+        defaults = self.defaults()
+        defined = [name[len(PREFIX) :] for name in map(str, variables) if name.startswith(PREFIX)]
+        known = self.values(defaults)
+        problem = next(itertools.chain(problems_of_names(defaults, defined), problems(defaults, known)), None)
+        state = str(known.get("state"))
+        return {"changed": False, "state": state, **({"failed": True, "msg": problem} if problem else {})}
+
+    def defaults(self) -> dict[str, Any]:
+        """Return the variables of the role, without the prefix, with their defaults.
+
+        Ansible has them in memory. To read meta/argument_specs.yml, which has types, too, would cost each host more time of the
+        controller than a whole task does.
+        """
+        role = self._task._role
+        if role is None:
+            raise AnsibleActionFail(
+                "core_helper_preflight is a task of the role docker_core_helper, and of nothing else"
+            )
+        found = role.get_default_vars()
+        return {name[len(PREFIX) :]: value for name, value in found.items() if name.startswith(PREFIX)}
+
+    def values(self, names: Iterable[str]) -> dict[str, Any]:
+        """Return the values of the variables; one that is omitted has none."""
+        values = self._templar.template({name: trust_as_template(f"{{{{ {PREFIX}{name} }}}}") for name in names})
+        return dict(values)

@@ -1,1 +1,250 @@
-../../playbooks/action_plugins/core_helper_report.py
+# SPDX-License-Identifier: Apache-2.0
+"""Ansible action: the end of playbooks/verify.yml, one table of the whole fleet.
+
+Runs on the controller, once for all hosts, and connects to none: it reads what ``tasks/inspect.yml`` of the role has found.
+Every host of the play is a row, also one that was unreachable. Writes the rows to the files ``json`` and ``html``, prints
+them as a table, and fails if one host is not as it should be.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import tempfile
+import time
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+
+HELPER = "docker_core_helper"
+# The name of the live values in what core_pattern shows.
+KERNEL = "/proc/sys/kernel"
+COLUMNS = {
+    "host": "host",
+    "kernel": "kernel",
+    "engine": "engine",
+    "version": "version",
+    "pattern": "pattern",
+    "next_boot": "next boot",
+    "canary": "canary",
+}
+# A longer value is cut off on the terminal, not in the files.
+WIDTH = 40
+PAGE = """\
+<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>docker_core_helper: {summary}</title>
+<style>
+body {{ font: 15px/1.4 system-ui, sans-serif; margin: 2em; }}
+table {{ border-collapse: collapse; }}
+th, td {{ border: 1px solid #bbb; padding: .3em .6em; text-align: left; vertical-align: top; }}
+tr.wrong td {{ background: #fdd; }}
+code {{ word-break: break-all; }}
+</style></head>
+<body><h1>docker_core_helper: {summary}</h1><p>{time}</p>
+<table><tr>{head}</tr>
+{rows}</table></body></html>
+"""
+
+
+def as_wanted(value: str, wanted: str) -> str:
+    """Return a value for the table: the wanted one is as long as it is well known."""
+    return "as wanted" if value and value == wanted else value
+
+
+def text_of(problem: Any) -> str:
+    """Return a problem that a module, or Ansible in its place, has returned as one line."""
+    line = " ".join((problem if isinstance(problem, str) else json.dumps(problem)).split())
+    return line.removeprefix("Task failed: ")
+
+
+def row_of(host: str, known: dict[str, Any]) -> dict[str, Any]:
+    """Return the row of a host, also of one that is not ours any more and answers nonsense: the others need their rows."""
+    try:
+        row = Row(host, known).values
+        page([row], "")
+        table([row])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        problems = [f"its answer makes no sense: {type(error).__name__}: {error}"]
+        return {**dict.fromkeys(COLUMNS, "-"), "host": host, "ok": False, "problems": problems}
+    return row
+
+
+class Row:
+    """What is known of a host."""
+
+    def __init__(self, host: str, known: dict[str, Any]) -> None:
+        """Make the row of what the tasks have registered."""
+        self.problems: list[str] = []
+        self.values: dict[str, Any] = {**dict.fromkeys(COLUMNS, "-"), "host": host}
+        snapshot = known.get("__docker_core_helper_snapshot") or {}
+        if snapshot.get("unreachable"):
+            self.problems.append(f"unreachable: {text_of(snapshot.get('msg', ''))}")
+        elif not snapshot or snapshot.get("failed"):
+            self.problems.append(text_of(snapshot.get("msg", "was not looked at")))
+        else:
+            self.add_findings(snapshot, known)
+        self.values["ok"] = not self.problems
+        self.values["problems"] = self.problems
+
+    def add_findings(self, snapshot: dict[str, Any], known: dict[str, Any]) -> None:
+        """Add what the modules have found."""
+        live = snapshot["snapshot"]["live"]
+        files = known.get("__docker_core_helper_files") or {}
+        kernel = known.get("__docker_core_helper_found") or {}
+        self.values |= {
+            "kernel": snapshot["kernel"],
+            "engine": ", ".join(snapshot["engines"]) or "none",
+            "version": snapshot["version"] or "not installed",
+            "pattern": live["core_pattern"],
+            "pipe_limit": live["core_pipe_limit"],
+            "python": f"{files.get('python', '')} {files.get('python_version', '')}".strip(),
+        }
+        variables = known.get("__docker_core_helper_preflight") or {}
+        for result in (variables, files, kernel):
+            if not result or result.get("skipped"):
+                self.problems.append("was not compared with what the role would make of it")
+            elif result.get("unreachable"):
+                self.problems.append(f"unreachable: {text_of(result.get('msg', ''))}")
+            elif result.get("failed"):
+                self.problems.append(text_of(result.get("msg", "failed")))
+        if variables.get("state") == "absent":
+            self.problems += ["the helper is still installed"] if snapshot["installed"] else []
+            if HELPER in live["core_pattern"]:
+                self.problems.append(f"kernel.core_pattern still starts the helper: {live['core_pattern']!r}")
+            steps = [*files.get("diff", []), *kernel.get("diff", [])]
+            left = ", ".join(step["after_header"] for step in steps if step["after_header"] != KERNEL)
+            if left or files.get("changed"):
+                self.problems.append(f"a removal would still change: {left or 'the library'}")
+        elif not snapshot["installed"]:
+            self.problems.append("the helper is not installed")
+        else:
+            self.compare(snapshot["snapshot"], files, kernel)
+        self.add_canary(known.get("__docker_core_helper_crash") or {})
+
+    def compare(self, snapshot: dict[str, Any], files: dict[str, Any], kernel: dict[str, Any]) -> None:
+        """Compare the host with what the role would make of it."""
+        if files.get("changed"):
+            names = ", ".join(step["after_header"] for step in files.get("diff", [])) or "an owner or a mode"
+            self.problems.append(f"the files are not those of this version: {names}")
+        live = snapshot["live"]
+        for name, value in live.items():
+            wanted = str(kernel.get(name, value))
+            if value == wanted:
+                continue
+            # What the role has written for the next boot says what it had set.
+            was_set = any(f"kernel.{name} = {wanted}\n" in (content or "") for content in snapshot["files"].values())
+            self.problems.append(
+                f"drift: kernel.{name} is {value!r}, somebody has changed it since the role set {wanted!r}"
+                if was_set
+                else f"kernel.{name} is {value!r} instead of {wanted!r}"
+            )
+        for step in kernel.get("diff", []):
+            if step["after_header"] in (*snapshot["files"], kernel.get("record")):
+                self.problems.append(f"not as the role writes it: {step['after_header']}")
+        wanted = str(kernel.get("core_pattern", ""))
+        self.values["pattern"] = as_wanted(live["core_pattern"], wanted)
+        if "next_boot" in kernel:
+            # A service decides where there is no value.
+            value, origin = kernel["next_boot"], kernel["next_boot_file"] or "the kernel's default"
+            self.values["next_boot"] = as_wanted(value, wanted) or origin
+            self.values["next_boot_file"] = kernel["next_boot_file"]
+            if value != wanted:
+                what = f"sets kernel.core_pattern to {value!r}" if value else "may set another kernel.core_pattern"
+                self.problems.append(f"next boot: {origin} {what}")
+        self.problems += [f"conflict: {text_of(conflict)}" for conflict in kernel.get("conflicts") or []]
+
+    def add_canary(self, crash: dict[str, Any]) -> None:
+        """Add what came of the crash, if there was one."""
+        outcome = crash.get("outcome", "")
+        if outcome == "delivered":
+            self.values["canary"] = f"delivered in {crash['seconds']} s"
+            self.values |= {"canary_size": crash["size"], "canary_seconds": crash["seconds"]}
+        elif outcome == "skipped" or not crash or crash.get("skipped"):
+            self.values["canary"] = "not tried"
+        else:
+            self.values["canary"] = "no set-up" if outcome == "setup" else "lost" if outcome == "lost" else "failed"
+            self.problems.append(text_of(crash.get("msg", "the canary failed")))
+
+
+def visible(text: str) -> str:
+    """Return a text that came from a host without what would steer the terminal, or begin a line of its own."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the rows for a terminal, what is wrong below them."""
+
+    def cell(value: str) -> str:
+        value = visible(value)
+        return value if len(value) <= WIDTH else f"{value[: WIDTH - 3]}..."
+
+    lines = [list(COLUMNS.values()), *([cell(str(row[key])) for key in COLUMNS] for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
+    lines.insert(1, ["-" * width for width in widths])
+    shown = ["  ".join(value.ljust(width) for value, width in zip(line, widths)).rstrip() for line in lines]
+    problems = [visible(f"{row['host']}: {problem}") for row in rows for problem in row["problems"]]
+    return "\n".join([*shown, "", *problems])
+
+
+def page(rows: list[dict[str, Any]], summary: str) -> str:
+    """Return the rows as a page that needs nothing else."""
+
+    def line(row: dict[str, Any]) -> str:
+        cells = [html.escape(str(row[key])) for key in COLUMNS]
+        problems = "<br>".join(html.escape(problem) for problem in row["problems"]) or "none"
+        return f"<tr{'' if row['ok'] else ' class=wrong'}><td>{'</td><td>'.join(cells)}</td><td>{problems}</td></tr>\n"
+
+    return PAGE.format(
+        summary=html.escape(summary),
+        time=time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+        head="".join(f"<th>{title}</th>" for title in [*COLUMNS.values(), "what is wrong"]),
+        rows="".join(map(line, rows)),
+    )
+
+
+def write(path: str, content: str) -> None:
+    """Write a file in one step, over whatever has its name: no symbolic link that somebody has put there is followed."""
+    descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path))
+    try:
+        with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(content)
+            umask = os.umask(0)
+            os.umask(umask)
+            os.fchmod(descriptor, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+class ActionModule(ActionBase):
+    """The report."""
+
+    TRANSFERS_FILES = False
+    _supports_check_mode = True
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Write and print it."""
+        super().run(tmp, task_vars)
+        variables = task_vars or {}
+        raw = variables["hostvars"].raw_get
+        rows = [row_of(host, raw(host)) for host in variables["ansible_play_hosts_all"]]
+        wrong = [row["host"] for row in rows if not row["ok"]]
+        summary = f"{len(rows) - len(wrong)} of {len(rows)} hosts are as they should be"
+        paths = {name: os.path.abspath(self._task.args[name]) for name in ("json", "html")}
+        files = {}
+        for name, content in (("json", json.dumps(rows, indent=1) + "\n"), ("html", page(rows, summary))):
+            try:
+                os.makedirs(os.path.dirname(paths[name]), exist_ok=True)
+                write(paths[name], content)
+                files[name] = paths[name]
+            except OSError as error:
+                files[name] = f"not written: {paths[name]}: {error.strerror}, give another file with verify_{name}"
+        # The table first of all: it is what the fleet was looked at for.
+        Display().display(f"\n{table(rows)}\n{summary}; {files['json']}, {files['html']}\n")
+        problems = [f"wrong: {', '.join(wrong)}"] if wrong else []
+        problems += [text for name, text in files.items() if text != paths[name]]
+        message = "; ".join([summary, *problems])
+        return {"changed": False, "msg": message, **({"failed": True} if problems else {})}

@@ -1,1 +1,234 @@
-../../roles/docker_core_helper/library/core_helper_snapshot.py
+#!/usr/bin/python
+# SPDX-License-Identifier: Apache-2.0
+"""Ansible module: how a host is, for a table of the fleet, and to come back to."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: core_helper_snapshot
+short_description: Reads what a rollout of docker_core_helper changes on a host, and brings it back
+version_added: 1.0.0
+description:
+  - Without O(snapshot) reads the files that a rollout writes, the kernel's live values, and what a table of the fleet shows.
+    Changes nothing.
+  - With O(snapshot), what an earlier run has returned, brings a host back to that version of the helper. Its library
+    must still be on the host, where M(dockercore.helper.core_helper_files) keeps the version before.
+  - A host that had no helper is not brought back here. That is what O(dockercore.helper.core_helper_files#module:state=absent)
+    and O(dockercore.helper.core_pattern#module:state=absent) are for.
+options:
+  snapshot:
+    description: The V(snapshot) that the run to come back to has returned.
+    type: dict
+  bin_dir:
+    description: Directory of the helper.
+    type: str
+    default: /opt/bin
+  sysctl_file:
+    description: The file that sets the kernel's values at the next boot.
+    type: str
+    default: /etc/sysctl.d/60-docker-core-helper.conf
+attributes:
+  check_mode:
+    support: full
+    description: Tells what a run would change.
+  diff_mode:
+    support: full
+    description: Shows the files and values that are brought back.
+author:
+  - The docker-core-helper authors (@docker-core-helper)
+"""
+
+EXAMPLES = r"""
+- name: Look at the host
+  core_helper_snapshot:
+  register: before
+
+- name: Bring it back
+  core_helper_snapshot:
+    snapshot: "{{ before.snapshot }}"
+"""
+
+RETURN = r"""
+snapshot:
+  description: The content of each file, V(null) where there is none, and the live values.
+  returned: always
+  type: dict
+  sample: {files: {/opt/bin/docker_core_helper: null}, live: {core_pattern: core, core_pipe_limit: "0"}}
+installed:
+  description: Whether the helper is there.
+  returned: always
+  type: bool
+  sample: true
+version:
+  description: The version of the helper and of its library, empty if it is not there.
+  returned: always
+  type: str
+  sample: 1.0.0 (2f7c0d1e9a34)
+kernel:
+  description: The release of the kernel.
+  returned: always
+  type: str
+  sample: 6.12.107
+engines:
+  description: The container engines that are installed, with their versions.
+  returned: always
+  type: list
+  elements: str
+  sample: [docker 20.10.24, podman 4.3.1]
+"""
+
+import os  # noqa: E402 (Ansible wants the documentation first)
+import re  # noqa: E402
+import shutil  # noqa: E402
+import subprocess  # noqa: E402
+from typing import Any  # noqa: E402
+
+from ansible.module_utils.basic import AnsibleModule  # noqa: E402
+
+from ..module_utils.docker_core_helper import files, kernel, places  # noqa: E402
+from ..module_utils.docker_core_helper.kernel import NAMES, SettingError  # noqa: E402
+from ..module_utils.docker_core_helper.places import BIN_DIR, HELPER, SYSCTL_FILE, last_of, library_of  # noqa: E402
+
+ENGINES = ("docker", "podman", "containerd")
+# Brings any byte into JSON, and back.
+ENCODING = "latin-1"
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class RestoreError(Exception):
+    """The host cannot be brought back; the text says why, and what to do."""
+
+
+def read(path: str) -> str | None:
+    """Return the content of a file, None if there is none."""
+    try:
+        return files.read(path, ENCODING)
+    except NotADirectoryError:
+        return None
+
+
+def answer(*words: str) -> str:
+    """Return what a program prints, "" if it does not run."""
+    try:
+        result = subprocess.run(
+            words,
+            env={"PATH": PATH, "HOME": "/"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=10,
+            check=True,
+            encoding="utf-8",
+            errors="replace",
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return result.stdout.strip()
+
+
+def engines() -> list[str]:
+    """Return the container engines that are installed; none of them is asked to start anything."""
+    found = []
+    for name in ENGINES:
+        program = shutil.which(name, path=PATH)
+        if program:
+            number = re.search(r"\d+\.[\w.+~-]*\w", answer(program, "--version"))
+            found.append(f"{name} {number.group()}" if number else name)
+    return found
+
+
+def version_of(path: str, entry: str | None) -> str:
+    """Return the version of the installed helper: its own number, and the name of its library.
+
+    It is read, and not asked: nobody has seen yet who owns it, and this is root.
+    """
+    if entry is None:
+        return ""
+    library = library_of(entry) or ""
+    package = read(os.path.join(library or os.path.dirname(path), "core_helper/__init__.py"))
+    found = re.search(r'^__version__ = "(.+)"$', package or "", re.MULTILINE)
+    number = found.group(1) if found else "unknown"
+    return f"{number} ({os.path.basename(library)})" if library else number
+
+
+def snapshot_of(paths: list[str]) -> dict[str, dict[str, Any]]:
+    """Return how the host is."""
+    live = {name: kernel.get(name, ENCODING) for name in NAMES}
+    return {"files": {path: read(path) for path in paths}, "live": live}
+
+
+def restore(
+    module: AnsibleModule, entry: str, now: dict[str, dict[str, Any]], wanted: dict[str, dict[str, Any]]
+) -> list[dict[str, str]]:
+    """Bring the host back and return what was changed, as --diff shows it."""
+    before = wanted["files"].get(entry)
+    if before is None:
+        raise RestoreError(f"{entry} was not there before: remove the helper, with docker_core_helper_state=absent")
+    library = library_of(before)
+    if library and not os.path.isdir(library):
+        raise RestoreError(
+            f"the library of the version before is gone: {library}; nothing was changed. Roll that version out again, from its"
+            " own checkout"
+        )
+    diff = []
+    # In the order of the snapshot: the helper itself first, as its library is there already.
+    for path, content in wanted["files"].items():
+        if now["files"].get(path) == content:
+            continue
+        diff.append(files.diff_step(path, now["files"].get(path), content))
+        if not module.check_mode and content is None:
+            os.unlink(path)
+        elif not module.check_mode:
+            files.write(module, path, content, 0o755 if path == entry else 0o644, encoding=ENCODING)
+    if now["live"] != wanted["live"]:
+        pattern = now["live"]["core_pattern"]
+        if HELPER not in pattern and pattern != wanted["live"]["core_pattern"]:
+            module.warn(f"somebody else has set kernel.core_pattern since the rollout: replaced, it was {pattern!r}")
+        diff.append(files.diff_step(kernel.KERNEL, kernel.lines(now["live"]), kernel.lines(wanted["live"])))
+        if not module.check_mode:
+            # A helper must not be started without the limit: the limit comes before it, and goes after it.
+            starts = HELPER in wanted["live"]["core_pattern"]
+            kernel.set_live(wanted["live"], NAMES if starts else tuple(reversed(NAMES)), ENCODING)
+    return diff
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "snapshot": {"type": "dict"},
+            "bin_dir": {"type": "str", "default": BIN_DIR},
+            "sysctl_file": {"type": "str", "default": SYSCTL_FILE},
+        },
+        supports_check_mode=True,
+    )
+    parameters = module.params
+    entry = os.path.join(parameters["bin_dir"], HELPER)
+    # Not the record of what the host had before the first run: that stays as it is until the removal, with what was taken
+    # over from others.
+    sysctl_file = parameters["sysctl_file"]
+    paths = [entry, places.CONFIGURATION, sysctl_file, last_of(sysctl_file)]
+    diff: list[dict[str, str]] = []
+    try:
+        snapshot = snapshot_of(paths)
+        if parameters["snapshot"]:
+            diff = restore(module, entry, snapshot, parameters["snapshot"])
+            snapshot = snapshot if module.check_mode else snapshot_of(paths)
+    except (RestoreError, SettingError) as error:
+        module.fail_json(msg=str(error))
+    except OSError as error:
+        module.fail_json(msg=f"{error.filename}: {error.strerror}")
+    content = snapshot["files"][entry]
+    module.exit_json(
+        changed=bool(diff),
+        diff=diff,
+        snapshot=snapshot,
+        installed=content is not None,
+        version=version_of(entry, content),
+        kernel=os.uname().release,
+        engines=engines(),
+    )
+
+
+if __name__ == "__main__":
+    main()

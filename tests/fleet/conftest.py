@@ -15,7 +15,7 @@ import yaml
 
 PROJECT = Path(__file__).resolve().parents[2]
 PLAYBOOK = Path(sys.executable).with_name("ansible-playbook")
-MODULES = [path.stem for path in (PROJECT / "roles/docker_core_helper/library").glob("*.py")]
+MODULES = [path.stem for path in (PROJECT / "plugins/modules").glob("*.py")]
 HOSTS = [f"web{number:02}" for number in range(1, 23)]
 # Nobody listens there.
 UNREACHABLE = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1}
@@ -36,8 +36,6 @@ class Fleet:
         for host in HOSTS:
             (directory / "hosts" / host).mkdir(parents=True)
         shutil.copytree(PROJECT / "roles/docker_core_helper", self.role)
-        # The role's files take the helper from the repository.
-        (directory / "helper").symlink_to(PROJECT / "helper")
         (self.role / "action_plugins").mkdir(exist_ok=True)
         for module in MODULES:
             shutil.copy(Path(__file__).with_name("stand_in.py"), self.role / f"action_plugins/{module}.py")

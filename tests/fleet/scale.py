@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ansible.plugins.action import ActionBase  # type: ignore[import-untyped]
+from ansible.plugins.action import ActionBase
 
 PROJECT = Path(__file__).resolve().parents[2]
 PLAYBOOK = Path(sys.executable).with_name("ansible-playbook")
@@ -110,7 +110,6 @@ def main() -> None:
         directory = Path(name)
         (directory / "ping.yml").write_text(PLAY)
         (directory / "role.yml").write_text(ROLE)
-        (directory / "helper").symlink_to(PROJECT / "helper")
         role = directory / "roles/docker_core_helper"
         shutil.copytree(PROJECT / "roles/docker_core_helper", role)
         (role / "handlers/main.yml").write_text(HANDLERS)

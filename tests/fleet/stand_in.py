@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ansible.plugins.action import ActionBase  # type: ignore[import-untyped]
+from ansible.plugins.action import ActionBase
 
 PATTERN = "|/opt/bin/docker_core_helper -F%F -I%I -s%s -t%t -d%d -c%c %P %u %g"
 

@@ -13,7 +13,7 @@ from sources import load
 
 errors = pytest.importorskip("ansible.errors")
 
-PLUGINS = Path(__file__).resolve().parents[2] / "playbooks/action_plugins"
+PLUGINS = Path(__file__).resolve().parents[2] / "plugins/action"
 PENDING = {"hosts": {"web01": {"touched": True, "before": {"installed": True}}}}
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 PROJECT = Path(__file__).resolve().parents[2]
-MODULE = PROJECT / "roles/docker_core_helper/library/core_helper_canary.py"
+MODULE = "plugins.modules.core_helper_canary"
 KERNEL = Path("/proc/sys/kernel")
 OUTSIDE = "/opt/bin/canary-of-the-test"
 
@@ -50,10 +50,11 @@ class Host:
             "from ansible.module_utils.testing import patch_module_args\n"
             "arguments = json.loads(sys.argv[2])['ANSIBLE_MODULE_ARGS']\n"
             "with patch_module_args(arguments):\n"
-            "    runpy.run_path(sys.argv[1], run_name='__main__')\n"
+            "    runpy.run_module(sys.argv[1], run_name='__main__')\n"
         )
         said = subprocess.run(
             [sys.executable, "-c", program, MODULE, json.dumps(arguments)],
+            cwd=PROJECT,
             stdout=subprocess.PIPE,
             check=False,
             timeout=60,

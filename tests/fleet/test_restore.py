@@ -30,8 +30,8 @@ def sandbox(tmp_path: Path) -> Iterator[Sandbox]:
 
 def newer(directory: Path) -> Path:
     """Return a checkout of the next version."""
-    for name in ("helper", "playbooks", "roles"):
-        shutil.copytree(PROJECT / name, directory / name)
+    for name in ("helper", "playbooks", "plugins", "roles"):
+        shutil.copytree(PROJECT / name, directory / name, symlinks=True)
     package = directory / "helper/core_helper/__init__.py"
     package.write_text(package.read_text().replace('__version__ = "', '__version__ = "9.'))
     return directory

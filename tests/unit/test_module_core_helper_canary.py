@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import os
-import runpy
 from pathlib import Path
 from typing import Any
 
 import pytest
 from core_helper.configuration import Configuration, parse_configuration
+from sources import load, shared
 
-MODULE = Path(__file__).resolve().parents[2] / "roles/docker_core_helper/library/core_helper_canary.py"
+MODULE = Path(__file__).resolve().parents[2] / "plugins/modules/core_helper_canary.py"
 
 
 @pytest.fixture(scope="module")
 def canary() -> dict[str, Any]:
     """Return what the module defines."""
     pytest.importorskip("ansible.module_utils.basic")
-    return runpy.run_path(str(MODULE))
+    defined: dict[str, Any] = vars(load(MODULE))
+    return defined
 
 
 @pytest.mark.parametrize(
@@ -44,11 +45,12 @@ def test_the_configuration_is_read_as_the_helper_reads_it(canary: dict[str, Any]
 def test_root_reads_the_core_and_nothing_that_another_process_of_nobody_has_put_there(
     canary: dict[str, Any], tmp_path: Path
 ) -> None:
+    read_core = shared("canary_crash").read_core
     core = tmp_path / "core"
     core.write_bytes(b"core")
     (tmp_path / "link").symlink_to(core)
     os.mkfifo(tmp_path / "pipe")
-    assert canary["read_core"](str(core)) == b"core"
+    assert read_core(str(core)) == b"core"
     for name in ("link", "pipe"):
         with pytest.raises(OSError, match=name):
-            canary["read_core"](str(tmp_path / name))
+            read_core(str(tmp_path / name))

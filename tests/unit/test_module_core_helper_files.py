@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sources import load
+from sources import load, shared
 
 basic = pytest.importorskip("ansible.module_utils.basic")
 testing = pytest.importorskip("ansible.module_utils.testing")
 
 PROJECT = Path(__file__).resolve().parents[2]
-LIBRARY = PROJECT / "roles/docker_core_helper/library"
+LIBRARY = PROJECT / "plugins/modules"
+COMPILER = PROJECT / "helper/compile_library.py"
 PYTHON = os.path.realpath(sys.executable)
 ENTRY = """\
 #!/usr/bin/python3 -IS
@@ -51,10 +52,10 @@ class Host:
         self.lib_dir = root / "opt" / "lib" / "docker_core_helper"
         self.entry = self.bin_dir / "docker_core_helper"
         self.library = {"__init__.py": '__version__ = "1.0.0"\n', "main.py": MAIN}
-        monkeypatch.setattr(self.module, "CONFIGURATION", str(self.configuration))
-        monkeypatch.setattr(self.module, "CORE_PATTERN", str(self.pattern))
-        monkeypatch.setattr(self.module, "OWNER", os.getuid())
-        monkeypatch.setattr(self.module, "GROUP", os.getgid())
+        monkeypatch.setattr(shared("places"), "CONFIGURATION", str(self.configuration))
+        monkeypatch.setattr(shared("usable_host"), "CORE_PATTERN", str(self.pattern))
+        monkeypatch.setattr(shared("usable_python"), "OWNER", os.getuid())
+        monkeypatch.setattr(shared("usable_python"), "GROUP", os.getgid())
 
     def run(self, state: str = "present", check: bool = False, **changed: object) -> dict[str, Any]:
         """Run the module and return its result."""
@@ -65,6 +66,7 @@ class Host:
             "python": PYTHON,
             "library": self.library,
             "entry": ENTRY,
+            "compiler": COMPILER.read_text(),
             "configuration": "DOCKERCOREHELPER_TIMEOUT=300\n",
             "_ansible_check_mode": check,
             **changed,
@@ -135,7 +137,7 @@ def install_the_real_one(host: Host) -> dict[str, Any]:
 def unbundled(result: dict[str, Any]) -> set[str]:
     """Return the modules of the installed library that a start imports one by one."""
     code = f"import sys; sys.path.insert(0, {result['library']!r}); import core_helper.main\n"
-    code += "core_helper.load(); import core_helper.handling\n"
+    code += "core_helper.load(); import core_helper.deliver\n"
     code += "print(*[name for name, module in sys.modules.items() if name[:11] == 'core_helper' and module.__spec__])"
     return set(subprocess.check_output([PYTHON, "-BISc", code], text=True).split())
 
@@ -298,12 +300,12 @@ def test_an_old_kernel_is_refused(host: Host, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_another_system_is_refused(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host.module.sys, "platform", "freebsd14")
+    monkeypatch.setattr(sys, "platform", "freebsd14")
     assert "freebsd14" in host.refused()
 
 
 def test_a_container_is_refused(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host.module, "CORE_PATTERN", "/nonexistent/core_pattern")
+    monkeypatch.setattr(shared("usable_host"), "CORE_PATTERN", "/nonexistent/core_pattern")
     assert "cannot be written" in host.refused()
 
 
@@ -357,7 +359,7 @@ def test_directories_that_others_can_write_are_refused(host: Host) -> None:
 def test_a_version_that_somebody_else_has_put_into_a_sticky_directory_is_refused(host: Host, name: str) -> None:
     host.lib_dir.mkdir(parents=True)
     host.lib_dir.chmod(0o1777)
-    version = host.lib_dir / host.module.version_of(host.library)
+    version = host.lib_dir / shared("library").version_of(host.library)
     (version / "core_helper/__pycache__").mkdir(parents=True)
     os.chown(version / name, 12345, 12345)
     assert "belongs to user 12345; remove it" in host.refused()
@@ -370,9 +372,11 @@ def test_the_search_takes_the_first_usable_python_by_its_stable_name(
     broken.write_text("#!/bin/sh\nexit 1\n")
     broken.chmod(0o755)
     stable.symlink_to(PYTHON)
-    monkeypatch.setattr(host.module, "PYTHONS", (str(tmp_path / "missing"), str(broken), str(stable), PYTHON))
+    monkeypatch.setattr(
+        shared("usable_python"), "PYTHONS", (str(tmp_path / "missing"), str(broken), str(stable), PYTHON)
+    )
     assert host.run(python="")["python"] == str(stable)
-    monkeypatch.setattr(host.module, "PYTHONS", (str(broken),))
+    monkeypatch.setattr(shared("usable_python"), "PYTHONS", (str(broken),))
     assert f"no usable Python: {broken} no message; install one" in host.refused(python="")
 
 

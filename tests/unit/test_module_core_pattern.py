@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
-from sources import load
+from sources import load, shared
 
 testing = pytest.importorskip("ansible.module_utils.testing")
 
-MODULE = Path(__file__).resolve().parents[2] / "roles/docker_core_helper/library/core_pattern.py"
+MODULE = Path(__file__).resolve().parents[2] / "plugins/modules/core_pattern.py"
 PATTERN = "|/opt/bin/docker_core_helper %P %u %g"
 APPORT = "|/usr/share/apport/apport -p%p -s%s"
 
@@ -25,10 +25,11 @@ class Kernel:
     def __init__(self, root: Path, capture: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
         """Make a kernel that nobody has set up."""
         self.module = load(MODULE)
+        self.live_values, self.file_tools = shared("kernel"), shared("files")
         self.capture = capture
         self.host = root / "host"
         self.host.mkdir()
-        monkeypatch.setattr(self.module, "ROOT", str(self.host))
+        monkeypatch.setattr(shared("next_boot"), "ROOT", str(self.host))
         self.root = root = root / "kernel"
         root.mkdir()
         self.record = root / "previous.json"
@@ -36,8 +37,8 @@ class Kernel:
         self.written: list[str] = []
         self.refuses: str | None = None
         self.set("core", "0")
-        monkeypatch.setattr(self.module, "KERNEL", str(root))
-        monkeypatch.setattr(self.module, "open", self.open, raising=False)
+        monkeypatch.setattr(self.live_values, "KERNEL", str(root))
+        monkeypatch.setattr(self.live_values, "open", self.open, raising=False)
         # Ansible collects the warnings of all runs of this process.
         self.warned: list[str] = []
         monkeypatch.setattr(self.module.AnsibleModule, "warn", self.warn)
@@ -189,9 +190,9 @@ def test_a_value_that_reads_back_differently_fails_and_is_taken_back(
     kernel: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = kernel.files()
-    get = kernel.module.get
+    get = kernel.live_values.get
     # A kernel that cuts the pattern off.
-    monkeypatch.setattr(kernel.module, "get", lambda name: get(name)[:20])
+    monkeypatch.setattr(kernel.live_values, "get", lambda *arguments: get(*arguments)[:20])
     result = kernel.run()
     assert result["failed"]
     assert "the kernel shows '|/opt/bin/docker_cor'" in result["msg"]
@@ -219,7 +220,7 @@ def test_what_cannot_be_brought_back_is_named_and_its_record_stays(
 ) -> None:
     # The kernel takes nothing, and then the disk is full: two failures, and neither hides the other.
     kernel.refuses = "core_pattern"
-    real = kernel.module.os.replace
+    real = kernel.file_tools.os.replace
     written = []
 
     def replace(source: str, target: str) -> None:
@@ -228,8 +229,8 @@ def test_what_cannot_be_brought_back_is_named_and_its_record_stays(
             raise OSError(errno.ENOSPC, "No space left on device")
         real(source, target)
 
-    kernel.sysctl_file.write_text(f"{kernel.module.WRITTEN}\n")
-    monkeypatch.setattr(kernel.module.os, "replace", replace)
+    kernel.sysctl_file.write_text(f"{shared('places').WRITTEN}\n")
+    monkeypatch.setattr(kernel.file_tools.os, "replace", replace)
     message = kernel.run()["msg"]
     assert "kernel.core_pattern: the kernel refuses" in message
     assert f"could not be brought back: {kernel.sysctl_file}: No space left on device" in message
@@ -245,7 +246,7 @@ def test_a_file_that_cannot_be_written_is_named_and_leaves_no_other_one(
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(kernel.module.os, "fsync", full)
+    monkeypatch.setattr(kernel.file_tools.os, "fsync", full)
     message = kernel.run()["msg"]
     assert message.startswith(
         f"{kernel.record}: No space left on device; the kernel's values and those of the next boot are"
@@ -273,7 +274,7 @@ def test_the_record_is_there_before_the_kernel_is_changed(kernel: Kernel, monkey
     def stop(values: dict[str, str], names: tuple[str, ...]) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(kernel.module, "set_live", stop)
+    monkeypatch.setattr(kernel.live_values, "set_live", stop)
     with pytest.raises(KeyboardInterrupt):
         kernel.run()
     assert json.loads(kernel.record.read_text()) == {"core_pattern": "core", "core_pipe_limit": "0"}
@@ -522,7 +523,7 @@ def test_the_diff_shows_what_is_taken_over(kernel: Kernel) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("stop", ["disable", "write", "put_boot", "set_live"])
+@pytest.mark.parametrize("stop", ["disable", "write", "write_own_files", "set_live"])
 def test_a_takeover_that_was_interrupted_is_given_back(
     kernel: Kernel, monkeypatch: pytest.MonkeyPatch, kind: str, stop: str
 ) -> None:
@@ -537,8 +538,8 @@ def test_a_takeover_that_was_interrupted_is_given_back(
             else:
                 raise KeyboardInterrupt
 
-        owner = {"disable": kernel.module.Takeover, "set_live": kernel.module}.get(stop, kernel.module.Settings)
-        write = kernel.module.Settings.write
+        owners = {"disable": kernel.module.Takeover, "set_live": kernel.live_values, "write": kernel.file_tools}
+        owner, write = owners.get(stop, kernel.module.Change), kernel.file_tools.write
         patch.setattr(owner, stop, interrupt)
         try:
             kernel.run(**TAKE)
@@ -680,7 +681,7 @@ def test_the_next_boot_of_a_bare_host_is_the_value_of_the_kernel(kernel: Kernel)
 def test_the_helper_itself_is_never_the_handler_from_before(kernel: Kernel) -> None:
     helper = add(kernel, "opt/docker_core_helper", "")
     helper.chmod(0o755)
-    assert kernel.module.handler_of(f"|{helper} %P") == []
+    assert kernel.live_values.handler_of(f"|{helper} %P") == []
 
 
 def test_a_file_of_ours_under_the_other_name_is_no_conflict_and_goes(kernel: Kernel) -> None:

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A change of the kernel's values and of the files for the next boot: all of it, or nothing."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from ansible.module_utils.basic import AnsibleModule
+
+from . import files, kernel
+from .kernel import SettingError
+from .places import is_ours
+from .record import Record
+from .takeover import Takeover
+
+
+class Change:
+    """What a run writes, and how the host was before."""
+
+    def __init__(
+        self, module: AnsibleModule, live: dict[str, str], record: Record, takeover: Takeover, own: tuple[str, str]
+    ) -> None:
+        """Keep how the host is. ``own`` are the two names that our file for the next boot may have."""
+        self.module = module
+        self.live = live
+        self.record = record
+        self.takeover = takeover
+        self.own_files = {path: files.read(path) for path in own}
+        # What of ours has another owner or mode than the role gives, also where its content is right.
+        self.wrong_access = {path: files.wrong_access(path) for path in (*own, record.path)}
+        self.not_undone: list[str] = []
+
+    def refuse_files_of_others(self) -> None:
+        """Raise SettingError if somebody else has written a file under a name of ours before the first run."""
+        for path, content in self.own_files.items():
+            if self.record.text is None and not is_ours(content):
+                raise SettingError(
+                    f"{path} was written by somebody else, and would be lost: move its lines to a file of another name"
+                )
+
+    def write_record(self, text: str) -> None:
+        """Write the record, where it is another one."""
+        if self.record.text != text or self.wrong_access[self.record.path]:
+            files.write_or_remove(self.module, self.record.path, text)
+
+    def edit_files(self, before: dict[str, str], after: dict[str, str]) -> None:
+        """Give files of others another content, where it is another one."""
+        for path, content in after.items():
+            if content != before[path]:
+                files.edit(self.module, path, content)
+
+    def write_own_files(self, contents: dict[str, str | None]) -> None:
+        """Write the file for the next boot, and remove the one of the other name."""
+        for path, content in sorted(contents.items(), key=lambda item: item[1] is None):
+            if self.own_files[path] != content or self.wrong_access[path]:
+                files.write_or_remove(self.module, path, content)
+
+    @contextlib.contextmanager
+    def all_or_nothing(self, before: dict[str, str], disabled: list[str]) -> Iterator[None]:
+        """Undo a change that fails, as far as possible; one step that fails keeps no other from being tried.
+
+        ``before`` are the files of others with their contents, ``disabled`` the services that this change disables.
+        """
+        try:
+            yield
+        except (OSError, SettingError):
+            with self.undoing(kernel.KERNEL):
+                kernel.set_live(self.live, tuple(reversed(kernel.NAMES)))
+            for path, content in self.own_files.items():
+                with self.undoing(path):
+                    if files.read(path) != content:
+                        files.write_or_remove(self.module, path, content)
+            for path, theirs in before.items():
+                with self.undoing(path):
+                    if files.read_exactly(path) != theirs:
+                        files.edit(self.module, path, theirs)
+            for service in disabled:
+                with self.undoing(service):
+                    self.takeover.enable(service)
+            # The record goes last, and stays where it is still needed.
+            if not self.not_undone:
+                with self.undoing(self.record.path):
+                    if files.read(self.record.path) != self.record.text:
+                        files.write_or_remove(self.module, self.record.path, self.record.text)
+            raise
+
+    @contextlib.contextmanager
+    def undoing(self, name: str) -> Iterator[None]:
+        """Note in ``not_undone`` that what is named could not be brought back, and why."""
+        try:
+            yield
+        except OSError as error:
+            self.not_undone.append(f"{name}: {error.strerror}")
+        except SettingError as error:
+            self.not_undone.append(f"{name}: {error}")
+
+    def outcome(self) -> str:
+        """Return how a run that failed has left the host, for its message."""
+        if self.not_undone:
+            return (
+                f"and these could not be brought back: {'; '.join(self.not_undone)}: run this again when that is mended"
+            )
+        return "the kernel's values and those of the next boot are as they were before"

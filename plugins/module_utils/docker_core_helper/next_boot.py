@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who sets the kernel's values at the next boot: the files of sysctl.d(5) in their order, and services at their start."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from typing import NamedTuple
+
+from . import files
+from .kernel import DEFAULTS, NAMES
+
+ROOT = "/"
+# Of these directories, the first one that has a file of a name masks that of the others; sysctl.d(5).
+DIRECTORIES = ("etc", "run", "usr/local/lib", "usr/lib", "lib")
+# Set the pattern whenever they start, also when their package is upgraded.
+SERVICES = ("apport.service", "abrt-ccpp.service")
+REMEDY = "or set docker_core_helper_conflicts=take_over"
+
+
+class Assignment(NamedTuple):
+    """A line of a file that sets one of the two values."""
+
+    file: str
+    number: int
+    name: str
+    value: str
+    line: str
+
+
+def systemd_runs() -> bool:
+    """Return whether systemd runs on this host; sd_booted(3)."""
+    return os.path.isdir(os.path.join(ROOT, "run/systemd/system"))
+
+
+def assignments(path: str) -> list[Assignment]:
+    """Return the lines of ``path`` that set one of the two values, in either spelling of the key; sysctl.d(5).
+
+    Keys with wildcards are left out, as both systemd and procps do for a key that is set by its name: ours is.
+    """
+    found = []
+    for number, line in enumerate(files.read_exactly(path).split("\n"), 1):
+        key, equals, value = line.strip().partition("=")
+        # A - in front: no error if it cannot be set.
+        name = re.sub(r"^-?\s*kernel[./](\w+)\s*$", r"\1", key)
+        if equals and name in NAMES:
+            found.append(Assignment(path, number, name, value.strip(), line))
+    return found
+
+
+def links_that_enable(service: str) -> list[str]:
+    """Return the symbolic links by which a service is enabled."""
+    units = os.path.join(ROOT, "etc/systemd/system")
+    if os.path.realpath(os.path.join(units, service)) == "/dev/null":
+        return []
+    found = []
+    for directory in sorted(os.listdir(units)) if os.path.isdir(units) else []:
+        link = os.path.join(units, directory, service)
+        if directory.endswith((".wants", ".requires")) and os.path.islink(link):
+            found.append(link)
+    name = service.rpartition(".")[0]
+    native = any(os.path.exists(os.path.join(ROOT, path, "systemd/system", service)) for path in DIRECTORIES)
+    # Without systemd, or for it to make a unit of: the links of the run levels. Apport's script asks its settings first.
+    if not (systemd_runs() and native) and os.path.exists(os.path.join(ROOT, "etc/init.d", name)):
+        settings = files.read_exactly(os.path.join(ROOT, "etc/default", name))
+        if not re.search(r"^\s*enabled=[\"']?0", settings, re.MULTILINE):
+            for level in "2345":
+                directory = os.path.join(ROOT, f"etc/rc{level}.d")
+                names = sorted(os.listdir(directory)) if os.path.isdir(directory) else []
+                found += [os.path.join(directory, link) for link in names if re.match(rf"S\d\d{name}\Z", link)]
+    return found
+
+
+class NextBoot:
+    """The files and the services that set the two values at the next boot."""
+
+    def __init__(self, own: tuple[str, str]) -> None:
+        """Look at the host. ``own`` are the two names that our file may have: they are not somebody else's."""
+        self.own = own
+        found: dict[str, str] = {}
+        for directory in DIRECTORIES:
+            directory = os.path.join(ROOT, directory, "sysctl.d")
+            for name in os.listdir(directory) if os.path.isdir(directory) else []:
+                if name.endswith(".conf"):
+                    found.setdefault(name, os.path.join(directory, name))
+        last = os.path.join(ROOT, "etc/sysctl.conf")
+        if not systemd_runs():
+            # sysctl --system reads this one last, whatever links lead to it; systemd only where a link does.
+            found = {name: file for name, file in found.items() if os.path.realpath(file) != os.path.realpath(last)}
+        # Each with its place in the order. What is masked by a link to /dev/null has no lines.
+        self.lines = [((0, name), line) for name in sorted(found) for line in assignments(found[name])]
+        if not systemd_runs():
+            self.lines += [((1, ""), line) for line in assignments(last)]
+        links = {service: links_that_enable(service) for service in SERVICES}
+        # Those that are enabled, with the symbolic links that say so.
+        self.services = {service: found for service, found in links.items() if found}
+
+    def winner(self, name: str) -> Assignment | None:
+        """Return the line that sets a value last, None if there is none."""
+        found = [line for _place, line in self.lines if line.name == name]
+        return found[-1] if found else None
+
+    def stronger(self, file: str, wanted: dict[str, str]) -> list[tuple[tuple[int, str], Assignment]]:
+        """Return the lines that are read after our ``file`` and set other values than the ``wanted`` ones."""
+        ours = (0, os.path.basename(file))
+        later = [(place, line) for place, line in self.lines if place > ours and line.file not in self.own]
+        found = []
+        for name in NAMES:
+            same = [(place, line) for place, line in later if line.name == name]
+            if same and same[-1][1].value != wanted[name]:
+                found += [(place, line) for place, line in same if line.value != wanted[name]]
+        return found
+
+    def conflicts(self, file: str, wanted: dict[str, str]) -> list[str]:
+        """Return a line for each who would win over our ``file`` and the ``wanted`` values: who, where, and the remedy."""
+        found = []
+        for place, line in self.stronger(file, wanted):
+            after = "last of all" if place[0] else f"after {os.path.basename(file)}"
+            found.append(
+                f"{line.file}, line {line.number}, sets kernel.{line.name} = {line.value} and is read {after}:"
+                f" remove that line, {REMEDY}"
+            )
+        for service in self.services:
+            found.append(f"{service} is enabled and sets kernel.core_pattern when it starts: disable it, {REMEDY}")
+        return found
+
+    def pattern(self, live: str) -> tuple[str, str]:
+        """Return the core pattern of the next boot, and the file or service that decides about it; ``live`` is today's."""
+        for service in self.services:
+            name = service.rpartition(".")[0].partition("-")[0]
+            return (live if f"/{name}" in live else "", service)
+        winner = self.winner("core_pattern")
+        if winner:
+            return winner.value, winner.file
+        try:
+            words = shlex.split(files.read("/proc/cmdline") or "")
+        except ValueError:
+            words = []
+        # The kernel sets these before the first program, so that every file comes later.
+        given = [re.match(r"sysctl\.kernel[./]core_pattern=(.*)", word) for word in words]
+        values = [found.group(1) for found in given if found]
+        return (values[-1], "/proc/cmdline") if values else (DEFAULTS["core_pattern"], "")

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the role writes where, as far as more than one module needs to know it.
+
+The controller's part, plugins/action, has copies of what it needs: in a clone Ansible loads an action plugin as a file of its
+own, which finds no module_utils of ours.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+HELPER = "docker_core_helper"
+CONFIGURATION = "/etc/docker_core_helper.conf"
+BIN_DIR = "/opt/bin"
+LIB_DIR = "/opt/lib/docker_core_helper"
+# The values from before the first run.
+RECORD = f"{LIB_DIR}/previous.json"
+# The file that sets the kernel's values at the next boot, and the name that it has where it must sort behind whatever begins
+# with a number.
+SYSCTL_FILE = "/etc/sysctl.d/60-docker-core-helper.conf"
+LAST = "zz-docker-core-helper.conf"
+# How a file begins that the role has written.
+WRITTEN = "# Written by the Ansible role docker_core_helper"
+
+
+def last_of(sysctl_file: str) -> str:
+    """Return the other path that the file for the next boot may have."""
+    return os.path.join(os.path.dirname(sysctl_file), LAST)
+
+
+def is_ours(content: str | None) -> bool:
+    """Return whether the role has written a file with this content; one that is not there is in nobody's way."""
+    return (content or WRITTEN).startswith(WRITTEN)
+
+
+def library_of(entry: str | None) -> str | None:
+    """Return the directory that an installed helper takes its library from; None if the role has not installed it."""
+    found = re.search(r'^LIBRARY = "(/.*)"$', entry or "", re.MULTILINE)
+    return found.group(1) if found and (entry or "").startswith("#!") else None

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ansible action: refuses variables of the role docker_core_helper that cannot work, in one line that says which and why.
 
-Runs on the controller and connects to no host. The variables are those of meta/argument_specs.yml of the role; any other
-one that begins with ``docker_core_helper_`` is a mistyped one. Returns ``state``, for the table of playbooks/verify.yml.
+Runs on the controller and connects to no host. The variables are those that have a default in the role; any other one
+that begins with ``docker_core_helper_`` is a mistyped one. Returns ``state``, for the table of playbooks/verify.yml.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 import difflib
 import itertools
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.template import trust_as_template
 
@@ -54,19 +54,19 @@ def shown(value: Any) -> str:
         return json.dumps(str(value))
 
 
-def problems_of_names(types: dict[str, str], defined: list[str]) -> Iterator[str]:
+def problems_of_names(defaults: dict[str, Any], defined: list[str]) -> Iterator[str]:
     """Yield which of the defined variables are none of the role."""
-    for name in sorted(set(defined).difference(types)):
-        (nearest,) = difflib.get_close_matches(name, list(types), n=1, cutoff=0)
+    for name in sorted(set(defined).difference(defaults)):
+        (nearest,) = difflib.get_close_matches(name, list(defaults), n=1, cutoff=0)
         yield f"{PREFIX}{name} is no variable of this role: did you mean {PREFIX}{nearest}?"
 
 
-def problems(types: dict[str, str], known: dict[str, Any]) -> Iterator[str]:
-    """Yield what is wrong with the values of the variables; ``types`` are those that meta/argument_specs.yml says."""
-    for name in types:
+def problems(defaults: dict[str, Any], known: dict[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with the values of the variables; one whose default is true or false must be one of these."""
+    for name in defaults:
         if name not in known:
             yield f"{PREFIX}{name} is omitted: give it a value, or do not define it"
-    for name in [name for name, kind in types.items() if kind == "bool"]:
+    for name in [name for name, default in defaults.items() if isinstance(default, bool)]:
         if str(known[name]).lower() not in YES_OR_NO:
             yield f"{PREFIX}{name} must be true or false: {shown(known[name])}"
     delegate, chain = known["delegate"], known["chain"]
@@ -159,18 +159,26 @@ class ActionModule(ActionBase):
         """Fail at the first problem."""
         super().run(tmp, task_vars)
         variables = task_vars or {}
-        types = self.types(str(variables["role_path"]))
+        defaults = self.defaults()
         defined = [name[len(PREFIX) :] for name in map(str, variables) if name.startswith(PREFIX)]
-        known = self.values(types)
-        problem = next(itertools.chain(problems_of_names(types, defined), problems(types, known)), None)
+        known = self.values(defaults)
+        problem = next(itertools.chain(problems_of_names(defaults, defined), problems(defaults, known)), None)
         state = str(known.get("state"))
         return {"changed": False, "state": state, **({"failed": True, "msg": problem} if problem else {})}
 
-    def types(self, role: str) -> dict[str, str]:
-        """Return the types of the variables of the role, by their names without the prefix."""
-        specification = self._loader.load_from_file(os.path.join(role, "meta/argument_specs.yml"))
-        options = specification["argument_specs"]["main"]["options"]
-        return {name[len(PREFIX) :]: str(option["type"]) for name, option in options.items()}
+    def defaults(self) -> dict[str, Any]:
+        """Return the variables of the role, without the prefix, with their defaults.
+
+        Ansible has them in memory. To read meta/argument_specs.yml, which has types, too, would cost each host more time of the
+        controller than a whole task does.
+        """
+        role = self._task._role
+        if role is None:
+            raise AnsibleActionFail(
+                "core_helper_preflight is a task of the role docker_core_helper, and of nothing else"
+            )
+        found = role.get_default_vars()
+        return {name[len(PREFIX) :]: value for name, value in found.items() if name.startswith(PREFIX)}
 
     def values(self, names: Iterable[str]) -> dict[str, Any]:
         """Return the values of the variables; one that is omitted has none."""

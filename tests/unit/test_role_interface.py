@@ -199,8 +199,8 @@ def test_the_kernel_starts_the_helper_after_its_configuration_is_written() -> No
     ]
 
 
-# A new variable has a line in each of these places, and the preflight learns its name and its type from the specification: what
-# must be checked beside the type is a condition there. These tests name what was forgotten.
+# A new variable has a line in each of these places. The preflight learns its name from the defaults, and whether it is true or
+# false; what else must be checked is a condition there. These tests name what was forgotten.
 
 
 def options(role: str) -> dict[str, Any]:
@@ -240,6 +240,7 @@ def test_every_variable_is_used(role: str) -> None:
 def test_the_defaults_are_those_of_the_specification() -> None:
     defaults = load("defaults/main.yml")
     for name, option in options(ROLE.name).items():
+        assert isinstance(defaults[name], bool) == (option["type"] == "bool"), name
         # The pattern is made of the directory: documented with a placeholder, written as a template.
         default = re.sub(r"\{\{ (\w+) \}\}", r"<\1>", str(defaults[name]))
         # The kernel's limit follows the other one: documented is what comes of the defaults.

@@ -6,8 +6,8 @@ A crash walks through the modules in one direction::
                         |                                         \\-> supervisor -> relay
                         \\-> joining (the delegate), fallback (the core file), previous_handler
 
-``main`` is the door: it knows the ``command_line``, reads the ``configuration``, makes the ``crash``, the ``source`` of the core
-and the ``log``, and is protected by ``start``. ``deliver`` looks, chooses and tries. ``process`` is the faulting process;
+``main`` is the door: it knows the ``command_line``, reads the ``configuration``, makes the ``crash``, the ``source`` of the
+core and the ``log``, and is protected by ``start``. ``deliver`` looks, chooses and tries. ``process`` is the faulting process;
 ``namespaces``, ``runtime`` and ``first_process`` say what belongs to which container. ``procfs`` reads /proc, ``corefile`` the
 core, ``words`` splits what is written. ``linux`` holds system calls, ``seccomp`` the filter. ``journal`` writes the log,
 ``quota`` rations it, ``diagnosis`` explains why a process is not there.

@@ -1,5 +1,6 @@
 """The process that enters the container, seen from the supervisor."""
 
+import _thread
 import posix
 
 from core_helper import container, linux
@@ -32,6 +33,8 @@ class Child:
         self.knows_environ = False
         self.reported = b""
         self.pipes: set[int] = set()
+        # Who ends the child acquires it, and never gives it back.
+        self.ending = _thread.allocate_lock()
         # The joining process exits after it forked the delegate: as a subreaper we become the delegate's parent, although it
         # lives in another pid namespace (kernel/exit.c, find_new_reaper).
         linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
@@ -56,7 +59,7 @@ class Child:
             posix.set_blocking(descriptor, False)
 
     def note_pipes(self) -> None:
-        """Note which pipes the child was given, as long as they are open: by them its family is known."""
+        """Note which pipes the child was given: by them its family is known."""
         self.pipes = {posix.fstat(end).st_ino for end in (self.core_out, self.stdout_in, self.stderr_in)}
 
     def standard_streams(self) -> "dict[int, int]":
@@ -79,7 +82,8 @@ class Result:
     the container has reached its pids.max, ``refused`` if the core must not go anywhere, ``mute`` if the environment of the
     process could not be read in time. ``fallback`` says whether that environment asks for the core file, ``untouched`` whether
     the child ended without reading a byte: then the core is still whole. ``complete`` says whether the child has read all of
-    the core; ``delivered`` counts bytes, ``length`` how many it should be, None if that is not known.
+    the core; ``delivered`` counts bytes, ``length`` how many it should be, None if that is not known. ``stuck`` says that the
+    container still holds a pipe of the child locked, ``error`` what ended the thread that attended to the child.
     """
 
     def __init__(self) -> None:
@@ -96,3 +100,5 @@ class Result:
         self.delivered = 0
         self.complete = False
         self.length: int | None = None
+        self.stuck = False
+        self.error: BaseException | None = None

@@ -25,6 +25,10 @@ class ControlGroups:
         self.unified: int | None = None
         self.others: list[tuple[str, int | OSError]] = []
 
+    @staticmethod
+    def _counts_processes(name: str) -> bool:
+        return name == UNIFIED or "pids" in name.split(",")
+
     def add(self, name: str, file: bytes) -> None:
         """Open ``file``, by which a process joins the group ``name``."""
         try:
@@ -49,14 +53,17 @@ class ControlGroups:
             return pid
         return posix.fork()
 
-    def join(self) -> "list[str]":
+    def join(self, late: "bool | None" = None) -> "list[str]":
         """Join what was not joined by the fork, with the calling process; return a line for each that could not be.
 
-        The kernel checks the permission of whoever opened the file, so this works after the privileges were given away, and
-        also where pids.max is reached, which forbids only to fork within the group; cgroups(7).
+        Without ``late`` all of them; else those that may forbid the next fork, because they count processes, or all others. The
+        kernel checks the permission of whoever opened the file, so this works after the privileges were given away, and also
+        where pids.max is reached, which forbids only to fork within the group; cgroups(7).
         """
         failures = []
         for name, file in self.others:
+            if late is not None and self._counts_processes(name) is not late:
+                continue
             try:
                 if isinstance(file, OSError):
                     raise file
@@ -88,13 +95,16 @@ def cgroup_mounts(mountinfo: bytes) -> "dict[bytes, bytes]":
 
 
 class Mount:
-    """A mount: where it is, on which device its file system is, and which directory of that it shows."""
+    """A mount: where it is, on which device its file system is, and which directory of that it shows; proc_pid_mountinfo(5)."""
 
-    def __init__(self, point: bytes, device: bytes, root: bytes) -> None:
-        """Take the three as /proc/PID/mountinfo has them."""
-        self.point = point
-        self.device = device
-        self.root = root
+    def __init__(self, line: bytes) -> None:
+        """Take a line of /proc/PID/mountinfo."""
+        left, _, right = line.partition(b" - ")
+        fields = left.split(b" ")
+        self.device = fields[2]
+        self.root = decoded(fields[3])
+        self.point = decoded(fields[4])
+        self.options = right.split(b" ")[-1]  # Of the file system.
 
     def place_of(self, path: bytes) -> "tuple[bytes, bytes] | None":
         """Return device and path within its file system of a ``path`` on this mount, None where it is not on it."""
@@ -103,23 +113,57 @@ class Mount:
         return self.device, self.root.rstrip(b"/") + b"/" + path[len(self.point) :].lstrip(b"/")
 
 
-def mounts(mountinfo: bytes) -> "dict[int, Mount]":
-    """Return the mounts of /proc/PID/mountinfo by their numbers; proc_pid_mountinfo(5)."""
-    found = {}
-    for line in mountinfo.split(b"\n"):
-        fields = line.split(b" ", 5)
-        if len(fields) == 6 and fields[0].isdigit():
-            found[int(fields[0])] = Mount(decoded(fields[4]), fields[2], decoded(fields[3]))
-    return found
+class Mounts:
+    """The mounts that a process sees, by their numbers. Kept as the kernel's text: a mount namespace may have 100,000."""
+
+    def __init__(self, mountinfo: bytes) -> None:
+        """Take the content of /proc/PID/mountinfo."""
+        self.text = b"\n" + mountinfo
+
+    def __contains__(self, number: int) -> bool:
+        """Tell whether there is a mount of that number."""
+        return b"\n%d " % number in self.text
+
+    def __getitem__(self, number: int) -> Mount:
+        """Return the mount of that number. Raises KeyError."""
+        begin = self.text.find(b"\n%d " % number)
+        if begin < 0:
+            raise KeyError(number)
+        return Mount(self._line(begin + 1))
+
+    def root(self) -> "Mount | None":
+        """Return what is mounted at the root directory, the topmost mount; None where it is no mount, as after chroot(2)."""
+        end = len(self.text)
+        while True:
+            # The blank before the mount point, which may be that before the root within the file system, too.
+            end = self.text.rfind(b" / ", 0, end)
+            if end < 0:
+                return None
+            line = self._line(self.text.rfind(b"\n", 0, end) + 1)
+            if line.split(b" ", 5)[4:5] == [b"/"]:
+                return Mount(line)
+
+    def place_of_root(self) -> "tuple[bytes, bytes] | None":
+        """Return device and path of the root directory that the process sees, None where that is no mount."""
+        root = self.root()
+        return None if root is None else root.place_of(b"/")
+
+    def _line(self, begin: int) -> bytes:
+        end = self.text.find(b"\n", begin)
+        return self.text[begin : len(self.text) if end < 0 else end]
 
 
-def place_of_root(table: "dict[int, Mount]") -> "tuple[bytes, bytes] | None":
-    """Return device and path of the root directory that the process of these mounts sees; the topmost mount counts.
+def layers_of(mount: Mount) -> "list[bytes]":
+    """Return the directories that an overlay ``mount`` is made of, its upper one first, as paths of the host; none for others.
 
-    None where it is no mount, as after chroot(2).
+    A path that the engine gave relative to a directory of its own cannot be told.
     """
-    places = [mount.place_of(b"/") for mount in table.values() if mount.point == b"/"]
-    return places[-1] if places else None
+    paths = []
+    for option in mount.options.split(b","):
+        name, _, value = option.partition(b"=")
+        if name in (b"upperdir", b"lowerdir", b"lowerdir+", b"datadir+"):
+            paths += [decoded(path) for path in value.split(b":") if path.startswith(b"/")]
+    return paths
 
 
 def is_below(place: "tuple[bytes, bytes] | None", tree: "tuple[bytes, bytes] | None") -> bool:
@@ -140,6 +184,22 @@ def mount_of(descriptor: int, proc_self: "int | None" = None) -> int:
         return int(procfs.parse_status(procfs.read_all(file))["mnt_id"])
     finally:
         posix.close(file)
+
+
+def mounts_of(directory: int) -> Mounts:
+    """Return the mounts that the process of the opened /proc/PID sees. Raises Refused where they are too many to look at."""
+    return _bounded(procfs.read(directory, "mountinfo", procfs.MOUNTINFO_LIMIT))
+
+
+def mounts_at(path: str) -> Mounts:
+    """Return the mounts that the process at ``path``, which is /proc/PID, sees. Raises Refused like ``mounts_of``."""
+    return _bounded(procfs.read_path(f"{path}/mountinfo", procfs.MOUNTINFO_LIMIT))
+
+
+def _bounded(mountinfo: bytes) -> Mounts:
+    if len(mountinfo) == procfs.MOUNTINFO_LIMIT:
+        raise Refused(f"its mounts take more than {procfs.MOUNTINFO_LIMIT >> 20} MiB to tell: core not delegated")
+    return Mounts(mountinfo)
 
 
 def decoded(path: bytes) -> bytes:
@@ -206,7 +266,7 @@ def join_namespaces(process: "FaultingProcess") -> None:
     if process.in_container():
         root = posix.open("/", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
         mount = mount_of(process.root, proc_self)
-        if mount != mount_of(root, proc_self) and mount not in mounts(procfs.read(proc_self, "mountinfo", 1 << 24)):
+        if mount != mount_of(root, proc_self) and mount not in mounts_of(proc_self):
             raise Refused("its root directory is in another mount namespace than itself")
         posix.close(root)
     posix.close(proc_self)

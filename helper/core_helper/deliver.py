@@ -105,12 +105,13 @@ class Delivery:
             if result.mute and process.environ_file is not None:
                 # Its memory does not answer: once more, without its environment.
                 process.environ_file = None
-            elif result.crowded and plan.groups.unified is not None:
-                # The container may not have one more process: enter it later, by a way that is slower but needs none.
+            elif result.crowded and plan.groups.unified is not None and not process.traceable:
+                # The container may not have one more process: enter its control group later, by a way that needs none. Not
+                # where a process of ours can be traced before that.
                 plan.groups.unified = None
             else:
                 break
-        if result.refused:
+        if result.refused or (result.stuck and not result.started):
             raise Refused(str(result.failure))
         return result
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from core_helper.process import FaultingProcess
 
 MOST_GROUPS, MOST_PROCESSES = 256, 4096
+CAP_SYS_ADMIN = 1 << 21  # Lets a process make a pid namespace.
 PATIENCE = 30.0  # Seconds for a look at all processes of the host.
 
 
@@ -45,35 +46,41 @@ class Member:
         posix.close(self.directory)
 
 
-def first_of(process: "FaultingProcess") -> "tuple[Member | None, Member | None]":
-    """Return the first process of the container of ``process``, and that of the outermost container, None where unknown.
+def first_of(process: "FaultingProcess") -> "tuple[Member | None, list[Member]]":
+    """Return the first process of the container of ``process``, None where unknown, and others that it is compared with.
 
     The container is that of the control group, where an engine has named it; else that of the pid namespace. Outside of pid
-    namespaces it is the control group as it is, unless that is the root group.
+    namespaces it is the control group as it is, unless that is the root group. The others are the first process of the
+    outermost container, and of a control group around a sandbox: who made the sandbox.
     """
     namespace = process.descriptor("pid")
     group = runtime.named_group(process.cgroups)
     if namespace is None:
-        return (eldest_of(*group) if group else _eldest_of_own(process)), None
+        return (eldest_of(*group) if group else _eldest_of_own(process)), []
     init = _init_of(process, namespace, process.depth)
     if init is None:
         raise Refused("the first process of its pid namespace was not found: core not delegated")
-    outermost = None
+    others: list[Member | None] = []
     if process.depth > 2:
-        outermost = _init_of(process, namespaces.outermost(namespace, namespaces.of_host("pid")), 2)
+        others.append(_init_of(process, namespaces.outermost(namespace, namespaces.of_host("pid")), 2))
     if group is None:
         # A sandbox that a user of the host made: what has started it is in the same control group.
-        return init, _less_confined(outermost, _eldest_of_own(process))
-    if runtime.is_within(init.cgroups, [group]):
-        return init, outermost
-    # It shares the pid namespace of another container.
-    return eldest_of(*group), _less_confined(outermost, init)
-
-
-def _less_confined(one: "Member | None", other: "Member | None") -> "Member | None":
-    if one is None or other is None:
-        return one or other
-    return one if one.filters <= other.filters else other
+        first: Member | None = init
+        others.append(_eldest_of_own(process))
+    elif not runtime.is_within(init.cgroups, [group]):
+        # It shares the pid namespace of another container.
+        first = eldest_of(*group)
+        others.append(init)
+    else:
+        first = init
+        if process.user_namespace is not None or init.bounding & CAP_SYS_ADMIN:
+            # It may be the first one of a sandbox in a container that has no pid namespace of its own.
+            eldest = eldest_of(*group)
+            if eldest is not None and eldest.status["Tgid"] == init.status["Tgid"]:
+                eldest.close()
+            else:
+                others.append(eldest)
+    return first, [member for member in others if member is not None]
 
 
 def _init_of(process: "FaultingProcess", namespace: int, depth: int) -> "Member | None":

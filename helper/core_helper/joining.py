@@ -167,6 +167,12 @@ def execute_delegate(plan: Plan, words: "list[bytes]", facts: "dict[bytes, bytes
         program = Program(words, plan.interpreter, descriptors)
         status.step = "take over label"  # With the next execve(2), so after everything that is opened.
         plan.label.at_exec()
+        # Before the container sees a process of ours: what is traced there must have the rules for devices and memory.
+        status.step = "join control groups"
+        failures = plan.groups.join(late=False)
+        if process.traceable:
+            failures += plan.groups.join(late=True)
+        _check_groups(process, failures, status)
         # From here on the container can see a process of ours. Whoever has CAP_SYS_PTRACE in the initial user namespace may
         # look at our descriptors: a directory of the host's among them would be a way out of the container.
         status.step = "start delegate"
@@ -183,16 +189,20 @@ def execute_delegate(plan: Plan, words: "list[bytes]", facts: "dict[bytes, bytes
     raise AssertionError("the context ends the process")
 
 
+def _check_groups(process: "FaultingProcess", failures: "list[str]", status: StatusPipe) -> None:
+    """Raise Stopped where control groups could not be joined, and without them the host's disks could be opened."""
+    if failures and (process.in_container() or process.uid == 0):
+        raise Stopped("; ".join(failures))
+    status.note(failures)
+
+
 def _become_delegate(plan: Plan, program: Program, environment: "dict[bytes, bytes]", status: StatusPipe) -> None:
     """In the process that the container sees: take the rest over and execute the ``program``. Raises OSError or Stopped."""
     process = plan.process
-    # Only now, with descriptors that were opened on the host: a fork within a group at its pids.max would fail.
-    status.step = "join control groups"
-    failures = plan.groups.join()
-    if failures and (process.in_container() or process.uid == 0):
-        # The device rules hang on the control group: without them the host's disks could be opened.
-        raise Stopped("; ".join(failures))
-    status.note(failures)
+    # Only now, where nobody can trace this process: a fork within a group at its pids.max would fail.
+    if not process.traceable:
+        status.step = "join control group of processes"
+        _check_groups(process, plan.groups.join(late=True), status)
     status.step = "take over session, umask and signals"
     posix.setsid()
     posix.umask(process.umask)

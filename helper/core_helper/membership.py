@@ -37,36 +37,50 @@ def check(process: "FaultingProcess") -> None:
     """
     if not process.in_container() and process.seccomp_filters == 0:
         # An ordinary process of the host, or one that shares its files.
-        _check_root(process, None)
+        process.traceable = process.in_pid_namespace()
+        _check_root(process, None, True)
         return
-    first, outermost = first_process.first_of(process)
+    first, others = first_process.first_of(process)
+    members = others if first is None else [first, *others]
     try:
-        filters = [member.filters for member in (first, outermost) if member is not None]
-        known = [member.bounding for member in (first, outermost) if member is not None]
-        process.traceable = not known or any(mask >> CAP_SYS_PTRACE & 1 for mask in (*known, process.bounding))
-        if filters:
-            process.confined = process.seccomp_filters > min(filters)
+        process.traceable = _is_traceable(process, members)
+        if members:
+            process.confined = process.seccomp_filters > min(member.filters for member in members)
         if not process.in_container():
-            _check_root(process, None)
+            _check_root(process, None, True)
             return
         _check_owner(process)
         if not process.in_pid_namespace() and not process.container_id and _has_root_of_the_host(process):
             return
         if first is not None:
             _check_group(process, first)
-        if _may_have_joined(process, first):
+        joined = _may_have_joined(process, first)
+        if joined or first is None or process.inode("mnt") != first.mounts:
             _check_program(process, first)
-            _check_root(process, first)
+        _check_root(process, first, joined)
     finally:
-        for member in (first, outermost):
-            if member is not None:
-                member.close()
+        for member in members:
+            member.close()
+
+
+def _is_traceable(process: "FaultingProcess", members: "list[Member]") -> bool:
+    """Tell whether a process of the container may have CAP_SYS_PTRACE in the host's user namespace.
+
+    Only there it lets a process look at one of ours, whose memory is the host's until it executes the delegate; ptrace(2).
+    """
+    if not members:
+        return True
+    host = namespaces.of_host("user")
+    sets = [member.bounding for member in members if member.namespace("user") == host]
+    if process.user_namespace is None:
+        sets.append(process.bounding)
+    return any(mask >> CAP_SYS_PTRACE & 1 for mask in sets)
 
 
 def _has_root_of_the_host(process: "FaultingProcess") -> bool:
     """Tell whether it sees the host's files in mounts of its own, as the services of systemd do."""
-    own = container.place_of_root(_mounts_of(process.task))
-    return own is not None and own == container.place_of_root(_mounts_at("/proc/self"))
+    own = container.mounts_of(process.task).place_of_root()
+    return own is not None and own == container.mounts_at("/proc/self").place_of_root()
 
 
 def _may_have_joined(process: "FaultingProcess", first: "Member | None") -> bool:
@@ -76,10 +90,17 @@ def _may_have_joined(process: "FaultingProcess", first: "Member | None") -> bool
     """
     if first is None or not process.in_pid_namespace():
         return True
-    if (process.permitted | process.bounding) & ~first.bounding:
+    # Capabilities in a user namespace that was made in the container say nothing about what is outside of that.
+    rights = 0 if _is_in_sandbox(process, first) else process.permitted | process.bounding
+    if rights & ~first.bounding:
         return True
     joins = process.user_namespace is None or runtime.named_group(process.cgroups) is not None
-    return joins and (first.bounding | process.bounding) & INTRUDING != 0
+    return joins and (first.bounding | rights) & INTRUDING != 0
+
+
+def _is_in_sandbox(process: "FaultingProcess", first: Member) -> bool:
+    """Tell whether ``process`` is in a user namespace below that of ``first``."""
+    return first.namespace("user") in _user_namespaces(process)[1:]
 
 
 def withheld(process: "FaultingProcess", reason: str) -> Withheld:
@@ -165,42 +186,31 @@ def _mount_of(directory: int, name: str) -> int:
         posix.close(file)
 
 
-def _mounts_of(directory: int) -> "dict[int, container.Mount]":
-    """Return the mounts that the process of the opened /proc/PID sees."""
-    return container.mounts(procfs.read(directory, "mountinfo", procfs.MOUNTINFO_LIMIT))
-
-
-def _mounts_at(path: str) -> "dict[int, container.Mount]":
-    """Return the mounts that the process at ``path``, which is /proc/PID, sees."""
-    return container.mounts(procfs.read_path(f"{path}/mountinfo", procfs.MOUNTINFO_LIMIT))
-
-
-def _mounts_seen(directory: int) -> "set[int]":
-    """Return the numbers of the mounts that the process of the opened /proc/PID sees, that of its root directory included."""
-    return {*_mounts_of(directory), _mount_of(directory, "root")}
+def _sees(directory: int, number: int) -> bool:
+    """Tell whether the process of the opened /proc/PID sees the mount of that number, that of its root directory included."""
+    return number == _mount_of(directory, "root") or number in container.mounts_of(directory)
 
 
 def _check_program(process: "FaultingProcess", first: "Member | None") -> None:
     """Raise Withheld unless the process executes a program of the mount namespace that it is in.
 
-    One that made a mount namespace of its own executes one of its container's, and has the same root directory.
+    One that made a mount namespace of its own, and has the same root directory in it, may execute one of its container's.
     """
     own = first is not None and process.inode("mnt") == first.mounts
     alike = first is not None and not own and _same_root(process.task, first.directory)
     if not process.in_pid_namespace() or not (own or alike):
         _check_inhabitants(process, first)
-    if first is not None and not own and not alike:
-        raise withheld(process, "it is in a mount namespace other than that of its own container")
-    mounts = _mounts_seen(process.task)
-    if first is not None:
-        mounts |= _mounts_seen(first.directory)
-    if _mount_of(process.task, "exe") not in mounts:
-        raise withheld(process, "it executes a program from outside of the mount namespace that it is in")
+    number = _mount_of(process.task, "exe")
+    if _sees(process.task, number):
+        return
+    if first is not None and (own or alike) and _sees(first.directory, number):
+        return
+    raise withheld(process, "it executes a program from outside of the mount namespace that it is in")
 
 
 def _same_root(task: int, other: int) -> bool:
     """Tell whether two processes, opened, have the same root directory, each in a mount namespace of its own."""
-    ours, theirs = (container.place_of_root(_mounts_of(file)) for file in (task, other))
+    ours, theirs = (container.mounts_of(file).place_of_root() for file in (task, other))
     return ours is not None and ours == theirs
 
 
@@ -218,18 +228,19 @@ def _mount_namespace(pid: int) -> "int | None":
     )
 
 
-def _check_root(process: "FaultingProcess", first: "Member | None") -> None:
+def _check_root(process: "FaultingProcess", first: "Member | None", proof: bool) -> None:
     """Raise Withheld where the root directory, which the process has changed, lies in the files of another container.
 
-    An agent may have changed it to where an engine has put them together. The program that the process executes must lie in it,
-    unless it is on the file system that is the container's root anyway. That it lies in the mount namespace of the process at
-    all is asked by container.join_namespaces, where that is not the host's.
+    An agent may have changed it to where an engine has put them together. Where a ``proof`` is needed, the program that the
+    process executes must lie in the root directory, too, unless that is on the file system that is the container's root anyway.
+    That the root directory lies in the mount namespace of the process at all is asked by container.join_namespaces, where that
+    is not the host's.
     """
     path = posix.readlink(b"/proc/self/fd/%d" % process.root)
     if path == b"/" and (process.in_container() or _is_root_of_the_host(process.root)):
         return
-    host = _mounts_at("/proc/self")
-    table = host if first is None else _mounts_of(first.directory)
+    host = container.mounts_at("/proc/self")
+    table = host if first is None else container.mounts_of(first.directory)
     number = container.mount_of(process.root)
     if number not in table:
         if process.in_container():
@@ -237,34 +248,52 @@ def _check_root(process: "FaultingProcess", first: "Member | None") -> None:
         raise withheld(process, "its root directory is in another mount namespace than itself")
     if first is not None and number == _mount_of(first.directory, "root"):
         return
-    if not _is_program_below(process, table, path):
+    if proof and not _is_program_below(process, table, path):
         raise withheld(process, "its root directory is not that of the program that it executes")
     place = table[number].place_of(path)
-    nobodys = {container.place_of_root(host), None}
+    hosts = host.place_of_root()
     host_mounts = namespaces.of_host("mnt")
     # Of many processes in one mount namespace, which may have thousands of mounts, one is enough.
-    trees: dict[int, tuple[bytes, bytes]] = {}
+    trees: dict[int, list[tuple[bytes, bytes]]] = {}
 
     def holds_root(pid: int) -> bool:
         inode = _mount_namespace(pid)
         if inode in (host_mounts, None):
             return False
-        tree = trees.get(inode)
-        if tree is None:
+        if not trees.get(inode):
             try:
-                tree = container.place_of_root(_mounts_at(f"/proc/{pid}"))
+                trees[inode] = _trees_of(pid, host)
             except OSError:
                 return False
-            if tree is None:
-                return False
-            trees[inode] = tree
-        return tree not in nobodys and container.is_below(place, tree)
+        return any(tree != hosts and container.is_below(place, tree) for tree in trees[inode])
 
     if _find_stranger(process, first, holds_root):
         raise withheld(process, "its root directory lies in the files of another container")
 
 
-def _is_program_below(process: "FaultingProcess", table: "dict[int, container.Mount]", root: bytes) -> bool:
+def _trees_of(pid: int, host: container.Mounts) -> "list[tuple[bytes, bytes]]":
+    """Return device and path of the root directory of a process, and of the directories of the host that it is made of."""
+    root = container.mounts_at(f"/proc/{pid}").root()
+    if root is None:
+        return []
+    places = [root.place_of(b"/"), *(_place_on_host(path, host) for path in container.layers_of(root))]
+    return [place for place in places if place is not None]
+
+
+def _place_on_host(path: bytes, host: container.Mounts) -> "tuple[bytes, bytes] | None":
+    """Return device and path of a directory of the host, symbolic links followed; None where it is not there."""
+    try:
+        directory = posix.open(path, posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        number = container.mount_of(directory)
+        return host[number].place_of(posix.readlink(b"/proc/self/fd/%d" % directory)) if number in host else None
+    finally:
+        posix.close(directory)
+
+
+def _is_program_below(process: "FaultingProcess", table: container.Mounts, root: bytes) -> bool:
     """Tell whether the program that the process executes lies in the directory ``root`` of these mounts."""
     file = _open(process.task, "exe")
     try:
@@ -320,7 +349,10 @@ def _is_part(member: Member, process: "FaultingProcess", first: "Member | None")
 
 
 def _is_at_home(member: Member) -> bool:
-    """Tell whether ``member`` is in the mount namespace of its own container, not in one that it has joined."""
+    """Tell whether ``member`` is in the mount namespace of its own container, not in one that it has joined.
+
+    The first process of a container may have changed its own mounts since: then the others execute programs of theirs.
+    """
     if len(member.pids) > 1 and member.pids[-1] == "1":
         return True
     group = runtime.named_group(member.cgroups)
@@ -328,6 +360,6 @@ def _is_at_home(member: Member) -> bool:
     if eldest is None:
         return False
     try:
-        return eldest.mounts == member.mounts
+        return eldest.mounts == member.mounts or _sees(member.directory, _mount_of(member.directory, "exe"))
     finally:
         eldest.close()

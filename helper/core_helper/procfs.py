@@ -5,7 +5,7 @@ import posix
 ENVIRON_LIMIT = 1 << 20
 MOST_VARIABLES = 8192
 FILE_LIMIT = 1 << 20
-MOUNTINFO_LIMIT = 1 << 24  # 100,000 mounts at the most (fs.mount-max), of some 150 bytes.
+MOUNTINFO_LIMIT = 1 << 22  # Some 20,000 mounts; each helper that looks at them has them in memory.
 
 
 def read(directory: int, name: str, limit: int = FILE_LIMIT) -> bytes:

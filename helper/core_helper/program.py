@@ -40,9 +40,12 @@ class Program:
             try:
                 self.descriptor = self._open(path, forbidden)
             except FileNotFoundError:
+                where = "on this host" if forbidden is None else "in the container"
                 if path is words[0]:
-                    raise Absent(f"{_name(path)}: No such file") from None
-                raise Stopped(f"{_name(words[0])}: its interpreter {_name(path)}: No such file") from None
+                    raise Absent(f"{_name(path)}: No such file {where}: put the delegate there") from None
+                remedy = "save it with Unix line ends" if path.endswith(b"\r") else "install that one there"
+                text = f"{_name(words[0])}: its interpreter {_name(path)}: No such file {where}: {remedy}"
+                raise Stopped(text) from None
             line = self._first_line(descriptors)
             if not line.startswith(b"#!"):
                 return
@@ -104,7 +107,11 @@ class Program:
             self.execution.run()
         except OSError as error:
             if error.errno != linux.E2BIG:
-                raise Stopped(f"{_name(self.arguments[0])}: {error.strerror}") from None
+                reason = error.strerror
+                if error.errno == linux.ENOENT:
+                    # The program itself is open. Or it has become a script meanwhile; see above.
+                    reason = "its dynamic loader is not there: install that one, or link the program statically"
+                raise Stopped(f"{_name(self.arguments[0])}: {reason}") from None
         status.send("note", "environment too long for execve(2): only CORE_* passed on")
         self.last_resort.run()
 

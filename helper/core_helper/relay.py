@@ -22,6 +22,7 @@ OUTPUT_LINES = 200
 OUTPUT_FREE = 1 << 20
 OUTPUT_PAUSE = 0.02
 DEADLINE = "deadline passed"
+TRACED_PAUSE = 0.05  # Seconds between two looks whether a delegate that is traced may end.
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.0001, 0.1  # Seconds between two looks whether the delegate has read all.
 
 
@@ -90,6 +91,11 @@ class Relay:
         self.committed = False
         self.header = corefile.Header()
         self.pending = b""
+        # What moves goes through a pipe of ours. A call that waits for the child's pipe, whose lock the container may have,
+        # must not have the lock of the kernel's pipe: the faulting process would wait for that one, past every signal.
+        self.buffer_out, self.buffer_in = posix.pipe()
+        self.buffered = 0
+        linux.set_pipe_size(self.buffer_in, 1)
         linux.set_pipe_size(self.core, PIPE_SIZE)
 
     def run(self, deadline: float) -> bool:
@@ -119,7 +125,10 @@ class Relay:
                     self.output.read(stream)
             if pidfd in ready:
                 # Not reaped yet: that keeps its pid from being reused, and the number of its process group with it.
-                end = posix.waitid(posix.P_PID, self.child.pid, posix.WEXITED | posix.WNOWAIT)
+                end = posix.waitid(posix.P_PID, self.child.pid, posix.WEXITED | posix.WNOWAIT | posix.WNOHANG)
+                if end is None:
+                    # Another process traces it, and has not let it end yet.
+                    time.sleep(TRACED_PAUSE)
             if end is not None and self.open and not self.committed and self._is_held():
                 # Who has inherited the input of a delegate that has ended well goes on reading.
                 if end.si_status and linux.bytes_in_pipe(self.sink) == self.shown:
@@ -154,6 +163,8 @@ class Relay:
     def finish(self) -> None:
         """Close the child's input if that was not done yet, and log its last words."""
         self._close()
+        for descriptor in (self.buffer_in, self.buffer_out):
+            posix.close(descriptor)
         self.output.finish()
 
     def _register(self, poll: select.poll) -> None:
@@ -185,7 +196,8 @@ class Relay:
         whole core.
         """
         try:
-            self.shown = linux.tee(self.core, self.sink, STEP)
+            copied = linux.tee(self.core, self.buffer_in, STEP)
+            self.shown = linux.splice(self.buffer_out, self.sink, copied) if copied else 0
         except BlockingIOError:
             self.readable = False
         except BrokenPipeError:
@@ -207,7 +219,8 @@ class Relay:
             self.header.add(part)
             self.result.delivered += len(part)
             left -= len(part)
-        linux.set_pipe_size(self.sink, PIPE_SIZE)
+        for pipe in (self.buffer_in, self.sink):
+            linux.set_pipe_size(pipe, PIPE_SIZE)
 
     def _move(self) -> None:
         if not self.committed:
@@ -216,9 +229,9 @@ class Relay:
                 return
             self._commit()
         try:
-            moved = self._copy() if self.header.wanted or self.pending else linux.splice(self.core, self.sink, STEP)
+            moved = self._copy() if self.header.wanted or self.pending else self._splice()
         except BlockingIOError:
-            self.readable = bool(self.pending)
+            self.readable = bool(self.pending or self.buffered)
             return
         except BrokenPipeError:
             self._close()
@@ -228,6 +241,16 @@ class Relay:
             self.ended = self.source.drained = True
             self.result.length = self.header.length
             self._close_when_read()
+
+    def _splice(self) -> int:
+        """Move some of the core without copying it, and return how many bytes."""
+        if self.buffered == 0:
+            self.buffered = linux.splice(self.core, self.buffer_in, STEP)
+        if self.buffered == 0:
+            return 0
+        moved = linux.splice(self.buffer_out, self.sink, self.buffered)
+        self.buffered -= moved
+        return moved
 
     def _close_when_read(self) -> None:
         """Give the delegate the end of its input once it has read all: what still lies in the pipe is not delivered yet."""

@@ -15,12 +15,42 @@ def container_id(cgroups: "list[tuple[bytes, bytes]]") -> str:
     Docker writes /docker/ID or docker-ID.scope, Podman libpod-ID.scope, Kubernetes cri-containerd-ID.scope. The outermost
     one counts: what lies below it may have been named by the container.
     """
-    for _, path in cgroups:
-        for component in path.decode("latin-1").split("/"):
-            name = component.rpartition("-")[2].partition(".")[0]
-            if len(name) == 64 and not name.strip("0123456789abcdef"):
-                return name
-    return ""
+    found = outermost_group(cgroups)
+    return "" if found is None else found[0]
+
+
+def outermost_group(cgroups: "list[tuple[bytes, bytes]]") -> "tuple[str, bytes, bytes] | None":
+    """Return id, controllers and the path above the outermost control group that has the id of a container, or None."""
+    for controllers, path in cgroups:
+        above = b""
+        for component in path.split(b"/"):
+            name = component.rpartition(b"-")[2].partition(b".")[0]
+            if len(name) == 64 and not name.strip(b"0123456789abcdef"):
+                return name.decode(), controllers, above
+            above += component + b"/"
+    return None
+
+
+def maker_of(controllers: bytes, above: bytes) -> "int | None":
+    """Return who may make control groups in the group ``above``, as a user of the host; None where that group is not found.
+
+    Only its owner may: a user to whom root has given a part of the hierarchy names groups there as he likes; cgroups(7).
+    """
+    first = controllers.split(b",")[0]
+    usual = (first.rpartition(b"=")[2],) if controllers else (b"", b"unified")
+    for hierarchy in usual:
+        try:
+            return posix.stat(b"/sys/fs/cgroup/" + hierarchy + above).st_uid
+        except OSError:
+            continue
+    # Mounted elsewhere.
+    from core_helper import container
+
+    mount_point = container.cgroup_mounts(procfs.read_path("/proc/self/mountinfo", procfs.MOUNTINFO_LIMIT)).get(first)
+    try:
+        return None if mount_point is None else posix.stat(mount_point + above).st_uid
+    except OSError:
+        return None
 
 
 def named_group(cgroups: "list[tuple[bytes, bytes]]") -> "tuple[bytes, bytes] | None":

@@ -30,6 +30,9 @@ RECORD = _struct.Struct("=IIQq104s")
 LONGEST_NAME = 104
 MUTEX = MOST_SLOTS * RECORD.size
 OWNER_WEIGHT = 3
+RESERVE = 8  # One of so many slots is for containers that hold none.
+SUBUID, PASSWD = "/etc/subuid", "/etc/passwd"
+FIRST_SUBUID = 65536  # The first number that is neither a user's nor nobody's; subuid(5).
 NOBODY = -1
 
 
@@ -122,7 +125,9 @@ def _acquire(file: int, holder: Holder, limit: int, crash: "Crash") -> Slot:
         elif empty is None and not _is_locked(file, index):
             empty = index
     free = limit - used
-    if empty is None or not may_add(of_group, free, 1):
+    # The last ones are for who has none: however many containers take all they get, others have one.
+    reserved = of_group > 0 and free <= limit // RESERVE
+    if empty is None or reserved or not may_add(of_group, free, 1):
         raise Refused(
             f"{holder.name} has {of_group} crashes in flight, and {free} of {limit} slots are free: core dropped; mend what"
             " crashes, or raise DOCKERCOREHELPER_PIPE_LIMIT (docker_core_helper_pipe_limit)"
@@ -186,7 +191,13 @@ def holder_of(crash: "Crash") -> Holder:
     opened: list[int] = []
     try:
         task = procfs.task_of(crash.pid, crash.tid)
-        identifier = runtime.container_id(procfs.parse_cgroup(procfs.read_path(f"{task}/cgroup")))
+        group = runtime.outermost_group(procfs.parse_cgroup(procfs.read_path(f"{task}/cgroup")))
+        if group is not None:
+            maker = runtime.maker_of(*group[1:])
+            if maker is not None:
+                # One container, whatever namespaces it was given and its processes have made. A user of the host who may make
+                # control groups can give them any name: that counts among his own only.
+                return Holder(f"container {group[0]}", maker)
         opened.append(posix.open(f"{task}/ns/pid", posix.O_RDONLY | posix.O_CLOEXEC))
         host = namespaces.of_host("pid")
         if posix.fstat(opened[0]).st_ino != host:
@@ -194,7 +205,7 @@ def holder_of(crash: "Crash") -> Holder:
             # A container that makes namespaces of its own has no more slots for that.
             opened.append(namespaces.outermost(opened[0], host))
             opened.append(fcntl.ioctl(opened[1], namespaces.NS_GET_USERNS))
-            name = identifier or f"pid:[{posix.fstat(opened[1]).st_ino}]"
+            name = f"pid:[{posix.fstat(opened[1]).st_ino}]"
             return Holder(f"container {name}", _maker_of(opened[-1], opened))
         opened.append(posix.open(f"{task}/ns/user", posix.O_RDONLY | posix.O_CLOEXEC))
         maker = _maker_of(opened[-1], opened)
@@ -203,13 +214,32 @@ def holder_of(crash: "Crash") -> Holder:
     finally:
         for descriptor in set(opened):
             posix.close(descriptor)
-    if identifier:
-        # Not the same name as above: users of the host may have control groups of their own, and name them. Nor that of who
-        # made a user namespace: whoever is root in such a container may be any user of the host.
-        return Holder(f"host-pid container {identifier}", None)
-    if maker is not None:
-        return Holder(f"user {maker}", maker)
-    return Holder(f"user {crash.uid}", crash.uid)
+    user = user_of(crash.uid) if maker is None else maker
+    return Holder(f"user {user}", user)
+
+
+def user_of(uid: int) -> int:
+    """Return the user who may act as ``uid``: that user, or whoever has it in the range of subuid(5)."""
+    if uid < FIRST_SUBUID:
+        return uid
+    try:
+        for line in procfs.read_path(SUBUID).split(b"\n"):
+            name, _, numbers = line.partition(b":")
+            first, _, count = numbers.partition(b":")
+            if first.isdigit() and count.isdigit() and int(first) <= uid < int(first) + int(count):
+                return int(name) if name.isdigit() else _number_of(name)
+    except (OSError, LookupError):
+        pass
+    return uid
+
+
+def _number_of(name: bytes) -> int:
+    """Return the number of the user ``name``; passwd(5). Raises LookupError or OSError."""
+    for line in procfs.read_path(PASSWD).split(b"\n"):
+        fields = line.split(b":", 3)
+        if fields[0] == name and len(fields) > 2 and fields[2].isdigit():
+            return int(fields[2])
+    raise LookupError(name)
 
 
 def _maker_of(namespace: int, opened: "list[int]") -> "int | None":

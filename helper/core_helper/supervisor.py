@@ -6,6 +6,7 @@ has ended: when PID 1 of a container crashed, its pid namespace with the delegat
 pid_namespaces(7).
 """
 
+import _thread
 import posix
 import select
 import time
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 ENVIRON_PATIENCE = 10.0  # Seconds that reading the environment of the process may take.
 GRACE = 2.0  # Seconds between SIGTERM and SIGKILL, and again before a delegate that cannot be killed is given up.
 SIGTERM, SIGKILL = 15, 9
+LATE = 1.0  # Seconds after the deadline that the thread which attends to the child may take to notice it.
+LONGEST_REPORTS = 65536  # Bytes that a child may report until the delegate is there: some lines.
+DEADLINE = "deadline passed"
 LONGEST_PID = 7  # Digits; PID_MAX_LIMIT of the kernel is 4194304.
 
 
@@ -40,30 +44,84 @@ def supervise(
     delegate writes to its standard error, line by line.
     """
     result = Result()
+    child.note_pipes()
+    finished = _thread.allocate_lock()
+    finished.acquire()
+    _thread.start_new_thread(_attend, (source, child, process, deadline, log_output, result, finished))
+    if not finished.acquire(timeout=max(0.0, deadline - time.monotonic()) + LATE):
+        # The other thread is late. As a rule it ends the child just now; or a lock of the container's keeps it in the kernel.
+        if child.ending.acquire(blocking=False):
+            _end(child, process)
+        if not finished.acquire(timeout=4 * GRACE):
+            # Nothing of it may be touched any more: this thread would hang, too. The slot stays taken until that is over.
+            result.stuck = True
+            result.failure = DEADLINE
+    if result.error is not None:
+        raise result.error
+    return result
+
+
+def _attend(
+    source: "KernelPipe",
+    child: "Child",
+    process: "FaultingProcess",
+    deadline: float,
+    log_output: "Callable[[bytes], None]",
+    result: Result,
+    finished: "_thread.LockType",
+) -> None:
+    """In a thread of its own: attend to the ``child`` until its end, put what came of it into ``result``, open ``finished``.
+
+    Every pipe of the child is touched in this thread only. Whoever has such a pipe open can hold its lock as long as he likes:
+    splice(2) into a socket that nobody reads waits with that lock, and whoever then reads, writes, asks or closes the pipe
+    waits in the kernel, past every signal (fs/splice.c, fs/pipe.c).
+    """
+    try:
+        _give(source, child, process, deadline, log_output, result)
+    except BaseException as error:
+        result.error = error
+    finished.release()
+
+
+def _give(
+    source: "KernelPipe",
+    child: "Child",
+    process: "FaultingProcess",
+    deadline: float,
+    log_output: "Callable[[bytes], None]",
+    result: Result,
+) -> None:
     if _wait_for_start(child, result, deadline):
         result.started = True
         child.unblock()
-        child.note_pipes()
         # What moves the core is imported only now, when the delegate runs.
         from core_helper import relay
 
         moving = relay.Relay(source, child, result, log_output)
-        if not moving.run(deadline):
-            # Before its input ends: an uploader would take that for the end of the core, and complete half an object.
-            _end_family(child, process)
+        # Before its input ends: an uploader would take that for the end of the core, and complete half an object.
+        if not moving.run(deadline) and child.ending.acquire(blocking=False):
+            _end(child, process)
         moving.finish()
         _wait_for_end({child.pid}, 0)
         _read_last_words(child, result)
+    elif child.ending.acquire(blocking=False):
+        _end(child, process)
+    child.close()
+
+
+def _end(child: "Child", process: "FaultingProcess") -> None:
+    """End the delegate with its family, or what has not become the delegate. Once: then its pid may be another process's."""
+    if child.pid:
+        _end_family(child, process)
     else:
         _abandon(child)
-    child.close()
-    return result
 
 
 def _wait_for_start(child: "Child", result: "Result", deadline: float) -> bool:
     """Read the child's reports until it is ready for the core, or has failed."""
     now = time.monotonic()
     patience = now + min(ENVIRON_PATIENCE, (deadline - now) / 2)
+    amount = 0
     while True:
         poll = select.poll()
         poll.register(child.status_in, select.POLLIN)
@@ -74,6 +132,11 @@ def _wait_for_start(child: "Child", result: "Result", deadline: float) -> bool:
             return False
         part = posix.read(child.status_in, 65536)
         child.reported += part
+        amount += len(part)
+        if amount > LONGEST_REPORTS:
+            # Not by our own code: a container with CAP_SYS_PTRACE has taken the pipe.
+            result.failure = f"more than {LONGEST_REPORTS} bytes were reported before the delegate was started"
+            return False
         ready = _read_reports(child, result)
         if result.failure is not None:
             return False
@@ -113,7 +176,6 @@ def _end_unknown(child: "Child") -> None:
     except ChildProcessError:
         return  # There is none, as a rule.
     own = str(posix.getpid())
-    child.note_pipes()
     pipes = {f"pipe:[{inode}]" for inode in child.pipes}
     proc = posix.open("/proc", posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
     for name in posix.listdir(proc):

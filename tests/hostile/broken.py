@@ -27,13 +27,13 @@ NO_MAGICLINKS: Edit = ("linux.py", "resolve: int = RESOLVE_NO_MAGICLINKS", "reso
 KEEP_DESCRIPTORS: Edit = ("linux.py", "    lowest = 3\n", "    return\n    lowest = 3\n")
 BREAKS: dict[str, tuple[list[Edit], str]] = {
     "01 interpreter may be a magic link, or our own": (
-        [NO_MAGICLINKS, ("delegate.py", "identity(found) == forbidden", "False")],
+        [NO_MAGICLINKS, ("program.py", "identity(found) == forbidden", "False")],
         "attack_01",
     ),
     "01 the kernel opens the interpreter": (
         [
-            ("delegate.py", 'if not line.startswith(b"#!"):', "if True:"),
-            ("delegate.py", "self.execution.run()", "posix.execve(self.arguments[0], self.arguments, {})"),
+            ("program.py", 'if not line.startswith(b"#!"):', "if True:"),
+            ("program.py", "self.execution.run()", "posix.execve(self.arguments[0], self.arguments, {})"),
         ],
         "attack_01_proc",
     ),
@@ -55,32 +55,32 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
     ),
     "04 a module is imported in the container": (
         [
-            ("delegate.py", "        lock_interpreter()\n", ""),
-            ("delegate.py", "        program.append(", "        import colorsys  # noqa\n        program.append("),
+            ("joining.py", "        lock_interpreter()\n", ""),
+            ("joining.py", "        program = Program(", "        import colorsys  # noqa\n        program = Program("),
         ],
         "attack_04",
     ),
     "04 an extension module is imported in the container": (
         [
-            ("delegate.py", "        lock_interpreter()\n", ""),
-            ("delegate.py", "        program.append(", "        import _bz2  # noqa\n        program.append("),
+            ("joining.py", "        lock_interpreter()\n", ""),
+            ("joining.py", "        program = Program(", "        import _bz2  # noqa\n        program = Program("),
         ],
         "attack_04",
     ),
     "04 a user is looked up in the container": (
         [
-            ("delegate.py", "import posix\n", "import posix, pwd\n"),
-            ("delegate.py", "        program.append(", "        pwd.getpwuid(4711)\n        program.append("),
+            ("joining.py", "import posix\n", "import posix, pwd\n"),
+            ("joining.py", "        program = Program(", "        pwd.getpwuid(4711)\n        program = Program("),
         ],
         "attack_04",
     ),
     "04 text is converted in the container": (
         [
             (
-                "delegate.py",
-                "        program.append(",
+                "joining.py",
+                "        program = Program(",
                 "        convert = linux._ReturnsLong(linux._ctypes.dlsym(linux._program, 'iconv_open'))\n"
-                "        convert(b'UTF-8', b'BIG5')\n        program.append(",
+                "        convert(b'UTF-8', b'BIG5')\n        program = Program(",
             ),
         ],
         "attack_04",
@@ -88,70 +88,66 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
     "04 a program of the host is executed in the container": (
         [
             (
-                "delegate.py",
-                '        descriptors.append(posix.open("/proc/self/fd"',
+                "joining.py",
+                '        descriptors = posix.open("/proc/self/fd"',
                 '        linux.HOST = posix.open("/proc/self/exe", posix.O_PATH | posix.O_CLOEXEC)\n'
-                '        descriptors.append(posix.open("/proc/self/fd"',
+                '        descriptors = posix.open("/proc/self/fd"',
             ),
-            ("delegate.py", "linux.openat2(path, posix.O_PATH)", "posix.dup(linux.HOST)"),
-            ("delegate.py", "identity(found) == forbidden", "False"),
+            ("program.py", "linux.openat2(path, posix.O_PATH)", "posix.dup(linux.HOST)"),
+            ("program.py", "identity(found) == forbidden", "False"),
         ],
         "attack_04",
     ),
     "05 failures are told with a traceback": (
         [
-            ("delegate.py", "import posix\n", "import posix, traceback\n"),
+            ("joining.py", "import posix\n", "import posix, traceback\n"),
             (
-                "delegate.py",
-                '{reporter.step}: {error}")\n    except OSError',
-                '{traceback.format_exc()}")\n    except OSError',
+                "joining.py",
+                '{self.step}: {error}")\n            elif isinstance(error, OSError)',
+                '{"".join(traceback.format_exception(error))}")\n            elif isinstance(error, OSError)',
             ),
         ],
         "attack_05",
     ),
     "06 anything may be the delegate": (
-        [NO_MAGICLINKS, ("delegate.py", "if found.st_mode & linux.S_IFMT != linux.S_IFREG:", "if False:")],
+        [NO_MAGICLINKS, ("program.py", "if found.st_mode & linux.S_IFMT != linux.S_IFREG:", "if False:")],
         "attack_06_the_path",
     ),
     "06 the delegate is opened from the host": (
         [
             NO_MAGICLINKS,
             (
-                "delegate.py",
-                "program.append(Program(words,",
-                'program.append(Program([b"/proc/self/fd/%d" % plan.process.root + words[0]],',
+                "joining.py",
+                "        enter(plan, status)\n        # After",
+                "        words = [b'/proc/self/fd/%d' % process.root + words[0]]\n"
+                "        program = Program(words, plan.interpreter, descriptors)\n        enter(plan, status)\n        # After",
             ),
-            (
-                "delegate.py",
-                '("give pipes", give_pipes), *entry',
-                '("give pipes", give_pipes), ("open", open_program), *entry',
-            ),
-            ("delegate.py", 'steps.append(("open delegate", open_program))', "pass"),
+            ("joining.py", "        program = Program(words, plan.interpreter, descriptors)\n", ""),
         ],
         "attack_06_the_path and victims",
     ),
     "07 the process is not verified": (
-        [("victim.py", '    if status.get("CoreDumping") != "1":', "    return\n    if False:")],
+        [("verification.py", '    if status.get("CoreDumping") != "1":', "    return\n    if False:")],
         "attack_07",
     ),
     "07 the pidfd of the kernel is not compared": (
-        [("victim.py", 'if procfs.parse_status(fdinfo).get("Pid") != str(crash.pid):', "if False:")],
+        [("verification.py", 'if procfs.parse_status(fdinfo).get("Pid") != str(crash.pid):', "if False:")],
         "attack_07_the_pid",
     ),
     "07 the process is not verified again": (
-        [("victim.py", "    if not procfs.still_dumping(", "    if False and not procfs.still_dumping(")],
+        [("verification.py", "    if not procfs.still_dumping(", "    if False and not procfs.still_dumping(")],
         "attack_07_the_process",
     ),
     "08 set-id is not asked for": (
-        [("victim.py", "    if not safe or secure or len", "    if False and len")],
+        [("verification.py", "    if not safe or secure or len", "    if False and len")],
         "attack_08",
     ),
     "08 the auxiliary vector is not asked for": (
-        [("victim.py", "secure = not told and secure_execution(", "secure = False and secure_execution(")],
+        [("verification.py", "secure = not told and secure_execution(", "secure = False and secure_execution(")],
         "attack_08 and capable",
     ),
     "09 the leader stands for the thread": (
-        [("command.py", '"-I": "tid"', '"-I": "unused"')],
+        [("command_line.py", '"-I": "tid"', '"-I": "unused"')],
         "attack_09",
     ),
     "10 no_new_privs is not set": (
@@ -187,9 +183,9 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
     "11 control groups are joined before the fork": (
         [
             (
-                "delegate.py",
+                "joining.py",
                 "        try:\n            pid = posix.fork()",
-                "        plan.groups.join()\n        try:\n            pid = posix.fork()",
+                "        plan.groups.join(late=True)\n        try:\n            pid = posix.fork()",
             )
         ],
         "attack_11_the_limit",
@@ -206,8 +202,8 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
     ),
     "12 the delegate gets the pipe of the kernel": (
         [
-            ("child.py", "                posix.dup2(1, 0)\n", ""),
-            ("child.py", "return {0: self.core_in,", "return {0: 0,"),
+            ("child.py", "                source.close()\n", "                self.kernel = source.descriptor\n"),
+            ("child.py", "return {0: self.core_in,", "return {0: self.kernel,"),
         ],
         "attack_12_standard",
     ),
@@ -240,20 +236,25 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
     "16 /proc is opened in the container": (
         [
             (
-                "delegate.py",
-                '[("give pipes", give_pipes), *entry_steps(plan, reporter)]',
-                '[*entry_steps(plan, reporter), ("give pipes", give_pipes)]',
+                "joining.py",
+                '        descriptors = posix.open("/proc/self/fd"',
+                '        enter(plan, status)\n        descriptors = posix.open("/proc/self/fd"',
             )
         ],
         "attack_16_a_false",
     ),
     "16 ids after the user namespace": (
         [
-            ("privileges.py", "        linux.setns(process.user_namespace, linux.CLONE_NEWUSER)\n", "        pass\n"),
+            (
+                "privileges.py",
+                "        linux.setns(process.joined_user_namespace, linux.CLONE_NEWUSER)\n",
+                "        pass\n",
+            ),
             (
                 "privileges.py",
                 "    posix.setgroups(process.groups)\n",
-                "    if process.user_namespace is not None:\n        linux.setns(process.user_namespace, linux.CLONE_NEWUSER)\n"
+                "    if process.user_namespace is not None:\n"
+                "        linux.setns(process.joined_user_namespace, linux.CLONE_NEWUSER)\n"
                 "    posix.setgroups(process.groups)\n",
             ),
         ],
@@ -261,7 +262,7 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
     ),
     "17 all of the environment is passed on": (
         [
-            ("delegate.py", "if error.errno != linux.E2BIG:", "if True:"),
+            ("program.py", "if error.errno != linux.E2BIG:", "if True:"),
             ("procfs.py", "ENVIRON_LIMIT = 1 << 20", "ENVIRON_LIMIT = 1 << 24"),
         ],
         "attack_17",
@@ -275,15 +276,21 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         "attack_18_something and foreign",
     ),
     "18 the file is created with the helper's privileges": (
-        [("fallback.py", "*delegate.entry_steps(plan, reporter)]", "*delegate.entry_steps(plan, reporter)[:4]]")],
+        [
+            (
+                "fallback.py",
+                "        joining.enter(plan, status)\n",
+                "        joining.container.join_namespaces(process)\n",
+            )
+        ],
         "attack_18_the_temporary",
     ),
     "18 errors of the disk are ignored": (
         [
             (
                 "fallback.py",
-                '            raise delegate.Stopped(f"{error.strerror} after',
-                '            posix._exit(0)\n            raise delegate.Stopped(f"{error.strerror} after',
+                '        raise Stopped(f"{error.strerror} after',
+                '        posix._exit(0)\n        raise Stopped(f"{error.strerror} after',
             )
         ],
         "attack_18_a_full",
@@ -294,11 +301,11 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
     ),
     "19 strict mode is left": ([("privileges.py", "if process.seccomp == 1:", "if False:")], "attack_19_strict"),
     "19a variables of a confined process are passed on": (
-        [("victim.py", "        if self.confined:", "        if False:")],
+        [("process.py", "        if self.confined:", "        if False:")],
         "attack_19_a_process",
     ),
     "20 the mount namespace is not asked for": (
-        [("handling.py", "        membership.check(process)\n", "        process.traceable = False\n")],
+        [("deliver.py", "        membership.check(process)\n", "        process.traceable = False\n")],
         "attack_20",
     ),
     "20 who is at home there is not asked": (
@@ -306,7 +313,7 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         "attack_20 and itself",
     ),
     "20 the program is not asked for": (
-        [("membership.py", 'if _mount_of(process.task, "exe") not in mounts:', "if False:")],
+        [("membership.py", '    number = _mount_of(process.task, "exe")\n', "    return\n")],
         "attack_20_an_agent_in_the_files_of_a_container or attack_20 and itself",
     ),
     "20 the pid namespace is not asked for": (
@@ -337,7 +344,7 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         "attack_22_three",
     ),
     "22 lines are not rationed": (
-        [("journal.py", "quota.admit(self.holder) if self.holder else", "(True, '') if self.holder else")],
+        [("journal.py", "quota.admit(self.log.holder) if self.log.holder else", "(True, '') if self.holder else")],
         "attack_22_a_flood_of_lines",
     ),
     "22 variables are not counted": (
@@ -349,7 +356,7 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         "attack_22_a_flood_of_output",
     ),
     "23 what does not end is not killed": (
-        [("slots.py", "    linux.pidfd_send_signal(crash.handle, SIGKILL)\n", "")],
+        [("source.py", "        linux.pidfd_send_signal(crash.handle, SIGKILL)\n", "")],
         "attack_23_the_kernel",
     ),
     "23 only helpers count": (
@@ -357,7 +364,13 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         "attack_23_a_mapped",
     ),
     "24 filters are compared with a constant": (
-        [("membership.py", "process.confined = process.seccomp_filters > min(filters)", "pass")],
+        [
+            (
+                "membership.py",
+                "process.confined = process.seccomp_filters > min(member.filters for member in members)",
+                "pass",
+            )
+        ],
         "attack_24 or attack_19_a_process",
     ),
     "fate: what was not read is lost": (
@@ -366,29 +379,29 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
     ),
     "fate: nothing is ready before the limits": (
         [
-            ("delegate.py", "        program.prepare(environment)\n", ""),
+            ("joining.py", "    program.prepare(environment)\n", ""),
             (
-                "delegate.py",
-                "lambda: program.execute(reporter)",
-                "lambda: (program.prepare(environment), program.execute(reporter))",
+                "joining.py",
+                "    program.execute(status)",
+                "    program.prepare(environment)\n    program.execute(status)",
             ),
         ],
         "little_address_space",
     ),
     "fate: a core file as large as it likes": (
-        [("fallback.py", "privileges.limit_file_size(plan.process)", "pass")],
+        [("fallback.py", "privileges.limit_file_size(process)", "pass")],
         "no_larger_than",
     ),
     "fate: all processors": (
-        [("delegate.py", "privileges.take_over_processors(process)", "[]")],
+        [("joining.py", "privileges.take_over_processors(process)", "[]")],
         "processors_and_scheduling",
     ),
     "the core is read before the delegate has started": (
         [
             (
                 "supervisor.py",
-                "    result = Result()\n    if _wait",
-                "    result = Result()\n    posix.read(core, 100)\n    if _wait",
+                "    result = Result()\n    child.note_pipes()\n",
+                "    result = Result()\n    child.note_pipes()\n    posix.read(source.descriptor, 100)\n",
             )
         ],
         "leaves_the_whole_core",
@@ -418,7 +431,7 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         ],
         "no_more and limits",
     ),
-    "attributes: umask": ([("delegate.py", "posix.umask(process.umask)", "pass")], "no_more and limits"),
+    "attributes: umask": ([("joining.py", "posix.umask(process.umask)", "pass")], "no_more and limits"),
 }
 
 

@@ -37,27 +37,29 @@ TREE = CACHE / "tree"
 TESTS = "tests/unit/helper"
 # What decides on refusals, privileges and descriptors, and the tests that are asked first.
 MODULES = {
-    "victim": ("victim", "victim_facts", "examine"),
-    "procfs": ("victim_parsers", "victim_facts", "descriptors", "entry", "slots"),
+    "verification": ("verification", "examine"),
+    "process": ("process", "examine"),
+    "procfs": ("procfs", "process", "descriptors", "entry", "slots"),
     "privileges": ("privileges", "entry"),
     "container": ("container", "entry"),
     "membership": ("membership",),
     "first_process": ("first_process",),
-    "cgroups": ("cgroups",),
+    "runtime": ("runtime", "previous_handler", "slots_taken"),
     "namespaces": ("namespaces", "slots_taken", "first_process", "membership"),
-    "delegate": ("steps", "delegate_program"),
+    "joining": ("joining", "supervisor"),
+    "program": ("program", "joining"),
     "slots": ("slots_taken", "slots"),
     "start": ("start", "main"),
-    "fallback": ("steps", "fallback"),
-    "seccomp": ("seccomp", "mutants_seccomp"),
-    "handling": ("handling", "main", "chain"),
-    "linux": ("linux", "mutants_linux", "descriptors", "start"),
-    "chain": ("chain",),
+    "source": ("source",),
+    "fallback": ("joining", "fallback"),
+    "seccomp": ("seccomp", "seccomp_flags"),
+    "deliver": ("deliver", "main", "previous_handler"),
+    "linux": ("linux", "linux_flags", "descriptors", "start"),
 }
 # Tests that wait most of the time: what only they would notice should be noticed by a quick one.
 SLOW = ("supervisor", "relay")
 # Of these only some functions do.
-FUNCTIONS = {"chain": ("is_of_the_host",)}
+FUNCTIONS: dict[str, tuple[str, ...]] = {}
 # Names that are 0, and what only a checker of types reads.
 NOTHING = ("posix.O_RDONLY",)
 TYPES = "TYPE_CHECKING"

@@ -142,6 +142,7 @@ def process(**facts: Any) -> Any:
         "label_kind": "",
         "notes": [],
         "in_container": lambda: False,
+        "traceable": False,
     }
     attributes |= facts
     opened = {name: descriptor for name, _, descriptor in attributes["namespaces"]}

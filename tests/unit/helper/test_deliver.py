@@ -29,7 +29,7 @@ class Stage:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.done: list[Any] = []
-        self.process = process(close_task=lambda: self.note("close_task"), traceable=True, signal=6, namespaces=[])
+        self.process = process(close_task=lambda: self.note("close_task"), traceable=False, signal=6, namespaces=[])
         self.configuration = Configuration()
         self.crash = Crash(4711, 1000, 100)
         self.error: Exception | None = None
@@ -244,6 +244,25 @@ def test_a_container_that_is_full_is_entered_later_once(deliveries: Deliveries) 
     deliveries.outcomes = [outcome(started=False, crowded=True), outcome()]
     assert deliveries.deliver() == 0
     assert [words[:2] for words in deliveries.tried] == [(True, True), (True, False)]
+
+
+def test_a_container_that_is_full_and_may_trace_is_not_entered_later(deliveries: Deliveries) -> None:
+    deliveries.stage.process.traceable = True
+    deliveries.outcomes = [outcome(started=False, crowded=True, failure="full")]
+    assert deliveries.deliver() == 1
+    assert deliveries.told[-1] == ("drop", "full", False)
+
+
+@pytest.mark.parametrize("started", [True, False])
+def test_a_delegate_that_holds_its_pipes_is_the_last_one_that_is_tried(deliveries: Deliveries, started: bool) -> None:
+    deliveries.stage.configuration.fallback = True
+    deliveries.outcomes = [outcome(started=started, stuck=True, failure="deadline passed")]
+    if started:
+        assert deliveries.deliver() == 0  # The log says what came of it.
+    else:
+        with pytest.raises(Refused, match="deadline passed"):
+            deliveries.deliver()
+    assert len(deliveries.tried) == 1
 
 
 def test_what_fails_twice_is_told(deliveries: Deliveries) -> None:

@@ -137,7 +137,7 @@ def test_a_root_directory_of_other_mounts_is_refused(joining: Any) -> None:
 def test_the_mount_of_a_file_is_told_without_asking_its_file_system() -> None:
     descriptor = os.open("/proc", os.O_PATH)
     proc_self = os.open("/proc/self", os.O_PATH)
-    table = container.mounts(Path("/proc/self/mountinfo").read_bytes())
+    table = container.Mounts(Path("/proc/self/mountinfo").read_bytes())
     for proc in (None, proc_self):
         assert keeps_descriptors(functools.partial(container.mount_of, descriptor, proc))
         assert table[container.mount_of(descriptor, proc)].point == b"/proc"
@@ -155,12 +155,33 @@ x 20 0:50 / /mnt rw - ext4 a rw
 
 
 def test_the_mounts_of_a_process_are_those_of_its_table() -> None:
-    table = container.mounts(TABLE)
-    assert {number: (mount.point, mount.device, mount.root) for number, mount in table.items()} == {
+    table = container.Mounts(TABLE)
+    found = {number: table[number] for number in range(100) if number in table and number != 31}
+    assert {number: (mount.point, mount.device, mount.root) for number, mount in found.items()} == {
         20: (b"/", b"8:1", b"/"),
         30: (b"/mnt/a b", b"0:50", b"/sub"),
         40: (b"/", b"0:60", b"/"),
     }
+    with pytest.raises(KeyError):
+        table[2]
+
+
+def test_the_directories_that_an_overlay_is_made_of_are_told() -> None:
+    line = rb"40 20 0:60 / / rw shared:1 - overlay o rw,lowerdir=/l/A\040b:l/B,lowerdir+=/l/C,upperdir=/u,workdir=/w"
+    assert container.layers_of(container.Mount(line.replace(rb"\\", b"\\"))) == [b"/l/A b", b"/l/C", b"/u"]
+    assert container.layers_of(container.Mount(TABLE.splitlines()[0])) == []
+
+
+def test_more_mounts_than_can_be_looked_at_are_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.process(21, mountinfo=TABLE)
+    directory = world.open(world.proc / "21", os.O_PATH)
+    monkeypatch.setattr(procfs, "MOUNTINFO_LIMIT", len(TABLE) + 1)
+    assert container.mounts_of(directory).place_of_root() == container.mounts_at("/proc/21").place_of_root()
+    monkeypatch.setattr(procfs, "MOUNTINFO_LIMIT", len(TABLE))
+    with pytest.raises(Refused, match="its mounts take more than"):
+        container.mounts_of(directory)
+    with pytest.raises(Refused, match="its mounts take more than"):
+        container.mounts_at("/proc/21")
 
 
 @pytest.mark.parametrize(
@@ -179,12 +200,14 @@ def test_a_path_has_its_place_in_the_file_system_of_its_mount(
     point: bytes, root: bytes, path: bytes, place: bytes | None
 ) -> None:
     expected = None if place is None else (b"8:1", place)
-    assert container.Mount(point, b"8:1", root).place_of(path) == expected
+    mount = container.Mount(b"20 1 8:1 %s %s rw - ext4 a rw" % (root, point))
+    assert mount.place_of(path) == expected
 
 
 def test_the_topmost_root_counts() -> None:
-    assert container.place_of_root(container.mounts(TABLE)) == (b"0:60", b"/")
-    assert container.place_of_root(container.mounts(b"30 20 0:50 / /mnt rw - ext4 a rw\n")) is None
+    assert container.Mounts(TABLE).place_of_root() == (b"0:60", b"/")
+    assert container.Mounts(b"30 20 0:50 / /mnt rw - ext4 a rw\n").place_of_root() is None
+    assert container.Mounts(b"").place_of_root() is None
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ from core_helper import first_process, procfs
 from core_helper.crash import Refused
 from core_helper.namespaces import outermost as outermost_of
 from unit.helper.world import (
+    ALL,
     DOCKER,
     FILES,
     OTHER,
@@ -22,17 +22,16 @@ from unit.helper.world import (
 
 
 def first_two(process: Any) -> list[str | None]:
-    """Return the pids on the host of the first process of the container and of the outermost one."""
-    names = []
-    for member in first_process.first_of(process):
-        names.append(None if member is None else member.status["Tgid"])
-        if member is not None:
-            member.close()
+    """Return the pids on the host of the first process of the container, and of those that it is compared with, too."""
+    first, others = first_process.first_of(process)
+    names = [None if first is None else first.status["Tgid"], *(member.status["Tgid"] for member in others)]
+    for member in ([] if first is None else [first]) + others:
+        member.close()
     return names
 
 
 def test_the_first_process_of_a_container_is_its_init(world: World, box: dict[str, Any]) -> None:
-    assert first_two(world.crashed(11)) == ["10", None]
+    assert first_two(world.crashed(11)) == ["10"]
 
 
 def test_the_kernel_names_the_first_process_where_it_can(world: World, box: dict[str, Any]) -> None:
@@ -121,7 +120,7 @@ def test_a_container_in_the_hosts_pid_namespace_is_its_control_group(world: Worl
     mounts = world.namespace(owner=world.host["user"])
     world.process(10, cgroup=DOCKER, started=5, mnt=mounts)
     world.process(9, cgroup=DOCKER + "/below", started=7, mnt=mounts)
-    assert first_two(world.crashed(9)) == ["10", None]
+    assert first_two(world.crashed(9)) == ["10"]
 
 
 def test_a_container_in_another_ones_pid_namespace_is_its_control_group(world: World, box: dict[str, Any]) -> None:
@@ -161,13 +160,18 @@ def test_a_process_of_the_root_group_has_no_eldest(world: World) -> None:
     eldest.close()
 
 
-@pytest.mark.parametrize(
-    ("one", "other", "chosen"), [(1, 2, 1), (2, 1, 2), (1, 1, 1), (None, 1, 2), (1, None, 1), (None, None, None)]
-)
-def test_the_less_confined_of_two_is_chosen(one: int | None, other: int | None, chosen: int | None) -> None:
-    members: list[Any] = [None if filters is None else SimpleNamespace(filters=filters) for filters in (one, other)]
-    expected = None if chosen is None else members[chosen - 1]
-    assert first_process._less_confined(*members) is expected
+def test_a_sandbox_in_a_container_of_the_hosts_pid_namespace_is_compared_with_that_one(world: World) -> None:
+    users, sandbox = world.namespace(world.host["user"]), world.container()
+    world.process(30, cgroup=DOCKER, started=1, mnt=world.namespace())
+    world.process(31, "1", DOCKER, started=2, user=users, **sandbox)
+    world.process(32, "2", DOCKER, started=3, user=users, **sandbox)
+    crashed_in = world.crashed(32)
+    assert first_two(crashed_in) == ["31", "30"]
+    # So is one that root of the container has made, who needs no user namespace for that.
+    other = world.container()
+    world.process(33, "1", DOCKER, started=4, bounding=ALL, **other)
+    world.process(34, "2", DOCKER, started=5, **other)
+    assert first_two(world.crashed(34)) == ["33", "30"]
 
 
 def test_a_member_tells_what_its_files_say_and_nothing_stays_open_of_one_that_is_gone(world: World) -> None:

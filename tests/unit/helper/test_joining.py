@@ -119,7 +119,7 @@ PRIVILEGES = (
     *("raise_hard_limits", "take_over_ids", "join_user_namespace", "limit_capabilities", "confine", "limit_file_size"),
 )
 LAST = [
-    "join control groups",
+    "join control group of processes",
     "take over session, umask and signals",
     "take over processors",
     "take over limits",
@@ -142,7 +142,8 @@ def test_privileges_are_given_away_step_by_step_before_the_delegate_is_opened(re
     line = Line(recorder)
     line.execute()
     assert line.names() == [
-        *("read environment", "give pipes", *ENTRY, "open delegate", "take over label", "start delegate"),
+        *("read environment", "give pipes", *ENTRY, "open delegate", "take over label"),
+        *("join control groups", "start delegate"),
     ]
     assert (line.of("open label"), line.of("take over label")) == ([("open",)], [("at_exec",)])
     assert [line.of(step) for step in ENTRY[2:]] == [
@@ -211,7 +212,7 @@ def become(recorder: Recorder, **facts: Any) -> Line:
     """Return the line of the process that becomes the delegate."""
     line = Line(recorder, **facts)
     recorder.watch(posix, "fork", 0)
-    recorder.monkeypatch.setattr(line.groups, "join", list)
+    recorder.monkeypatch.setattr(line.groups, "join", lambda late=None: [])
     return line
 
 
@@ -250,16 +251,38 @@ def test_who_could_open_devices_has_the_device_rules_or_no_delegate(
     recorder: Recorder, in_container: bool, uid: int, stopped: bool
 ) -> None:
     line = become(recorder, uid=uid, in_container=lambda: in_container)
-    recorder.monkeypatch.setattr(line.groups, "join", lambda: ["control group a: why", "control group b: why"])
-    if stopped:
-        with pytest.raises(Stopped, match=r"^control group a: why; control group b: why$"):
-            joining.execute_delegate(line.plan, [b"/d"], {}, CHILD)
-        assert line.of("join control groups") == []
-    else:
-        line.execute()
-        assert line.of("join control groups") == [
-            *(("send", "note", "control group a: why"), ("send", "note", "control group b: why")),
-        ]
+    for step, fails_late in (("join control groups", False), ("join control group of processes", True)):
+        failures = ["control group a: why", "control group b: why"]
+        recorder.monkeypatch.setattr(
+            line.groups, "join", lambda late, fails=fails_late, failures=failures: failures if late is fails else []
+        )
+        recorder.done.clear()
+        if stopped:
+            with pytest.raises(Stopped, match=r"^control group a: why; control group b: why$"):
+                joining.execute_delegate(line.plan, [b"/d"], {}, CHILD)
+            assert line.of(step) == []
+        else:
+            line.execute()
+            assert line.of(step) == [("send", "note", failure) for failure in failures]
+
+
+@pytest.mark.parametrize("traceable", [True, False])
+def test_what_may_be_traced_is_in_all_control_groups_before_it_is_seen(recorder: Recorder, traceable: bool) -> None:
+    line = become(recorder, traceable=traceable)
+    joined: list[bool | None] = []
+
+    def join(late: bool) -> list[str]:
+        joined.append(late)
+        recorder.done.append(("joined", late))
+        return []
+
+    recorder.monkeypatch.setattr(line.groups, "join", join)
+    line.execute()
+    assert joined == [False, True]
+    # Else the one that counts processes comes after the fork, which it may forbid.
+    before = line.recorder.done.index(("joined", True)) < line.recorder.done.index(("fork",))
+    assert before is traceable
+    assert line.recorder.done.index(("joined", False)) < line.recorder.done.index(("fork",))
 
 
 @pytest.mark.parametrize("in_container", [True, False])

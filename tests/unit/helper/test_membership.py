@@ -19,6 +19,7 @@ from core_helper.process import FaultingProcess, Withheld
 from unit.helper.support import HELPER
 from unit.helper.support import process as crashed
 from unit.helper.world import (
+    ALL,
     DOCKER,
     FEW,
     FILES,
@@ -85,7 +86,10 @@ def test_whoever_could_have_joined_other_mounts_must_see_the_files_of_its_contai
         namespaces = {**box, "mnt": other}
         world.process(pid, "2", DOCKER, files, bounding=FEW | (capability if who == "process" else 0), **namespaces)
     assert told(world.crashed(11)) == ""
-    assert "other than that of its own container" in told(world.crashed(12))
+    # Nobody else is at home there, and the program is of these files: a container within the container.
+    assert told(world.crashed(12)) == ""
+    world.process(13, "3", DOCKER, OTHER_FILES, exe=(77, "/agent"), **{**box, "mnt": other})
+    assert "executes a program from outside" in told(world.crashed(13))
 
 
 def test_an_agent_in_another_containers_mounts_is_withheld(world: World, box: dict[str, Any]) -> None:
@@ -322,11 +326,19 @@ ROOTLESS: dict[str, Any] = {"user_namespace": 9}
         (ROOTLESS, SYS_ADMIN, False),
         ({**ROOTLESS, "cgroups": [(b"", DOCKER.encode())]}, SYS_ADMIN, True),
         ({**ROOTLESS, "permitted": 1}, SYS_ADMIN, True),
+        # Unless the container has made that user namespace itself: there it may have all.
+        ({**ROOTLESS, "permitted": 1, "sandbox": True}, SYS_ADMIN, False),
+        ({**ROOTLESS, "bounding": ALL, "sandbox": True, "cgroups": [(b"", DOCKER.encode())]}, FEW, False),
+        ({**ROOTLESS, "sandbox": True, "cgroups": [(b"", DOCKER.encode())]}, SYS_ADMIN, True),
     ],
 )
-def test_who_may_have_joined_mounts_needs_a_proof(facts: dict[str, Any], first: int | None, may: bool) -> None:
-    facts = {"in_pid_namespace": lambda: True, "permitted": 0, "bounding": 0, **facts}
-    member: Any = None if first is None else SimpleNamespace(bounding=first)
+def test_who_may_have_joined_mounts_needs_a_proof(
+    monkeypatch: pytest.MonkeyPatch, facts: dict[str, Any], first: int | None, may: bool
+) -> None:
+    facts = {"in_pid_namespace": lambda: True, "permitted": 0, "bounding": 0, "sandbox": False, **facts}
+    # The host's, that of the container, and one below.
+    monkeypatch.setattr(membership, "_user_namespaces", lambda process: [3, 2, 1] if process.sandbox else [2, 1])
+    member: Any = None if first is None else SimpleNamespace(bounding=first, namespace=lambda kind: 2)
     assert membership._may_have_joined(crashed(**facts), member) is may
 
 
@@ -397,10 +409,10 @@ def test_two_have_the_same_root_if_device_and_directory_are_the_same(world: Worl
     assert not membership._same_root(files[4], files[5])
 
 
-def root_told(process: Any, first: int | None = None) -> str:
+def root_told(process: Any, first: int | None = None, proof: bool = True) -> str:
     member = None if first is None else first_process.Member(first)
     try:
-        membership._check_root(process, member)
+        membership._check_root(process, member, proof)
     except Withheld as error:
         return str(error)
     finally:
@@ -599,9 +611,12 @@ def test_whoever_is_first_or_has_the_mounts_of_the_eldest_is_at_home(world: Worl
     world.process(16, cgroup="/docker/" + "d4" * 32, mnt=box["mnt"])
     (world.groups / "docker" / ("d4" * 32) / "cgroup.procs").unlink()
     assert [at_home(pid) for pid in (10, 11, 12, 13, 14, 15, 1, 16)] == [
-        *(True, True, False, True, False),
+        # Whose first process has changed its own mounts is at home where its program is.
+        *(True, True, True, True, False),
         *(True, False, False),
     ]
+    world.process(17, "4", DOCKER, OTHER_FILES, started=501, exe=(77, "/agent"), **{**box, "mnt": world.namespace()})
+    assert not at_home(17)
     assert keeps_descriptors(lambda: at_home(11))
 
 

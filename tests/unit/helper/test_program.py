@@ -125,6 +125,9 @@ def test_nothing_is_read_from_or_done_to_the_path_after_it_was_opened(tmp_path: 
     assert executed(replace_and_execute).arguments == [b"/bin/true", b"first", os.fsencode(path)]
 
 
+LOADER = "install that one, or link the program statically"
+
+
 def refusal(path: Path, forbidden: tuple[int, int] | None = None) -> str:
     with pytest.raises(Stopped) as caught:
         program([os.fsencode(path)], forbidden)
@@ -140,19 +143,29 @@ def test_a_program_that_has_become_a_script_since_it_was_opened_is_not_executed(
         execute(opened, {}, reporter)
 
     execution = executed(run)
-    assert (execution.program, execution.error) == ("", f"Stopped: {file}: No such file or directory")
+    assert (execution.program, execution.error) == ("", f"Stopped: {file}: its dynamic loader is not there: {LOADER}")
 
 
 def test_a_missing_delegate_is_nobodys_failure(tmp_path: Path) -> None:
     path = tmp_path / "missing"
-    assert refusal(path) == f"Absent: {path}: No such file"
+    assert refusal(path) == f"Absent: {path}: No such file on this host: put the delegate there"
+    assert refusal(path, (0, 0)) == f"Absent: {path}: No such file in the container: put the delegate there"
     (tmp_path / "dangling").symlink_to(path)
-    assert refusal(tmp_path / "dangling") == f"Absent: {tmp_path}/dangling: No such file"
+    assert (
+        refusal(tmp_path / "dangling")
+        == f"Absent: {tmp_path}/dangling: No such file on this host: put the delegate there"
+    )
 
 
 def test_a_missing_interpreter_is_a_failure(tmp_path: Path) -> None:
     path = script(tmp_path / "delegate", b"#!/missing\n")
-    assert refusal(path) == f"Stopped: {path}: its interpreter /missing: No such file"
+    told = f"Stopped: {path}: its interpreter /missing: No such file"
+    assert refusal(path) == f"{told} on this host: install that one there"
+    assert refusal(path, (0, 0)) == f"{told} in the container: install that one there"
+    script(path, b"#!/bin/sh\r\n")
+    assert refusal(path) == (
+        f"Stopped: {path}: its interpreter /bin/sh\r: No such file on this host: save it with Unix line ends"
+    )
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o600, 0o000, 0o444])

@@ -1,8 +1,10 @@
-"""cgroups: which group belongs to a container, and who is in it, on a made-up host."""
+"""runtime: which group belongs to a container, and who is in it, on a made-up host."""
 
 from __future__ import annotations
 
 import os
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from core_helper import first_process, runtime
@@ -121,3 +123,30 @@ def test_every_hierarchy_that_both_have_decides() -> None:
 )
 def test_a_slice_alone_joins_nobody(one: str, other: str, share: bool) -> None:
     assert runtime._share_unit(one.encode(), other.encode()) is share
+
+
+def test_who_may_make_control_groups_is_the_owner_of_the_one_above(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = runtime.outermost_group([(b"cpu", b"/"), (b"pids", f"/a/docker/{ID}/x/{OTHER_ID}".encode())])
+    assert found == (ID, b"pids", b"/a/docker/")
+    assert runtime.outermost_group([(b"", b"/a/b")]) is None
+    asked = []
+
+    def stat(path: bytes) -> Any:
+        asked.append(path)
+        if len(asked) < 3:
+            raise FileNotFoundError(2, "No such file or directory")
+        return SimpleNamespace(st_uid=1000)
+
+    monkeypatch.setattr(runtime, "posix", SimpleNamespace(stat=stat))
+    assert runtime.maker_of(b"", b"/docker/") == 1000
+    assert asked == [
+        b"/sys/fs/cgroup//docker/",
+        b"/sys/fs/cgroup/unified/docker/",
+        os.fsencode(world.groups) + b"/docker/",
+    ]
+    asked.clear()
+    (world.proc / "self" / "mountinfo").write_bytes(b"")
+    assert runtime.maker_of(b"name=systemd", b"/docker/") is None
+    assert asked == [b"/sys/fs/cgroup/systemd/docker/"]

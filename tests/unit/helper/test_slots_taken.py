@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from core_helper import procfs, slots
+from core_helper import procfs, runtime, slots
 from core_helper.crash import Crash, Refused
 from core_helper.log import Log
 from unit.helper.support import in_child
@@ -232,19 +232,61 @@ def test_a_process_of_the_host_is_that_of_its_user(world: World) -> None:
     assert holder(21, 21) == ("user 1000", 1000)
 
 
-def test_a_container_in_the_hosts_pid_namespace_is_not_the_one_of_the_same_name(world: World) -> None:
+@pytest.fixture
+def maker(monkeypatch: pytest.MonkeyPatch) -> dict[str, int | None]:
+    """Who may make control groups beside that of the container: root, unless a test says otherwise."""
+    maker: dict[str, int | None] = {"maker": 0}
+    monkeypatch.setattr(runtime, "maker_of", lambda controllers, above: maker["maker"])
+    return maker
+
+
+def test_a_container_of_an_engine_is_one_whatever_namespaces_its_processes_have_made(
+    world: World, maker: dict[str, int | None]
+) -> None:
+    for pid, user in enumerate(range(1000, 1070), 21):
+        users = world.namespace(world.host["user"], maker=user)
+        world.process(pid, cgroup=f"/docker/{ID}", user=users, pid=world.namespace(world.host["pid"], owner=users))
+        assert holder(pid) == (f"container {ID}", -1)
+    world.process(20, cgroup=f"/docker/{ID}")
+    assert holder(20) == (f"container {ID}", -1)
+
+
+def test_a_control_group_that_a_user_has_named_counts_among_his_own(world: World, maker: dict[str, int | None]) -> None:
+    maker["maker"] = 1000
+    users = world.namespace(world.host["user"], maker=1234)
+    ways: list[tuple[int, dict[str, Any]]] = [
+        (21, {}),
+        (22, {"user": users, "pid": world.namespace(world.host["pid"], owner=users)}),
+    ]
+    for pid, namespaces in ways:
+        world.process(pid, cgroup=f"/user.slice/{ID}", **namespaces)
+        assert holder(pid) == (f"container {ID}", 1000)
+
+
+def test_a_control_group_that_nobody_finds_is_no_name(world: World, maker: dict[str, int | None]) -> None:
+    maker["maker"] = None
     world.process(21, cgroup=f"/docker/{ID}")
-    assert holder(21) == (f"host-pid container {ID}", -1)
+    assert holder(21) == ("user 1000", 1000)
 
 
 def test_who_made_a_user_namespace_has_its_crashes(world: World) -> None:
     users = world.namespace(world.host["user"], maker=1234)
     inner = world.namespace(users, maker=99)
     for pid, namespace in ((21, users), (22, inner)):
-        world.process(pid, cgroup=f"/docker/{ID}", user=namespace)
-        assert holder(pid) == (f"host-pid container {ID}", -1)
-        (world.proc / str(pid) / "cgroup").write_text("0::/\n")
+        world.process(pid, user=namespace)
         assert holder(pid) == ("user 1234", 1234)
+
+
+def test_a_user_has_the_numbers_that_he_may_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "subuid").write_text("garbage\nann:100000:65536\n1001:165536:10\nbob:300000:5\n")
+    (tmp_path / "passwd").write_text("root:x:0:0::/:/bin/sh\nann:x:1000:1000::/:/bin/sh\n")
+    for name in ("SUBUID", "PASSWD"):
+        monkeypatch.setattr(slots, name, str(tmp_path / name.lower()))
+    numbers = (0, 1000, 65535, 99999, 100000, 165535, 165536, 165546, 300000)
+    # Of somebody who is not in the file, or whose number is elsewhere, nothing is known.
+    assert [slots.user_of(number) for number in numbers] == [0, 1000, 65535, 99999, 1000, 1000, 1001, 165546, 300000]
+    (tmp_path / "subuid").unlink()
+    assert slots.user_of(100000) == 100000
 
 
 def test_a_container_is_its_pid_namespace_and_those_below_it(world: World) -> None:
@@ -254,8 +296,6 @@ def test_a_container_is_its_pid_namespace_and_those_below_it(world: World) -> No
     for pid, namespace in ((21, pids), (22, below)):
         world.process(pid, pid=namespace)
         assert holder(pid) == (name, -1)
-    world.process(23, pid=below, cgroup=f"/docker/{ID}")
-    assert holder(23) == (f"container {ID}", -1)
 
 
 def test_a_rootless_container_is_that_of_who_made_its_user_namespace(world: World) -> None:

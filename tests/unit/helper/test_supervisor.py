@@ -41,7 +41,7 @@ def test_the_delegate_has_its_environment_session_and_mask_and_default_signals()
 def test_a_missing_delegate_is_told_as_absent() -> None:
     result = deliver(["/missing/delegate"], bytes(LONG))
     assert (result.started, result.absent, result.delivered) == (False, True, 0)
-    assert result.failure == "/missing/delegate: No such file"
+    assert result.failure == "/missing/delegate: No such file on this host: put the delegate there"
 
 
 def test_a_delegate_that_cannot_be_executed_is_a_failure(tmp_path: Path) -> None:

@@ -63,6 +63,52 @@ static void pass_on(void)
 		usleep(10000);
 }
 
+/* Nobody reads it, and it takes nothing more: whoever writes to it waits. */
+static int full_socket(void)
+{
+	static const char bytes[1 << 16];
+	int ends[2];
+	if (socketpair(AF_UNIX, SOCK_STREAM, 0, ends))
+		fail("socketpair");
+	fcntl(ends[0], F_SETFL, O_NONBLOCK);
+	while (write(ends[0], bytes, sizeof bytes) > 0)
+		;
+	while (write(ends[0], bytes, 1) > 0)
+		;
+	fcntl(ends[0], F_SETFL, 0);
+	return ends[0];
+}
+
+/* The kernel keeps the pipe locked while splice(2) waits: whoever asks how much is in it, or reads it, waits as well. */
+
+static void lock_input(void)
+{
+	char page[4096];
+	int target = full_socket();
+	if (read(0, page, sizeof page) < 0)
+		fail("read");
+	usleep(200000);
+	while (splice(0, NULL, target, NULL, 1 << 20, 0) > 0)
+		;
+}
+
+static void lock_errors(void)
+{
+	int target = full_socket(), errors = open("/proc/self/fd/2", O_RDONLY | O_NONBLOCK);
+	if (errors < 0)
+		fail("/proc/self/fd/2");
+	if (fork() == 0)
+		for (;;)
+			splice(errors, NULL, target, NULL, 1 << 20, 0);
+	if (fork() == 0)
+		for (;;)
+			if (write(2, "words\n", 6) < 0)
+				_exit(0);
+	read_all();
+	for (;;)
+		pause();
+}
+
 /* Device rules hang on the control group: making the node is allowed to a container, opening it is not. */
 static void open_disk(void)
 {
@@ -104,6 +150,10 @@ int main(int argc, char **argv)
 			pause();
 	} else if (is("reads-slowly"))
 		read_slowly();
+	else if (is("locks-input"))
+		lock_input();
+	else if (is("locks-errors"))
+		lock_errors();
 	else if (is("passes-on"))
 		pass_on();
 	else if (is("daemon"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -18,6 +19,16 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = 10) 
     while not condition():
         assert time.monotonic() < deadline, what
         time.sleep(0.02)
+
+
+def pid_of(container: Container) -> int:
+    """The first process of a container, as the host sees it."""
+    return int(lab.output("docker", "inspect", "--format={{.State.Pid}}", container.name))
+
+
+def files_of(container: Container, kind: str = "MergedDir") -> str:
+    """Where the engine has put the files of a container together, or keeps a part of them."""
+    return lab.output("docker", "inspect", f"--format={{{{.GraphDriver.Data.{kind}}}}}", container.name)
 
 
 def processes_of(container: Container) -> list[tuple[int, str]]:
@@ -68,3 +79,19 @@ def cpu_of_helpers() -> float:
         except OSError:
             continue
     return used
+
+
+def peak_of_helpers(seconds: float = 30) -> int:
+    """The most bytes of memory that one of the helpers has had from now on, until none is left."""
+    peaks = [0]
+    deadline = time.monotonic() + seconds
+    seen = False
+    while (helpers() or not seen) and time.monotonic() < deadline:
+        for status in Path("/proc").glob("[0-9]*/status"):
+            try:
+                if b"\0/opt/bin/docker_core_helper\0" in (status.parent / "cmdline").read_bytes():
+                    seen = True
+                    peaks += [int(kib) << 10 for kib in re.findall(r"VmHWM:\s*(\d+)", status.read_text())]
+            except OSError:
+                continue
+    return max(peaks)

@@ -12,7 +12,7 @@ import lab
 import pytest
 from containers import Container, Crash, wait_for_log
 from core_helper import container, procfs
-from hostile.observe import wait_until
+from hostile.observe import files_of, pid_of, wait_until
 
 FALLBACK = "--env=DOCKERCOREHELPER_FALLBACK_CORE=1"
 # What --privileged would bring and the host need not have.
@@ -32,16 +32,6 @@ OTHER_PROGRAM = "a program from outside of the mount namespace"
 def target(attack: Crash) -> Container:
     """A container with a delegate of its own, which has done nothing."""
     return attack("wait=/out/go", options=("--detach",))
-
-
-def pid_of(container: Container) -> int:
-    """The first process of a container, as the host sees it."""
-    return int(lab.output("docker", "inspect", "--format={{.State.Pid}}", container.name))
-
-
-def files_of(container: Container, kind: str = "MergedDir") -> str:
-    """Where the engine has put the files of a container together, or keeps a part of them."""
-    return lab.output("docker", "inspect", f"--format={{{{.GraphDriver.Data.{kind}}}}}", container.name)
 
 
 @pytest.fixture

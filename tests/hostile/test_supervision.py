@@ -273,16 +273,6 @@ def test_attack_22_a_container_in_the_hosts_pid_namespace_has_its_share(attack: 
     wait_until(lambda: other.of("delegate"), "the crash of the other container was not handled", 2)
 
 
-@pytest.fixture
-def patient() -> Iterator[None]:
-    """The timeout that a host has: with that of the other tests, a busy machine loses cores that wait for a processor."""
-    file = Path("/etc/docker_core_helper.conf")
-    before = file.read_text()
-    file.write_text(before.replace(f"DOCKERCOREHELPER_TIMEOUT={TIMEOUT}\n", "DOCKERCOREHELPER_TIMEOUT=300\n"))
-    yield
-    file.write_text(before)
-
-
 @pytest.mark.usefixtures("patient")
 def test_attack_22_four_hundred_crash_loops(attack: Crash, capsys: pytest.CaptureFixture[str]) -> None:
     before = log_lines()

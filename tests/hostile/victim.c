@@ -39,6 +39,16 @@
  *   storm=COUNT    that many processes have one child after the other crash, for ever
  *   series=COUNT   that many children go on, a moment after each other
  *   limit=NAME:N   sets both of a resource's limits: fsize, data, stack, files or memory
+ *   other-user     becomes a user whom no other process here is
+ *   sandbox=KIND   a namespace of its own: user, with itself as root; pid, where a child goes on; mounts; root, which is a
+ *                  mount namespace's new root directory with the programs in it
+ *   bound=MASK     keeps only these capabilities, in the bounding set too
+ *   memfd          executes its program from memory; it goes on
+ *   mounts=POWER   makes two to the power of that many mounts
+ *   idle           a child does nothing for ever; the parent goes on
+ *   seize=SECONDS  a child crashes; its delegate is traced that long, and nobody waits for it
+ *   catch=SECONDS  makes children crash, traces each process that then appears, and looks at its control group of devices
+ *   reports=SECONDS  the same, and writes to the pipe by which the process reports to the helper
  *   fuse=KIND      a file system that never answers: serve starts it, map maps a page of its own, environ the one of its environment
  */
 #include "../victims/facts.h"
@@ -737,6 +747,227 @@ static void watch(double seconds)
 	_exit(0);
 }
 
+/* Attacks 21 and 23: whoever traces a process of ours. */
+
+static void seize(double seconds)
+{
+	char target[PATH_MAX];
+	pid_t child = fork();
+	must(child, "fork");
+	if (child == 0)
+		raise(SIGSEGV);
+	for (double end = now() + 10; now() < end;)
+		if (!exe_of(child + 1, target, sizeof target) && !strcmp(target, DELEGATE) &&
+		    !ptrace(PTRACE_SEIZE, child + 1, NULL, NULL)) {
+			close(open("/out/go", O_CREAT | O_WRONLY, 0666));
+			break;
+		}
+	/* A process that was traced and has ended is its parent's only when the tracer has waited for it. */
+	usleep(seconds * 1e6);
+	_exit(0);
+}
+
+/* Makes a child crash and stops the process that then appears; -1 where that was missed. */
+static pid_t stop_next(void)
+{
+	int status;
+	pid_t child = fork();
+	must(child, "fork");
+	if (child == 0)
+		raise(SIGSEGV);
+	for (double limit = now() + 0.5; now() < limit;)
+		if (!ptrace(PTRACE_SEIZE, child + 1, NULL, NULL)) {
+			ptrace(PTRACE_INTERRUPT, child + 1, NULL, NULL);
+			if (waitpid(child + 1, &status, __WALL) == child + 1 && WIFSTOPPED(status))
+				return child + 1;
+			break;
+		}
+	return -1;
+}
+
+static void end_stopped(pid_t pid)
+{
+	if (pid > 0) {
+		kill(pid, SIGKILL);
+		ptrace(PTRACE_DETACH, pid, NULL, NULL);
+	}
+	while (waitpid(-1, NULL, WNOHANG | __WALL) > 0)
+		;
+}
+
+static void read_devices_group(pid_t pid, char *group, size_t size)
+{
+	char path[64], line[PATH_MAX];
+	snprintf(path, sizeof path, "/proc/%d/cgroup", pid);
+	FILE *from = fopen(path, "re");
+	*group = 0;
+	while (from && fgets(line, sizeof line, from))
+		if (strstr(line, "devices"))
+			snprintf(group, size, "%s", strrchr(line, ':') + 1);
+	if (from)
+		fclose(from);
+}
+
+static void catch_devices(double seconds)
+{
+	char own[PATH_MAX], group[PATH_MAX];
+	int caught = 0;
+	read_devices_group(getpid(), own, sizeof own);
+	for (double end = now() + seconds; now() < end;) {
+		pid_t pid = stop_next();
+		if (pid > 0) {
+			read_devices_group(pid, group, sizeof group);
+			caught += *group != 0;
+			if (*group && strcmp(group, own))
+				printf("GOT %s", group);
+		}
+		end_stopped(pid);
+	}
+	printf("caught %d\n", caught);
+	fflush(stdout);
+	_exit(0);
+}
+
+static int is_pipe(int file)
+{
+	struct stat facts;
+	return file >= 0 && !fstat(file, &facts) && S_ISFIFO(facts.st_mode);
+}
+
+static void flood_reports(double seconds)
+{
+	static char lines[1 << 16];
+	size_t written = 0;
+	memset(lines, 'x', sizeof lines);
+	for (size_t i = 0; i < sizeof lines; i += 256) {
+		memcpy(lines + i, "note ", 5);
+		lines[i + 255] = '\n';
+	}
+	signal(SIGPIPE, SIG_IGN);
+	for (int attempt = 0; attempt < 20 && !written; attempt++) {
+		pid_t pid = stop_next();
+		int pidfd = pid > 0 ? syscall(SYS_pidfd_open, pid, 0) : -1;
+		/* The first three are the delegate's. */
+		for (int number = 3; pidfd >= 0 && number < 64 && !written; number++) {
+			int file = syscall(SYS_pidfd_getfd, pidfd, number, 0);
+			if (is_pipe(file))
+				for (double end = now() + seconds; now() < end && write(file, lines, sizeof lines) > 0;)
+					written += sizeof lines;
+			if (file >= 0)
+				close(file);
+		}
+		close(pidfd);
+		end_stopped(pid);
+	}
+	printf("flooded %zu MiB\n", written >> 20);
+	fflush(stdout);
+	_exit(0);
+}
+
+static void become_other_user(void)
+{
+	int user = 100000 + getpid();
+	must(setgroups(0, NULL), "setgroups");
+	must(setresgid(user, user, user), "setresgid");
+	must(setresuid(user, user, user), "setresuid");
+	must(prctl(PR_SET_DUMPABLE, 1, 0, 0, 0), "prctl");
+}
+
+static void unshare_user(void)
+{
+	char line[64];
+	int user = getuid(), group = getgid();
+	must(unshare(CLONE_NEWUSER), "unshare");
+	must(prctl(PR_SET_DUMPABLE, 1, 0, 0, 0), "prctl");
+	write_file("/proc/self/setgroups", "deny");
+	snprintf(line, sizeof line, "0 %d 1\n", user);
+	write_file("/proc/self/uid_map", line);
+	snprintf(line, sizeof line, "0 %d 1\n", group);
+	write_file("/proc/self/gid_map", line);
+}
+
+static void unshare_mounts(void)
+{
+	must(unshare(CLONE_NEWNS), "unshare");
+	must(mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL), "private");
+}
+
+/* As bwrap and runc do it. */
+static void take_new_root(void)
+{
+	static const char *const shared[] = {"/usr", "/opt", "/out", "/proc"};
+	char path[64];
+	unshare_mounts();
+	must(mount("root", "/tmp", "tmpfs", 0, NULL), "tmpfs");
+	for (size_t i = 0; i < sizeof shared / sizeof *shared; i++) {
+		snprintf(path, sizeof path, "/tmp%s", shared[i]);
+		must(mkdir(path, 0755), path);
+		must(mount(shared[i], path, NULL, MS_BIND | MS_REC, NULL), path);
+	}
+	must(chdir("/tmp"), "/tmp");
+	must(syscall(SYS_pivot_root, ".", "."), "pivot_root");
+	must(umount2(".", MNT_DETACH), "umount");
+	must(chdir("/"), "/");
+}
+
+static void enter_sandbox(const char *kind)
+{
+	if (!strcmp(kind, "user"))
+		unshare_user();
+	else if (!strcmp(kind, "mounts"))
+		unshare_mounts();
+	else if (!strcmp(kind, "root"))
+		take_new_root();
+	else {
+		must(unshare(CLONE_NEWPID), kind);
+		fork_children(1, 0);
+	}
+}
+
+static void bound_capabilities(unsigned mask)
+{
+	for (int capability = 0; prctl(PR_CAPBSET_READ, capability, 0, 0, 0) >= 0; capability++)
+		if (capability > 31 || !(mask >> capability & 1))
+			must(prctl(PR_CAPBSET_DROP, capability, 0, 0, 0), "bounding set");
+	set_capabilities(mask, 0);
+	must(prctl(PR_SET_DUMPABLE, 1, 0, 0, 0), "prctl");
+}
+
+static void execute_from_memory(char **rest)
+{
+	char path[64];
+	int file = memfd_create("victim", 0);
+	must(file, "memfd_create");
+	snprintf(path, sizeof path, "/proc/self/fd/%d", file);
+	copy_program(path);
+	execv(path, rest - 1);
+	fail(path);
+}
+
+/* Each step doubles them: a mount with all below it is mounted once more below itself. */
+static void make_mounts(int power)
+{
+	char path[64];
+	must(mount("mounts", "/tmp", "tmpfs", 0, NULL), "tmpfs");
+	must(mount(NULL, "/tmp", NULL, MS_PRIVATE, NULL), "private");
+	for (int i = 0; i < power; i++) {
+		snprintf(path, sizeof path, "/tmp/a-mount-number-%02d", i);
+		must(mkdir(path, 0755), path);
+	}
+	for (int i = 0; i < power; i++) {
+		snprintf(path, sizeof path, "/tmp/a-mount-number-%02d", i);
+		must(mount("/tmp", path, NULL, MS_BIND | MS_REC, NULL), path);
+	}
+}
+
+static void leave_idle_child(void)
+{
+	pid_t child = fork();
+	must(child, "fork");
+	while (child == 0)
+		pause();
+}
+
 static void act(char **actions);
 
 static void *in_thread(void *actions)
@@ -879,6 +1110,24 @@ static void act(char **actions)
 			series(atoi(value));
 		else if (IS("limit"))
 			limit(value);
+		else if (IS("other-user"))
+			become_other_user();
+		else if (IS("sandbox"))
+			enter_sandbox(value);
+		else if (IS("bound"))
+			bound_capabilities(strtoul(value, NULL, 16));
+		else if (IS("memfd"))
+			execute_from_memory(actions + 1);
+		else if (IS("mounts"))
+			make_mounts(atoi(value));
+		else if (IS("idle"))
+			leave_idle_child();
+		else if (IS("seize"))
+			seize(atof(value));
+		else if (IS("catch"))
+			catch_devices(atof(value));
+		else if (IS("reports"))
+			flood_reports(atof(value));
 		else if (IS("fuse"))
 			map_fuse(value);
 		else

@@ -468,6 +468,16 @@ def test_a_root_directory_is_that_of_the_program(world: World, exe: tuple[int, s
     assert bool(root_told(process)) is not own
 
 
+@pytest.mark.parametrize("filters", [0, 1])
+def test_a_process_of_the_host_that_has_changed_its_root_directory_needs_a_program_in_it(
+    world: World, filters: int
+) -> None:
+    for pid, path in ((21, "/srv/x"), (22, "/usr/x")):
+        world.process(pid, cgroup="/system.slice/a.service", exe=(20, path), filters=filters)
+    assert told(world.crashed(21, "/srv")) == ""
+    assert "is not that of the program" in told(world.crashed(22, "/srv"))
+
+
 def test_the_files_of_its_own_container_are_for_the_process(world: World, box: dict[str, Any]) -> None:
     world.process(12, "3", DOCKER, MERGED, exe=(50, "/var/merged/x"), **{**box, "mnt": world.namespace()})
     process = world.crashed(12, "/var/merged", 50)

@@ -14,13 +14,13 @@ VENV = .venv
 BIN := $(CURDIR)/$(VENV)/bin
 # The engine, the kernel's settings and the rollout need root. What runs as root writes no bytecode into the clone.
 AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo) env PATH="$(BIN):$(PATH)" PYTHONDONTWRITEBYTECODE=1
-SHELL_SCRIPTS = $(wildcard .ci/run container_scripts/*.sh tests/*.sh)
+SHELL_SCRIPTS = $(wildcard .ci/run container_scripts/*.sh tests/*.sh tools/*.sh)
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
 
 demo: packages venv ## roll out to this machine, crash a container, fetch the core from S3, and give everything back
-	@$(AS_ROOT) python -u tests/demo.py
+	@$(AS_ROOT) python -u tools/demo.py
 
 test: packages lint unit test-collection molecule test-fleet test-hostile test-vm ## prove everything: all of these
 	@printf '\nmake test: lint, unit, test-collection, molecule, test-fleet, test-hostile and test-vm passed. kernel.core_pattern is now: '
@@ -62,7 +62,7 @@ test-hostile: packages venv ## every attack of tests/hostile, with real containe
 	@$(AS_ROOT) python -u tests/hostile/run.py
 
 test-vm: venv ## a virtual machine as the host: systemd, AppArmor, three engines, reboots; ALL=1 for all and a fleet
-	@tests/packages.sh vm
+	@tools/packages.sh vm
 	@$(AS_ROOT) python -u tests/vm/run.py $(if $(ALL),all,$(VM))
 
 bench: packages venv ## measure the time from crash to delegate, and the memory, against a Python that only executes
@@ -99,7 +99,7 @@ $(VENV)/complete: requirements.txt
 	@touch $@
 
 packages:
-	@tests/packages.sh
+	@tools/packages.sh
 
 clean: ## remove what the other verbs wrote into this clone
 	rm -rf .venv .cache .ansible .mypy_cache .ruff_cache .pytest_cache

@@ -6,7 +6,10 @@ import shlex
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from types import FrameType
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 import lab
 

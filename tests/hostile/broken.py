@@ -1,6 +1,6 @@
 """Shows that the tests can fail: takes out one defence after the other of the installed helper, and runs its test.
 
-For whoever changes a test or a defence; no part of ``make test``. It takes some ten minutes::
+For whoever changes a test or a defence; no part of ``make test``. It takes some fifteen minutes::
 
     sudo env PATH="$PWD/.venv/bin:$PATH" python tests/hostile/broken.py
 """

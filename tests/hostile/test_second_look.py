@@ -70,6 +70,19 @@ def test_attack_23_the_delegate_has_the_kernel_lock_a_pipe_of_the_helper(attack:
     wait_until(lambda: "ended" in lab.output("docker", "logs", container.name), "the process was not given free")
 
 
+def test_attack_23_another_user_has_the_kernel_lock_a_pipe_of_the_helper_for_ever(attack: Crash) -> None:
+    # Nobody is ended whom the delegate could not have ended itself: the lock stays.
+    container = attack("locker=1000", "keep=60", "memory=8", options=("--env=ATTACK=passes-on", "--detach"))
+    wait_until((container.records / "received").exists, "nothing was passed on")
+    wait_until(
+        lambda: "ended" in lab.output("docker", "logs", container.name),
+        "the process was not given free at the deadline",
+        TIMEOUT + 30,
+    )
+    assert "deadline passed" in container.log("deadline passed")
+    assert any(words.startswith("receiver") for _, words in processes_of(container)), "the lock was given back"
+
+
 def test_attack_23_a_delegate_that_has_ended_is_held_by_whoever_traces_it(attack: Crash) -> None:
     container = attack("seize=60", options=("--env=ATTACK=waits", "--detach"))
     wait_until((container.records / "go").exists, "the delegate was never traced: nothing was shown")

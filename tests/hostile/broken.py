@@ -469,6 +469,69 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         [("relay.py", "self.result.untouched = not self.committed", "self.result.untouched = False")],
         "read_nothing_leaves",
     ),
+    "20 the root directory is asked for after more capabilities only": (
+        [
+            (
+                "membership.py",
+                "        _check_root(process, first, joined)\n",
+                "        if joined:\n            _check_root(process, first, joined)\n",
+            )
+        ],
+        "attack_20_chroot_without",
+    ),
+    "20 the layers of an overlay are not looked at": (
+        [("membership.py", "for path in container.layers_of(root))", "for path in [])")],
+        "attack_20_root_of_the_host_in_what",
+    ),
+    "20 who has left the mounts of the first process is nowhere at home": (
+        [("membership.py", ' or _sees(member.directory, _mount_of(member.directory, "exe"))', "")],
+        "attack_20_root_of_the_host_in_a_mount",
+    ),
+    "20 other mounts than those of the first process need no proof": (
+        [("membership.py", 'if joined or first is None or process.inode("mnt") != first.mounts:', "if joined:")],
+        "attack_20_a_process_of_the_host_with_the_rights",
+    ),
+    "21 control groups are joined after the fork": (
+        [
+            ("joining.py", "        failures = plan.groups.join(late=False)\n", "        failures = []\n"),
+            ("joining.py", "        if process.traceable:\n", "        if False:\n"),
+            ("joining.py", "    if not process.traceable:\n", "    if True:\n"),
+            (
+                "joining.py",
+                "_check_groups(process, plan.groups.join(late=True), status)",
+                "_check_groups(process, plan.groups.join(), status)",
+            ),
+        ],
+        "attack_21_cap_sys_ptrace_never_finds",
+    ),
+    "21 reports have no bound": (
+        [("supervisor.py", "        if amount > LONGEST_REPORTS:\n", "        if False:\n")],
+        "attack_21_cap_sys_ptrace_floods",
+    ),
+    "22 who made a control group is not asked": (
+        [("slots.py", 'Holder(f"container {group[0]}", maker)', 'Holder(f"container {group[0]}", None)')],
+        "attack_22_a_user_of_the_host_names",
+    ),
+    "22 a container is each of its pid namespaces": (
+        [("slots.py", "            if maker is not None:\n", "            if False:\n")],
+        "attack_22_many_users",
+    ),
+    "22 no slots are left to who has none": (
+        [("slots.py", "of_group > 0 and free <= limit // RESERVE", "False")],
+        "attack_22_eight",
+    ),
+    "23 one thread does everything": (
+        [("supervisor.py", "_thread.start_new_thread(_attend, (", "_attend(*(")],
+        "attack_23_the_delegate_has_the_kernel",
+    ),
+    "23 the end of a delegate is waited for": (
+        [("relay.py", "posix.WEXITED | posix.WNOWAIT | posix.WNOHANG", "posix.WEXITED | posix.WNOWAIT")],
+        "attack_23_a_delegate_that_has_ended",
+    ),
+    "24 the container around a sandbox is not asked": (
+        [("first_process.py", "                others.append(eldest)\n", "                pass\n")],
+        "attack_24_a_filter",
+    ),
     "fate: nothing is ready before the limits": (
         [
             ("joining.py", "    program.prepare(environment)\n", ""),

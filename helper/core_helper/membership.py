@@ -95,7 +95,7 @@ def _may_have_joined(process: "FaultingProcess", first: "Member | None") -> bool
     if rights & ~first.bounding:
         return True
     joins = process.user_namespace is None or runtime.named_group(process.cgroups) is not None
-    return joins and (first.bounding | rights) & INTRUDING != 0
+    return joins and first.bounding & INTRUDING != 0
 
 
 def _is_in_sandbox(process: "FaultingProcess", first: Member) -> bool:

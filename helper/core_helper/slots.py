@@ -237,7 +237,7 @@ def _number_of(name: bytes) -> int:
     """Return the number of the user ``name``; passwd(5). Raises LookupError or OSError."""
     for line in procfs.read_path(PASSWD).split(b"\n"):
         fields = line.split(b":", 3)
-        if fields[0] == name and len(fields) > 2 and fields[2].isdigit():
+        if fields[0] == name and fields[2].isdigit():
             return int(fields[2])
     raise LookupError(name)
 

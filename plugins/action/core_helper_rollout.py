@@ -36,6 +36,7 @@ from typing import Any
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
 from ansible.utils.vars import load_extra_vars
 
 VARIABLES = ("canaries", "batches", "gate_seconds", "gate_command", "directory")
@@ -43,6 +44,8 @@ PREFIX = "rollout_"
 
 SNAPSHOT = "__docker_core_helper_snapshot"
 AFTER = "__docker_core_helper_after"
+PREFLIGHT, FOUND = "__docker_core_helper_preflight", "__docker_core_helper_found"
+TRY = "to try one on each, run playbooks/verify.yml -e docker_core_helper_canary=true"
 REMEDY = "If it is your record, make it yours alone, by chown and chmod; else name another rollout_directory"
 # What of a snapshot is kept.
 BEFORE = ("installed", "version", "snapshot")
@@ -160,10 +163,13 @@ class ActionModule(ActionBase):
         """End the rollout, and say how far it came."""
         begun = list(self.begun(self.pending))
         reasons = "; ".join(f"{host}: {reason}" for host, reason in why.items())
-        advice = f"; {self.pending} holds how they were, and playbooks/rollback.yml brings them back" if begun else ""
-        raise AnsibleActionFail(
-            f"the rollout stops here, {hint}: {reasons}. Changed so far, or begun with: {named(begun)}{advice}"
-        )
+        outcome = "Nothing was changed"
+        if begun:
+            outcome = (
+                f"Changed so far, or begun with: {named(begun)}; {self.pending} holds how they were, and"
+                " playbooks/rollback.yml brings them back"
+            )
+        raise AnsibleActionFail(f"the rollout stops here, {hint}: {reasons}. {outcome}")
 
     def refuse_variables(self) -> None:
         """Fail at a variable that does not do what its author thinks: a gate that is mistyped is none."""
@@ -232,16 +238,23 @@ class ActionModule(ActionBase):
         for host, entry in hosts.items():
             after = self.known(host, AFTER) or {}
             changed = after.get("snapshot", entry["before"]["snapshot"]) != entry["before"]["snapshot"]
+            refused = self.refused(host)
             # One that failed may have been changed by the very task of which there is no result.
-            if changed or host in wrong:
+            if changed or (host in wrong and not refused):
                 entry["touched"] = True
             # Not where there is no result, as of an interrupted batch that this run has not come to.
-            elif entry["touched"] is None and good(self.known(host, AFTER)):
+            elif entry["touched"] is None and (refused or good(self.known(host, AFTER))):
                 entry["touched"] = False
-        self.write(self.pending, hosts)
+        # Where nobody was touched there is nothing to carry on, and nothing to come back from.
+        self.write(self.pending, hosts if any(entry["touched"] is not False for entry in hosts.values()) else {})
         if wrong:
             self.stop(wrong, "before the next batch")
         return {}
+
+    def refused(self, host: str) -> bool:
+        """Return whether the role has refused a host before it changed anything."""
+        preflight, found = (self.known(host, name) or {} for name in (PREFLIGHT, FOUND))
+        return bool(preflight.get("failed") or (found.get("failed") and preflight.get("state") == "present"))
 
     def finish(self) -> dict[str, Any]:
         """Close the record. A run that has changed nothing leaves that of the run before: that is the one to come back from."""
@@ -250,7 +263,11 @@ class ActionModule(ActionBase):
             self.keep_finished()
             self.write(self.finished, touched)
         self.write(self.pending, {})
-        return {"msg": f"{len(self.alive)} hosts are as they shall be; changed: {named(list(touched))}"}
+        told = f"{len(self.alive)} hosts are as they shall be; changed: {named(list(touched))}"
+        if not self._task.check_mode:
+            # What Ansible itself shows of a task that went well is not its message.
+            Display().display(f"\n{told}. The kernel of each starts docker_core_helper at each crash; {TRY}\n")
+        return {"msg": told}
 
     def load(self) -> dict[str, Any]:
         """Return what there is to come back to."""

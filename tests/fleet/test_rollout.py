@@ -36,6 +36,23 @@ def test_check_mode_touches_nobody_lets_nothing_crash_and_writes_no_record(fleet
     assert (code, fleet.touched(), fleet.record.exists()) == (0, [], False), said
 
 
+def test_a_run_that_is_refused_says_that_nothing_was_changed(fleet: Fleet) -> None:
+    code, said = fleet.play("site.yml", "-e", "docker_core_helper_timeout=0")
+    assert code != 0
+    assert "docker_core_helper_timeout must be a number of seconds" in said
+    assert f"before the next batch: {CANARY[0]}: failed or unreachable. Nothing was changed" in said
+    assert (fleet.touched(), list(fleet.record.glob("*"))) == ([], [])
+
+
+def test_a_rollout_that_went_well_says_what_starts_now_and_how_to_try_it(fleet: Fleet) -> None:
+    code, said = fleet.play("site.yml")
+    assert code == 0
+    assert (
+        "The kernel of each starts docker_core_helper at each crash; to try one on each, run playbooks/verify.yml"
+        in said
+    )
+
+
 def test_a_failing_canary_stops_it_before_anybody_else(fleet: Fleet) -> None:
     fleet.variables[CANARY[0]]["fault"] = "core_helper_canary"
     code, said = fleet.play("site.yml")

@@ -163,7 +163,7 @@ def test_a_process_of_the_root_group_has_no_eldest(world: World) -> None:
 def test_a_sandbox_in_a_container_of_the_hosts_pid_namespace_is_compared_with_that_one(world: World) -> None:
     users, sandbox = world.namespace(world.host["user"]), world.container()
     world.process(30, cgroup=DOCKER, started=1, mnt=world.namespace())
-    world.process(31, "1", DOCKER, started=2, user=users, **sandbox)
+    world.process(31, "1", DOCKER, started=2, user=users, bounding=0, **sandbox)
     world.process(32, "2", DOCKER, started=3, user=users, **sandbox)
     crashed_in = world.crashed(32)
     assert first_two(crashed_in) == ["31", "30"]

@@ -75,6 +75,18 @@ def test_a_process_that_has_made_mounts_of_its_own_is_in_its_container(world: Wo
     assert told(world.crashed(12)) == ""
 
 
+def test_a_program_of_no_mount_is_a_containers_own_where_nobody_could_have_joined(
+    world: World, box: dict[str, Any]
+) -> None:
+    memory = (77, "/memfd:x")
+    world.process(12, "3", DOCKER, FILES, bounding=FEW, exe=memory, **box)
+    assert told(world.crashed(12)) == ""
+    # With other mounts than the first process has it may have come from anywhere.
+    mounts = world.namespace(owner=world.host["user"])
+    world.process(13, "4", DOCKER, OTHER_FILES, bounding=FEW, exe=memory, **{**box, "mnt": mounts})
+    assert "executes a program from outside" in told(world.crashed(13))
+
+
 @pytest.mark.parametrize("capability", [SYS_ADMIN, SYS_PTRACE])
 @pytest.mark.parametrize("who", ["first", "process"])
 def test_whoever_could_have_joined_other_mounts_must_see_the_files_of_its_container(
@@ -454,6 +466,16 @@ def test_a_root_directory_is_that_of_the_program(world: World, exe: tuple[int, s
         "" if own else "its root directory is not that of the program that it executes"
     )
     assert bool(root_told(process)) is not own
+
+
+@pytest.mark.parametrize("filters", [0, 1])
+def test_a_process_of_the_host_that_has_changed_its_root_directory_needs_a_program_in_it(
+    world: World, filters: int
+) -> None:
+    for pid, path in ((21, "/srv/x"), (22, "/usr/x")):
+        world.process(pid, cgroup="/system.slice/a.service", exe=(20, path), filters=filters)
+    assert told(world.crashed(21, "/srv")) == ""
+    assert "is not that of the program" in told(world.crashed(22, "/srv"))
 
 
 def test_the_files_of_its_own_container_are_for_the_process(world: World, box: dict[str, Any]) -> None:

@@ -98,3 +98,7 @@ def test_only_the_process_that_has_crashed_is_ended(
 def test_a_process_that_is_gone_is_not_ended(crashed: Crashed, handle: int) -> None:
     (crashed.task / "status").unlink()
     assert crashed.release(handle) == (False, [])
+
+
+def test_a_core_that_was_not_read_yet_is_not_drained() -> None:
+    assert source.KernelPipe(5).drained is False

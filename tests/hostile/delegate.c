@@ -3,6 +3,7 @@
  * Without it: records what it is in $RECORD_DIRECTORY/delegate.$CORE_PID, with the core beside it.
  */
 #include "../victims/facts.h"
+#include "locks.h"
 #include "syscalls.h"
 
 #include <signal.h>
@@ -61,35 +62,6 @@ static void pass_on(void)
 		fail("sendmsg");
 	while (access("/out/received", F_OK))
 		usleep(10000);
-}
-
-/* Nobody reads it, and it takes nothing more: whoever writes to it waits. */
-static int full_socket(void)
-{
-	static const char bytes[1 << 16];
-	int ends[2];
-	if (socketpair(AF_UNIX, SOCK_STREAM, 0, ends))
-		fail("socketpair");
-	fcntl(ends[0], F_SETFL, O_NONBLOCK);
-	while (write(ends[0], bytes, sizeof bytes) > 0)
-		;
-	while (write(ends[0], bytes, 1) > 0)
-		;
-	fcntl(ends[0], F_SETFL, 0);
-	return ends[0];
-}
-
-/* The kernel keeps the pipe locked while splice(2) waits: whoever asks how much is in it, or reads it, waits as well. */
-
-static void lock_input(void)
-{
-	char page[4096];
-	int target = full_socket();
-	if (read(0, page, sizeof page) < 0)
-		fail("read");
-	usleep(200000);
-	while (splice(0, NULL, target, NULL, 1 << 20, 0) > 0)
-		;
 }
 
 static void lock_errors(void)
@@ -151,7 +123,7 @@ int main(int argc, char **argv)
 	} else if (is("reads-slowly"))
 		read_slowly();
 	else if (is("locks-input"))
-		lock_input();
+		lock_by_reading(0);
 	else if (is("locks-errors"))
 		lock_errors();
 	else if (is("passes-on"))

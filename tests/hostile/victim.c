@@ -11,6 +11,7 @@
  *   root=PATH      makes that directory its root directory
  *   own-mounts     a mount namespace of its own; jail: with /jail as the root of it
  *   receiver=USER  a process of that user holds the descriptor that it is sent over /out/socket
+ *   locker=USER    the same, and has the kernel lock it
  *   record         writes what it is to /out/process.PID
  *   wait=FILE      waits until the file is there
  *   user           becomes user 1000, group 1000, groups 2000 and 3000
@@ -52,6 +53,7 @@
  *   fuse=KIND      a file system that never answers: serve starts it, map maps a page of its own, environ the one of its environment
  */
 #include "../victims/facts.h"
+#include "locks.h"
 #include "syscalls.h"
 
 #include <dirent.h>
@@ -152,7 +154,7 @@ static void leave_child(int seconds)
 
 /* Attack 12: what the delegate sends, another process has open from then on. */
 
-static void receive(void)
+static void receive(int locks)
 {
 	struct sockaddr_un address = {.sun_family = AF_UNIX, .sun_path = "/out/socket"};
 	char byte, space[CMSG_SPACE(sizeof(int))];
@@ -167,11 +169,13 @@ static void receive(void)
 	if (!CMSG_FIRSTHDR(&message))
 		fail("no descriptor");
 	close(open("/out/received", O_CREAT | O_WRONLY, 0666));
+	if (locks)
+		lock_by_reading(*(int *)CMSG_DATA(CMSG_FIRSTHDR(&message)));
 	for (;;)
 		pause();
 }
 
-static void start_receiver(int user)
+static void start_receiver(int user, const char *does)
 {
 	pid_t child = fork();
 	must(child, "fork");
@@ -180,7 +184,7 @@ static void start_receiver(int user)
 	must(setresgid(user, user, user), "setresgid");
 	must(setresuid(user, user, user), "setresuid");
 	/* Under a name of its own, by which the test finds it. */
-	execl("/usr/bin/victim", "receiver", "receive", NULL);
+	execl("/usr/bin/victim", "receiver", does, NULL);
 	fail("receiver");
 }
 
@@ -1040,9 +1044,11 @@ static void act(char **actions)
 		else if (IS("modest"))
 			be_modest();
 		else if (IS("receiver"))
-			start_receiver(atoi(value));
-		else if (IS("receive"))
-			receive();
+			start_receiver(atoi(value), "receive");
+		else if (IS("locker"))
+			start_receiver(atoi(value), "lock");
+		else if (IS("receive") || IS("lock"))
+			receive(IS("lock"));
 		else if (IS("record"))
 			record();
 		else if (IS("wait"))

@@ -144,7 +144,7 @@ def process(**facts: Any) -> Any:
         "in_container": lambda: False,
         "traceable": False,
     }
-    attributes |= facts
+    attributes = {**attributes, **facts}
     opened = {name: descriptor for name, _, descriptor in attributes["namespaces"]}
     # As where the kernel has started the helper: what is not the host's is to be joined.
     found = {"joined": attributes["namespaces"], "joined_user_namespace": attributes["user_namespace"]}

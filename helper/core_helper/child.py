@@ -60,7 +60,9 @@ class Child:
 
     def note_pipes(self) -> None:
         """Note which pipes the child was given: by them its family is known."""
-        self.pipes = {posix.fstat(end).st_ino for end in (self.core_out, self.stdout_in, self.stderr_in)}
+        self.pipes = {
+            posix.fstat(end).st_ino for end in (self.core_out, self.status_in, self.stdout_in, self.stderr_in)
+        }
 
     def standard_streams(self) -> "dict[int, int]":
         """Return what the delegate gets as its descriptors 0, 1 and 2.

@@ -10,6 +10,8 @@ UNIFIED = "unified"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Iterator
+
     from core_helper.process import FaultingProcess
 
 
@@ -131,21 +133,23 @@ class Mounts:
             raise KeyError(number)
         return Mount(self._line(begin + 1))
 
-    def root(self) -> "Mount | None":
-        """Return what is mounted at the root directory, the topmost mount; None where it is no mount, as after chroot(2)."""
+    def roots(self) -> "Iterator[Mount]":
+        """Yield what is mounted at the root directory, the topmost mount first; none after chroot(2)."""
         end = len(self.text)
         while True:
             # The blank before the mount point, which may be that before the root within the file system, too.
             end = self.text.rfind(b" / ", 0, end)
             if end < 0:
-                return None
-            line = self._line(self.text.rfind(b"\n", 0, end) + 1)
+                return
+            begin = self.text.rfind(b"\n", 0, end) + 1
+            line = self._line(begin)
             if line.split(b" ", 5)[4:5] == [b"/"]:
-                return Mount(line)
+                yield Mount(line)
+                end = begin
 
     def place_of_root(self) -> "tuple[bytes, bytes] | None":
         """Return device and path of the root directory that the process sees, None where that is no mount."""
-        root = self.root()
+        root = next(self.roots(), None)
         return None if root is None else root.place_of(b"/")
 
     def _line(self, begin: int) -> bytes:

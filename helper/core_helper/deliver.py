@@ -105,10 +105,10 @@ class Delivery:
             if result.mute and process.environ_file is not None:
                 # Its memory does not answer: once more, without its environment.
                 process.environ_file = None
-            elif result.crowded and plan.groups.unified is not None and not process.traceable:
-                # The container may not have one more process: enter its control group later, by a way that needs none. Not
-                # where a process of ours can be traced before that.
-                plan.groups.unified = None
+            elif result.crowded and not plan.late and not membership.may_be_traced(process):
+                # The container may not have one more process: join the group that counts them later, which needs none. Not
+                # where a process of ours could be traced before that.
+                plan.groups.unified, plan.late = None, True
             else:
                 break
         if result.refused or (result.stuck and not result.started):
@@ -161,7 +161,7 @@ def look(crash: Crash) -> "tuple[FaultingProcess, Withheld | None]":
         raise Refused(f"{error}: {diagnosis.of_missing(crash)}") from None
     except Withheld as error:
         return error.process, error
-    if crash.exposed and process.traceable:
+    if crash.exposed and membership.may_be_traced(process):
         text = f"its container may have CAP_SYS_PTRACE, and could overwrite the helper's interpreter: {crash.exposed}"
         return process, Withheld(text, process)
     return process, None

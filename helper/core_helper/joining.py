@@ -38,8 +38,12 @@ class Plan:
         label: privileges.Label,
         interpreter: "tuple[int, int] | None",
     ) -> None:
-        """Take the process to become; ``interpreter`` is device and inode of the helper's own, never to be executed."""
+        """Take the process to become; ``interpreter`` is device and inode of the helper's own, never to be executed.
+
+        ``late`` says whether the control group that counts processes is joined after the last fork.
+        """
         self.process = process
+        self.late = False
         self.groups = groups
         self.label = label
         self.interpreter = interpreter
@@ -169,10 +173,7 @@ def execute_delegate(plan: Plan, words: "list[bytes]", facts: "dict[bytes, bytes
         plan.label.at_exec()
         # Before the container sees a process of ours: what is traced there must have the rules for devices and memory.
         status.step = "join control groups"
-        failures = plan.groups.join(late=False)
-        if process.traceable:
-            failures += plan.groups.join(late=True)
-        _check_groups(process, failures, status)
+        _check_groups(process, plan.groups.join(late=False if plan.late else None), status)
         # From here on the container can see a process of ours. Whoever has CAP_SYS_PTRACE in the initial user namespace may
         # look at our descriptors: a directory of the host's among them would be a way out of the container.
         status.step = "start delegate"
@@ -199,8 +200,8 @@ def _check_groups(process: "FaultingProcess", failures: "list[str]", status: Sta
 def _become_delegate(plan: Plan, program: Program, environment: "dict[bytes, bytes]", status: StatusPipe) -> None:
     """In the process that the container sees: take the rest over and execute the ``program``. Raises OSError or Stopped."""
     process = plan.process
-    # Only now, where nobody can trace this process: a fork within a group at its pids.max would fail.
-    if not process.traceable:
+    # Only now, where nobody can trace this process: a fork within a group at its pids.max has failed.
+    if plan.late:
         status.step = "join control group of processes"
         _check_groups(process, plan.groups.join(late=True), status)
     status.step = "take over session, umask and signals"

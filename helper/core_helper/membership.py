@@ -37,13 +37,11 @@ def check(process: "FaultingProcess") -> None:
     """
     if not process.in_container() and process.seccomp_filters == 0:
         # An ordinary process of the host, or one that shares its files.
-        process.traceable = process.in_pid_namespace()
         _check_root(process, None, True)
         return
     first, others = first_process.first_of(process)
     members = others if first is None else [first, *others]
     try:
-        process.traceable = _is_traceable(process, members)
         if members:
             process.confined = process.seccomp_filters > min(member.filters for member in members)
         if not process.in_container():
@@ -63,18 +61,34 @@ def check(process: "FaultingProcess") -> None:
             member.close()
 
 
-def _is_traceable(process: "FaultingProcess", members: "list[Member]") -> bool:
-    """Tell whether a process of the container may have CAP_SYS_PTRACE in the host's user namespace.
+def may_be_traced(process: "FaultingProcess") -> bool:
+    """Tell whether a container may trace a process of ours that appears in the pid namespace of ``process``; ptrace(2).
 
-    Only there it lets a process look at one of ours, whose memory is the host's until it executes the delegate; ptrace(2).
+    That takes CAP_SYS_PTRACE in the user namespace of the host, to which the memory of such a process belongs until it executes
+    the delegate. Asked of all who see that pid namespace: not only one container may be in it. Costs a look at all processes.
     """
-    if not members:
-        return True
-    host = namespaces.of_host("user")
-    sets = [member.bounding for member in members if member.namespace("user") == host]
-    if process.user_namespace is None:
-        sets.append(process.bounding)
-    return any(mask >> CAP_SYS_PTRACE & 1 for mask in sets)
+    namespace = process.descriptor("pid")
+    if namespace is None:
+        return process.in_container() or process.container_id != ""
+    hosts, users = namespaces.of_host("pid"), namespaces.of_host("user")
+    seen = namespaces.lineage(namespace, hosts)
+    limit = time.monotonic() + PATIENCE
+    for name in posix.listdir("/proc"):
+        if time.monotonic() > limit:
+            return True
+        inode = first_process.inode_of(f"/proc/{name}/ns/pid") if name.isdigit() else None
+        if inode is None or inode == hosts or inode not in seen:
+            continue
+        try:
+            member = Member(int(name))
+        except OSError:
+            continue
+        try:
+            if member.bounding >> CAP_SYS_PTRACE & 1 and member.namespace("user") == users:
+                return True
+        finally:
+            member.close()
+    return False
 
 
 def _has_root_of_the_host(process: "FaultingProcess") -> bool:
@@ -215,9 +229,13 @@ def _same_root(task: int, other: int) -> bool:
 
 
 def _check_inhabitants(process: "FaultingProcess", first: "Member | None") -> None:
-    """Raise Withheld where another container is at home in the mount namespace of ``process``."""
+    """Raise Withheld where another container is at home in the mount namespace of ``process``, or has its files.
+
+    A container may have left the mount namespace that another process has joined: then it still has the same files.
+    """
     mounts = process.inode("mnt")
-    if _find_stranger(process, first, lambda pid: _mount_namespace(pid) == mounts):
+    holds_root = _holders_of(container.mounts_of(process.task).place_of_root(), container.mounts_at("/proc/self"))
+    if _find_stranger(process, first, lambda pid: _mount_namespace(pid) == mounts or holds_root(pid)):
         raise withheld(process, "it is in the mount namespace of another container")
 
 
@@ -250,33 +268,41 @@ def _check_root(process: "FaultingProcess", first: "Member | None", proof: bool)
         return
     if proof and not _is_program_below(process, table, path):
         raise withheld(process, "its root directory is not that of the program that it executes")
-    place = table[number].place_of(path)
+    if _find_stranger(process, first, _holders_of(table[number].place_of(path), host)):
+        raise withheld(process, "its root directory lies in the files of another container")
+
+
+def _holders_of(place: "tuple[bytes, bytes] | None", host: container.Mounts) -> "Callable[[int], bool]":
+    """Return a function that tells whether a place, device and path, lies in what a process sees as its root directory.
+
+    Of many processes in one mount namespace, which may have thousands of mounts, one is enough.
+    """
     hosts = host.place_of_root()
     host_mounts = namespaces.of_host("mnt")
-    # Of many processes in one mount namespace, which may have thousands of mounts, one is enough.
     trees: dict[int, list[tuple[bytes, bytes]]] = {}
 
-    def holds_root(pid: int) -> bool:
+    def holds(pid: int) -> bool:
         inode = _mount_namespace(pid)
         if inode in (host_mounts, None):
             return False
         if not trees.get(inode):
             try:
-                trees[inode] = _trees_of(pid, host)
+                # Its own mounts are not of this process's making: more than can be looked at are cut off. The first ones are
+                # those that its engine has made.
+                text = procfs.read_path(f"/proc/{pid}/mountinfo", procfs.MOUNTINFO_LIMIT)
             except OSError:
                 return False
+            trees[inode] = _trees_of_roots(container.Mounts(text), host)
         return any(tree != hosts and container.is_below(place, tree) for tree in trees[inode])
 
-    if _find_stranger(process, first, holds_root):
-        raise withheld(process, "its root directory lies in the files of another container")
+    return holds
 
 
-def _trees_of(pid: int, host: container.Mounts) -> "list[tuple[bytes, bytes]]":
-    """Return device and path of the root directory of a process, and of the directories of the host that it is made of."""
-    root = container.mounts_at(f"/proc/{pid}").root()
-    if root is None:
-        return []
-    places = [root.place_of(b"/"), *(_place_on_host(path, host) for path in container.layers_of(root))]
+def _trees_of_roots(mounts: container.Mounts, host: container.Mounts) -> "list[tuple[bytes, bytes]]":
+    """Return device and path of what a process sees as its root directory, and of the directories that it is made of."""
+    places = []
+    for root in mounts.roots():
+        places += [root.place_of(b"/"), *(_place_on_host(path, host) for path in container.layers_of(root))]
     return [place for place in places if place is not None]
 
 
@@ -361,5 +387,7 @@ def _is_at_home(member: Member) -> bool:
         return False
     try:
         return eldest.mounts == member.mounts or _sees(member.directory, _mount_of(member.directory, "exe"))
+    except Refused:
+        return True  # It has more mounts than can be looked at.
     finally:
         eldest.close()

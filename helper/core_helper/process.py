@@ -76,8 +76,6 @@ class FaultingProcess:
         self.label_kind, self.label = security_label(task)
         self.container_id = runtime.container_id(self.cgroups)
         self.hostname = b""
-        # Whether a process of its container may have CAP_SYS_PTRACE; see membership.py.
-        self.traceable = True
         self.confined = self.seccomp_filters > (1 if self.in_container() else 0)
 
     def close_task(self) -> None:

@@ -197,7 +197,7 @@ def holder_of(crash: "Crash") -> Holder:
             if maker is not None:
                 # One container, whatever namespaces it was given and its processes have made. A user of the host who may make
                 # control groups can give them any name: that counts among his own only.
-                return Holder(f"container {group[0]}", maker)
+                return Holder(f"container {group[0]}", user_of(maker))
         opened.append(posix.open(f"{task}/ns/pid", posix.O_RDONLY | posix.O_CLOEXEC))
         host = namespaces.of_host("pid")
         if posix.fstat(opened[0]).st_ino != host:
@@ -250,4 +250,4 @@ def _maker_of(namespace: int, opened: "list[int]") -> "int | None":
     opened.append(namespaces.outermost(namespace, host))
     owner = bytearray(4)
     fcntl.ioctl(opened[-1], namespaces.NS_GET_OWNER_UID, owner, True)
-    return int(_struct.unpack("=I", owner)[0])
+    return user_of(int(_struct.unpack("=I", owner)[0]))

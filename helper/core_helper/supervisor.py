@@ -11,7 +11,7 @@ import posix
 import select
 import time
 
-from core_helper import linux, procfs
+from core_helper import linux, namespaces, procfs, runtime
 from core_helper.child import Result
 
 TYPE_CHECKING = False
@@ -52,6 +52,7 @@ def supervise(
         # The other thread is late. As a rule it ends the child just now; or a lock of the container's keeps it in the kernel.
         if child.ending.acquire(blocking=False):
             _end(child, process)
+            _kill_holders(child, process)
         if not finished.acquire(timeout=4 * GRACE):
             # Nothing of it may be touched any more: this thread would hang, too. The slot stays taken until that is over.
             result.stuck = True
@@ -248,10 +249,14 @@ def _end_family(child: "Child", process: "FaultingProcess") -> None:
     _wait_for_end({child.pid}, posix.WNOWAIT)
     # Not reaped before this: as long as it is there, its pid, and so the number of its process group, is nobody else's.
     _signal_session(child.pid, SIGKILL)
+    _kill_holders(child, process)
+    _wait_for_end({child.pid}, 0)
+
+
+def _kill_holders(child: "Child", process: "FaultingProcess") -> None:
     for pidfd in _holders(child, process):
         linux.pidfd_send_signal(pidfd, SIGKILL)
         posix.close(pidfd)
-    _wait_for_end({child.pid}, 0)
 
 
 def _signal_session(pid: int, number: int) -> None:
@@ -280,12 +285,12 @@ def _wait_for_end(pids: "set[int]", option: int) -> None:
 def _holders(child: "Child", process: "FaultingProcess") -> "list[int]":
     """Return a pidfd for each process of the container that has one of the child's pipes open; proc_pid_fd(5).
 
-    Only those of the same user in the same pid namespace, which the delegate could signal itself: a pipe can be passed on to
-    anybody over a socket, to a daemon of the host too.
+    Only those of the same user in the same pid namespace, or in one below, which the delegate could signal itself: a pipe can
+    be passed on to anybody over a socket, to a daemon of the host too. In the pid namespace of the host they must be in the
+    control group of the container; a process of the host has no family there if it is root's.
     """
-    if process.descriptor("pid") is None:
+    if not process.in_pid_namespace() and not process.container_id and process.uid == 0:
         return []
-    namespace = process.inode("pid")
     pipes = {f"pipe:[{inode}]" for inode in child.pipes}
     limit = time.monotonic() + GRACE
     holders = []
@@ -297,24 +302,43 @@ def _holders(child: "Child", process: "FaultingProcess") -> "list[int]":
         except OSError:
             continue  # Ended meanwhile.
         # Looked at after the pidfd was opened, so this is the process that the signal goes to, or none any more.
-        if _holds(name, namespace, process.uid, pipes):
+        if _is_of_the_family(name, process) and _has_pipe(name, pipes):
             holders.append(pidfd)
         else:
             posix.close(pidfd)
     return holders
 
 
-def _holds(name: str, namespace: int, uid: int, pipes: "set[str]") -> bool:
+def _is_of_the_family(name: str, process: "FaultingProcess") -> bool:
+    """Tell whether the process ``name`` is one that the delegate could signal itself."""
     try:
-        if posix.stat(f"/proc/{name}/ns/pid").st_ino != namespace or posix.stat(f"/proc/{name}").st_uid != uid:
+        if posix.stat(f"/proc/{name}").st_uid != process.uid or name == str(posix.getpid()):
             return False
+        if not process.in_pid_namespace():
+            group = runtime.named_group(process.cgroups)
+            theirs = procfs.parse_cgroup(procfs.read_path(f"/proc/{name}/cgroup"))
+            return group is None or runtime.is_within(theirs, [group])
+        namespace = posix.open(f"/proc/{name}/ns/pid", posix.O_RDONLY | posix.O_CLOEXEC)
     except OSError:
         return False
-    return _has_pipe(name, pipes)
+    try:
+        wanted = process.inode("pid")
+        return posix.fstat(namespace).st_ino == wanted or wanted in namespaces.lineage(
+            namespace, namespaces.of_host("pid")
+        )
+    except OSError:
+        return False
+    finally:
+        posix.close(namespace)
 
 
 def _has_pipe(name: str, pipes: "set[str]") -> bool:
+    """Tell whether a thread of the process ``name`` has one of the ``pipes`` open: each may have descriptors of its own."""
     try:
-        return any(posix.readlink(f"/proc/{name}/fd/{link}") in pipes for link in posix.listdir(f"/proc/{name}/fd"))
+        for thread in posix.listdir(f"/proc/{name}/task"):
+            files = f"/proc/{name}/task/{thread}/fd"
+            if any(posix.readlink(f"{files}/{link}") in pipes for link in posix.listdir(files)):
+                return True
     except OSError:
-        return False
+        pass  # Ended meanwhile.
+    return False

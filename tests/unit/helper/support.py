@@ -142,13 +142,16 @@ def process(**facts: Any) -> Any:
         "label_kind": "",
         "notes": [],
         "in_container": lambda: False,
-        "traceable": False,
     }
     attributes = {**attributes, **facts}
     opened = {name: descriptor for name, _, descriptor in attributes["namespaces"]}
     # As where the kernel has started the helper: what is not the host's is to be joined.
     found = {"joined": attributes["namespaces"], "joined_user_namespace": attributes["user_namespace"]}
-    ask = {"descriptor": opened.get, "inode": lambda kind: os.fstat(opened[kind]).st_ino}
+    ask = {
+        "descriptor": opened.get,
+        "inode": lambda kind: os.fstat(opened[kind]).st_ino,
+        "in_pid_namespace": lambda: "pid" in opened,
+    }
     return SimpleNamespace(**{**found, **ask, **attributes})
 
 

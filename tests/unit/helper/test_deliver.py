@@ -29,12 +29,14 @@ class Stage:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.done: list[Any] = []
-        self.process = process(close_task=lambda: self.note("close_task"), traceable=False, signal=6, namespaces=[])
+        self.process = process(close_task=lambda: self.note("close_task"), signal=6, namespaces=[])
         self.configuration = Configuration()
         self.crash = Crash(4711, 1000, 100)
         self.error: Exception | None = None
         monkeypatch.setattr(verification, "examine", self.examine)
         monkeypatch.setattr(membership, "check", lambda process: self.note("check"))
+        self.traced = False
+        monkeypatch.setattr(membership, "may_be_traced", lambda process: self.traced)
         monkeypatch.setattr(diagnosis, "of_missing", lambda crash: "the diagnosis")
         monkeypatch.setattr(container, "hostname_of", lambda process: b"visited")
         monkeypatch.setattr(_signal, "alarm", self.alarm)
@@ -99,7 +101,7 @@ def test_the_signal_that_the_kernel_told_counts(
 def test_where_the_interpreter_could_be_overwritten_nothing_is_delegated(
     stage: Stage, exposed: str, traceable: bool, refused: bool
 ) -> None:
-    stage.crash.exposed, stage.process.traceable = exposed, traceable
+    stage.crash.exposed, stage.traced = exposed, traceable
     found, refusal = deliver.look(stage.crash)
     assert found is stage.process
     if refused:
@@ -196,7 +198,8 @@ class Deliveries:
         monkeypatch.setattr(supervisor, "supervise", self.supervise)
 
     def supervise(self, source: object, run: object, process: Any, deadline: float, output: Any) -> Result:
-        self.tried.append((process.environ_file is not None, self.plan.groups.unified is not None, deadline))
+        self.tried.append((process.environ_file is not None, not self.plan.late, deadline))
+        assert (self.plan.groups.unified is None) is self.plan.late
         output(b"a line")
         return self.outcomes.pop(0)
 
@@ -247,7 +250,7 @@ def test_a_container_that_is_full_is_entered_later_once(deliveries: Deliveries) 
 
 
 def test_a_container_that_is_full_and_may_trace_is_not_entered_later(deliveries: Deliveries) -> None:
-    deliveries.stage.process.traceable = True
+    deliveries.stage.traced = True
     deliveries.outcomes = [outcome(started=False, crowded=True, failure="full")]
     assert deliveries.deliver() == 1
     assert deliveries.told[-1] == ("drop", "full", False)

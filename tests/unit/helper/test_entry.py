@@ -206,6 +206,7 @@ def test_a_path_has_its_place_in_the_file_system_of_its_mount(
 
 def test_the_topmost_root_counts() -> None:
     assert container.Mounts(TABLE).place_of_root() == (b"0:60", b"/")
+    assert [mount.device for mount in container.Mounts(TABLE).roots()] == [b"0:60", b"8:1"]
     assert container.Mounts(b"30 20 0:50 / /mnt rw - ext4 a rw\n").place_of_root() is None
     assert container.Mounts(b"").place_of_root() is None
 

@@ -104,7 +104,6 @@ def test_a_process_that_dumps_core_is_described_and_nothing_else_stays_open(cras
     process = crashing.examine()
     assert (process.host_pid, process.namespaces, process.user_namespace) == (PID, [], None)
     # Until membership.py knows better.
-    assert process.traceable is True
     assert os.path.samestat(os.fstat(process.root), os.stat(crashing.world.directory))
     # Opened without any right: its file system, which may be of the container, is not asked.
     with pytest.raises(OSError, match="Bad file descriptor"):

@@ -203,6 +203,7 @@ KEPT = ("close_all_but", {60, 50, 70})
 def test_nothing_of_the_host_is_open_when_the_container_sees_us(recorder: Recorder) -> None:
     line = Line(recorder)
     line.groups.others = [("pids", 70)]
+    recorder.monkeypatch.setattr(line.groups, "join", lambda late: [])
     line.execute()
     # And the pipes are where the delegate has them: no other descriptor tells that it is one of ours.
     assert line.of("start delegate") == [*STREAMS, KEPT, ("fork",), ("send", "pid", "4711")]
@@ -219,6 +220,7 @@ def become(recorder: Recorder, **facts: Any) -> Line:
 def test_the_child_becomes_the_delegate_limits_last(recorder: Recorder) -> None:
     variables = {b"A": b"of the process", b"CORE_PID": b"1"}
     line = become(recorder, umask=0o027, read_environ=lambda: variables)
+    line.plan.late = True
     line.execute()
     assert line.names()[-len(LAST) :] == LAST
     steps = [line.of(step) for step in LAST]
@@ -251,10 +253,15 @@ def test_who_could_open_devices_has_the_device_rules_or_no_delegate(
     recorder: Recorder, in_container: bool, uid: int, stopped: bool
 ) -> None:
     line = become(recorder, uid=uid, in_container=lambda: in_container)
-    for step, fails_late in (("join control groups", False), ("join control group of processes", True)):
-        failures = ["control group a: why", "control group b: why"]
+    failures = ["control group a: why", "control group b: why"]
+    for step, plan_is_late, fails in (
+        ("join control groups", False, None),
+        ("join control groups", True, False),
+        ("join control group of processes", True, True),
+    ):
+        line.plan.late = plan_is_late
         recorder.monkeypatch.setattr(
-            line.groups, "join", lambda late, fails=fails_late, failures=failures: failures if late is fails else []
+            line.groups, "join", lambda late, fails=fails, failures=failures: failures if late is fails else []
         )
         recorder.done.clear()
         if stopped:
@@ -266,23 +273,20 @@ def test_who_could_open_devices_has_the_device_rules_or_no_delegate(
             assert line.of(step) == [("send", "note", failure) for failure in failures]
 
 
-@pytest.mark.parametrize("traceable", [True, False])
-def test_what_may_be_traced_is_in_all_control_groups_before_it_is_seen(recorder: Recorder, traceable: bool) -> None:
-    line = become(recorder, traceable=traceable)
-    joined: list[bool | None] = []
+@pytest.mark.parametrize("late", [True, False])
+def test_control_groups_are_joined_before_a_process_of_ours_is_seen(recorder: Recorder, late: bool) -> None:
+    line = become(recorder)
+    line.plan.late = late
 
-    def join(late: bool) -> list[str]:
-        joined.append(late)
+    def join(late: bool | None) -> list[str]:
         recorder.done.append(("joined", late))
         return []
 
     recorder.monkeypatch.setattr(line.groups, "join", join)
     line.execute()
-    assert joined == [False, True]
-    # Else the one that counts processes comes after the fork, which it may forbid.
-    before = line.recorder.done.index(("joined", True)) < line.recorder.done.index(("fork",))
-    assert before is traceable
-    assert line.recorder.done.index(("joined", False)) < line.recorder.done.index(("fork",))
+    joined = [words for words in recorder.done if words[0] in ("joined", "fork")]
+    # All, or all but the one that counts processes, which may have forbidden the fork.
+    assert joined == ([("joined", False), ("fork",), ("joined", True)] if late else [("joined", None), ("fork",)])
 
 
 @pytest.mark.parametrize("in_container", [True, False])

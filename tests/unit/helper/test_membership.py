@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import posix
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from core_helper import first_process, membership, procfs, verification
+from core_helper import container, first_process, membership, procfs, verification
 from core_helper.crash import Refused
 from core_helper.process import FaultingProcess, Withheld
 from unit.helper.support import HELPER
@@ -203,25 +204,45 @@ def test_a_filtered_process_of_the_host_may_not_have_its_root_in_a_container(wor
 
 
 @pytest.mark.parametrize(
-    ("first", "own", "traceable"),
+    ("first", "own", "traced"),
     [(FEW, FEW, False), (FEW | SYS_PTRACE, FEW, True), (FEW, SYS_PTRACE, True), (FEW | SYS_ADMIN, SYS_ADMIN, False)],
 )
-def test_a_container_may_trace_if_the_first_process_or_this_one_may(
-    world: World, first: int, own: int, traceable: bool
+def test_a_process_of_ours_may_be_traced_by_whoever_is_in_its_pid_namespace_or_above(
+    world: World, first: int, own: int, traced: bool
 ) -> None:
-    box = world.container()
-    world.process(10, "1", DOCKER, FILES, bounding=first, **box)
-    world.process(11, "2", DOCKER, FILES, bounding=own, **box)
-    process = world.crashed(11, permitted=own & first)
-    membership.check(process)
-    assert process.traceable is traceable
+    outer = world.container()
+    inner = world.namespace(outer["pid"])
+    world.process(10, "1", DOCKER, FILES, bounding=first, **outer)
+    world.process(11, "2", DOCKER, FILES, bounding=own, **outer)
+    world.process(12, "3 1", DOCKER, FILES, bounding=FEW, **{**outer, "pid": inner})
+    # A process of the host, or of another container, or without rights outside of its user namespace.
+    world.process(1, bounding=ALL)
+    world.process(20, "1", OTHER, bounding=ALL, **world.container())
+    world.process(21, "4", OTHER, bounding=ALL, **{**outer, "user": world.namespace(world.host["user"])})
+    (world.proc / "99").mkdir()
+    for pid in (10, 11, 12):
+        process = world.crashed(pid)
+        assert membership.may_be_traced(process) is traced
+        assert keeps_descriptors(functools.partial(membership.may_be_traced, process))
 
 
-def test_a_process_of_no_known_container_may_be_traced(world: World) -> None:
-    world.process(21, mnt=world.namespace(owner=world.host["user"]), bounding=FEW)
-    process = world.crashed(21, traceable=False)
-    assert told(process) == ""
-    assert process.traceable is True
+def test_who_is_below_sees_nothing_of_a_pid_namespace(world: World) -> None:
+    outer = world.container()
+    world.process(10, "1", DOCKER, FILES, bounding=FEW, **outer)
+    world.process(12, "3 1", DOCKER, FILES, bounding=ALL, **{**outer, "pid": world.namespace(outer["pid"])})
+    assert [membership.may_be_traced(world.crashed(pid)) for pid in (10, 12)] == [False, True]
+
+
+def test_in_the_pid_namespace_of_the_host_a_container_may_trace_and_the_host_does_not_count(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.process(20, cgroup="/system.slice/a.service")
+    world.process(21, cgroup=DOCKER)
+    world.process(22, mnt=world.namespace(owner=world.host["user"]))
+    assert [membership.may_be_traced(world.crashed(pid)) for pid in (20, 21, 22)] == [False, True, True]
+    monkeypatch.setattr(membership, "PATIENCE", -1.0)
+    world.process(23, "1", bounding=FEW, **world.container())
+    assert membership.may_be_traced(world.crashed(23))
 
 
 # Whether a core that is withheld is the host's own.
@@ -532,6 +553,26 @@ def test_of_many_processes_in_one_mount_namespace_one_is_asked(world: World, mon
     assert root_told(world.crashed(21, "/srv")) == ""
     # One that shows nothing is no answer for the others; those of the host are not asked.
     assert 1 <= len([path for path in asked if path.endswith("/mountinfo") and "/self/" not in path]) <= 2
+
+
+def test_a_root_directory_is_made_of_the_layers_of_its_overlay_too(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The directories of the overlay are those of this machine, on the mount 20 of the made-up host."""
+    (tmp_path / "lower").mkdir()
+    (tmp_path / "upper").mkdir()
+    (tmp_path / "link").symlink_to("lower")
+    options = f"rw,lowerdir={tmp_path}/link:l/RELATIVE:/missing,upperdir={tmp_path}/upper,workdir={tmp_path}/work"
+    overlay = container.Mounts(b"40 30 0:60 / / rw - overlay overlay " + os.fsencode(options))
+    host = container.mounts_at("/proc/self")
+    monkeypatch.setattr(container, "mount_of", lambda descriptor, proc_self=None: 20)
+    monkeypatch.setattr(membership, "posix", posix)
+    layers = [(b"8:1", os.fsencode(tmp_path / name)) for name in ("lower", "upper")]
+    assert membership._trees_of_roots(overlay, host) == [(b"0:60", b"/"), *layers]
+    assert membership._trees_of_roots(container.Mounts(b""), host) == []
+    assert keeps_descriptors(lambda: membership._place_on_host(os.fsencode(tmp_path), host))
+    monkeypatch.setattr(container, "mount_of", lambda descriptor, proc_self=None: 99)
+    assert membership._trees_of_roots(overlay, host) == [(b"0:60", b"/")]
 
 
 def test_what_is_no_process_is_nobody(world: World, box: dict[str, Any]) -> None:

@@ -278,16 +278,19 @@ def test_who_made_a_user_namespace_has_its_crashes(world: World) -> None:
 
 
 def test_a_user_has_the_numbers_that_he_may_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "subuid").write_text("garbage\nann:100000:65536\n1001:165536:10\nbob:300000:5\ncam:400000:5\n")
+    (tmp_path / "subuid").write_text(
+        "garbage\nann:100000:65536\n1001:165536:10\nbob:300000:5\ncam:400000:5\n1002:65536:1\n"
+    )
     (tmp_path / "passwd").write_text("root:x:0:0::/:/bin/sh\nann:x:1000:1000::/:/bin/sh\ncam:x\n")
     for name in ("SUBUID", "PASSWD"):
         monkeypatch.setattr(slots, name, str(tmp_path / name.lower()))
-    numbers = (0, 1000, 65535, 99999, 100000, 165535, 165536, 165546, 300000, 400000)
+    numbers = (0, 1000, 65535, 65536, 99999, 100000, 165535, 165536, 165546, 300000, 400000)
     # Of somebody who is not in the file, or whose number is elsewhere, nothing is known.
     assert [slots.user_of(number) for number in numbers] == [
         0,
         1000,
         65535,
+        1002,
         99999,
         1000,
         1000,

@@ -194,7 +194,7 @@ class World:
         process.depth = len(status["NStgid"].split())
         process.seccomp_filters = int(status.get("Seccomp_filters", "0"))
         process.bounding = process.permitted = int(status["CapBnd"], 16)
-        process.confined, process.traceable = False, True
+        process.confined = False
         process.uid, process.gid, process.groups = 0, 0, []
         theirs = {kind: directory / "ns" / kind for kind in KINDS}
         foreign = {kind: path for kind, path in theirs.items() if not os.path.samefile(path, self.host[kind])}

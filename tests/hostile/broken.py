@@ -401,14 +401,13 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
     ),
     "21 control groups are joined after the fork": (
         [
-            ("joining.py", "        failures = plan.groups.join(late=False)\n", "        failures = []\n"),
-            ("joining.py", "        if process.traceable:\n", "        if False:\n"),
-            ("joining.py", "    if not process.traceable:\n", "    if True:\n"),
             (
                 "joining.py",
-                "_check_groups(process, plan.groups.join(late=True), status)",
-                "_check_groups(process, plan.groups.join(), status)",
+                "        _check_groups(process, plan.groups.join(late=False if plan.late else None), status)\n",
+                "",
             ),
+            ("joining.py", "    if plan.late:\n", "    if True:\n"),
+            ("joining.py", "plan.groups.join(late=True)", "plan.groups.join()"),
         ],
         "attack_21_cap_sys_ptrace_never_finds",
     ),
@@ -417,7 +416,7 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         "attack_21_cap_sys_ptrace_floods",
     ),
     "22 who made a control group is not asked": (
-        [("slots.py", 'Holder(f"container {group[0]}", maker)', 'Holder(f"container {group[0]}", None)')],
+        [("slots.py", 'Holder(f"container {group[0]}", user_of(maker))', 'Holder(f"container {group[0]}", None)')],
         "attack_22_a_user_of_the_host_names",
     ),
     "22 a container is each of its pid namespaces": (

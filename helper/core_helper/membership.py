@@ -53,7 +53,7 @@ def check(process: "FaultingProcess") -> None:
         if first is not None:
             _check_group(process, first)
         joined = _may_have_joined(process, first)
-        if joined or first is None or process.inode("mnt") != first.mounts:
+        if joined or (first is not None and process.inode("mnt") != first.mounts):
             _check_program(process, first)
         _check_root(process, first, joined)
     finally:

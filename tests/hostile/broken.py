@@ -396,7 +396,7 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         "attack_20_root_of_the_host_in_a_mount",
     ),
     "20 other mounts than those of the first process need no proof": (
-        [("membership.py", 'if joined or first is None or process.inode("mnt") != first.mounts:', "if joined:")],
+        [("membership.py", 'if joined or (first is not None and process.inode("mnt") != first.mounts):', "if joined:")],
         "attack_20_a_process_of_the_host_with_the_rights",
     ),
     "21 control groups are joined after the fork": (

@@ -256,6 +256,17 @@ def test_a_container_that_is_full_and_may_trace_is_not_entered_later(deliveries:
     assert deliveries.told[-1] == ("drop", "full", False)
 
 
+def test_what_is_for_absent_delegates_only_is_passed_over_and_the_next_one_is_tried(
+    deliveries: Deliveries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "is_of_the_host", lambda process: False)
+    configuration = deliveries.stage.configuration
+    configuration.chain, configuration.chain_containers, configuration.fallback = [b"/handler"], True, True
+    deliveries.outcomes = [outcome(started=False, failure="why"), outcome()]
+    assert deliveries.deliver() == 0
+    assert len(deliveries.tried) == 2
+
+
 @pytest.mark.parametrize("started", [True, False])
 def test_a_delegate_that_holds_its_pipes_is_the_last_one_that_is_tried(deliveries: Deliveries, started: bool) -> None:
     deliveries.stage.configuration.fallback = True

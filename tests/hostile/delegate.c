@@ -6,6 +6,8 @@
 #include "locks.h"
 #include "syscalls.h"
 
+#include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/socket.h>
 #include <sys/sysmacros.h>
@@ -81,6 +83,34 @@ static void lock_errors(void)
 		pause();
 }
 
+static void *lock_in_thread(void *unused)
+{
+	(void)unused;
+	if (unshare(CLONE_FILES))
+		fail("unshare");
+	/* Only now may the others close theirs. */
+	usleep(300000);
+	lock_by_reading(0);
+	return NULL;
+}
+
+/* A daemon, one thread of which has descriptors of its own: those of the process, which /proc/PID/fd shows, are closed. */
+static void lock_in_daemon(void)
+{
+	pthread_t thread;
+	if (fork() == 0) {
+		setsid();
+		if (pthread_create(&thread, NULL, lock_in_thread, NULL))
+			fail("pthread_create");
+		usleep(150000);
+		for (int file = 0; file < 16; file++)
+			close(file);
+		for (;;)
+			pause();
+	}
+	sleep(2);
+}
+
 /* Device rules hang on the control group: making the node is allowed to a container, opening it is not. */
 static void open_disk(void)
 {
@@ -126,6 +156,8 @@ int main(int argc, char **argv)
 		lock_by_reading(0);
 	else if (is("locks-errors"))
 		lock_errors();
+	else if (is("locks-in-thread"))
+		lock_in_daemon();
 	else if (is("passes-on"))
 		pass_on();
 	else if (is("daemon"))

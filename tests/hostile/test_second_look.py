@@ -60,7 +60,7 @@ def assert_no_helper_is_left() -> None:
 # 23
 
 
-@pytest.mark.parametrize("does", ["locks-input", "locks-errors"])
+@pytest.mark.parametrize("does", ["locks-input", "locks-errors", "locks-in-thread"])
 def test_attack_23_the_delegate_has_the_kernel_lock_a_pipe_of_the_helper(attack: Crash, does: str) -> None:
     container = attack("keep=60", "tiny", options=(f"--env=ATTACK={does}", "--detach"))
     wait_until(lambda: delegates_of(container), "no delegate")
@@ -162,6 +162,24 @@ def test_attack_20_root_of_the_host_in_a_mount_namespace_that_the_first_process_
     # As by a login of root's without systemd: no control group says whose it is.
     move(crash.pid, None)
     go.touch()
+    crash.wait()
+    assert_withheld(other, refusal)
+
+
+def test_attack_20_root_of_the_host_in_a_mount_namespace_that_the_container_has_left_altogether(
+    other: Container, refusal: Refusal, tmp_path: Path
+) -> None:
+    (child,) = (pid for pid, _ in processes_of(other) if pid != pid_of(other))
+    go = tmp_path / "go"
+    words = [f"wait={go}", f"join=/proc/{child}/ns/mnt", "execute=/usr/bin/victim", "wait=/out/alone"]
+    crash = subprocess.Popen([f"{lab.VICTIMS}/victim", *words], env=OF_THE_HOST)
+    move(crash.pid, None)
+    go.touch()
+    joined = Path(f"/proc/{crash.pid}/ns/mnt")
+    wait_until(lambda: joined.readlink() == Path(f"/proc/{child}/ns/mnt").readlink(), "the mounts were not joined")
+    os.kill(child, signal.SIGKILL)
+    wait_until(lambda: len(processes_of(other)) == 1, "the child has not ended")
+    (other.records / "alone").touch()
     crash.wait()
     assert_withheld(other, refusal)
 

@@ -11,6 +11,9 @@ from core_helper import namespaces, procfs, runtime
 from core_helper.crash import Refused
 
 
+SEEK_SET = 0
+
+
 class Withheld(Refused):
     """The core is not for a delegate. ``process`` is whose it is: the host's own handler may be asked to look after it."""
 
@@ -95,6 +98,8 @@ class FaultingProcess:
         if self.confined:
             self.notes.append("it had a seccomp filter of its own: none of its variables was passed on")
             return {}
+        # A child that was tried before has read it to its end, with the same file.
+        posix.lseek(self.environ_file, 0, SEEK_SET)
         variables, cut = procfs.parse_environ(procfs.read_all(self.environ_file, procfs.ENVIRON_LIMIT + 1))
         if cut:
             self.notes.append(

@@ -10,7 +10,6 @@ import posix
 from core_helper import namespaces, procfs, runtime
 from core_helper.crash import Refused
 
-
 SEEK_SET = 0
 
 

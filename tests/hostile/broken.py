@@ -443,6 +443,14 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         [("supervisor.py", "_thread.start_new_thread(_attend, (", "_attend(*(")],
         "attack_23_the_delegate_has_the_kernel",
     ),
+    "23 the threads of a process are not looked at": (
+        [("supervisor.py", 'for thread in posix.listdir(f"/proc/{name}/task"):', "for thread in [name]:")],
+        "attack_23_the_delegate_has_the_kernel and thread",
+    ),
+    "20 who has left the mounts has not left the files": (
+        [("membership.py", "_mount_namespace(pid) == mounts or holds_root(pid))", "_mount_namespace(pid) == mounts)")],
+        "attack_20_root_of_the_host_in_a_mount and altogether",
+    ),
     "23 the end of a delegate is waited for": (
         [
             # Either one alone ends the helper.

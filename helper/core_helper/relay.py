@@ -243,9 +243,13 @@ class Relay:
             self._close_when_read()
 
     def _splice(self) -> int:
-        """Move some of the core without copying it, and return how many bytes."""
-        if self.buffered == 0:
-            self.buffered = linux.splice(self.core, self.buffer_in, STEP)
+        """Move some of the core without copying it, and return how many bytes; 0 at the end of the core."""
+        try:
+            # The buffer is filled up while the child reads: else the one would wait for the other.
+            self.buffered += linux.splice(self.core, self.buffer_in, STEP)
+        except BlockingIOError:
+            if self.buffered == 0:
+                raise
         if self.buffered == 0:
             return 0
         moved = linux.splice(self.buffer_out, self.sink, self.buffered)

@@ -52,7 +52,7 @@ def supervise(
         # The other thread is late. As a rule it ends the child just now; or a lock of the container's keeps it in the kernel.
         if child.ending.acquire(blocking=False):
             _end(child, process)
-            _kill_holders(child, process)
+        _kill_holders(child, process)
         if not finished.acquire(timeout=4 * GRACE):
             # Nothing of it may be touched any more: this thread would hang, too. The slot stays taken until that is over.
             result.stuck = True

@@ -32,7 +32,7 @@ class Child:
         self.reported_pid = 0
         self.knows_environ = False
         self.reported = b""
-        self.pipes: set[int] = set()
+        self.pipes: set[str] = set()
         # Who ends the child acquires it, and never gives it back.
         self.ending = _thread.allocate_lock()
         # The joining process exits after it forked the delegate: as a subreaper we become the delegate's parent, although it
@@ -59,9 +59,10 @@ class Child:
             posix.set_blocking(descriptor, False)
 
     def note_pipes(self) -> None:
-        """Note which pipes the child was given: by them its family is known."""
+        """Note which pipes the child was given, as links of /proc/PID/fd name them: by them its family is known."""
         self.pipes = {
-            posix.fstat(end).st_ino for end in (self.core_out, self.status_in, self.stdout_in, self.stderr_in)
+            f"pipe:[{posix.fstat(end).st_ino}]"
+            for end in (self.core_out, self.status_in, self.stdout_in, self.stderr_in)
         }
 
     def standard_streams(self) -> "dict[int, int]":

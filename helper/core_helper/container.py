@@ -96,6 +96,11 @@ def cgroup_mounts(mountinfo: bytes) -> "dict[bytes, bytes]":
     return mounts
 
 
+def own_cgroup_mounts() -> "dict[bytes, bytes]":
+    """Return the mount point of each hierarchy that the helper sees, by its controllers. Raises OSError."""
+    return cgroup_mounts(procfs.read_path("/proc/self/mountinfo", procfs.MOUNTINFO_LIMIT))
+
+
 class Mount:
     """A mount: where it is, on which device its file system is, and which directory of that it shows; proc_pid_mountinfo(5)."""
 

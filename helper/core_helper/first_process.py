@@ -146,7 +146,7 @@ def eldest_of(controllers: bytes, path: bytes) -> "Member | None":
 
 def _processes_in(controllers: bytes, path: bytes) -> "list[int]":
     """Return the processes of a control group and the groups below it. Raises Refused where they are too many to tell."""
-    mounts = container.cgroup_mounts(procfs.read_path("/proc/self/mountinfo", procfs.MOUNTINFO_LIMIT))
+    mounts = container.own_cgroup_mounts()
     mount_point = mounts.get(controllers.split(b",")[0])
     if mount_point is None:
         return []

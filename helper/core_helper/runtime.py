@@ -46,7 +46,7 @@ def maker_of(controllers: bytes, above: bytes) -> "int | None":
     # Mounted elsewhere.
     from core_helper import container
 
-    mount_point = container.cgroup_mounts(procfs.read_path("/proc/self/mountinfo", procfs.MOUNTINFO_LIMIT)).get(first)
+    mount_point = container.own_cgroup_mounts().get(first)
     try:
         return None if mount_point is None else posix.stat(mount_point + above).st_uid
     except OSError:
@@ -91,12 +91,12 @@ def _share_unit(one: bytes, other: bytes) -> bool:
 def is_of_the_host(process: "FaultingProcess") -> bool:
     """Tell whether ``process`` is outside of containers. Whatever is not clear is a container: it must not get here.
 
-    It has the mount, pid and user namespace of the helper. The mount namespace may be another one where everything else is
+    It has the mount, pid and user namespace of the host. The mount namespace may be another one where everything else is
     the host's, the root directory too: so are the services of systemd that have a /tmp of their own and the like.
     """
-    foreign = {name for name, _, _ in process.namespaces}
-    if process.user_namespace is not None or "pid" in foreign:
+    if process.user_namespace is not None or process.in_pid_namespace():
         return False
+    foreign = {name for name, _, _ in process.namespaces}
     if "mnt" not in foreign:
         return True
     # An identifier in the control group's path is an engine's, whatever namespaces the container was given.

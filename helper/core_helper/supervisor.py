@@ -78,36 +78,25 @@ def _attend(
     waits in the kernel, past every signal (fs/splice.c, fs/pipe.c).
     """
     try:
-        _give(source, child, process, deadline, log_output, result)
+        if _wait_for_start(child, result, deadline):
+            result.started = True
+            child.unblock()
+            # What moves the core is imported only now, when the delegate runs.
+            from core_helper import relay
+
+            moving = relay.Relay(source, child, result, log_output)
+            # Before its input ends: an uploader would take that for the end of the core, and complete half an object.
+            if not moving.run(deadline) and child.ending.acquire(blocking=False):
+                _end(child, process)
+            moving.finish()
+            _wait_for_end({child.pid}, 0)
+            _read_last_words(child, result)
+        elif child.ending.acquire(blocking=False):
+            _end(child, process)
+        child.close()
     except BaseException as error:
         result.error = error
     finished.release()
-
-
-def _give(
-    source: "KernelPipe",
-    child: "Child",
-    process: "FaultingProcess",
-    deadline: float,
-    log_output: "Callable[[bytes], None]",
-    result: Result,
-) -> None:
-    if _wait_for_start(child, result, deadline):
-        result.started = True
-        child.unblock()
-        # What moves the core is imported only now, when the delegate runs.
-        from core_helper import relay
-
-        moving = relay.Relay(source, child, result, log_output)
-        # Before its input ends: an uploader would take that for the end of the core, and complete half an object.
-        if not moving.run(deadline) and child.ending.acquire(blocking=False):
-            _end(child, process)
-        moving.finish()
-        _wait_for_end({child.pid}, 0)
-        _read_last_words(child, result)
-    elif child.ending.acquire(blocking=False):
-        _end(child, process)
-    child.close()
 
 
 def _end(child: "Child", process: "FaultingProcess") -> None:
@@ -177,10 +166,9 @@ def _end_unknown(child: "Child") -> None:
     except ChildProcessError:
         return  # There is none, as a rule.
     own = str(posix.getpid())
-    pipes = {f"pipe:[{inode}]" for inode in child.pipes}
     proc = posix.open("/proc", posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
     for name in posix.listdir(proc):
-        if name.isdigit() and _parent(proc, name) == own and _has_pipe(name, pipes):
+        if name.isdigit() and _parent(proc, name) == own and _has_pipe(name, child.pipes):
             # Ours, and so this very process until it is waited for.
             _signal_session(int(name), SIGKILL)
             _wait_for_end({int(name)}, 0)
@@ -291,7 +279,6 @@ def _holders(child: "Child", process: "FaultingProcess") -> "list[int]":
     """
     if not process.in_pid_namespace() and not process.container_id and process.uid == 0:
         return []
-    pipes = {f"pipe:[{inode}]" for inode in child.pipes}
     limit = time.monotonic() + GRACE
     holders = []
     for name in posix.listdir("/proc"):
@@ -302,7 +289,7 @@ def _holders(child: "Child", process: "FaultingProcess") -> "list[int]":
         except OSError:
             continue  # Ended meanwhile.
         # Looked at after the pidfd was opened, so this is the process that the signal goes to, or none any more.
-        if _is_of_the_family(name, process) and _has_pipe(name, pipes):
+        if _is_of_the_family(name, process) and _has_pipe(name, child.pipes):
             holders.append(pidfd)
         else:
             posix.close(pidfd)

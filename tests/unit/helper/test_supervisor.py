@@ -202,7 +202,7 @@ def test_no_signal_is_sent_to_a_pid_that_was_reaped(tmp_path: Path, monkeypatch:
 def test_of_the_holders_of_a_pipe_only_those_of_the_container_and_user_are_ended() -> None:
     reading, writing = os.pipe()
     holder = subprocess.Popen(["/bin/sleep", "30"], stdin=reading, start_new_session=True)
-    child: Any = SimpleNamespace(pipes=[os.fstat(writing).st_ino])
+    child: Any = SimpleNamespace(pipes={f"pipe:[{os.fstat(writing).st_ino}]"})
 
     def found(kind: str, uid: int) -> set[int]:
         namespace = os.open(f"/proc/self/ns/{kind}", os.O_RDONLY)

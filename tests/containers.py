@@ -72,6 +72,16 @@ class Container:
 Crash = Callable[..., Container]
 
 
+def crash_in(containers: list[Container], image: str, program: str) -> Crash:
+    """What runs a program in a container and adds it to ``containers``: ``crash(*arguments, image=..., options=...)``."""
+
+    def run(*arguments: str, image: str = image, options: tuple[str, ...] = ()) -> Container:
+        containers.append(Container(image, (program, *arguments), options))
+        return containers[-1]
+
+    return run
+
+
 def wait_for_log(subject: str, text: str) -> str:
     """The helper's lines about a subject in the host's log, as soon as they hold the text, or after ten seconds.
 

@@ -6,19 +6,14 @@ from collections.abc import Callable, Iterator
 
 import lab
 import pytest
-from containers import Container, Crash
+from containers import Container, Crash, crash_in
 
 
 @pytest.fixture(scope="module")
 def crash() -> Iterator[Crash]:
     """Runs the crashing program in a container: ``crash(*its_arguments, image=..., options=...)``."""
-    containers = []
-
-    def run(*arguments: str, image: str = "probe", options: tuple[str, ...] = ()) -> Container:
-        containers.append(Container(image, ("crash", *arguments), options))
-        return containers[-1]
-
-    yield run
+    containers: list[Container] = []
+    yield crash_in(containers, "probe", "crash")
     for container in containers:
         container.remove()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import lab
 import pytest
-from containers import Container, Crash, read_log
+from containers import Container, Crash, crash_in, read_log
 from hosts import HELPER, delegate_on_host, records_of_host
 
 HERE = Path(__file__).resolve().parent
@@ -54,13 +54,8 @@ def image() -> None:
 @pytest.fixture(scope="module")
 def attack() -> Iterator[Crash]:
     """Runs the victim in a container: ``attack(*its_actions, options=...)``."""
-    containers = []
-
-    def run(*actions: str, options: tuple[str, ...] = ()) -> Container:
-        containers.append(Container("hostile", ("victim", *actions), options))
-        return containers[-1]
-
-    yield run
+    containers: list[Container] = []
+    yield crash_in(containers, "hostile", "victim")
     for container in containers:
         container.remove()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import lab
 import pytest
-from containers import Container, Crash
+from containers import Container, Crash, crash_in
 from core_helper import container as engine
 from core_helper import procfs
 from hostile.observe import delegates_of, files_of, helpers, peak_of_helpers, pid_of, processes_of, wait_until
@@ -36,13 +36,8 @@ Refusal = Callable[[str], str]
 @pytest.fixture
 def attack() -> Iterator[Crash]:
     """Runs the victim in a container, which is removed after the test: some of these take slots, or hold a helper."""
-    containers = []
-
-    def run(*actions: str, options: tuple[str, ...] = ()) -> Container:
-        containers.append(Container("hostile", ("victim", *actions), options))
-        return containers[-1]
-
-    yield run
+    containers: list[Container] = []
+    yield crash_in(containers, "hostile", "victim")
     for container in containers:
         # The engine takes its time for those that stay in the host's pid namespace without their first process.
         with contextlib.suppress(subprocess.CalledProcessError, ProcessLookupError):

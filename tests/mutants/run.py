@@ -39,7 +39,7 @@ TESTS = "tests/unit/helper"
 MODULES = {
     "verification": ("verification", "examine"),
     "process": ("process", "examine"),
-    "procfs": ("procfs", "process", "descriptors", "entry", "slots"),
+    "procfs": ("procfs", "process", "descriptors", "slots"),
     "privileges": ("privileges", "entry"),
     "container": ("container", "entry"),
     "membership": ("membership",),
@@ -47,7 +47,7 @@ MODULES = {
     "runtime": ("runtime", "previous_handler", "slots_taken"),
     "namespaces": ("namespaces", "slots_taken", "first_process", "membership"),
     "joining": ("joining", "supervisor"),
-    "program": ("program", "joining"),
+    "program": ("program",),
     "slots": ("slots_taken", "slots"),
     "start": ("start", "main"),
     "source": ("source",),

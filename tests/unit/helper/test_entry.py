@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from core_helper import container, linux, privileges, procfs, runtime, seccomp, verification
+from core_helper import container, linux, privileges, procfs, seccomp, verification
 from core_helper.crash import Refused
 from unit.helper.support import in_child, process
 from unit.helper.world import Elsewhere, World, keeps_descriptors
@@ -300,63 +300,6 @@ def test_the_host_name_of_a_container_is_seen_by_a_visit(monkeypatch: pytest.Mon
     assert keeps_descriptors(lambda: container.hostname_of(crashed))
     assert container.hostname_of(crashed) == b"box"
     assert visits[0::2] == [99, 99] and 99 not in visits[1::2]
-
-
-# Who stands for a process.
-
-
-def task_of(world: World, *threads: int) -> str:
-    for thread in threads:
-        namespaces = world.proc / "4711" / "task" / str(thread) / "ns"
-        namespaces.mkdir(parents=True)
-        if thread > 5000 or (thread == 4711 and len(threads) == 1):
-            (namespaces / "mnt").symlink_to("mnt:[1]")
-    return procfs.task_of(4711, None)
-
-
-def test_the_leader_stands_for_its_process(world: World) -> None:
-    assert task_of(world, 4711) == "/proc/4711/task/4711"
-    assert procfs.task_of(4711, 4712) == "/proc/4711/task/4712"
-
-
-def test_a_thread_stands_for_a_leader_that_has_lost_its_namespaces(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    moved = Elsewhere(world.proc)
-    monkeypatch.setattr(moved, "listdir", lambda path: ["4711", "4712", "5001"], raising=False)
-    monkeypatch.setattr(procfs, "posix", moved)
-    assert task_of(world, 4711, 4712, 5001) == "/proc/4711/task/5001"
-
-
-def test_a_leader_without_any_such_thread_stands_for_itself(world: World) -> None:
-    assert task_of(world, 4711, 4712) == "/proc/4711/task/4711"
-
-
-def test_where_a_process_is_leaves_one_descriptor_at_most() -> None:
-    name, identifier = runtime.whereabouts(os.getpid())
-    assert name == Path("/proc/self/comm").read_bytes().rstrip(b"\n")
-    assert identifier == runtime.container_id(procfs.parse_cgroup(Path("/proc/self/cgroup").read_bytes()))
-    assert runtime.whereabouts(1 << 22) == (b"", "")
-
-
-# The environment.
-
-
-@pytest.mark.parametrize(
-    ("environ", "names", "cut"),
-    [
-        (b"A=1\0B=2\0C=3", b"ABC", False),
-        (b"A=1\0B=2\0C=3\0", b"ABC", False),
-        (b"A=1\0B=2\0C=3\0D=4", b"ABC", True),
-        (b"A=1\0B=2\0C=3\0\0", b"ABC", True),
-    ],
-)
-def test_as_many_variables_as_are_allowed_are_passed_on(
-    monkeypatch: pytest.MonkeyPatch, environ: bytes, names: bytes, cut: bool
-) -> None:
-    monkeypatch.setattr(procfs, "MOST_VARIABLES", 3)
-    variables, some_left_out = procfs.parse_environ(environ)
-    assert (b"".join(variables), some_left_out) == (names, cut)
 
 
 # Privileges.

@@ -13,9 +13,8 @@ import pytest
 from core_helper import container, fallback, joining, linux, privileges, start
 from core_helper.configuration import FALLBACK_VARIABLE
 from core_helper.crash import Refused
-from core_helper.program import Absent, Program, Stopped, parse_script_line
-from unit.helper.support import in_child, process, script
-from unit.helper.world import keeps_descriptors
+from core_helper.program import Absent, Stopped
+from unit.helper.support import in_child, process
 
 
 class Recorder:
@@ -365,62 +364,6 @@ def test_a_child_is_locked_before_its_first_step() -> None:
     with open(reading) as pipe:
         assert pipe.read() == "note [][]\n"
     os.waitpid(pid, 0)
-
-
-# The program that is opened.
-
-
-def test_scripts_and_what_is_refused_leave_nothing_open(tmp_path: Path) -> None:
-    fine = script(tmp_path / "fine", b"#!/bin/sh\n")
-    words = [b"/missing", os.fsencode(tmp_path), os.fsencode(fine)]
-    descriptors = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY)
-
-    def opened() -> None:
-        os.close(Program([words[2]], None, descriptors).descriptor)
-
-    assert keeps_descriptors(opened)
-    program = Program([words[2]], None, descriptors)
-    assert os.get_inheritable(program.descriptor) is False
-    # Opened without any right, so that it has no effect: O_PATH.
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        os.read(program.descriptor, 1)
-    for descriptor in (program.descriptor, descriptors):
-        os.close(descriptor)
-
-
-def test_a_program_that_may_not_be_read_is_no_script(tmp_path: Path) -> None:
-    fine = script(tmp_path / "fine", b"#!/bin/sh\n")
-    program = Program([os.fsencode(fine)], None, 9999)
-    assert program.arguments == [os.fsencode(fine)]
-    os.close(program.descriptor)
-
-
-def test_a_script_that_names_no_interpreter_is_told(tmp_path: Path) -> None:
-    path = script(tmp_path / "delegate", b"#! \n")
-    descriptors = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY)
-
-    def opened() -> None:
-        with pytest.raises(Stopped, match=f"^{path}: its #! line names no interpreter"):
-            Program([os.fsencode(path)], None, descriptors)
-
-    assert keeps_descriptors(opened)
-    os.close(descriptors)
-
-
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        # 256 bytes are looked at: an interpreter that their end may have cut is none.
-        (b"#!/" + b"a" * 300, None),
-        (b"#! /" + b"a" * 300, None),
-        (b"#!" + b" " * 300, None),
-        (b"#!/a " + b"b" * 300, [b"/a", b"b" * 250]),
-        (b"#!/a b\n", [b"/a", b"b"]),
-        (b"#!\n", None),
-    ],
-)
-def test_the_first_line_is_read_as_far_as_the_kernel_reads_it(line: bytes, words: list[bytes] | None) -> None:
-    assert parse_script_line(line[:256]) == words
 
 
 # The core file.

@@ -11,6 +11,7 @@ import pytest
 from core_helper import privileges, procfs, runtime, verification
 from core_helper.crash import Refused
 from unit.helper.support import executed
+from unit.helper.world import Elsewhere, World
 
 ID = "0123456789abcdef" * 4
 OTHER = "f" * 64
@@ -187,3 +188,47 @@ def test_this_process_was_not_executed_set_id() -> None:
 def test_a_vector_that_does_not_tell_at_secure_is_refused(auxv: bytes) -> None:
     with pytest.raises(Refused, match="auxiliary vector"):
         verification.secure_execution(auxv)
+
+
+def task_of(world: World, *threads: int) -> str:
+    for thread in threads:
+        namespaces = world.proc / "4711" / "task" / str(thread) / "ns"
+        namespaces.mkdir(parents=True)
+        if thread > 5000 or (thread == 4711 and len(threads) == 1):
+            (namespaces / "mnt").symlink_to("mnt:[1]")
+    return procfs.task_of(4711, None)
+
+
+def test_the_leader_stands_for_its_process(world: World) -> None:
+    assert task_of(world, 4711) == "/proc/4711/task/4711"
+    assert procfs.task_of(4711, 4712) == "/proc/4711/task/4712"
+
+
+def test_a_thread_stands_for_a_leader_that_has_lost_its_namespaces(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = Elsewhere(world.proc)
+    monkeypatch.setattr(moved, "listdir", lambda path: ["4711", "4712", "5001"], raising=False)
+    monkeypatch.setattr(procfs, "posix", moved)
+    assert task_of(world, 4711, 4712, 5001) == "/proc/4711/task/5001"
+
+
+def test_a_leader_without_any_such_thread_stands_for_itself(world: World) -> None:
+    assert task_of(world, 4711, 4712) == "/proc/4711/task/4711"
+
+
+@pytest.mark.parametrize(
+    ("environ", "names", "cut"),
+    [
+        (b"A=1\0B=2\0C=3", b"ABC", False),
+        (b"A=1\0B=2\0C=3\0", b"ABC", False),
+        (b"A=1\0B=2\0C=3\0D=4", b"ABC", True),
+        (b"A=1\0B=2\0C=3\0\0", b"ABC", True),
+    ],
+)
+def test_as_many_variables_as_are_allowed_are_passed_on(
+    monkeypatch: pytest.MonkeyPatch, environ: bytes, names: bytes, cut: bool
+) -> None:
+    monkeypatch.setattr(procfs, "MOST_VARIABLES", 3)
+    variables, some_left_out = procfs.parse_environ(environ)
+    assert (b"".join(variables), some_left_out) == (names, cut)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from core_helper import first_process, runtime
+from core_helper import first_process, procfs, runtime
 from core_helper.crash import Refused
 from unit.helper.world import (
     DOCKER,
@@ -150,3 +151,10 @@ def test_who_may_make_control_groups_is_the_owner_of_the_one_above(
     (world.proc / "self" / "mountinfo").write_bytes(b"")
     assert runtime.maker_of(b"name=systemd", b"/docker/") is None
     assert asked == [b"/sys/fs/cgroup/systemd/docker/"]
+
+
+def test_where_a_process_is_leaves_one_descriptor_at_most() -> None:
+    name, identifier = runtime.whereabouts(os.getpid())
+    assert name == Path("/proc/self/comm").read_bytes().rstrip(b"\n")
+    assert identifier == runtime.container_id(procfs.parse_cgroup(Path("/proc/self/cgroup").read_bytes()))
+    assert runtime.whereabouts(1 << 22) == (b"", "")

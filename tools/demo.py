@@ -11,7 +11,7 @@ from types import FrameType
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-import lab
+from support import lab
 
 BUCKET = "cores"
 

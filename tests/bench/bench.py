@@ -13,7 +13,7 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import lab
+from support import lab
 
 ROUNDS = 60
 LARGE_ROUNDS = 5

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sources import PROJECT, make_repository
+from support.project import PROJECT, make_repository
 from unit.test_role_rollout import Sandbox
 
 BINARIES = Path(sys.executable).parent

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from collection.conftest import Host, install, run
-from sources import PROJECT, tracked
+from support.project import PROJECT, tracked
 from unit.test_role_rollout import LISTING, count
 
 # A file or directory that is new at the top of this repository is listed here, or in galaxy.yml as one to leave out.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 from collection.conftest import install, run
-from sources import PROJECT
+from support.project import PROJECT
 
 
 def test_ansible_builder_accepts_the_definition_and_finds_the_archive(archive: Path, tmp_path: Path) -> None:

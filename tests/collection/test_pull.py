@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from collection.conftest import Host, run
-from sources import PROJECT
+from support.project import PROJECT
 from unit.test_role_rollout import LISTING
 
 EXAMPLE = PROJECT / "examples/ansible-pull"

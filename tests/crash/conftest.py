@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-import lab
 import pytest
-from containers import Container, Crash, crash_in
+from support import lab
+from support.containers import Container, Crash, crash_in
 
 
 @pytest.fixture(scope="module")

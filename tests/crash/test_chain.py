@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import lab
 import pytest
-from containers import Container, Crash, wait_for_log
-from records import is_whole
+from support import lab
+from support.containers import Container, Crash, wait_for_log
+from support.records import is_whole
 
 CONFIGURATION = Path("/etc/docker_core_helper.conf")
 HANDLER = lab.DIRECTORY / "recorder"
@@ -57,7 +57,7 @@ class Start:
 def _handler() -> Iterator[None]:
     """Makes the handler, and the directory for its records."""
     STARTS.mkdir()
-    source = lab.PROJECT / "tests" / "victims" / "recorder.c"
+    source = lab.PROJECT / "tests" / "support" / "programs" / "recorder.c"
     flags = ("-static", "-O1", "-Wall", "-Wextra", "-Werror", f'-DRECORDS="{STARTS}"')
     lab.command("gcc", *flags, "-o", HANDLER, source)
     yield
@@ -102,7 +102,7 @@ def place() -> Iterator[Path]:
     """A directory for records and programs in which every user may write, which is also the root of a chroot."""
     directory = lab.DIRECTORY / "place"
     (directory / "out").mkdir(parents=True)
-    shutil.copy(lab.VICTIMS / "crash", directory / "crash")
+    shutil.copy(lab.PROGRAMS / "crash", directory / "crash")
     for path in (directory, directory / "out"):
         path.chmod(0o777)
     yield directory
@@ -177,7 +177,7 @@ CRASHES: dict[str, Callable[[Path], int]] = {
     "deleted": crash_deleted,
     "thread": lambda place: run(place, place / "crash", "-l"),
     "chroot": lambda place: run(place, "chroot", place, "/crash"),
-    "program outside of its root": lambda place: run(place, lab.VICTIMS / "crash", "-r", str(place)),
+    "program outside of its root": lambda place: run(place, lab.PROGRAMS / "crash", "-r", str(place)),
     "host name": lambda place: run(place, "unshare", "--uts", "sh", "-c", f"hostname 'a/b'; exec {place}/crash"),
     "service with mounts of its own": lambda place: run(place, "unshare", "--mount", place / "crash"),
     "set-id": crash_set_id,
@@ -223,7 +223,7 @@ def test_descriptor_3_is_closed_where_the_words_do_not_ask_for_it(
 def test_what_the_host_had_comes_before_a_delegate_of_the_host(place: Path, chain: Configure) -> None:
     chain()
     delegate = Path("/opt/bin/delegate")
-    shutil.copy(lab.VICTIMS / "probe", delegate)
+    shutil.copy(lab.PROGRAMS / "probe", delegate)
     try:
         pid, _ = start_of(lambda: run(place, place / "crash"))
     finally:
@@ -320,8 +320,8 @@ def test_a_set_id_program_of_a_container_does_not_reach_the_handler(crash: Crash
 
 def set_id() -> Path:
     """A copy of the crashing program that is set-id root."""
-    program = lab.VICTIMS / "set-id"
-    shutil.copy(lab.VICTIMS / "crash", program)
+    program = lab.PROGRAMS / "set-id"
+    shutil.copy(lab.PROGRAMS / "crash", program)
     program.chmod(0o4755)
     return program
 

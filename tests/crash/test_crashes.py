@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import lab
-from containers import Crash
-from records import NAMESPACES, is_whole
+from support import lab
+from support.containers import Crash
+from support.records import NAMESPACES, is_whole
 
 
 def test_a_child_of_pid_1_crashes_and_pid_1_lives_on(crash: Crash) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import platform
 
 import pytest
-from containers import Container, Crash
-from records import CAPABILITY_SETS, NAMESPACES, is_whole
+from support.containers import Container, Crash
+from support.records import CAPABILITY_SETS, NAMESPACES, is_whole
 
 KINDS = {
     "plain": (),

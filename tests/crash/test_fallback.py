@@ -8,10 +8,10 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
-import lab
 import pytest
-from containers import Container, Crash
-from records import is_whole
+from support import lab
+from support.containers import Container, Crash
+from support.records import is_whole
 
 ASKED = ("--env=DOCKERCOREHELPER_FALLBACK_CORE=1",)
 

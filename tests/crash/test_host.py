@@ -7,11 +7,11 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import lab
 import pytest
-from containers import wait_for_log
-from hosts import delegate_on_host, records_of_host
-from records import CAPABILITY_SETS, NAMESPACES, Record, is_whole
+from support import lab
+from support.containers import wait_for_log
+from support.hosts import delegate_on_host, records_of_host
+from support.records import CAPABILITY_SETS, NAMESPACES, Record, is_whole
 
 USER = ("setpriv", "--reuid=1000", "--regid=1001", "--groups=2000,3000", "--inh-caps=-all")
 
@@ -33,7 +33,7 @@ def records() -> Iterator[Path]:
 def crash(records: Path, *before: str, **variables: str) -> int:
     """Crashes a process, with other words before the program, and returns its process id."""
     environment = {"RECORD_DIRECTORY": str(records), **variables}
-    process = subprocess.Popen([*before, lab.VICTIMS / "crash"], env={"PATH": os.environ["PATH"], **environment})
+    process = subprocess.Popen([*before, lab.PROGRAMS / "crash"], env={"PATH": os.environ["PATH"], **environment})
     assert process.wait(timeout=60) == -11
     return process.pid
 

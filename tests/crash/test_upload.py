@@ -8,10 +8,10 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import lab
 import pytest
-from containers import Crash
-from records import is_whole
+from support import lab
+from support.containers import Crash
+from support.records import is_whole
 
 BUCKET = "cores"
 # Keeps what the delegate has read, with which the test compares the object; uploader.sh is the image's own.

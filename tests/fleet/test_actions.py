@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from sources import load
+from support.project import load
 
 errors = pytest.importorskip("ansible.errors")
 

@@ -16,9 +16,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import lab
 import pytest
 from hostile import run
+from support import lab
 
 LIBRARY = Path("/opt/lib/docker_core_helper")
 Edit = tuple[str, str, str]  # A file of the library, what stands there, and what takes its place.
@@ -124,7 +124,7 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
             ),
             ("joining.py", "        program = Program(words, plan.interpreter, descriptors)\n", ""),
         ],
-        "attack_06_the_path and victims",
+        "attack_06_the_path and programs",
     ),
     "07 the process is not verified": (
         [("verification.py", '    if status.get("CoreDumping") != "1":', "    return\n    if False:")],

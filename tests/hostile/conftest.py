@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import lab
 import pytest
-from containers import Container, Crash, crash_in, read_log
-from hosts import HELPER, delegate_on_host, records_of_host
+from support import lab
+from support.containers import Container, Crash, crash_in, read_log
+from support.hosts import HELPER, delegate_on_host, records_of_host
 
 HERE = Path(__file__).resolve().parent
 HOLD_SHELL = """#!/bin/sh
@@ -43,11 +43,11 @@ def image() -> None:
     """Compiles the programs and puts them into an image of their own."""
     for program in ("victim", "delegate"):
         flags = ("-static", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread")
-        lab.command("gcc", *flags, "-o", lab.VICTIMS / program, HERE / f"{program}.c")
+        lab.command("gcc", *flags, "-o", lab.PROGRAMS / program, HERE / f"{program}.c")
     alone = ("-nostdlib", "-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", "-Wl,--entry=_start")
-    lab.command("gcc", *alone, "-o", lab.VICTIMS / "planted", HERE / "planted.c")
-    victim = lab.VICTIMS / "victim"
-    files = {"usr/bin/victim": victim, "usr/bin/setid": victim, "opt/bin/delegate": lab.VICTIMS / "delegate"}
+    lab.command("gcc", *alone, "-o", lab.PROGRAMS / "planted", HERE / "planted.c")
+    victim = lab.PROGRAMS / "victim"
+    files = {"usr/bin/victim": victim, "usr/bin/setid": victim, "opt/bin/delegate": lab.PROGRAMS / "delegate"}
     lab.import_image("hostile", files)
 
 

@@ -2,7 +2,7 @@
  * A delegate that the container chose. $ATTACK says what it does; a delegate has the environment of the faulting process.
  * Without it: records what it is in $RECORD_DIRECTORY/delegate.$CORE_PID, with the core beside it.
  */
-#include "../victims/facts.h"
+#include "../support/programs/facts.h"
 #include "locks.h"
 #include "syscalls.h"
 

@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import lab
-from containers import Container
+from support import lab
+from support.containers import Container
 
 
 def wait_until(condition: Callable[[], object], what: str, seconds: float = 10) -> None:

@@ -9,8 +9,8 @@ from types import FrameType
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import lab
 import pytest
+from support import lab
 
 TIMEOUT = 5
 VARIABLES = (

@@ -11,12 +11,12 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-import lab
 import pytest
-from containers import Container, Crash, wait_for_log
 from hostile.observe import kill_dumper, wait_until
-from hosts import HELPER
-from records import CAPABILITY_SETS, NAMESPACES, is_whole
+from support import lab
+from support.containers import Container, Crash, wait_for_log
+from support.hosts import HELPER
+from support.records import CAPABILITY_SETS, NAMESPACES, is_whole
 
 LIBRARY = Path("/opt/lib/docker_core_helper")
 ORIGINAL = f"|{HELPER} %P %u %g /opt/bin/delegate"
@@ -48,7 +48,7 @@ def planted_interpreter() -> tuple[str, ...]:
     """A program of ours where a program interpreter is that the host's Python wants; elf(5), PT_INTERP."""
     headers = lab.output("readelf", "--program-headers", "--wide", interpreter())
     (path,) = re.findall(r"program interpreter: (\S+)\]", headers)
-    return (f"--volume={lab.VICTIMS}/planted:{path}:ro",)
+    return (f"--volume={lab.PROGRAMS}/planted:{path}:ro",)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def link(root: Path, path: str) -> None:
     """Plants a shared library; they are many, and all the same."""
     file = below(root, path)
     if not file.exists():
-        file.hardlink_to(lab.VICTIMS / "planted")
+        file.hardlink_to(lab.PROGRAMS / "planted")
 
 
 @pytest.mark.parametrize("delegate", ["none", "directory", "#!/opt/kept"])
@@ -218,7 +218,7 @@ def test_attack_05_a_fifo_at_the_path_of_the_helper(attack: Crash, tmp_path: Pat
         ("plain", "not executable"),
         ("loop", "Too many levels of symbolic links"),
         ("magic", "Too many levels of symbolic links"),
-        (f"{lab.DIRECTORY}/victims/delegate", "No such file"),
+        (f"{lab.DIRECTORY}/programs/delegate", "No such file"),
         ("#!../../opt/kept", "not an absolute path"),
         ("#!/opt/missing", "/opt/missing: No such file"),
         ("#!/opt/bin/delegate", "more than 5 scripts"),
@@ -245,7 +245,7 @@ def take_pid(pid: int, *actions: str, environment: dict[str, str]) -> subprocess
     """Starts a process with that very pid: root of the host can ask for it, others try until they have it."""
     for _ in range(200):
         Path("/proc/sys/kernel/ns_last_pid").write_text(str(pid - 1))
-        process = subprocess.Popen([lab.VICTIMS / "victim", *actions], env=environment)
+        process = subprocess.Popen([lab.PROGRAMS / "victim", *actions], env=environment)
         if process.pid == pid:
             return process
         process.kill()
@@ -268,7 +268,7 @@ def test_attack_07_the_pid_is_reused_before_the_helper_looks(
 ) -> None:
     directory = hold(options, becomes="-F" not in options)
     environment = {"RECORD_DIRECTORY": str(directory)}
-    dumper = subprocess.Popen([lab.VICTIMS / "victim", "tiny"], env=environment)
+    dumper = subprocess.Popen([lab.PROGRAMS / "victim", "tiny"], env=environment)
     wait_until((directory / "held.1").exists, "no helper")
     dumper.kill()
     dumper.wait()
@@ -528,7 +528,7 @@ def test_attack_18_a_full_disk(attack: Crash) -> None:
 
 
 def test_attack_18_a_read_only_root(attack: Crash) -> None:
-    empty = f"--volume={lab.VICTIMS}:/opt/bin:ro"
+    empty = f"--volume={lab.PROGRAMS}:/opt/bin:ro"
     container = attack("record", options=(FALLBACK, "--read-only", empty, "--env=ATTACK=fails"))
     assert "ended with exit code 7" in container.log("not delivered")
     bare = Container("bare", ("crash",), (FALLBACK, "--read-only"))

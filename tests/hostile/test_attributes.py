@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from containers import Crash
-from records import CAPABILITY_SETS, NAMESPACES, Record
+from support.containers import Crash
+from support.records import CAPABILITY_SETS, NAMESPACES, Record
 
 UNCONFINED = ("--security-opt=seccomp=unconfined",)
 CASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {

@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import lab
 import pytest
-from containers import Container, Crash
 from hostile.observe import cpu_of_helpers, delegates_of, helpers, wait_until
-from hosts import HELPER
-from records import is_whole
+from support import lab
+from support.containers import Container, Crash
+from support.hosts import HELPER
+from support.records import is_whole
 
 FALLBACK = "--env=DOCKERCOREHELPER_FALLBACK_CORE=1"
 

@@ -8,11 +8,11 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import lab
 import pytest
-from containers import Container, Crash, wait_for_log
 from core_helper import container, procfs
 from hostile.observe import files_of, pid_of, wait_until
+from support import lab
+from support.containers import Container, Crash, wait_for_log
 
 FALLBACK = "--env=DOCKERCOREHELPER_FALLBACK_CORE=1"
 # What --privileged would bring and the host need not have.
@@ -79,9 +79,9 @@ def test_attack_20_an_agent_in_the_files_of_another_container(
 
 OF_HOST: dict[str, tuple[list[str], str]] = {
     "nsenter --mount": (["nsenter", "--mount", "--target={pid}", "/usr/bin/victim"], "mount namespace"),
-    "setns alone": ([f"{lab.VICTIMS}/victim", "join=/proc/{pid}/ns/mnt"], "mount namespace"),
-    "the engine's directory of what was changed": ([f"{lab.VICTIMS}/victim", "root={changes}"], OTHER_ROOT),
-    "its own chroot to the engine's directory": ([f"{lab.VICTIMS}/victim", "root={files}"], OTHER_ROOT),
+    "setns alone": ([f"{lab.PROGRAMS}/victim", "join=/proc/{pid}/ns/mnt"], "mount namespace"),
+    "the engine's directory of what was changed": ([f"{lab.PROGRAMS}/victim", "root={changes}"], OTHER_ROOT),
+    "its own chroot to the engine's directory": ([f"{lab.PROGRAMS}/victim", "root={files}"], OTHER_ROOT),
     "nsenter of all but users": (
         ["nsenter", "--mount", "--uts", "--ipc", "--net", "--pid", "--target={pid}", "/usr/bin/victim"],
         "control group",
@@ -152,7 +152,7 @@ def test_attack_20_a_process_of_the_host_that_was_moved_into_the_control_groups(
 ) -> None:
     go = tmp_path / "go"
     pid = pid_of(untouched)
-    words = [f"{lab.VICTIMS}/victim", f"wait={go}", *(f"join=/proc/{pid}/ns/{name}" for name in names)]
+    words = [f"{lab.PROGRAMS}/victim", f"wait={go}", *(f"join=/proc/{pid}/ns/{name}" for name in names)]
     crash = subprocess.Popen(words, env=OF_THE_HOST)
     mounts = container.cgroup_mounts(Path("/proc/self/mountinfo").read_bytes())
     for controllers, path in procfs.parse_cgroup(Path(f"/proc/{pid}/cgroup").read_bytes()):
@@ -170,7 +170,7 @@ def test_attack_20_root_of_the_host_in_the_files_of_a_user_namespace(tmp_path: P
         own = Path("/proc/self/ns/mnt").readlink()
         wait_until(lambda: namespace.readlink() != own, "no mount namespace")
         crash = subprocess.Popen(
-            ["nsenter", f"--mount={namespace}", lab.VICTIMS / "victim", f"join={namespace}"], env=OF_THE_HOST
+            ["nsenter", f"--mount={namespace}", lab.PROGRAMS / "victim", f"join={namespace}"], env=OF_THE_HOST
         )
         crash.wait()
         assert "without being in its user namespace" in wait_for_log(f"pid={crash.pid} ", "user namespace")
@@ -203,7 +203,7 @@ def test_a_container_has_its_own_delegate_whatever_namespaces_it_shares(
     attack: Crash, target: Container, kind: str
 ) -> None:
     actions, options = CONTAINERS[kind]
-    jail = (f"--volume={lab.VICTIMS}/delegate:/jail/opt/bin/delegate", f"--volume={lab.RECORDS}/jail:/jail/out")
+    jail = (f"--volume={lab.PROGRAMS}/delegate:/jail/opt/bin/delegate", f"--volume={lab.RECORDS}/jail:/jail/out")
     (lab.RECORDS / "jail").mkdir(exist_ok=True)
     (lab.RECORDS / "jail").chmod(0o777)
     container = attack("tiny", *actions, options=(*(option.format(name=target.name) for option in options), *jail))

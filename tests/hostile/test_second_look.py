@@ -9,12 +9,12 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import lab
 import pytest
-from containers import Container, Crash, crash_in
 from core_helper import container as engine
 from core_helper import procfs
 from hostile.observe import delegates_of, files_of, helpers, peak_of_helpers, pid_of, processes_of, wait_until
+from support import lab
+from support.containers import Container, Crash, crash_in
 
 TIMEOUT = 5  # Seconds; what run.py rolls out.
 LIMIT = 64  # Deliveries at a time; the role's default.
@@ -153,7 +153,7 @@ def test_attack_20_root_of_the_host_in_a_mount_namespace_that_the_first_process_
     assert Path(f"/proc/{first}/ns/mnt").readlink() != Path(f"/proc/{child}/ns/mnt").readlink()
     go = tmp_path / "go"
     words = [f"wait={go}", f"join=/proc/{child}/ns/mnt", "execute=/usr/bin/victim"]
-    crash = subprocess.Popen([f"{lab.VICTIMS}/victim", *words], env=OF_THE_HOST)
+    crash = subprocess.Popen([f"{lab.PROGRAMS}/victim", *words], env=OF_THE_HOST)
     # As by a login of root's without systemd: no control group says whose it is.
     move(crash.pid, None)
     go.touch()
@@ -167,7 +167,7 @@ def test_attack_20_root_of_the_host_in_a_mount_namespace_that_the_container_has_
     (child,) = (pid for pid, _ in processes_of(other) if pid != pid_of(other))
     go = tmp_path / "go"
     words = [f"wait={go}", f"join=/proc/{child}/ns/mnt", "execute=/usr/bin/victim", "wait=/out/alone"]
-    crash = subprocess.Popen([f"{lab.VICTIMS}/victim", *words], env=OF_THE_HOST)
+    crash = subprocess.Popen([f"{lab.PROGRAMS}/victim", *words], env=OF_THE_HOST)
     move(crash.pid, None)
     go.touch()
     joined = Path(f"/proc/{crash.pid}/ns/mnt")
@@ -188,7 +188,7 @@ def test_attack_20_a_process_of_the_host_with_the_rights_of_one_container_in_the
         *(f"wait={go}", f"join=/proc/{pid_of(own)}/ns/pid", "fork=1", f"join=/proc/{pid_of(plain)}/ns/mnt"),
         f"bound={DEFAULT_CAPABILITIES}",
     ]
-    crash = subprocess.Popen([f"{lab.VICTIMS}/victim", *words], env=OF_THE_HOST)
+    crash = subprocess.Popen([f"{lab.PROGRAMS}/victim", *words], env=OF_THE_HOST)
     move(crash.pid, pid_of(own))
     go.touch()
     crash.wait()
@@ -287,7 +287,7 @@ def test_attack_22_a_user_of_the_host_names_control_groups_as_an_engine_does(
     attack: Crash, group_of_user: Path, actions: str
 ) -> None:
     other = attack("wait=/out/go", "fork=1", "tiny", options=("--detach",))
-    script = USER_OF_THE_HOST.format(group=group_of_user, victim=f"{lab.VICTIMS}/victim", actions=actions)
+    script = USER_OF_THE_HOST.format(group=group_of_user, victim=f"{lab.PROGRAMS}/victim", actions=actions)
     subprocess.run(["sh", "-c", script], env={**os.environ, "ATTACK": "never-ends"}, stdout=subprocess.DEVNULL)
     wait_until(lambda: rests(group_of_user, len(actions.split())), "the user does not come to rest", 60)
     assert len(commands(group_of_user, "/opt/bin/delegate")) <= LIMIT * 3 // 4
@@ -307,7 +307,7 @@ def commands(group: Path, program: str) -> list[str]:
 def rests(group: Path, each: int) -> bool:
     """Whether all crashes in a control group that have no delegate are over; a crash counts as so many processes."""
     delegates = len(commands(group, "/opt/bin/delegate"))
-    return 0 < each * delegates == len(commands(group, str(lab.VICTIMS))) and not commands(group, "sh")
+    return 0 < each * delegates == len(commands(group, str(lab.PROGRAMS))) and not commands(group, "sh")
 
 
 def test_attack_22_a_container_with_very_many_mounts_costs_the_helper_no_memory(attack: Crash) -> None:
@@ -318,7 +318,7 @@ def test_attack_22_a_container_with_very_many_mounts_costs_the_helper_no_memory(
 
 @pytest.mark.usefixtures("delegate_of_the_host")
 def test_attack_22_a_user_of_the_host_with_very_many_mounts_costs_the_helper_no_memory() -> None:
-    words = [f"{lab.VICTIMS}/victim", "sandbox=user", "sandbox=mounts", "mounts=16", "tiny"]
+    words = [f"{lab.PROGRAMS}/victim", "sandbox=user", "sandbox=mounts", "mounts=16", "tiny"]
     crash = subprocess.Popen(words, env={"ATTACK": "never-ends"}, user=1000, group=1000, extra_groups=[])
     try:
         assert peak_of_helpers(60) < MEMORY

@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import lab
 import pytest
-from containers import Container, Crash, read_log
 from hostile.observe import delegates_of, helpers, kill_dumper, processes_of, wait_until
-from records import is_whole
+from support import lab
+from support.containers import Container, Crash, read_log
+from support.records import is_whole
 
 TIMEOUT = 5  # Seconds; what run.py rolls out.
 LIMIT = 64  # Deliveries at a time; the role's default.
@@ -217,7 +217,7 @@ ENDLESS_DELEGATE = ("--env=ATTACK=never-ends", "--detach")
 
 def host_crash(records: Path) -> subprocess.Popen[bytes]:
     """A process of the host that crashes."""
-    return subprocess.Popen([lab.VICTIMS / "victim"], env={"RECORD_DIRECTORY": str(records)})
+    return subprocess.Popen([lab.PROGRAMS / "victim"], env={"RECORD_DIRECTORY": str(records)})
 
 
 @pytest.mark.usefixtures("delegate_of_the_host")

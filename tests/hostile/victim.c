@@ -52,7 +52,7 @@
  *   reports=SECONDS  the same, and writes to the pipe by which the process reports to the helper
  *   fuse=KIND      a file system that never answers: serve starts it, map maps a page of its own, environ the one of its environment
  */
-#include "../victims/facts.h"
+#include "../support/programs/facts.h"
 #include "locks.h"
 #include "syscalls.h"
 

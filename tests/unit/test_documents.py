@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from sources import PROJECT, tracked
+from support.project import PROJECT, tracked
 
 PAGES = sorted(name for name in tracked() if name.endswith(".md"))
 MOST_LINES = 150

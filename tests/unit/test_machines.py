@@ -6,8 +6,8 @@ import shutil
 import sys
 from pathlib import Path
 
-import machines
 import pytest
+from support import machines
 
 pytestmark = pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="has no ssh: make test-vm installs it")
 

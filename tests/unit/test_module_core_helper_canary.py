@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from core_helper.configuration import Configuration, parse_configuration
-from sources import load, shared
+from support.project import load, shared
 
 MODULE = Path(__file__).resolve().parents[2] / "plugins/modules/core_helper_canary.py"
 

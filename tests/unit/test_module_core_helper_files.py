@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sources import load, shared
+from support.project import load, shared
 
 basic = pytest.importorskip("ansible.module_utils.basic")
 testing = pytest.importorskip("ansible.module_utils.testing")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
-from sources import load, shared
+from support.project import load, shared
 
 testing = pytest.importorskip("ansible.module_utils.testing")
 

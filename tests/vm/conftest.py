@@ -11,9 +11,9 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-import lab
 import pytest
-from machines import Machine
+from support import lab
+from support.machines import Machine
 from vm.crashes import Crash, furnish
 
 
@@ -22,7 +22,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
     """The machine, with what crashes on it and the delegates."""
     ephemeral = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"])
     found = Machine(Path(os.environ.get("VM_DIRECTORY") or ephemeral / "machine"))
-    furnish(found, tmp_path_factory.mktemp("victims"))
+    furnish(found, tmp_path_factory.mktemp("programs"))
     return found
 
 

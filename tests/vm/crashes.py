@@ -6,9 +6,9 @@ import json
 import uuid
 from pathlib import Path
 
-import lab
-from machines import Machine
-from records import Record
+from support import lab
+from support.machines import Machine
+from support.records import Record
 
 # On the machine: a root directory with busybox, the crashing program and the probe; the same as an image.
 ROOT = "/srv/root"
@@ -61,10 +61,12 @@ WAYS = {
 CONFINED = {"docker": "docker-default", "podman": "containers-default"}
 
 
-def furnish(machine: Machine, victims: Path) -> None:
-    """Brings what crashes to the machine, and the delegates; ``victims`` is a directory here for what is compiled."""
-    lab.compile_victims(victims)
-    machine.unpack(lab.root_archive({"usr/bin/crash": victims / "crash", "opt/bin/delegate": victims / "probe"}), ROOT)
+def furnish(machine: Machine, programs: Path) -> None:
+    """Brings what crashes to the machine, and the delegates; ``programs`` is a directory here for what is compiled."""
+    lab.compile_programs(programs)
+    machine.unpack(
+        lab.root_archive({"usr/bin/crash": programs / "crash", "opt/bin/delegate": programs / "probe"}), ROOT
+    )
     # systemd-nspawn wants to see an operating system. Nothing comes from an image registry.
     machine.run(f"""
         set -e

@@ -13,12 +13,11 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import lab
-import machines
 import pytest
 import yaml
-from records import is_whole
-from sources import PROJECT, make_repository
+from support import lab, machines
+from support.project import PROJECT, make_repository
+from support.records import is_whole
 from vm.crashes import PATTERN, WAYS, Crash, furnish
 
 MACHINES = {"shop-1": "bookworm", "shop-2": "trixie", "stage-1": "trixie-backports"}
@@ -111,7 +110,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     try:
         found = Fleet(directory, tmp_path_factory.mktemp("clone"))
         for machine in found.hosts.values():
-            furnish(machine, tmp_path_factory.mktemp("victims"))
+            furnish(machine, tmp_path_factory.mktemp("programs"))
         yield found
     finally:
         for host in MACHINES:

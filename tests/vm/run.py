@@ -19,7 +19,7 @@ from types import FrameType
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import machines
+from support import machines
 
 # Molecule's actions in their order. Those before the tests are checks themselves.
 ACTIONS = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from records import CAPABILITY_SETS, NAMESPACES, is_whole
+from support.records import CAPABILITY_SETS, NAMESPACES, is_whole
 from vm.crashes import CONFINED, KEPT, WAYS, Crash
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-from machines import Machine
-from records import is_whole
+from support.machines import Machine
+from support.records import is_whole
 from vm.crashes import PROCESS, Crash
 
 LIBRARY = "/opt/lib/docker_core_helper"

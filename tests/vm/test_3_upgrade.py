@@ -6,10 +6,10 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-import lab
 import pytest
-from machines import Machine
-from records import Record, is_whole
+from support import lab
+from support.machines import Machine
+from support.records import Record, is_whole
 from vm.crashes import ROOT
 
 LOOP = "/srv/loop"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from machines import MACHINES, Machine
-from records import is_whole
+from support.machines import MACHINES, Machine
+from support.records import is_whole
 from vm.crashes import PATTERN, PROCESS, WAYS, Crash, coredumpctl
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import lab
 import pytest
-from machines import MACHINES, Machine
+from support import lab
+from support.machines import MACHINES, Machine
 from vm.crashes import HARDENING, PATTERN, coredumpctl
 
 # Of two crashes of the same program, these differ.

@@ -8,11 +8,11 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
-import lab
 import pytest
-from machines import Machine
-from records import is_whole
-from sources import PROJECT, make_repository
+from support import lab
+from support.machines import Machine
+from support.project import PROJECT, make_repository
+from support.records import is_whole
 from vm.crashes import PATTERN, WAYS, Crash
 
 # Debian 12 has too old an Ansible; one machine is enough.

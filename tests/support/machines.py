@@ -23,7 +23,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-PROJECT = Path(__file__).resolve().parent.parent
+PROJECT = Path(__file__).resolve().parents[2]
 CACHE = PROJECT / ".cache" / "machines"
 
 # What a host of ours has; no machine needs more to answer ssh, and little of it starts at boot.

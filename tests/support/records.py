@@ -1,4 +1,4 @@
-"""What a faulting process and its delegate have said about themselves (tests/victims), and what a core says."""
+"""What a faulting process and its delegate have said about themselves (tests/support/programs), and what a core says."""
 
 from __future__ import annotations
 

@@ -19,11 +19,11 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
-PROJECT = Path(__file__).resolve().parent.parent
+PROJECT = Path(__file__).resolve().parents[2]
 # One place for everything, with a short name: the path of a Unix socket has at most 107 bytes.
 DIRECTORY = Path("/var/lib/core-lab")
 RECORDS = DIRECTORY / "records"
-VICTIMS = DIRECTORY / "victims"
+PROGRAMS = DIRECTORY / "programs"
 SOCKET = DIRECTORY / "docker.sock"
 ENGINE = DIRECTORY / "engine"
 # The three values of the kernel which a rollout of the helper, or a test of it, changes.
@@ -101,8 +101,8 @@ def start() -> None:
         saved(name).parent.mkdir(parents=True, exist_ok=True)
         saved(name).write_bytes(setting(name).read_bytes())
     RECORDS.mkdir()
-    VICTIMS.mkdir()
-    compile_victims(VICTIMS)
+    PROGRAMS.mkdir()
+    compile_programs(PROGRAMS)
     start_engine()
     import_images()
 
@@ -198,17 +198,17 @@ def stop_engine() -> None:
 # The images
 
 
-def compile_victims(directory: Path) -> None:
+def compile_programs(directory: Path) -> None:
     """Compiles the program that crashes and the delegate that records; both run in any root directory."""
     for program in ("crash", "probe"):
-        source = PROJECT / "tests" / "victims" / f"{program}.c"
+        source = PROJECT / "tests" / "support" / "programs" / f"{program}.c"
         command("gcc", "-static", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-o", directory / program, source)
 
 
 def import_images() -> None:
     """Makes three images: ``probe`` has a delegate for tests, ``bare`` and ``client`` have none, the last rclone."""
     rclone = Path(sys.executable).parent / "rclone"
-    probe = VICTIMS / "probe"
+    probe = PROGRAMS / "probe"
     import_image("bare", {})
     import_image("probe", {"opt/bin/delegate": probe, "jail/opt/bin/delegate": probe})
     import_image("client", {"usr/bin/rclone": rclone, "usr/bin/zstd": which("zstd")})
@@ -216,7 +216,7 @@ def import_images() -> None:
 
 def import_image(name: str, files: dict[str, Path]) -> None:
     """Imports an image of busybox, the crashing program and the given files."""
-    archive = root_archive({"usr/bin/crash": VICTIMS / "crash", **files})
+    archive = root_archive({"usr/bin/crash": PROGRAMS / "crash", **files})
     command("docker", "import", "-", f"core-lab/{name}", input=archive, stdout=subprocess.DEVNULL)
 
 
@@ -255,7 +255,7 @@ def with_libraries(programs: dict[str, Path]) -> dict[str, Path]:
 def read_by_gdb(core: Path) -> str:
     """What gdb says of a core of ``crash``: the command line, the signal, the backtrace."""
     # Its warnings are about sections of the processor's state that a newer kernel has made larger.
-    words: list[str | Path] = ["gdb", "--nx", "--batch", "--ex=backtrace", VICTIMS / "crash", core]
+    words: list[str | Path] = ["gdb", "--nx", "--batch", "--ex=backtrace", PROGRAMS / "crash", core]
     return str(command(*words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout)
 
 

@@ -8,8 +8,8 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-import lab
-from records import Record
+from support import lab
+from support.records import Record
 
 
 class Container:

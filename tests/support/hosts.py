@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import lab
+from support import lab
 
 HELPER = Path("/opt/bin/docker_core_helper")
 DELEGATE = Path("/opt/bin/delegate")
@@ -16,7 +16,7 @@ DELEGATE = Path("/opt/bin/delegate")
 @contextmanager
 def delegate_on_host(program: str) -> Iterator[None]:
     """Puts one of the lab's programs where the configuration says, on the host itself."""
-    shutil.copy(lab.VICTIMS / program, DELEGATE)
+    shutil.copy(lab.PROGRAMS / program, DELEGATE)
     try:
         yield
     finally:

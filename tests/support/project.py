@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-PROJECT = Path(__file__).resolve().parents[1]
+PROJECT = Path(__file__).resolve().parents[2]
 PLUGINS = PROJECT / "plugins"
 
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from support import lab
-from support.containers import Container, Crash, crash_in
+from support.containers import Container, MakeCrash, crash_in
 
 
 @pytest.fixture(scope="module")
-def crash() -> Iterator[Crash]:
+def crash() -> Iterator[MakeCrash]:
     """Runs the crashing program in a container: ``crash(*its_arguments, image=..., options=...)``."""
     containers: list[Container] = []
     yield crash_in(containers, "probe", "crash")

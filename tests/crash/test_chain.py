@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from support import lab
-from support.containers import Container, Crash, wait_for_log
+from support.containers import Container, MakeCrash, wait_for_log
 from support.records import is_whole
 
 CONFIGURATION = Path("/etc/docker_core_helper.conf")
@@ -265,7 +265,7 @@ def nobody_is_started() -> Iterator[None]:
 
 @pytest.mark.usefixtures("nobody_is_started")
 @pytest.mark.parametrize("image", ["probe", "bare"])
-def test_a_container_does_not_reach_the_handler_of_the_host(crash: Crash, chain: Configure, image: str) -> None:
+def test_a_container_does_not_reach_the_handler_of_the_host(crash: MakeCrash, chain: Configure, image: str) -> None:
     chain()
     container = crash(image=image)
     if image == "probe":
@@ -285,7 +285,7 @@ HALF_CONTAINERS = {
 @pytest.mark.usefixtures("nobody_is_started")
 @pytest.mark.parametrize("kind", HALF_CONTAINERS)
 def test_a_container_with_namespaces_of_the_host_does_not_reach_the_handler(
-    crash: Crash, chain: Configure, kind: str
+    crash: MakeCrash, chain: Configure, kind: str
 ) -> None:
     chain()
     arguments = ("-r", "/host") if "root" in kind else ()
@@ -311,7 +311,7 @@ def test_a_process_in_a_namespace_that_only_a_container_has_does_not_reach_the_h
 
 
 @pytest.mark.usefixtures("dumped_set_id", "nobody_is_started")
-def test_a_set_id_program_of_a_container_does_not_reach_the_handler(crash: Crash, chain: Configure) -> None:
+def test_a_set_id_program_of_a_container_does_not_reach_the_handler(crash: MakeCrash, chain: Configure) -> None:
     chain(ON)
     # Root that goes on as a user with the ids of before saved: not dumpable for that user.
     container = crash(image="bare", options=("--user=1000:1001", f"--volume={set_id()}:/usr/bin/crash"))
@@ -327,7 +327,7 @@ def set_id() -> Path:
 
 
 def test_a_container_without_a_delegate_is_handed_on_where_that_is_configured(
-    crash: Crash, chain: Configure, core_pattern: SetPattern
+    crash: MakeCrash, chain: Configure, core_pattern: SetPattern
 ) -> None:
     by_helper = lab.setting("kernel/core_pattern").read_text()
     containers: list[Container] = []
@@ -359,6 +359,6 @@ def test_a_container_without_a_delegate_is_handed_on_where_that_is_configured(
 
 
 @pytest.mark.usefixtures("nobody_is_started")
-def test_a_container_with_a_delegate_keeps_its_cores(crash: Crash, chain: Configure) -> None:
+def test_a_container_with_a_delegate_keeps_its_cores(crash: MakeCrash, chain: Configure) -> None:
     chain(ON)
     assert is_whole(crash(image="probe").delegate.core.read_bytes())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 
 import pytest
-from support.containers import Container, Crash
+from support.containers import Container, MakeCrash
 from support.records import CAPABILITY_SETS, NAMESPACES, is_whole
 
 KINDS = {
@@ -24,7 +24,7 @@ KINDS = {
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def container(request: pytest.FixtureRequest, crash: Crash) -> Container:
+def container(request: pytest.FixtureRequest, crash: MakeCrash) -> Container:
     """A container of each kind, in which PID 1 has crashed."""
     return crash(options=KINDS[request.param])
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from support import lab
-from support.containers import Crash
+from support.containers import MakeCrash
 from support.records import is_whole
 
 BUCKET = "cores"
@@ -47,7 +47,7 @@ def options(tmp_path: Path) -> tuple[str, ...]:
 
 
 def test_the_object_is_the_core_and_gdb_reads_program_and_signal_from_it(
-    crash: Crash, options: tuple[str, ...], tmp_path: Path
+    crash: MakeCrash, options: tuple[str, ...], tmp_path: Path
 ) -> None:
     container = crash("-m", "32", image="uploader", options=options)
     (key,) = (line for line in lab.s3("lsf", BUCKET).decode().splitlines() if not line.endswith("/"))
@@ -67,7 +67,7 @@ def test_the_object_is_the_core_and_gdb_reads_program_and_signal_from_it(
     assert "Program terminated with signal SIGSEGV" in told
 
 
-def test_the_log_of_the_host_says_why_an_upload_failed(crash: Crash, options: tuple[str, ...]) -> None:
+def test_the_log_of_the_host_says_why_an_upload_failed(crash: MakeCrash, options: tuple[str, ...]) -> None:
     container = crash(image="uploader", options=(*options, "--env=AWS_SECRET_ACCESS_KEY=wrong"))
     remedy = "check the container's AWS_ACCESS_KEY_ID"
     assert remedy in container.log(remedy)

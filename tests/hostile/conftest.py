@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from support import lab
-from support.containers import Container, Crash, crash_in, read_log
+from support.containers import Container, MakeCrash, crash_in, read_log
 from support.hosts import HELPER, delegate_on_host, records_of_host
 
 HERE = Path(__file__).resolve().parent
@@ -52,7 +52,7 @@ def image() -> None:
 
 
 @pytest.fixture(scope="module")
-def attack() -> Iterator[Crash]:
+def attack() -> Iterator[MakeCrash]:
     """Runs the victim in a container: ``attack(*its_actions, options=...)``."""
     containers: list[Container] = []
     yield crash_in(containers, "hostile", "victim")

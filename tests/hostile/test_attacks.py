@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from hostile.observe import kill_dumper, wait_until
 from support import lab
-from support.containers import Container, Crash, wait_for_log
+from support.containers import Container, MakeCrash, wait_for_log
 from support.hosts import HELPER
 from support.records import CAPABILITY_SETS, NAMESPACES, is_whole
 
@@ -55,7 +55,7 @@ def planted_interpreter() -> tuple[str, ...]:
     "delegate", ["#!/proc/self/exe", "#!/proc/thread-self/exe", "#!/opt/link", "#!/opt/bin/script", "self-exe"]
 )
 def test_attack_01_proc_self_exe_as_delegate(
-    attack: Crash, planted_interpreter: tuple[str, ...], tmp_path: Path, delegate: str
+    attack: MakeCrash, planted_interpreter: tuple[str, ...], tmp_path: Path, delegate: str
 ) -> None:
     link, script = tmp_path / "link", tmp_path / "script"
     link.symlink_to("/proc/self/exe")
@@ -71,7 +71,7 @@ def test_attack_01_proc_self_exe_as_delegate(
     assert not (container.records / "planted").exists()
 
 
-def test_attack_01_the_python_of_the_host_as_delegate(attack: Crash, planted_interpreter: tuple[str, ...]) -> None:
+def test_attack_01_the_python_of_the_host_as_delegate(attack: MakeCrash, planted_interpreter: tuple[str, ...]) -> None:
     container = attack(options=(*planted_interpreter, f"--volume={interpreter().resolve()}:/opt/bin/delegate:ro"))
     assert "is the helper's own interpreter" in container.log("core dropped")
     assert not (container.records / "planted").exists()
@@ -90,7 +90,7 @@ def looked(container: Container) -> dict[str, int]:
     [("user", "0"), ("user", "1"), ("user", "2"), pytest.param("fork=1", "0", id="root of the container")],
 )
 def test_attack_02_looking_at_the_process_between_fork_and_exec(
-    attack: Crash, kernel: Kernel, user: str, suid_dumpable: str
+    attack: MakeCrash, kernel: Kernel, user: str, suid_dumpable: str
 ) -> None:
     kernel("fs/suid_dumpable", suid_dumpable)
     container = attack(user, "watch=2")
@@ -98,7 +98,7 @@ def test_attack_02_looking_at_the_process_between_fork_and_exec(
     assert re.findall(r"^(?:GOT|EXE) .*", container.output, re.M) == []
 
 
-def test_attack_02_cap_sys_ptrace_finds_no_directory_of_the_host(attack: Crash) -> None:
+def test_attack_02_cap_sys_ptrace_finds_no_directory_of_the_host(attack: MakeCrash) -> None:
     container = attack("watch=2", options=("--cap-add=SYS_PTRACE",))
     assert looked(container)["seen"] > 0, "the watcher was never there in time: nothing was shown"
     # Neither a directory, nor a device such as /dev/null, whose mode is that of the whole host.
@@ -109,7 +109,7 @@ def test_attack_02_cap_sys_ptrace_finds_no_directory_of_the_host(attack: Crash) 
 
 
 @pytest.mark.parametrize("options", ["-F%F -I%I -s%s -t%t -d%d -c%c ", ""])
-def test_attack_03_a_leaked_descriptor_of_the_host(attack: Crash, kernel: Kernel, options: str) -> None:
+def test_attack_03_a_leaked_descriptor_of_the_host(attack: MakeCrash, kernel: Kernel, options: str) -> None:
     kernel("kernel/core_pattern", f"|{HELPER} {options}%P %u %g")
     container = attack()
     container.log("delivered")
@@ -182,7 +182,7 @@ def link(root: Path, path: str) -> None:
 
 
 @pytest.mark.parametrize("delegate", ["none", "directory", "#!/opt/kept"])
-def test_attack_04_planted_modules_and_libraries(attack: Crash, planted: tuple[str, ...], delegate: str) -> None:
+def test_attack_04_planted_modules_and_libraries(attack: MakeCrash, planted: tuple[str, ...], delegate: str) -> None:
     container = attack(f"delegate={delegate}", options=planted)
     assert "pid=" in container.log("pid=")
     assert not (container.records / "planted").exists()
@@ -191,7 +191,7 @@ def test_attack_04_planted_modules_and_libraries(attack: Crash, planted: tuple[s
 # 5
 
 
-def test_attack_05_a_fifo_at_the_path_of_the_helper(attack: Crash, tmp_path: Path) -> None:
+def test_attack_05_a_fifo_at_the_path_of_the_helper(attack: MakeCrash, tmp_path: Path) -> None:
     for file in [HELPER, *LIBRARY.glob("*/core_helper/*.py")]:
         planted = tmp_path / file.relative_to("/opt")
         planted.parent.mkdir(parents=True, exist_ok=True)
@@ -224,14 +224,14 @@ def test_attack_05_a_fifo_at_the_path_of_the_helper(attack: Crash, tmp_path: Pat
         ("#!/opt/bin/delegate", "more than 5 scripts"),
     ],
 )
-def test_attack_06_the_path_of_the_delegate_leads_astray(attack: Crash, delegate: str, told: str) -> None:
+def test_attack_06_the_path_of_the_delegate_leads_astray(attack: MakeCrash, delegate: str, told: str) -> None:
     container = attack(f"delegate={delegate}", "record")
     assert told in container.log("core dropped")
     assert container.of("delegate") == []
     assert container.seconds < 3
 
 
-def test_attack_06_links_and_dots_at_every_component_stay_in_the_container(attack: Crash) -> None:
+def test_attack_06_links_and_dots_at_every_component_stay_in_the_container(attack: MakeCrash) -> None:
     container = attack("delegate=directory-link", "record")
     container.log("delivered")
     assert container.delegate.links["exe"] == "/opt/kept"
@@ -290,7 +290,7 @@ def test_attack_07_the_pid_is_reused_before_the_helper_looks(
         replaced.wait()
 
 
-def test_attack_07_the_process_is_killed_while_the_helper_reads(attack: Crash, hold: Hold) -> None:
+def test_attack_07_the_process_is_killed_while_the_helper_reads(attack: MakeCrash, hold: Hold) -> None:
     # Who was killed has no attributes of his own any more; in old hierarchies his control groups are those of the host.
     directory = hold(before=("process", "security_label"))
     container = attack("leave=30", "memory=16", options=("--detach",))
@@ -302,7 +302,7 @@ def test_attack_07_the_process_is_killed_while_the_helper_reads(attack: Crash, h
     assert container.of("delegate") == []
 
 
-def test_attack_07_a_core_of_almost_nothing_keeps_its_process(attack: Crash) -> None:
+def test_attack_07_a_core_of_almost_nothing_keeps_its_process(attack: MakeCrash) -> None:
     container = attack("tiny", "record")
     container.log("delivered")
     assert container.delegate.core.stat().st_size < 64 << 10
@@ -316,7 +316,7 @@ def test_attack_07_a_core_of_almost_nothing_keeps_its_process(attack: Crash) -> 
 @pytest.mark.parametrize("pattern", ["full", "original"])
 @pytest.mark.parametrize("program", [("setid",), ("setid", "become"), ("capable",)], ids=" ".join)
 def test_attack_08_a_set_id_program_crashed_by_a_user(
-    attack: Crash,
+    attack: MakeCrash,
     kernel: Kernel,
     refusal: Callable[[str], str],
     suid_dumpable: str,
@@ -336,7 +336,7 @@ def test_attack_08_a_set_id_program_crashed_by_a_user(
 # 9
 
 
-def test_attack_09_a_thread_that_unshared_its_namespaces(attack: Crash) -> None:
+def test_attack_09_a_thread_that_unshared_its_namespaces(attack: MakeCrash) -> None:
     container = attack("thread", "record", options=ADMINISTRATOR)
     container.log("delivered")
     for namespace in NAMESPACES:
@@ -344,7 +344,7 @@ def test_attack_09_a_thread_that_unshared_its_namespaces(attack: Crash) -> None:
 
 
 @pytest.mark.parametrize("pattern", ["full", "original"])
-def test_attack_09_a_thread_whose_leader_has_exited(attack: Crash, kernel: Kernel, pattern: str) -> None:
+def test_attack_09_a_thread_whose_leader_has_exited(attack: MakeCrash, kernel: Kernel, pattern: str) -> None:
     if pattern == "original":
         kernel("kernel/core_pattern", ORIGINAL)
     container = Container("hostile", ("crash", "-l"), ())
@@ -360,14 +360,14 @@ def test_attack_09_a_thread_whose_leader_has_exited(attack: Crash, kernel: Kerne
 # 10
 
 
-def test_attack_10_file_capabilities_of_the_delegate(attack: Crash) -> None:
+def test_attack_10_file_capabilities_of_the_delegate(attack: MakeCrash) -> None:
     container = attack("delegate=capable", "user", "record")
     # The kernel does not execute a program without the capabilities that its file says it needs; capabilities(7).
     assert "Operation not permitted" in container.log("core dropped")
     assert container.of("delegate") == []
 
 
-def test_attack_10_a_set_id_delegate(attack: Crash) -> None:
+def test_attack_10_a_set_id_delegate(attack: MakeCrash) -> None:
     container = attack("delegate=set-id", "user", "record")
     container.log("delivered")
     process, found = container.process, container.delegate
@@ -375,14 +375,14 @@ def test_attack_10_a_set_id_delegate(attack: Crash) -> None:
     assert [found.capabilities(name) for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")] == [0, 0, 0, 0]
 
 
-def test_attack_10_root_that_gave_its_capabilities_away(attack: Crash) -> None:
+def test_attack_10_root_that_gave_its_capabilities_away(attack: MakeCrash) -> None:
     container = attack("give", "record")
     container.log("delivered")
     assert container.process.capabilities("CapBnd") != 0
     assert [container.delegate.capabilities(name) for name in CAPABILITY_SETS] == [0, 0, 0, 0, 0]
 
 
-def test_attack_10_a_node_of_a_disk_of_the_host(attack: Crash) -> None:
+def test_attack_10_a_node_of_a_disk_of_the_host(attack: MakeCrash) -> None:
     disks = [Path(name).read_text().strip() for name in sorted(Path("/sys/block").glob("*/dev"))]
     if not disks:
         pytest.skip("this machine has no disk")
@@ -396,7 +396,7 @@ def test_attack_10_a_node_of_a_disk_of_the_host(attack: Crash) -> None:
 # 14
 
 
-def test_attack_14_the_delegate_crashes(attack: Crash) -> None:
+def test_attack_14_the_delegate_crashes(attack: MakeCrash) -> None:
     container = attack("fork=1", options=("--env=ATTACK=crashes", "--ulimit=core=-1"))
     (line,) = lines_of(container)
     assert "was killed by signal 6" in line
@@ -405,7 +405,7 @@ def test_attack_14_the_delegate_crashes(attack: Crash) -> None:
 # 15
 
 
-def test_attack_15_names_full_of_bytes_that_matter_elsewhere(attack: Crash, kernel: Kernel) -> None:
+def test_attack_15_names_full_of_bytes_that_matter_elsewhere(attack: MakeCrash, kernel: Kernel) -> None:
     kernel("kernel/core_pattern", f"|{HELPER} -s%s %P %u %g /opt/bin/delegate %e %h %E")
     options = (*ADMINISTRATOR, "--env=ATTACK=tells-words")
     container = attack("name", "thread-name", "user", options=options)
@@ -425,7 +425,7 @@ def test_attack_15_names_full_of_bytes_that_matter_elsewhere(attack: Crash, kern
 
 
 @pytest.mark.parametrize(("length", "told"), [(4000, 4000), (5000, 0)])
-def test_attack_15_a_path_of_four_kibibytes_or_more(attack: Crash, length: int, told: int) -> None:
+def test_attack_15_a_path_of_four_kibibytes_or_more(attack: MakeCrash, length: int, told: int) -> None:
     container = attack(f"path={length}", options=("--tmpfs=/tmp:exec,mode=1777",))
     (line,) = lines_of(container)
     assert ": delivered " in line, "the path has pushed out what became of the core"
@@ -439,7 +439,7 @@ def test_attack_15_a_path_of_four_kibibytes_or_more(attack: Crash, length: int, 
 # 16
 
 
-def test_attack_16_a_false_proc(attack: Crash) -> None:
+def test_attack_16_a_false_proc(attack: MakeCrash) -> None:
     container = attack("limits", "fake-proc", "user", options=ADMINISTRATOR)
     assert "delivered" in container.log("delivered")
     delegate = container.delegate
@@ -450,7 +450,7 @@ def test_attack_16_a_false_proc(attack: Crash) -> None:
 
 
 @pytest.mark.parametrize("kind", ["mapped", "unmapped", "denied"])
-def test_attack_16_a_user_namespace_with_an_odd_map(attack: Crash, kind: str) -> None:
+def test_attack_16_a_user_namespace_with_an_odd_map(attack: MakeCrash, kind: str) -> None:
     # Only who administrates the system may map users and leave setgroups(2) allowed.
     options = (*UNCONFINED, "--cap-add=SYS_ADMIN") if kind == "mapped" else UNCONFINED
     container = attack(f"userns={kind}", "record", options=options)
@@ -466,21 +466,21 @@ def test_attack_16_a_user_namespace_with_an_odd_map(attack: Crash, kind: str) ->
 # 17
 
 
-def test_attack_17_an_environment_of_one_letter_names(attack: Crash) -> None:
+def test_attack_17_an_environment_of_one_letter_names(attack: MakeCrash) -> None:
     container = attack("environ=letters")
     container.log("delivered")
     ours = {name: value for name, value in container.delegate.environment.items() if not name.startswith("CORE_")}
     assert ours == {chr(letter): "1" for letter in range(ord("a"), ord("z") + 1)}
 
 
-def test_attack_17_an_environment_of_two_megabytes(attack: Crash) -> None:
+def test_attack_17_an_environment_of_two_megabytes(attack: MakeCrash) -> None:
     container = attack("environ=large")
     line = container.log("delivered")
     assert "the rest was left out" in line
     assert is_whole(container.delegate.core.read_bytes())
 
 
-def test_attack_17_a_large_environment_and_a_small_stack(attack: Crash) -> None:
+def test_attack_17_a_large_environment_and_a_small_stack(attack: MakeCrash) -> None:
     container = attack("environ=large", options=("--ulimit=stack=8388608",))
     container.log("delivered")
     (large,) = (container,)
@@ -491,7 +491,7 @@ def test_attack_17_a_large_environment_and_a_small_stack(attack: Crash) -> None:
     assert all(name.startswith("CORE_") for name in small.delegate.environment)
 
 
-def test_attack_17_an_environment_without_a_final_nul(attack: Crash) -> None:
+def test_attack_17_an_environment_without_a_final_nul(attack: MakeCrash) -> None:
     container = attack("environ=unterminated", "record", options=("--env=LAST=value",))
     container.log("delivered")
     assert "N" in "".join(value[-1:] for value in container.delegate.environment.values())
@@ -507,7 +507,7 @@ def protections() -> str:
 
 @pytest.mark.parametrize("kind", ["symlink", "hardlink", "fifo", "directory", "foreign"])
 def test_attack_18_something_is_where_the_core_file_would_be(
-    attack: Crash, capsys: pytest.CaptureFixture[str], kind: str
+    attack: MakeCrash, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
     options = (FALLBACK, "--tmpfs=/tmp:mode=1777", "--detach")
     user = ["user"] if kind == "foreign" else []
@@ -520,14 +520,14 @@ def test_attack_18_something_is_where_the_core_file_would_be(
         print(f"\n{protections()}")
 
 
-def test_attack_18_a_full_disk(attack: Crash) -> None:
+def test_attack_18_a_full_disk(attack: MakeCrash) -> None:
     container = attack("delegate=none", "memory=4", options=(FALLBACK, "--tmpfs=/tmp:size=64k"))
     line = container.log("not delivered")
     assert re.search(r"not delivered: .*No space left on device after \d+ bytes", line)
     assert "truncated" in line
 
 
-def test_attack_18_a_read_only_root(attack: Crash) -> None:
+def test_attack_18_a_read_only_root(attack: MakeCrash) -> None:
     empty = f"--volume={lab.PROGRAMS}:/opt/bin:ro"
     container = attack("record", options=(FALLBACK, "--read-only", empty, "--env=ATTACK=fails"))
     assert "ended with exit code 7" in container.log("not delivered")
@@ -538,7 +538,7 @@ def test_attack_18_a_read_only_root(attack: Crash) -> None:
         bare.remove()
 
 
-def test_attack_18_the_temporary_directory_of_another_user(attack: Crash, tmp_path: Path) -> None:
+def test_attack_18_the_temporary_directory_of_another_user(attack: MakeCrash, tmp_path: Path) -> None:
     directory = tmp_path / "tmp"
     directory.mkdir()
     os.chown(directory, 1001, 1001)
@@ -563,7 +563,7 @@ def answers(file: Path) -> dict[int, int]:
     return {int(call): int(error) for call, error in (line.split() for line in file.read_text().splitlines())}
 
 
-def test_attack_19_the_delegate_may_use_no_system_call_that_the_process_may_not(attack: Crash) -> None:
+def test_attack_19_the_delegate_may_use_no_system_call_that_the_process_may_not(attack: MakeCrash) -> None:
     container = attack("syscalls", "record", options=("--cap-drop=ALL", "--env=ATTACK=system-calls"))
     container.log("delivered")
     process, delegate = (answers(container.records / f"{role}.syscalls") for role in ("process", "delegate"))
@@ -575,7 +575,7 @@ def test_attack_19_the_delegate_may_use_no_system_call_that_the_process_may_not(
     assert process[101] not in denied and delegate[101] in denied
 
 
-def test_attack_19_strict_mode_is_never_left(attack: Crash, refusal: Callable[[str], str]) -> None:
+def test_attack_19_strict_mode_is_never_left(attack: MakeCrash, refusal: Callable[[str], str]) -> None:
     container = attack("seccomp=strict", options=UNCONFINED)
     refusal("strict seccomp mode")
     assert container.of("delegate") == []
@@ -588,7 +588,7 @@ CHOSEN = ("--env=LD_PRELOAD=/out/planted", "--env=CORE_DESTINATION=s3://elsewher
 @pytest.mark.parametrize("profile", [(), UNCONFINED], ids=["of the engine", "none"])
 @pytest.mark.parametrize("nested", [(), ("userns=denied",)], ids=["", "in a user namespace"])
 def test_attack_19_a_process_with_a_filter_of_its_own_passes_no_variables_on(
-    attack: Crash, profile: tuple[str, ...], nested: tuple[str, ...]
+    attack: MakeCrash, profile: tuple[str, ...], nested: tuple[str, ...]
 ) -> None:
     if nested and not profile:
         profile = ("--cap-add=SYS_ADMIN",)
@@ -599,7 +599,7 @@ def test_attack_19_a_process_with_a_filter_of_its_own_passes_no_variables_on(
     assert "CORE_DESTINATION" not in container.delegate.environment
 
 
-def test_attack_24_filters_of_the_whole_container_take_no_variables_away(attack: Crash) -> None:
+def test_attack_24_filters_of_the_whole_container_take_no_variables_away(attack: MakeCrash) -> None:
     # As under systemd-nspawn, which has several: those of its first process are the container's.
     container = attack("seccomp=filter", "seccomp=filter", "fork=1", options=("--env=CORE_DESTINATION=s3://mine/",))
     container.log("delivered")
@@ -613,7 +613,7 @@ def test_attack_24_filters_of_the_whole_container_take_no_variables_away(attack:
     ("action", "options"), [("hold=3", ()), ("hold-userns=3", UNCONFINED)], ids=["", "of children in user namespaces"]
 )
 def test_attack_21_cap_sys_ptrace_holds_the_interpreter_and_writes_to_it_later(
-    attack: Crash, action: str, options: tuple[str, ...]
+    attack: MakeCrash, action: str, options: tuple[str, ...]
 ) -> None:
     container = attack(action, options=("--cap-add=SYS_PTRACE", *options))
     assert "held 1" in container.output, "the interpreter was never held: nothing was shown"
@@ -623,7 +623,7 @@ def test_attack_21_cap_sys_ptrace_holds_the_interpreter_and_writes_to_it_later(
 @pytest.mark.skipif(
     not Path("/sys/module/apparmor/parameters/enabled").exists(), reason="the kernel has no security module that labels"
 )
-def test_attack_19_the_label_of_the_delegate_is_that_of_the_process(attack: Crash) -> None:
+def test_attack_19_the_label_of_the_delegate_is_that_of_the_process(attack: MakeCrash) -> None:
     container = attack("record")
     container.log("delivered")
     assert container.delegate.text("label") == container.process.text("label") != ""

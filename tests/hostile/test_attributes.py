@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from support.containers import Crash
+from support.containers import MakeCrash
 from support.records import CAPABILITY_SETS, NAMESPACES, Record
 
 UNCONFINED = ("--security-opt=seccomp=unconfined",)
@@ -73,7 +73,7 @@ def rows(process: Record, delegate: Record) -> list[Row]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_delegate_has_no_more_than_the_process(
-    attack: Crash, case: str, capsys: pytest.CaptureFixture[str]
+    attack: MakeCrash, case: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     actions, options = CASES[case]
     container = attack(*actions, "record", options=options)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hostile.observe import cpu_of_helpers, delegates_of, helpers, wait_until
 from support import lab
-from support.containers import Container, Crash
+from support.containers import Container, MakeCrash
 from support.hosts import HELPER
 from support.records import is_whole
 
@@ -33,7 +33,7 @@ def core_file(directory: Path) -> bytes:
 
 @pytest.mark.parametrize("does", ["dies", "gives-up"])
 def test_a_delegate_that_fails_and_read_nothing_leaves_the_whole_core(
-    attack: Crash, tmp_path: Path, fallback: tuple[str, ...], does: str
+    attack: MakeCrash, tmp_path: Path, fallback: tuple[str, ...], does: str
 ) -> None:
     container = attack("memory=4", options=(*fallback, f"--env=ATTACK={does}"))
     line = container.log("delivered")
@@ -49,7 +49,7 @@ TIGHT = ["data:0", "stack:4096", "files:1", "files:0", "memory:1048576"]
 
 @pytest.mark.parametrize("limit", TIGHT)
 def test_a_limit_that_the_delegate_cannot_start_with_leaves_the_whole_core(
-    attack: Crash, tmp_path: Path, fallback: tuple[str, ...], limit: str
+    attack: MakeCrash, tmp_path: Path, fallback: tuple[str, ...], limit: str
 ) -> None:
     container = attack("memory=4", f"limit={limit}", options=fallback)
     assert ": delivered " in container.log("delivered")
@@ -59,14 +59,16 @@ def test_a_limit_that_the_delegate_cannot_start_with_leaves_the_whole_core(
 
 
 def test_a_delegate_that_wants_no_core_ends_well_and_nothing_else_gets_it(
-    attack: Crash, tmp_path: Path, fallback: tuple[str, ...]
+    attack: MakeCrash, tmp_path: Path, fallback: tuple[str, ...]
 ) -> None:
     container = attack("memory=4", options=(*fallback, "--env=ATTACK=wants-nothing"))
     assert "not wanted by /opt/bin/delegate: it read nothing and ended with exit code 0" in container.log("not wanted")
     assert list(tmp_path.glob("core.*")) == []
 
 
-def test_little_address_space_and_a_large_environment(attack: Crash, tmp_path: Path, fallback: tuple[str, ...]) -> None:
+def test_little_address_space_and_a_large_environment(
+    attack: MakeCrash, tmp_path: Path, fallback: tuple[str, ...]
+) -> None:
     container = attack("environ=large", "limit=memory:12582912", options=("--ulimit=stack=8388608", *fallback))
     line = container.log("delivered")
     assert ": delivered " in line and "MemoryError" not in line
@@ -74,7 +76,7 @@ def test_little_address_space_and_a_large_environment(attack: Crash, tmp_path: P
 
 
 def test_the_core_file_is_no_larger_than_the_process_may_write(
-    attack: Crash, tmp_path: Path, fallback: tuple[str, ...]
+    attack: MakeCrash, tmp_path: Path, fallback: tuple[str, ...]
 ) -> None:
     container = attack("delegate=none", "memory=4", "limit=fsize:65536", options=fallback)
     assert "File too large after 65536 bytes" in container.log("not delivered")
@@ -83,7 +85,7 @@ def test_the_core_file_is_no_larger_than_the_process_may_write(
 
 @pytest.mark.parametrize("delegate", [(), ("delegate=none",)], ids=["delegate", "core file"])
 def test_processors_and_scheduling_are_those_of_the_process(
-    attack: Crash, fallback: tuple[str, ...], delegate: tuple[str, ...]
+    attack: MakeCrash, fallback: tuple[str, ...], delegate: tuple[str, ...]
 ) -> None:
     container = attack(*delegate, "modest", options=fallback)
     assert ": delivered " in container.log("delivered")
@@ -93,13 +95,13 @@ def test_processors_and_scheduling_are_those_of_the_process(
         assert container.delegate.text("stat").rpartition(")")[2].split()[38] == "5"
 
 
-def test_attack_22_two_hundred_thousand_variables(attack: Crash) -> None:
+def test_attack_22_two_hundred_thousand_variables(attack: MakeCrash) -> None:
     container = attack("environ=many", options=("--ulimit=stack=67108864",))
     assert "more than 8192 variables" in container.log("delivered")
     assert is_whole(container.delegate.core.read_bytes())
 
 
-def test_attack_22_a_flood_of_output_costs_the_host_nothing(attack: Crash) -> None:
+def test_attack_22_a_flood_of_output_costs_the_host_nothing(attack: MakeCrash) -> None:
     container = attack("keep=60", options=("--env=ATTACK=floods", "--detach"))
     wait_until(lambda: delegates_of(container), "no delegate")
     time.sleep(3)
@@ -116,7 +118,7 @@ def with_fuse() -> tuple[str, ...]:
     return "--device=/dev/fuse", "--cap-add=SYS_ADMIN", "--security-opt=apparmor=unconfined"
 
 
-def test_attack_23_an_environment_in_a_file_that_never_answers(attack: Crash, with_fuse: tuple[str, ...]) -> None:
+def test_attack_23_an_environment_in_a_file_that_never_answers(attack: MakeCrash, with_fuse: tuple[str, ...]) -> None:
     options = (*with_fuse, f"--env=LONG={'x' * 20000}", "--detach")
     container: Container = attack("leave=60", "fuse=environ", options=options)
     # The kernel reads nothing there but memory: what lies behind that page is missing, and nobody waits.
@@ -125,7 +127,7 @@ def test_attack_23_an_environment_in_a_file_that_never_answers(attack: Crash, wi
 
 
 def test_the_uploader_that_may_start_no_process_leaves_the_whole_core(
-    attack: Crash, tmp_path: Path, fallback: tuple[str, ...]
+    attack: MakeCrash, tmp_path: Path, fallback: tuple[str, ...]
 ) -> None:
     uploader = f"--volume={lab.PROJECT}/container_scripts/uploader.sh:/opt/bin/delegate:ro"
     options = (*fallback, uploader, "--env=CORE_DESTINATION=/tmp", "--detach")
@@ -143,7 +145,7 @@ def test_the_uploader_that_may_start_no_process_leaves_the_whole_core(
 
 
 def test_a_pattern_with_the_pid_of_the_container_is_named(
-    attack: Crash, kernel: Callable[[str, str], None], refusal: Callable[[str], str]
+    attack: MakeCrash, kernel: Callable[[str, str], None], refusal: Callable[[str], str]
 ) -> None:
     kernel("kernel/core_pattern", f"|{HELPER} %p %u %g /opt/bin/delegate")
     attack("tiny")
@@ -154,7 +156,7 @@ def test_a_pattern_with_the_pid_of_the_container_is_named(
 
 
 def test_without_a_limit_what_is_still_there_is_delivered_with_a_warning(
-    attack: Crash, kernel: Callable[[str, str], None], refusal: Callable[[str], str]
+    attack: MakeCrash, kernel: Callable[[str, str], None], refusal: Callable[[str], str]
 ) -> None:
     kernel("kernel/core_pipe_limit", "0")
     # Large enough that the kernel is still writing when the helper looks.

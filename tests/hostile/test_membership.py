@@ -12,7 +12,7 @@ import pytest
 from core_helper import container, procfs
 from hostile.observe import files_of, pid_of, wait_until
 from support import lab
-from support.containers import Container, Crash, wait_for_log
+from support.containers import Container, MakeCrash, wait_for_log
 
 FALLBACK = "--env=DOCKERCOREHELPER_FALLBACK_CORE=1"
 # What --privileged would bring and the host need not have.
@@ -29,7 +29,7 @@ OTHER_PROGRAM = "a program from outside of the mount namespace"
 
 
 @pytest.fixture(scope="module")
-def target(attack: Crash) -> Container:
+def target(attack: MakeCrash) -> Container:
     """A container with a delegate of its own, which has done nothing."""
     return attack("wait=/out/go", options=("--detach",))
 
@@ -68,7 +68,7 @@ AGENTS: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
 
 @pytest.mark.parametrize("kind", AGENTS)
 def test_attack_20_an_agent_in_the_files_of_another_container(
-    attack: Crash, untouched: Container, refusal: Callable[[str], str], kind: str
+    attack: MakeCrash, untouched: Container, refusal: Callable[[str], str], kind: str
 ) -> None:
     actions, options, told = AGENTS[kind]
     facts = {"pid": pid_of(untouched), "files": files_of(untouched)}
@@ -108,7 +108,7 @@ def test_attack_20_a_process_of_the_host_in_the_files_of_a_container(untouched: 
 
 @pytest.mark.parametrize("first", ["has ended", "has lost its leading thread"])
 def test_attack_20_an_agent_in_the_files_of_a_container_whose_first_process(
-    attack: Crash, refusal: Callable[[str], str], first: str
+    attack: MakeCrash, refusal: Callable[[str], str], first: str
 ) -> None:
     actions = ["second"] if "thread" in first else []
     other = attack(*actions, "sleep=60", options=("--detach",))
@@ -200,7 +200,7 @@ CONTAINERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 @pytest.mark.parametrize("kind", CONTAINERS)
 def test_a_container_has_its_own_delegate_whatever_namespaces_it_shares(
-    attack: Crash, target: Container, kind: str
+    attack: MakeCrash, target: Container, kind: str
 ) -> None:
     actions, options = CONTAINERS[kind]
     jail = (f"--volume={lab.PROGRAMS}/delegate:/jail/opt/bin/delegate", f"--volume={lab.RECORDS}/jail:/jail/out")
@@ -210,7 +210,7 @@ def test_a_container_has_its_own_delegate_whatever_namespaces_it_shares(
     assert "delivered" in container.log("delivered"), container.log("pid=")
 
 
-def test_a_process_that_the_engine_has_put_into_a_container_has_its_delegate(attack: Crash) -> None:
+def test_a_process_that_the_engine_has_put_into_a_container_has_its_delegate(attack: MakeCrash) -> None:
     container = attack("wait=/out/go", options=("--detach",))
     lab.command("docker", "exec", container.name, "victim", check=False)
     wait_until(lambda: container.of("delegate"), "no delegate")

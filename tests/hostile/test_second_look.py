@@ -14,7 +14,7 @@ from core_helper import container as engine
 from core_helper import procfs
 from hostile.observe import delegates_of, files_of, helpers, peak_of_helpers, pid_of, processes_of, wait_until
 from support import lab
-from support.containers import Container, Crash, crash_in
+from support.containers import Container, MakeCrash, crash_in
 
 TIMEOUT = 5  # Seconds; what run.py rolls out.
 LIMIT = 64  # Deliveries at a time; the role's default.
@@ -34,7 +34,7 @@ Refusal = Callable[[str], str]
 
 
 @pytest.fixture
-def attack() -> Iterator[Crash]:
+def attack() -> Iterator[MakeCrash]:
     """Runs the victim in a container, which is removed after the test: some of these take slots, or hold a helper."""
     containers: list[Container] = []
     yield crash_in(containers, "hostile", "victim")
@@ -56,7 +56,7 @@ def assert_no_helper_is_left() -> None:
 
 
 @pytest.mark.parametrize("does", ["locks-input", "locks-errors", "locks-in-thread"])
-def test_attack_23_the_delegate_has_the_kernel_lock_a_pipe_of_the_helper(attack: Crash, does: str) -> None:
+def test_attack_23_the_delegate_has_the_kernel_lock_a_pipe_of_the_helper(attack: MakeCrash, does: str) -> None:
     container = attack("keep=60", "tiny", options=(f"--env=ATTACK={does}", "--detach"))
     wait_until(lambda: delegates_of(container), "no delegate")
     assert_no_helper_is_left()
@@ -65,7 +65,7 @@ def test_attack_23_the_delegate_has_the_kernel_lock_a_pipe_of_the_helper(attack:
     wait_until(lambda: "ended" in lab.output("docker", "logs", container.name), "the process was not given free")
 
 
-def test_attack_23_another_user_has_the_kernel_lock_a_pipe_of_the_helper_for_ever(attack: Crash) -> None:
+def test_attack_23_another_user_has_the_kernel_lock_a_pipe_of_the_helper_for_ever(attack: MakeCrash) -> None:
     # Nobody is ended whom the delegate could not have ended itself: the lock stays.
     container = attack("locker=1000", "keep=60", "memory=8", options=("--env=ATTACK=passes-on", "--detach"))
     wait_until((container.records / "received").exists, "nothing was passed on")
@@ -78,7 +78,7 @@ def test_attack_23_another_user_has_the_kernel_lock_a_pipe_of_the_helper_for_eve
     assert any(words.startswith("receiver") for _, words in processes_of(container)), "the lock was given back"
 
 
-def test_attack_23_a_delegate_that_has_ended_is_held_by_whoever_traces_it(attack: Crash) -> None:
+def test_attack_23_a_delegate_that_has_ended_is_held_by_whoever_traces_it(attack: MakeCrash) -> None:
     container = attack("seize=60", options=("--env=ATTACK=waits", "--detach"))
     wait_until((container.records / "go").exists, "the delegate was never traced: nothing was shown")
     assert_no_helper_is_left()
@@ -87,7 +87,7 @@ def test_attack_23_a_delegate_that_has_ended_is_held_by_whoever_traces_it(attack
 # 21
 
 
-def test_attack_21_cap_sys_ptrace_never_finds_the_device_rules_of_the_host(attack: Crash) -> None:
+def test_attack_21_cap_sys_ptrace_never_finds_the_device_rules_of_the_host(attack: MakeCrash) -> None:
     if not any("devices" in line for line in Path("/proc/self/cgroup").read_text().splitlines()):
         pytest.skip("this host has no devices hierarchy of version 1")
     container = attack("catch=5", options=TRACER)
@@ -95,7 +95,7 @@ def test_attack_21_cap_sys_ptrace_never_finds_the_device_rules_of_the_host(attac
     assert "GOT" not in container.output
 
 
-def test_attack_21_cap_sys_ptrace_floods_the_helper_with_reports(attack: Crash) -> None:
+def test_attack_21_cap_sys_ptrace_floods_the_helper_with_reports(attack: MakeCrash) -> None:
     container = attack("wait=/out/go", "reports=8", options=(*TRACER, "--detach"))
     (container.records / "go").touch()
     assert peak_of_helpers() < MEMORY
@@ -106,7 +106,7 @@ def test_attack_21_cap_sys_ptrace_floods_the_helper_with_reports(attack: Crash) 
 
 
 @pytest.fixture
-def other(attack: Crash) -> Container:
+def other(attack: MakeCrash) -> Container:
     """Another container, whose delegate nobody may start; its program and its delegate are among what was changed in it."""
     container = attack("idle", "sandbox=mounts", "wait=/out/go", options=(*ADMINISTRATOR, "--detach"))
     wait_until(lambda: len(processes_of(container)) == 2, "the container does not run")
@@ -115,7 +115,7 @@ def other(attack: Crash) -> Container:
 
 
 @pytest.fixture
-def plain(attack: Crash) -> Container:
+def plain(attack: MakeCrash) -> Container:
     """The same without any capability of its own, its first process where the engine has put it."""
     container = attack("wait=/out/go", options=("--detach",))
     lab.output("docker", "exec", container.name, "touch", "/usr/bin/victim", "/opt/bin/delegate")
@@ -132,7 +132,7 @@ def assert_withheld(container: Container, refusal: Refusal) -> None:
 
 @pytest.mark.parametrize("kind", ["MergedDir", "UpperDir"])
 def test_attack_20_chroot_without_more_capabilities_into_the_files_of_another_container(
-    attack: Crash, plain: Container, refusal: Refusal, kind: str
+    attack: MakeCrash, plain: Container, refusal: Refusal, kind: str
 ) -> None:
     files = Path(files_of(plain, kind))
     volume = f"--volume={files.parent.parent}:/host"
@@ -180,7 +180,7 @@ def test_attack_20_root_of_the_host_in_a_mount_namespace_that_the_container_has_
 
 
 def test_attack_20_a_process_of_the_host_with_the_rights_of_one_container_in_the_mounts_of_another(
-    attack: Crash, plain: Container, refusal: Refusal, tmp_path: Path
+    attack: MakeCrash, plain: Container, refusal: Refusal, tmp_path: Path
 ) -> None:
     go = tmp_path / "go"
     own = attack("wait=/out/go", options=("--detach",))
@@ -207,7 +207,7 @@ def move(pid: int, to: int | None) -> None:
 # 24
 
 
-def test_attack_24_a_filter_of_its_own_below_the_pid_namespace_of_the_host(attack: Crash) -> None:
+def test_attack_24_a_filter_of_its_own_below_the_pid_namespace_of_the_host(attack: MakeCrash) -> None:
     actions = ("user", "sandbox=user", "sandbox=pid", "seccomp=filter")
     container = attack(*actions, options=("--pid=host", *UNCONFINED, "--env=CORE_DESTINATION=s3://elsewhere/"))
     assert "a seccomp filter of its own" in container.log("delivered")
@@ -218,7 +218,7 @@ def test_attack_24_a_filter_of_its_own_below_the_pid_namespace_of_the_host(attac
 
 
 @pytest.mark.usefixtures("patient")
-def test_attack_22_many_users_of_a_container_in_the_hosts_pid_namespace_have_one_share(attack: Crash) -> None:
+def test_attack_22_many_users_of_a_container_in_the_hosts_pid_namespace_have_one_share(attack: MakeCrash) -> None:
     actions = ("leave=600", "wait=/out/go", "fork=70", "other-user", "sandbox=user", "sandbox=pid", "tiny")
     flood = attack(*actions, options=(*ENDLESS, "--pid=host", *UNCONFINED))
     other = attack("wait=/out/go", "fork=1", "tiny", options=("--detach",))
@@ -230,7 +230,7 @@ def test_attack_22_many_users_of_a_container_in_the_hosts_pid_namespace_have_one
 
 
 @pytest.mark.usefixtures("patient")
-def test_attack_22_eight_containers_take_all_slots_they_get(attack: Crash) -> None:
+def test_attack_22_eight_containers_take_all_slots_they_get(attack: MakeCrash) -> None:
     floods = [attack("leave=600", "wait=/out/go", "fork=40", "tiny", options=ENDLESS) for _ in range(8)]
     other = attack("wait=/out/go", "fork=1", "tiny", options=("--detach",))
     for flood in floods:
@@ -284,7 +284,7 @@ def group_of_user() -> Iterator[Path]:
 @pytest.mark.usefixtures("patient", "delegate_of_the_host")
 @pytest.mark.parametrize("actions", ["sandbox=user", "sandbox=user sandbox=pid"])
 def test_attack_22_a_user_of_the_host_names_control_groups_as_an_engine_does(
-    attack: Crash, group_of_user: Path, actions: str
+    attack: MakeCrash, group_of_user: Path, actions: str
 ) -> None:
     other = attack("wait=/out/go", "fork=1", "tiny", options=("--detach",))
     script = USER_OF_THE_HOST.format(group=group_of_user, victim=f"{lab.PROGRAMS}/victim", actions=actions)
@@ -310,7 +310,7 @@ def rests(group: Path, each: int) -> bool:
     return 0 < each * delegates == len(commands(group, str(lab.PROGRAMS))) and not commands(group, "sh")
 
 
-def test_attack_22_a_container_with_very_many_mounts_costs_the_helper_no_memory(attack: Crash) -> None:
+def test_attack_22_a_container_with_very_many_mounts_costs_the_helper_no_memory(attack: MakeCrash) -> None:
     container = attack("mounts=16", "fork=1", "tiny", options=(*ADMINISTRATOR, "--env=ATTACK=never-ends", "--detach"))
     assert peak_of_helpers(60) < MEMORY
     assert "deadline passed" in container.log("deadline passed")
@@ -344,7 +344,7 @@ SANDBOXES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("kind", SANDBOXES)
-def test_a_sandbox_that_a_container_has_made_has_the_delegate_that_it_sees(attack: Crash, kind: str) -> None:
+def test_a_sandbox_that_a_container_has_made_has_the_delegate_that_it_sees(attack: MakeCrash, kind: str) -> None:
     actions, options = SANDBOXES[kind]
     container = attack(*actions, "tiny", options=options)
     assert ": delivered " in container.log("delivered"), container.log("pid=")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hostile.observe import delegates_of, helpers, kill_dumper, processes_of, wait_until
 from support import lab
-from support.containers import Container, Crash, read_log
+from support.containers import Container, MakeCrash, read_log
 from support.records import is_whole
 
 TIMEOUT = 5  # Seconds; what run.py rolls out.
@@ -35,7 +35,7 @@ RECEIVERS = {"passed on to the same user": ("receiver=0",), "passed on to anothe
 
 
 @pytest.fixture(scope="module")
-def endless(attack: Crash) -> Iterator[dict[str, Container]]:
+def endless(attack: MakeCrash) -> Iterator[dict[str, Container]]:
     """A container for each kind of delegate that does not end by itself."""
     containers = {}
     for kind, does in ENDLESS.items():
@@ -96,7 +96,7 @@ def test_attack_11_the_container_is_frozen(endless: dict[str, Container]) -> Non
     ids=["before the process is examined", "before the container is entered"],
 )
 def test_attack_11_the_container_is_frozen_before_the_delegate_starts(
-    attack: Crash, hold: Callable[..., Path], before: tuple[str, str], told: str
+    attack: MakeCrash, hold: Callable[..., Path], before: tuple[str, str], told: str
 ) -> None:
     directory = hold(before=before)
     container = attack("leave=60", options=("--detach",))
@@ -113,7 +113,7 @@ def test_attack_11_the_container_is_frozen_before_the_delegate_starts(
     assert container.of("delegate") == []
 
 
-def test_attack_12_the_output_of_the_delegate_is_bounded(attack: Crash) -> None:
+def test_attack_12_the_output_of_the_delegate_is_bounded(attack: MakeCrash) -> None:
     container = attack(options=("--env=ATTACK=talks",))
     told = [line for line in container.log("delivered").splitlines() if ": delegate: " in line]
     assert 100 < len(told) <= 201
@@ -125,7 +125,7 @@ def test_attack_12_the_output_of_the_delegate_is_bounded(attack: Crash) -> None:
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_attack_11_the_limit_of_processes_is_reached(attack: Crash, processes: int) -> None:
+def test_attack_11_the_limit_of_processes_is_reached(attack: MakeCrash, processes: int) -> None:
     forks = ["fork=1"] if processes == 2 else []
     # Not before the engine's own runtime, which needs threads, has started it.
     container = attack("wait=/out/go", *forks, "record", options=("--detach",))
@@ -136,13 +136,13 @@ def test_attack_11_the_limit_of_processes_is_reached(attack: Crash, processes: i
     assert container.delegate.text("cgroup") == container.process.text("cgroup")
 
 
-def test_attack_11_the_container_has_little_memory(attack: Crash) -> None:
+def test_attack_11_the_container_has_little_memory(attack: MakeCrash) -> None:
     container = attack("memory=4", options=("--memory=8m",))
     assert re.search(r"delivered|dropped", container.log("pid="))
     assert container.seconds < TIMEOUT
 
 
-def test_attack_11_the_container_is_killed_in_the_middle(attack: Crash) -> None:
+def test_attack_11_the_container_is_killed_in_the_middle(attack: MakeCrash) -> None:
     container = attack("memory=64", options=("--env=ATTACK=waits", "--detach"))
     wait_until(lambda: delegates_of(container), "no delegate")
     lab.output("docker", "kill", container.name)
@@ -153,7 +153,7 @@ def test_attack_11_the_container_is_killed_in_the_middle(attack: Crash) -> None:
 # Nothing is lost without a word.
 
 
-def test_attack_11_the_process_is_killed_while_it_dumps(attack: Crash) -> None:
+def test_attack_11_the_process_is_killed_while_it_dumps(attack: MakeCrash) -> None:
     container = attack("keep=20", "memory=256", options=("--env=ATTACK=waits", "--detach"))
     wait_until(lambda: delegates_of(container), "no delegate")
     time.sleep(0.3)
@@ -165,7 +165,7 @@ def test_attack_11_the_process_is_killed_while_it_dumps(attack: Crash) -> None:
     assert length > 256 << 20
 
 
-def test_attack_11_the_process_is_frozen_while_it_dumps(attack: Crash) -> None:
+def test_attack_11_the_process_is_frozen_while_it_dumps(attack: MakeCrash) -> None:
     container = attack("keep=20", "memory=256", options=("--env=ATTACK=waits", "--detach"))
     wait_until(lambda: delegates_of(container), "no delegate")
     time.sleep(0.3)
@@ -175,14 +175,14 @@ def test_attack_11_the_process_is_frozen_while_it_dumps(attack: Crash) -> None:
     assert re.search(r"not delivered: .*\d+ bytes to .*truncated", container.log("truncated"))
 
 
-def test_attack_11_the_exit_code_of_the_delegate_is_told(attack: Crash) -> None:
+def test_attack_11_the_exit_code_of_the_delegate_is_told(attack: MakeCrash) -> None:
     container = attack(options=("--env=ATTACK=fails",))
     assert re.search(r"not delivered: it ended with exit code 7: \d+ bytes", container.log("not delivered"))
 
 
 @pytest.mark.parametrize("delegate", ["plain", "directory", "#!/opt/missing", "garbage"])
 def test_a_delegate_that_cannot_be_started_leaves_the_whole_core_to_the_fallback(
-    attack: Crash, tmp_path: Path, delegate: str
+    attack: MakeCrash, tmp_path: Path, delegate: str
 ) -> None:
     options = ("--env=DOCKERCOREHELPER_FALLBACK_CORE=1", f"--volume={tmp_path}:/tmp")
     container = attack(f"delegate={delegate}", "memory=4", options=options)
@@ -196,7 +196,7 @@ def test_a_delegate_that_cannot_be_started_leaves_the_whole_core_to_the_fallback
 
 
 def test_attack_13_a_crash_beyond_the_limit_of_the_kernel_leaves_a_line_of_the_kernel(
-    attack: Crash, kernel: Callable[[str, str], None]
+    attack: MakeCrash, kernel: Callable[[str, str], None]
 ) -> None:
     before = lab.output("dmesg").splitlines()
     kernel("kernel/core_pipe_limit", "1")
@@ -221,7 +221,9 @@ def host_crash(records: Path) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.usefixtures("delegate_of_the_host")
-def test_attack_13_one_container_crashes_too_much(attack: Crash, records: Path, refusal: Callable[[str], str]) -> None:
+def test_attack_13_one_container_crashes_too_much(
+    attack: MakeCrash, records: Path, refusal: Callable[[str], str]
+) -> None:
     flood = attack("wait=/out/go", "fork=200", "tiny", options=ENDLESS_DELEGATE)
     other = attack("wait=/out/go", "fork=1", "tiny", options=("--detach",))
     wait_until(lambda: helpers() == 0, "crashes of another test are in flight")
@@ -243,7 +245,7 @@ def test_attack_13_one_container_crashes_too_much(attack: Crash, records: Path, 
 
 
 @pytest.mark.usefixtures("delegate_of_the_host")
-def test_attack_22_three_containers_take_all_slots_they_get(attack: Crash, records: Path) -> None:
+def test_attack_22_three_containers_take_all_slots_they_get(attack: MakeCrash, records: Path) -> None:
     floods = [attack("wait=/out/go", "fork=80", "tiny", options=ENDLESS_DELEGATE) for _ in range(3)]
     other = attack("wait=/out/go", "fork=1", "tiny", options=("--detach",))
     wait_until(lambda: helpers() == 0, "crashes of another test are in flight")
@@ -263,7 +265,7 @@ def test_attack_22_three_containers_take_all_slots_they_get(attack: Crash, recor
     assert taken() >= LIMIT * 3 // 4, "the floods were over too early: nothing was shown"
 
 
-def test_attack_22_a_container_in_the_hosts_pid_namespace_has_its_share(attack: Crash) -> None:
+def test_attack_22_a_container_in_the_hosts_pid_namespace_has_its_share(attack: MakeCrash) -> None:
     flood = attack("wait=/out/go", "fork=90", "tiny", options=(*ENDLESS_DELEGATE, "--pid=host"))
     other = attack("wait=/out/go", "fork=1", "tiny", options=("--detach",))
     wait_until(lambda: helpers() == 0, "crashes of another test are in flight")
@@ -274,7 +276,7 @@ def test_attack_22_a_container_in_the_hosts_pid_namespace_has_its_share(attack: 
 
 
 @pytest.mark.usefixtures("patient")
-def test_attack_22_four_hundred_crash_loops(attack: Crash, capsys: pytest.CaptureFixture[str]) -> None:
+def test_attack_22_four_hundred_crash_loops(attack: MakeCrash, capsys: pytest.CaptureFixture[str]) -> None:
     before = log_lines()
     other = attack("wait=/out/go", "series=15", "tiny", options=("--detach",))
     flood = attack("storm=400", options=("--env=ATTACK=fails", "--detach"))
@@ -298,7 +300,7 @@ def log_lines() -> int:
     return len(lines)
 
 
-def test_attack_22_a_flood_of_lines_is_rationed_over_all_crashes(attack: Crash) -> None:
+def test_attack_22_a_flood_of_lines_is_rationed_over_all_crashes(attack: MakeCrash) -> None:
     container = attack("fork=30", "tiny", options=("--env=ATTACK=talks",))
     told = container.log("more are left out while it writes over 10 a second")
     assert "more are left out while it writes over 10 a second" in told
@@ -308,7 +310,9 @@ def test_attack_22_a_flood_of_lines_is_rationed_over_all_crashes(attack: Crash) 
 # 23
 
 
-def test_attack_23_the_kernel_walks_on_through_reserved_memory(attack: Crash, refusal: Callable[[str], str]) -> None:
+def test_attack_23_the_kernel_walks_on_through_reserved_memory(
+    attack: MakeCrash, refusal: Callable[[str], str]
+) -> None:
     container = attack("reserve=8", options=("--env=ATTACK=never-ends",))
     # Minutes, without being killed; whoever waits for it sees that.
     assert container.exit_status == 128 + signal.SIGKILL
@@ -317,7 +321,7 @@ def test_attack_23_the_kernel_walks_on_through_reserved_memory(attack: Crash, re
 
 
 def test_attack_23_a_mapped_file_that_never_answers_counts_until_its_process_is_gone(
-    attack: Crash, refusal: Callable[[str], str]
+    attack: MakeCrash, refusal: Callable[[str], str]
 ) -> None:
     if not Path("/dev/fuse").exists():
         pytest.skip("this machine has no /dev/fuse")

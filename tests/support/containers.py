@@ -9,43 +9,27 @@ from collections.abc import Callable
 from pathlib import Path
 
 from support import lab
-from support.records import Record
+from support.crashes import Crash
 
 
-class Container:
-    """A container in which something crashed, and what the faulting processes and their delegates said."""
+class Container(Crash):
+    """A container in which something crashed."""
 
     def __init__(self, image: str, words: tuple[str, ...], options: tuple[str, ...]) -> None:
         """Runs the crash to its end."""
         # The host name leads from a line in the log to the container; with --uts=host there is none to set.
         self.name = f"victim-{uuid.uuid4().hex[:12]}"
-        self.records = lab.RECORDS / self.name
-        self.records.mkdir()
-        self.records.chmod(0o777)
+        records = lab.RECORDS / self.name
+        records.mkdir()
+        records.chmod(0o777)
         hostname = [] if "--uts=host" in options or "--network" in options else [f"--hostname={self.name}"]
-        mount = f"--volume={self.records}:/out"
+        mount = f"--volume={records}:/out"
         started = time.monotonic()
         result = lab.run(image, *words, options=[f"--name={self.name}", *hostname, mount, *options])
         self.seconds = time.monotonic() - started
-        self.exit_status, self.output = result.returncode, result.stdout
+        super().__init__(records, result.returncode, result.stdout)
         if self.exit_status in (125, 126, 127):
             raise RuntimeError(f"the container did not start: {self.output}")
-
-    def of(self, role: str) -> list[Record]:
-        """The records of all processes of a role, ``process`` or ``delegate``, in the order of their pids."""
-        return sorted((Record(found) for found in self.records.glob(f"{role}.*")), key=lambda record: record.pid)
-
-    @property
-    def process(self) -> Record:
-        """The only faulting process."""
-        (process,) = self.of("process")
-        return process
-
-    @property
-    def delegate(self) -> Record:
-        """The only delegate."""
-        (delegate,) = self.of("delegate")
-        return delegate
 
     def log(self, text: str) -> str:
         """The lines of the helper about this container, as soon as they hold the text; see ``wait_for_log``."""
@@ -69,10 +53,10 @@ class Container:
         shutil.rmtree(self.records)
 
 
-Crash = Callable[..., Container]
+MakeCrash = Callable[..., Container]
 
 
-def crash_in(containers: list[Container], image: str, program: str) -> Crash:
+def crash_in(containers: list[Container], image: str, program: str) -> MakeCrash:
     """What runs a program in a container and adds it to ``containers``: ``crash(*arguments, image=..., options=...)``."""
 
     def run(*arguments: str, image: str = image, options: tuple[str, ...] = ()) -> Container:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from support import lab
 from support.machines import Machine
-from vm.crashes import Crash, furnish
+from vm.crashes import MachineCrash, furnish
 
 
 @pytest.fixture(scope="session")
@@ -27,9 +27,9 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
 
 
 @pytest.fixture(scope="session")
-def crash(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Crash]:
+def crash(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], MachineCrash]:
     """Crashes a process on the machine in one of the ways of ``crashes.py``."""
-    return lambda way: Crash(machine, way, tmp_path_factory.mktemp("crash"))
+    return lambda way: MachineCrash(machine, way, tmp_path_factory.mktemp("crash"))
 
 
 @pytest.fixture(scope="session")

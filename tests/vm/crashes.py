@@ -7,8 +7,8 @@ import uuid
 from pathlib import Path
 
 from support import lab
+from support.crashes import Crash
 from support.machines import Machine
-from support.records import Record
 
 # On the machine: a root directory with busybox, the crashing program and the probe; the same as an image.
 ROOT = "/srv/root"
@@ -84,8 +84,8 @@ def furnish(machine: Machine, programs: Path) -> None:
     """)
 
 
-class Crash:
-    """A crash on the machine: what the process and its delegate said of themselves, and what the journal holds of it."""
+class MachineCrash(Crash):
+    """A crash on a machine, with what the journal there holds of it."""
 
     def __init__(self, machine: Machine, way: str, local: Path) -> None:
         """Runs the crash to its end, and brings everything here."""
@@ -111,20 +111,13 @@ class Crash:
         """)
         machine.pack(remote, local)
         machine.run(f"rm -r {remote}")
-        self.directory = local
-        self.output = (local / "output").read_text(errors="replace")
-        self.status = int((local / "status").read_text())
+        output = (local / "output").read_text(errors="replace")
+        super().__init__(local, int((local / "status").read_text()), output)
         self.journal = (local / "journal").read_text(errors="replace").splitlines()
 
     def __repr__(self) -> str:
         """What pytest shows where a test fails."""
-        return f"exit status {self.status}, output {self.output!r}, journal {self.journal}"
-
-    def of(self, role: str) -> Record:
-        """The record of the only process of a role, ``process`` or ``delegate``."""
-        found = sorted(self.directory.glob(f"{role}.*"))
-        assert len(found) == 1, f"{len(found)} records of the {role}: {self!r}"
-        return Record(found[0])
+        return f"{super().__repr__()}, journal {self.journal}"
 
 
 def coredumpctl(machine: Machine) -> dict[str, str]:

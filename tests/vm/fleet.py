@@ -18,7 +18,7 @@ import yaml
 from support import lab, machines
 from support.project import PROJECT, make_repository
 from support.records import is_whole
-from vm.crashes import PATTERN, WAYS, Crash, furnish
+from vm.crashes import PATTERN, WAYS, MachineCrash, furnish
 
 MACHINES = {"shop-1": "bookworm", "shop-2": "trixie", "stage-1": "trixie-backports"}
 DELEGATE = ["/opt/bin/delegate", "%P", "%u", "%g"]
@@ -137,7 +137,7 @@ def test_the_rollout_reaches_one_host_first_and_then_the_others(fleet: Fleet, tm
     assert all(pattern.startswith("|/opt/bin/docker_core_helper ") for pattern in fleet.patterns().values())
     for host, machine in fleet.hosts.items():
         (tmp_path / host).mkdir()
-        assert is_whole(Crash(machine, WAYS["docker"], tmp_path / host).of("delegate").core.read_bytes()), host
+        assert is_whole(MachineCrash(machine, WAYS["docker"], tmp_path / host).delegate.core.read_bytes()), host
 
 
 def test_every_host_is_a_row_of_the_table(fleet: Fleet) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from support.records import CAPABILITY_SETS, NAMESPACES, is_whole
-from vm.crashes import CONFINED, KEPT, WAYS, Crash
+from vm.crashes import CONFINED, KEPT, WAYS, MachineCrash
 
 
 @pytest.fixture(scope="module", params=list(WAYS))
@@ -16,17 +16,17 @@ def way(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def crashed(way: str, crash: Callable[[str], Crash]) -> Crash:
+def crashed(way: str, crash: Callable[[str], MachineCrash]) -> MachineCrash:
     """One crash in that way, for all tests."""
     return crash(WAYS[way])
 
 
-def test_the_delegate_gets_the_whole_core(crashed: Crash) -> None:
-    assert is_whole(crashed.of("delegate").core.read_bytes())
+def test_the_delegate_gets_the_whole_core(crashed: MachineCrash) -> None:
+    assert is_whole(crashed.delegate.core.read_bytes())
 
 
-def test_the_delegate_has_ids_namespaces_root_and_cgroup_of_the_process(crashed: Crash) -> None:
-    process, delegate = crashed.of("process"), crashed.of("delegate")
+def test_the_delegate_has_ids_namespaces_root_and_cgroup_of_the_process(crashed: MachineCrash) -> None:
+    process, delegate = crashed.process, crashed.delegate
     for name in ("Uid", "Gid", "Groups"):
         assert delegate.status[name].split() == process.status[name].split(), name
     for name in CAPABILITY_SETS:
@@ -42,20 +42,20 @@ def test_the_delegate_has_ids_namespaces_root_and_cgroup_of_the_process(crashed:
     assert groups[1] == groups[0]
 
 
-def test_the_label_of_the_delegate_is_that_of_the_process(way: str, crashed: Crash) -> None:
-    label = crashed.of("process").text("label")
+def test_the_label_of_the_delegate_is_that_of_the_process(way: str, crashed: MachineCrash) -> None:
+    label = crashed.process.text("label")
     assert label.startswith(CONFINED.get(way, "")) and label
-    assert crashed.of("delegate").text("label") == label
+    assert crashed.delegate.text("label") == label
 
 
-def test_a_process_with_the_filters_of_its_whole_container_keeps_its_variables(way: str, crashed: Crash) -> None:
+def test_a_process_with_the_filters_of_its_whole_container_keeps_its_variables(way: str, crashed: MachineCrash) -> None:
     if KEPT not in WAYS[way]:
         pytest.skip(f"no variable was set: {way}")
-    assert int(crashed.of("process").status["Seccomp_filters"]) > 0
-    assert crashed.of("delegate").environment["KEPT"] == "1"
+    assert int(crashed.process.status["Seccomp_filters"]) > 0
+    assert crashed.delegate.environment["KEPT"] == "1"
 
 
-def test_the_journal_has_one_line(crashed: Crash) -> None:
+def test_the_journal_has_one_line(crashed: MachineCrash) -> None:
     (line,) = crashed.journal
-    size = crashed.of("delegate").core.stat().st_size
+    size = crashed.delegate.core.stat().st_size
     assert "signal=11 (SIGSEGV)" in line and f"delivered {size} bytes to /opt/bin/delegate in" in line

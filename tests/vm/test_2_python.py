@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from support.machines import Machine
 from support.records import is_whole
-from vm.crashes import PROCESS, Crash
+from vm.crashes import PROCESS, MachineCrash
 
 LIBRARY = "/opt/lib/docker_core_helper"
 
@@ -31,14 +31,14 @@ def next_python(machine: Machine) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("nothing_compiled")
-def test_the_helper_runs_though_it_was_compiled_for_another_python(crash: Callable[[str], Crash]) -> None:
-    assert is_whole(crash(PROCESS).of("delegate").core.read_bytes())
+def test_the_helper_runs_though_it_was_compiled_for_another_python(crash: Callable[[str], MachineCrash]) -> None:
+    assert is_whole(crash(PROCESS).delegate.core.read_bytes())
 
 
 @pytest.mark.only_on("trixie-backports")
 @pytest.mark.usefixtures("next_python")
 def test_the_helper_runs_on_python_3_14_though_it_was_installed_for_3_13(
-    machine: Machine, crash: Callable[[str], Crash]
+    machine: Machine, crash: Callable[[str], MachineCrash]
 ) -> None:
     assert machine.run("/usr/bin/python3 --version").startswith("Python 3.14")
-    assert is_whole(crash(PROCESS).of("delegate").core.read_bytes())
+    assert is_whole(crash(PROCESS).delegate.core.read_bytes())

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from support.machines import Machine
 from support.records import is_whole
-from vm.crashes import HARDENING, PATTERN, WAYS, Crash, coredumpctl
+from vm.crashes import HARDENING, PATTERN, WAYS, MachineCrash, coredumpctl
 
 APPORT = """[Unit]
 Description=Sets the core pattern when it starts, like the service of this name
@@ -21,13 +21,13 @@ WantedBy=multi-user.target
 
 @pytest.mark.only_on("trixie")
 def test_coredumpctl_lists_a_crash_of_the_host_while_that_of_a_container_reaches_its_delegate(
-    machine: Machine, crash: Callable[[str], Crash], handed_on: dict[str, str]
+    machine: Machine, crash: Callable[[str], MachineCrash], handed_on: dict[str, str]
 ) -> None:
     # The upgrade was done with the role's defaults, by which the handler from before keeps the crashes of the host.
     handed_on |= coredumpctl(machine)
     assert "SIGSEGV" in handed_on["coredumpctl"] and " present " in handed_on["coredumpctl"], handed_on
     listed = machine.run("coredumpctl --no-legend --no-pager list | wc -l")
-    assert is_whole(crash(WAYS["docker"]).of("delegate").core.read_bytes())
+    assert is_whole(crash(WAYS["docker"]).delegate.core.read_bytes())
     assert machine.run("coredumpctl --no-legend --no-pager list | wc -l") == listed
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from support.machines import MACHINES, Machine
 from support.records import is_whole
-from vm.crashes import PATTERN, PROCESS, WAYS, Crash, coredumpctl
+from vm.crashes import PATTERN, PROCESS, WAYS, MachineCrash, coredumpctl
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -23,14 +23,14 @@ def test_the_pattern_and_the_limit_are_the_same_after_a_reboot(machine: Machine,
     assert machine.run(PATTERN) == before
 
 
-def test_a_crash_in_a_container_reaches_its_delegate_after_a_reboot(crash: Callable[[str], Crash]) -> None:
-    assert is_whole(crash(WAYS["docker"]).of("delegate").core.read_bytes())
+def test_a_crash_in_a_container_reaches_its_delegate_after_a_reboot(crash: Callable[[str], MachineCrash]) -> None:
+    assert is_whole(crash(WAYS["docker"]).delegate.core.read_bytes())
 
 
 def test_a_crash_of_the_host_goes_where_it_belongs_after_a_reboot(
-    machine: Machine, crash: Callable[[str], Crash]
+    machine: Machine, crash: Callable[[str], MachineCrash]
 ) -> None:
     if "systemd-coredump" in MACHINES[machine.name].packages:
         assert " present " in coredumpctl(machine)["coredumpctl"]
     else:
-        assert is_whole(crash(PROCESS).of("delegate").core.read_bytes())
+        assert is_whole(crash(PROCESS).delegate.core.read_bytes())

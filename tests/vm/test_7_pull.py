@@ -13,7 +13,7 @@ from support import lab
 from support.machines import Machine
 from support.project import PROJECT, make_repository
 from support.records import is_whole
-from vm.crashes import PATTERN, WAYS, Crash
+from vm.crashes import PATTERN, WAYS, MachineCrash
 
 # Debian 12 has too old an Ansible; one machine is enough.
 pytestmark = pytest.mark.only_on("trixie-backports")
@@ -43,7 +43,7 @@ def before(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_a_host_that_follows_the_readme_rolls_out_to_itself(
-    machine: Machine, before: str, crash: Callable[[str], Crash]
+    machine: Machine, before: str, crash: Callable[[str], MachineCrash]
 ) -> None:
     (block,) = re.findall(r"^```console\n(.*?)^```", (PROJECT / EXAMPLE / "README.md").read_text(), re.M | re.S)
     commands = "\n".join(re.findall("^# (.*)$", block, re.M)).replace("systemctl edit", "systemctl edit --stdin")
@@ -53,7 +53,7 @@ def test_a_host_that_follows_the_readme_rolls_out_to_itself(
     assert machine.run(CRASHES) == crashes, "each host would let a process crash every hour"
     assert machine.run(PATTERN).startswith("|/opt/bin/docker_core_helper ")
     assert machine.run(f"systemctl is-enabled {TIMER}; systemctl is-active {TIMER}") == "enabled\nactive"
-    assert is_whole(crash(WAYS["docker"]).of("delegate").core.read_bytes())
+    assert is_whole(crash(WAYS["docker"]).delegate.core.read_bytes())
 
 
 def test_what_is_pushed_arrives_by_the_timer(machine: Machine) -> None:

@@ -22,12 +22,12 @@ class Child:
 
         Nothing is done here after the fork that can wait: it would slow the child down, which shares our memory's pages.
         """
-        self.core_in, self.core_out = posix.pipe()
+        self.core_read_end, self.core_write_end = posix.pipe()
         # One page, so that it is seen when the first bytes of the core have been read; see relay.py.
-        linux.set_pipe_size(self.core_out, 1)
-        self.status_in, self.status_out = posix.pipe()
-        self.stdout_in, self.stdout_out = posix.pipe()
-        self.stderr_in, self.stderr_out = posix.pipe()
+        linux.set_pipe_size(self.core_write_end, 1)
+        self.status_read_end, self.status_write_end = posix.pipe()
+        self.stdout_read_end, self.stdout_write_end = posix.pipe()
+        self.stderr_read_end, self.stderr_write_end = posix.pipe()
         self.pid = 0
         self.reported_pid = 0
         self.knows_environ = False
@@ -39,8 +39,8 @@ class Child:
         # lives in another pid namespace (kernel/exit.c, find_new_reaper).
         linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
         self.setup_pid = groups.fork()
-        ours = (self.core_out, self.status_in, self.stdout_in, self.stderr_in)
-        theirs = (self.core_in, self.status_out, self.stdout_out, self.stderr_out)
+        ours = (self.core_write_end, self.status_read_end, self.stdout_read_end, self.stderr_read_end)
+        theirs = (self.core_read_end, self.status_write_end, self.stdout_write_end, self.stderr_write_end)
         if self.setup_pid == 0:
             try:
                 # First of all: a child that is frozen with its container must not hold the faulting process.
@@ -55,14 +55,14 @@ class Child:
 
     def unblock(self) -> None:
         """Once the delegate runs: have no end of a pipe on our side wait."""
-        for descriptor in (self.core_out, self.status_in, self.stdout_in, self.stderr_in):
+        for descriptor in (self.core_write_end, self.status_read_end, self.stdout_read_end, self.stderr_read_end):
             posix.set_blocking(descriptor, False)
 
     def note_pipes(self) -> None:
         """Note which pipes the child was given, as links of /proc/PID/fd name them: by them its family is known."""
         self.pipes = {
             f"pipe:[{posix.fstat(end).st_ino}]"
-            for end in (self.core_out, self.status_in, self.stdout_in, self.stderr_in)
+            for end in (self.core_write_end, self.status_read_end, self.stdout_read_end, self.stderr_read_end)
         }
 
     def standard_streams(self) -> "dict[int, int]":
@@ -70,11 +70,11 @@ class Child:
 
         1 is a pipe too and not /dev/null, which root in a container could fchmod(2) for the whole host.
         """
-        return {0: self.core_in, 1: self.stdout_out, 2: self.stderr_out}
+        return {0: self.core_read_end, 1: self.stdout_write_end, 2: self.stderr_write_end}
 
     def close(self) -> None:
-        """Close what the supervisor still holds, but for ``core_out``, which the relay closes."""
-        for descriptor in (self.status_in, self.stdout_in, self.stderr_in):
+        """Close what the supervisor still holds, but for ``core_write_end``, which the relay closes."""
+        for descriptor in (self.status_read_end, self.stdout_read_end, self.stderr_read_end):
             posix.close(descriptor)
 
 

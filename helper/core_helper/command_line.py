@@ -61,8 +61,8 @@ def parse_arguments(words: "list[str]") -> "tuple[Crash, list[str]]":
         if not _is_number(number):
             raise UsageError(f"{name} must be a number, found {number!r}: kernel.core_pattern must hold %P %u %g here")
     crash = Crash(*(int(number) for number in numbers))
-    for option, told in values.items():
-        setattr(crash, option, told)
+    for option, announced in values.items():
+        setattr(crash, option, announced)
     delegate = [encode(word) for word in words[position + 3 :]]
     if delegate and not delegate[0].startswith(b"/"):
         problems.append(f"delegate {shown(delegate[0])} ignored: kernel.core_pattern must name its absolute path")

@@ -33,8 +33,8 @@ def _pid_of_kernel(crash: "Crash") -> "int | None":
     """Return the pid that the kernel's own pidfd (%F) stands for, None where there is none or its process is gone."""
     if crash.pidfd is None:
         return None
-    told = procfs.parse_status(_read(f"/proc/self/fdinfo/{crash.pidfd}")).get("Pid", "-1")
-    return int(told) if int(told) > 0 else None
+    pid = int(procfs.parse_status(_read(f"/proc/self/fdinfo/{crash.pidfd}")).get("Pid", "-1"))
+    return pid if pid > 0 else None
 
 
 def _read(path: str) -> bytes:

@@ -28,7 +28,7 @@ def write(plan: joining.Plan, path: bytes, wanted: bool, child: "Child") -> "NoR
     ``wanted``, the environment of the process must ask for it.
     """
     process = plan.process
-    with joining.StatusPipe(child.status_out) as status:
+    with joining.StatusPipe(child.status_write_end) as status:
         status.step = "read environment"
         if wanted:
             status.send("environ", "")
@@ -50,7 +50,7 @@ def write(plan: joining.Plan, path: bytes, wanted: bool, child: "Child") -> "NoR
             raise Stopped(f"{path.decode()}: {error.strerror}") from None
         status.step = "write core file"
         status.send("ready", "")
-        copy(child.core_in, file)
+        copy(child.core_read_end, file)
         posix._exit(0)
 
 

@@ -157,7 +157,7 @@ def execute_delegate(plan: Plan, words: "list[bytes]", facts: "dict[bytes, bytes
     The delegate gets the environment of the process with the variables ``facts`` in it.
     """
     process = plan.process
-    with StatusPipe(child.status_out) as status:
+    with StatusPipe(child.status_write_end) as status:
         status.step = "read environment"
         environment = {**read_environment(process, status), **facts}
         status.step = "give pipes"  # So that the delegate may open them anew, as /dev/stdin and /dev/stderr.

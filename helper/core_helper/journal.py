@@ -95,9 +95,9 @@ class Journal:
 
     def _write(self, severity: int, text: str) -> None:
         """Write one line, if the container has not written too many already."""
-        admitted, told = quota.admit(self.log.holder) if self.log.holder else (True, "")
-        if told:
-            self._put(LOG_WARNING, f"{self.log.holder.partition(' ')[2]}: {told}")
+        admitted, notice = quota.admit(self.log.holder) if self.log.holder else (True, "")
+        if notice:
+            self._put(LOG_WARNING, f"{self.log.holder.partition(' ')[2]}: {notice}")
         if admitted:
             self._put(severity, text)
 

@@ -58,19 +58,19 @@ def _admit(file: int, group: str, now: float, only_left_out: bool) -> "tuple[boo
     else:
         then, left, missed, _ = records[index]
     left = min(BURST, left + max(0.0, now - then) * RATE)
-    admitted, told = True, ""
+    admitted, notice = True, ""
     if only_left_out and not (missed >= 0 and left < RESUME):
         return None
     if missed >= 0 and left < RESUME:
         admitted, missed = False, missed + 1
     elif missed >= 0:
-        told, missed = f"{missed} lines of this container were left out of the log", -1
+        notice, missed = f"{missed} lines of this container were left out of the log", -1
     if admitted and left < 1:
         admitted, missed = False, 1
-        told = (
+        notice = (
             f"this container has written {BURST:.0f} lines: more are left out while it writes over {RATE:.0f} a second"
         )
     elif admitted:
         left -= 1
     posix.pwrite(file, RECORD.pack(now, left, missed, name), index * RECORD.size)
-    return admitted, told
+    return admitted, notice

@@ -31,8 +31,8 @@ class Output:
 
     def __init__(self, child: "Child", log: "Callable[[bytes], None]") -> None:
         """Take the pipes of ``child``; ``log`` gets each line."""
-        self.streams = {child.stderr_in, child.stdout_in}
-        self.stderr = child.stderr_in
+        self.streams = {child.stderr_read_end, child.stdout_read_end}
+        self.stderr = child.stderr_read_end
         self.left = OUTPUT_LIMIT
         self.lines = OUTPUT_LINES
         self.line = b""
@@ -80,7 +80,7 @@ class Relay:
         self.source = source
         self.core = source.descriptor
         self.child = child
-        self.sink = child.core_out
+        self.sink = child.core_write_end
         self.result = result
         self.output = Output(child, log)
         self.open = True

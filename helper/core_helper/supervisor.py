@@ -114,13 +114,13 @@ def _wait_for_start(child: "Child", result: "Result", deadline: float) -> bool:
     amount = 0
     while True:
         poll = select.poll()
-        poll.register(child.status_in, select.POLLIN)
+        poll.register(child.status_read_end, select.POLLIN)
         limit = deadline if child.knows_environ else min(deadline, patience)
         if not poll.poll(max(0.0, limit - time.monotonic()) * 1000):
             result.mute = limit < deadline
             result.failure = "deadline passed before the delegate was started"
             return False
-        part = posix.read(child.status_in, 65536)
+        part = posix.read(child.status_read_end, 65536)
         child.reported += part
         amount += len(part)
         if amount > LONGEST_REPORTS:
@@ -220,7 +220,7 @@ def _read_reports(child: "Child", result: "Result") -> bool:
 def _read_last_words(child: "Child", result: "Result") -> None:
     """Take what a child reported after it was ready: why it could not write on."""
     try:
-        child.reported += posix.read(child.status_in, 65536)
+        child.reported += posix.read(child.status_read_end, 65536)
     except BlockingIOError:
         return
     last = Result()
@@ -281,7 +281,8 @@ def _holders(child: "Child", process: "FaultingProcess") -> "list[int]":
         return []
     limit = time.monotonic() + GRACE
     holders = []
-    for name in posix.listdir("/proc"):
+    # The youngest first: on a host that is too busy to look at all in that time, those are the likely ones.
+    for name in reversed(posix.listdir("/proc")):
         if not name.isdigit() or time.monotonic() > limit:
             continue
         try:

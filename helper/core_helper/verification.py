@@ -77,11 +77,11 @@ def examine(crash: "Crash") -> "FaultingProcess":
         verify_pidfd(crash, procfs.read(proc, f"self/fdinfo/{crash.pidfd}"))
     # The auxiliary vector tells a set-id program where the kernel did not, or calls all programs dumpable. Elsewhere it is not
     # asked: a security module may have set its flag for an ordinary program too.
-    told = crash.dumpable is not None and procfs.read(proc, "sys/fs/suid_dumpable").strip() != b"1"
+    announced = crash.dumpable is not None and procfs.read(proc, "sys/fs/suid_dumpable").strip() != b"1"
     process = FaultingProcess(task, root, foreign, joined, status)
     refusal = None
     try:
-        secure = not told and secure_execution(procfs.read(task, "auxv"))
+        secure = not announced and secure_execution(procfs.read(task, "auxv"))
         refuse_set_id(crash, status, secure, posix.stat("status", dir_fd=task))
     except Refused as error:
         refusal = error

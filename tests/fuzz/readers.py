@@ -215,7 +215,7 @@ def output(data: bytes) -> None:
     """Of what a delegate says at most 64 KiB and 200 lines are logged, in order and unchanged."""
     logged: list[bytes] = []
     reading, writing = os.pipe2(os.O_NONBLOCK)
-    child: Any = SimpleNamespace(stderr_in=reading, stdout_in=-1)
+    child: Any = SimpleNamespace(stderr_read_end=reading, stdout_read_end=-1)
     taken = relay.Output(child, logged.append)
     try:
         for start in range(0, len(data), 50000):

@@ -143,7 +143,7 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         "attack_08",
     ),
     "08 the auxiliary vector is not asked for": (
-        [("verification.py", "secure = not told and secure_execution(", "secure = False and secure_execution(")],
+        [("verification.py", "secure = not announced and secure_execution(", "secure = False and secure_execution(")],
         "attack_08 and capable",
     ),
     "09 the leader stands for the thread": (
@@ -203,7 +203,7 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
     "12 the delegate gets the pipe of the kernel": (
         [
             ("child.py", "                source.close()\n", "                self.kernel = source.descriptor\n"),
-            ("child.py", "return {0: self.core_in,", "return {0: self.kernel,"),
+            ("child.py", "return {0: self.core_read_end,", "return {0: self.kernel,"),
         ],
         "attack_12_standard",
     ),

@@ -99,8 +99,8 @@ class Line:
         with pytest.raises(AssertionError, match="ends the process"):
             joining.execute_delegate(self.plan, list(words), {b"CORE_PID": b"7"}, CHILD)
 
-    def write(self, wanted: bool = True, path: bytes = b"/tmp/core.1.2.3", core_in: int = 51) -> None:
-        child: Any = SimpleNamespace(status_out=50, core_in=core_in)
+    def write(self, wanted: bool = True, path: bytes = b"/tmp/core.1.2.3", core_read_end: int = 51) -> None:
+        child: Any = SimpleNamespace(status_write_end=50, core_read_end=core_read_end)
         fallback.write(self.plan, path, wanted, child)
 
 
@@ -124,7 +124,7 @@ LAST = [
     "take over limits",
     "execute delegate",
 ]
-CHILD: Any = SimpleNamespace(status_out=50, core_in=51, standard_streams=lambda: {0: 51, 1: 52, 2: 53})
+CHILD: Any = SimpleNamespace(status_write_end=50, core_read_end=51, standard_streams=lambda: {0: 51, 1: 52, 2: 53})
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import posix
 import signal
@@ -56,7 +57,7 @@ def failing(action: Callable[[], object]) -> Any:
     """Return what the supervisor says of a child whose entry does ``action``."""
 
     def run(child: Child) -> None:
-        with joining.StatusPipe(child.status_out) as status:
+        with joining.StatusPipe(child.status_write_end) as status:
             status.step = "enter"
             action()
 
@@ -149,7 +150,7 @@ def lives(process: subprocess.Popen[bytes]) -> bool:
 
 def test_a_pid_that_is_not_our_childs_is_not_believed(innocent: subprocess.Popen[bytes]) -> None:
     def run(child: Child) -> None:
-        joining.StatusPipe(child.status_out).send("pid", str(innocent.pid))
+        joining.StatusPipe(child.status_write_end).send("pid", str(innocent.pid))
         os._exit(0)
 
     assert supervise(run, timeout=0.5).failure == "the process that enters the container was killed"
@@ -158,7 +159,7 @@ def test_a_pid_that_is_not_our_childs_is_not_believed(innocent: subprocess.Popen
 
 def test_no_signal_is_sent_to_a_pid_that_is_not_our_childs(innocent: subprocess.Popen[bytes]) -> None:
     def run(child: Child) -> None:
-        status = joining.StatusPipe(child.status_out)
+        status = joining.StatusPipe(child.status_write_end)
         status.send("pid", str(innocent.pid))
         status.send("failed", "why")
         os._exit(0)
@@ -235,9 +236,28 @@ def test_of_the_holders_of_a_pipe_only_those_of_the_container_and_user_are_ended
         os.close(writing)
 
 
+def test_of_the_holders_the_youngest_are_looked_for_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Time for ten processes: it ends long before this one where the oldest ones come first.
+    times = itertools.count(0.0, supervisor.GRACE / 10)
+    monkeypatch.setattr(supervisor, "time", SimpleNamespace(monotonic=lambda: next(times)))
+    reading, writing = os.pipe()
+    holder = subprocess.Popen(["/bin/sleep", "30"], stdin=reading, start_new_session=True)
+    child: Any = SimpleNamespace(pipes={f"pipe:[{os.fstat(writing).st_ino}]"})
+    namespace = os.open("/proc/self/ns/pid", os.O_RDONLY)
+    try:
+        own = process(uid=os.getuid(), namespaces=[("pid", linux.CLONE_NEWPID, namespace)])
+        (pidfd,) = supervisor._holders(child, own)
+        os.close(pidfd)
+    finally:
+        holder.kill()
+        holder.wait()
+        for descriptor in (reading, writing, namespace):
+            os.close(descriptor)
+
+
 def test_notes_are_kept_in_order() -> None:
     def run(child: Child) -> None:
-        status = joining.StatusPipe(child.status_out)
+        status = joining.StatusPipe(child.status_write_end)
         for text in ("one", "two\nlines"):
             status.send("note", text)
         status.send("absent", "no")
@@ -346,7 +366,7 @@ def test_a_delegate_that_is_slow_to_start_has_until_the_deadline_once_the_enviro
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def run(child: Child) -> None:
-        joining.StatusPipe(child.status_out).send("environ", "")
+        joining.StatusPipe(child.status_write_end).send("environ", "")
         time.sleep(60)
 
     result = supervise(run, timeout=0.5)

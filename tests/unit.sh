@@ -17,10 +17,16 @@ for minor in 8 9 10 11 12 13 14; do
 				--require-hashes --requirement requirements-unit.txt
 			cp requirements-unit.txt "$environment/requirements"
 		fi
-		echo "Python 3.$minor:"
-		"$environment/bin/python" -m pytest -q tests/unit/helper
 		versions="$versions 3.$minor"
 		break
 	done
 done
+# As many at once as there are processors. What each says is shown when it has ended, in one piece.
+# shellcheck disable=SC2016
+echo "$versions" | xargs -n 1 -P "$(nproc)" sh -c '
+	status=0
+	output=$(".cache/unit/$0/bin/python" -m pytest -q tests/unit/helper 2>&1) || status=$?
+	printf "Python %s:\n%s\n" "$0" "$output"
+	exit "$status"
+'
 echo "The unit tests of the helper passed on Python$versions"

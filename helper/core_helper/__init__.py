@@ -1,20 +1,21 @@
 """Hands the core dump of a process to a delegate in the container of that process, at the privilege of that process.
 
-A crash walks through the modules in one direction::
+A crash goes through the modules in one direction::
 
     main -> slots -> deliver -> verification -> membership -> child -(fork)-> joining -> container -> privileges -> program
                         |                                         \\-> supervisor -> relay
-                        \\-> joining (the delegate), fallback (the core file), previous_handler
+                        \\-> joining (the delegate), fallback (the fallback file), previous_handler
 
-``main`` is the door: it knows the ``command_line``, reads the ``configuration``, makes the ``crash``, the ``source`` of the
-core and the ``log``, and is protected by ``start``. ``deliver`` looks, chooses and tries. ``process`` is the faulting process;
-``namespaces``, ``runtime`` and ``first_process`` say what belongs to which container. ``procfs`` reads /proc, ``corefile`` the
-core, ``words`` splits what is written. ``linux`` holds system calls, ``seccomp`` the filter. ``journal`` writes the log,
-``quota`` rations it, ``diagnosis`` explains why a process is not there.
+``main`` receives the crash: it parses the ``command_line``, reads the ``configuration``, makes the ``crash``, the ``source`` of
+the core and the ``log``, and has ``start`` protect the helper itself. ``deliver`` examines the faulting process, chooses
+destinations for its core, and tries them. ``process`` describes the faulting process; ``namespaces``, ``runtime`` and
+``first_process`` say what belongs to which container. ``procfs`` reads /proc, ``corefile`` reads the core, ``words`` splits
+command lines. ``linux`` holds system calls, ``seccomp`` the filter. ``journal`` writes the log, ``quota`` limits it,
+``diagnosis`` explains why a process is not there.
 
-The package is imported at every crash, so it imports but modules that are built into the interpreter (``posix`` is what
-``os`` is made of), and no ``__future__``: annotations that Python 3.8 cannot evaluate are quoted. What is not
-needed before the delegate runs is imported after that.
+The package is imported at every crash. So it imports only modules that are built into the interpreter (``posix`` is what ``os``
+is made of), and not ``__future__``: annotations that Python 3.8 cannot evaluate are quoted. A module that is not needed before
+the delegate runs is imported after that.
 """
 
 import marshal
@@ -25,14 +26,14 @@ from _frozen_importlib_external import MAGIC_NUMBER
 __version__ = "1.0.0"
 
 
-# What the installer put together and was not executed yet: name and code of each module.
+# The modules of the bundle that were not executed yet: name and code of each.
 _bundle: "list[tuple[str, bytes]]" = []
 
 
 def _open_bundle() -> None:
-    """Read the one file that the installer made of what every crash needs: half the time of a dozen imports.
+    """Read the bundle, the one file with all modules that every crash needs: half the time of a dozen imports.
 
-    Where there is none for this very Python, the modules are imported as usual.
+    Where there is no bundle for this very Python, the modules are imported as usual.
     """
     try:
         file = posix.open(f"{__path__[0]}/__pycache__/bundle.{sys.implementation.cache_tag}", posix.O_RDONLY)

@@ -20,7 +20,7 @@ class Child:
     ) -> None:
         """Fork it into ``groups`` and have it ``run``, without the ``source`` of the core. Raises OSError.
 
-        Nothing is done here after the fork that can wait: it would slow the child down, which shares our memory's pages.
+        Whatever can wait is not done here after the fork: it would slow the child down, which shares the pages of our memory.
         """
         self.core_read_end, self.core_write_end = posix.pipe()
         # One page, so that it is seen when the first bytes of the core have been read; see relay.py.
@@ -33,7 +33,7 @@ class Child:
         self.knows_environ = False
         self.reported = b""
         self.pipes: set[str] = set()
-        # Who ends the child acquires it, and never gives it back.
+        # Acquired by the thread that ends the child, and never released.
         self.ending = _thread.allocate_lock()
         # The joining process exits after it forked the delegate: as a subreaper we become the delegate's parent, although it
         # lives in another pid namespace (kernel/exit.c, find_new_reaper).
@@ -54,12 +54,12 @@ class Child:
             posix.close(descriptor)
 
     def unblock(self) -> None:
-        """Once the delegate runs: have no end of a pipe on our side wait."""
+        """Make our ends of the pipes non-blocking, once the delegate runs."""
         for descriptor in (self.core_write_end, self.status_read_end, self.stdout_read_end, self.stderr_read_end):
             posix.set_blocking(descriptor, False)
 
     def note_pipes(self) -> None:
-        """Note which pipes the child was given, as links of /proc/PID/fd name them: by them its family is known."""
+        """Note the names of the child's pipes, as links of /proc/PID/fd have them: they show who is of its family."""
         self.pipes = {
             f"pipe:[{posix.fstat(end).st_ino}]"
             for end in (self.core_write_end, self.status_read_end, self.stdout_read_end, self.stderr_read_end)
@@ -73,7 +73,7 @@ class Child:
         return {0: self.core_read_end, 1: self.stdout_write_end, 2: self.stderr_write_end}
 
     def close(self) -> None:
-        """Close what the supervisor still holds, but for ``core_write_end``, which the relay closes."""
+        """Close what the supervisor still holds, except ``core_write_end``, which the relay closes."""
         for descriptor in (self.status_read_end, self.stdout_read_end, self.stderr_read_end):
             posix.close(descriptor)
 
@@ -83,10 +83,10 @@ class Result:
 
     ``failure`` is None if it was started and ended with exit code 0; ``absent`` if there is no such delegate, ``crowded`` if
     the container has reached its pids.max, ``refused`` if the core must not go anywhere, ``mute`` if the environment of the
-    process could not be read in time. ``fallback`` says whether that environment asks for the core file, ``untouched`` whether
-    the child ended without reading a byte: then the core is still whole. ``complete`` says whether the child has read all of
-    the core; ``delivered`` counts bytes, ``length`` how many it should be, None if that is not known. ``stuck`` says that the
-    container still holds a pipe of the child locked, ``error`` what ended the thread that attended to the child.
+    process could not be read in time. ``fallback`` says whether that environment asks for the fallback file, ``untouched``
+    whether the child ended without reading a byte: then the core is still whole. ``complete`` says whether the child has read
+    all of the core; ``delivered`` counts bytes, ``length`` how many it should be, None if that is not known. ``stuck`` says
+    that the container still holds a pipe of the child locked, ``error`` what ended the thread that attended to the child.
     """
 
     def __init__(self) -> None:

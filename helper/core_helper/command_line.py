@@ -14,16 +14,16 @@ in the container of the process, at the privilege of the process, with the core 
 
 arguments, with the specifier of core(5) that fills each:
   PID %P, UID %u, GID %g   the faulting process, as the host sees it
-  DELEGATE                 absolute path in the container; where it is missing, DOCKERCOREHELPER_DELEGATE of
-                           /etc/docker_core_helper.conf
+  DELEGATE                 absolute path in the container; without it, DOCKERCOREHELPER_DELEGATE in
+                           /etc/docker_core_helper.conf counts
 
-options, each may be empty where the kernel does not know the specifier:
+options; each value may be empty, for kernels that do not know the specifier:
   -F%F  descriptor of the process     -I%I  faulting thread     -s%s  signal
   -t%t  time of the crash             -d%d  dumpable            -c%c  soft limit of the core's size
   --help, --version
 
 exit codes: 0 delivered, or nothing to do; 1 not delivered, or only in part; 2 wrong command line.
-What happened to a core is one line in the host's log, identifier docker_core_helper.
+One line in the host's log, identifier docker_core_helper, says what happened to the core.
 """
 OPTIONS = {"-F": "pidfd", "-I": "tid", "-s": "signal", "-t": "time", "-d": "dumpable", "-c": "limit"}
 
@@ -33,9 +33,9 @@ class UsageError(Exception):
 
 
 def parse_arguments(words: "list[str]") -> "tuple[Crash, list[str]]":
-    """Return the crash that the command line ``words`` announce, and what is wrong with the words but can be lived with.
+    """Return the crash that the command line ``words`` announce, and a line for each word that is wrong and was ignored.
 
-    Raises UsageError where the process is not told: then there is nothing that could be done.
+    Raises UsageError where the words do not say which process crashed: then nothing can be done.
     """
     problems = []
     values = {}

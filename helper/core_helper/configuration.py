@@ -1,4 +1,4 @@
-"""What the administrator of the host says, in a file that root alone can write."""
+"""Reads the configuration file of the host's administrator, which only root may be able to write."""
 
 import posix
 
@@ -30,7 +30,7 @@ class Configuration:
 def read_configuration(path: str = CONFIGURATION) -> "Configuration":
     """Return what the file ``path`` says; a missing file is fine.
 
-    A file that others than root can write is refused as a whole, a wrong line is skipped; both are told in ``problems``.
+    A file that users other than root can write is refused as a whole, a wrong line is skipped; ``problems`` tells of both.
     """
     configuration = Configuration()
     try:
@@ -88,13 +88,13 @@ def _take_line(line: bytes, configuration: "Configuration") -> None:
     elif key == b"DOCKERCOREHELPER_PIPE_LIMIT":
         configuration.pipe_limit = _number(key, value, "a number of cores", MOST_DELIVERIES)
     elif key == b"DOCKERCOREHELPER_CHAIN":
-        # Any % is fine: what the kernel does not know vanishes, and so it does in previous_handler.py.
+        # Any % is fine: previous_handler.py drops a specifier that it does not know, as the kernel does.
         words = split_words(value)
         if words and not words[0].startswith(b"/"):
             raise WordError(f"handler {shown(words[0])} must be an absolute path on the host")
         configuration.chain = words
     elif key == b"DOCKERCOREHELPER_CHAIN_CONTAINERS":
-        # Not "whatever its value", as above: this one opens a way from containers to a program of the host.
+        # Here the value counts, unlike that of the fallback: this key opens a way from containers to a program of the host.
         if value not in (b"0", b"1"):
             raise WordError(f"{key.decode()}={shown(value)} must be 0 or 1")
         configuration.chain_containers = value == b"1"

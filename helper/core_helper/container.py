@@ -1,4 +1,4 @@
-"""Joining the container of the faulting process: its control groups, namespaces and root directory."""
+"""Joins the container of the faulting process: its control groups, namespaces and root directory."""
 
 import posix
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class ControlGroups:
     """The control groups of the process, opened on the host: the container's own mounts cannot be trusted.
 
-    ``unified`` is the directory of the one in the unified hierarchy (version 2), for a fork right into it, None where the
-    helper is in it already. ``others`` are (name, descriptor or the reason why there is none), for joining by a write.
+    ``unified`` is the directory of the group in the unified hierarchy (version 2), for a fork right into that group; None where
+    there is nothing to join. ``others`` are (name, descriptor or the reason why there is none), for joining by a write.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class ControlGroups:
             except OSError:
                 return posix.fork()
             if pid == 0:
-                # Done already; and what is not there cannot be written to by mistake.
+                # The fork has joined it already; without its entry, nothing can write to its file by mistake.
                 self.others = [(name, file) for name, file in self.others if name != UNIFIED]
             return pid
         return posix.fork()
@@ -58,9 +58,9 @@ class ControlGroups:
     def join(self, late: "bool | None" = None) -> "list[str]":
         """Join what was not joined by the fork, with the calling process; return a line for each that could not be.
 
-        Without ``late`` all of them; else those that may forbid the next fork, because they count processes, or all others. The
-        kernel checks the permission of whoever opened the file, so this works after the privileges were given away, and also
-        where pids.max is reached, which forbids only to fork within the group; cgroups(7).
+        ``late`` is None for all of them, True for those that count processes and so may forbid the next fork, False for the
+        others. The kernel checks the permission of the process that opened the file, so this works after the privileges were
+        dropped. It also works where pids.max is reached, which forbids only to fork within the group; cgroups(7).
         """
         failures = []
         for name, file in self.others:
@@ -114,7 +114,7 @@ class Mount:
         self.options = right.split(b" ")[-1]  # Of the file system.
 
     def place_of(self, path: bytes) -> "tuple[bytes, bytes] | None":
-        """Return device and path within its file system of a ``path`` on this mount, None where it is not on it."""
+        """Return the device of a ``path`` on this mount, and the path within that file system; None where it is not on it."""
         if not is_below((b"", path), (b"", self.point)):
             return None
         return self.device, self.root.rstrip(b"/") + b"/" + path[len(self.point) :].lstrip(b"/")
@@ -165,7 +165,7 @@ class Mounts:
 def layers_of(mount: Mount) -> "list[bytes]":
     """Return the directories that an overlay ``mount`` is made of, its upper one first, as paths of the host; none for others.
 
-    A path that the engine gave relative to a directory of its own cannot be told.
+    A path that the engine gave relative to a directory of its own is left out: nobody knows that directory.
     """
     paths = []
     for option in mount.options.split(b","):
@@ -183,7 +183,7 @@ def is_below(place: "tuple[bytes, bytes] | None", tree: "tuple[bytes, bytes] | N
 
 
 def mount_of(descriptor: int, proc_self: "int | None" = None) -> int:
-    """Return the number of the mount that the opened ``descriptor`` is on; proc_pid_fdinfo(5). No file system is asked.
+    """Return the number of the mount that the opened ``descriptor`` is on, without access to that mount; proc_pid_fdinfo(5).
 
     ``proc_self`` is the opened /proc/self of the host where the host's /proc is out of reach.
     """
@@ -220,7 +220,7 @@ def decoded(path: bytes) -> bytes:
 
 
 def open_control_groups(process: "FaultingProcess") -> ControlGroups:
-    """Open the control groups of ``process`` but the root groups, in which the kernel starts the helper; cgroups(7)."""
+    """Open the control groups of ``process`` except root groups, in which the kernel starts the helper; cgroups(7)."""
     proc_self = posix.open("/proc/self", posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
     mounts = cgroup_mounts(procfs.read(proc_self, "mountinfo"))
     posix.close(proc_self)
@@ -264,10 +264,10 @@ def hostname_of(process: "FaultingProcess") -> bytes:
 
 
 def join_namespaces(process: "FaultingProcess") -> None:
-    """Join all namespaces of ``process`` but the user namespace; setns(2). Raises OSError: never half a container.
+    """Join all namespaces of ``process`` except the user namespace; setns(2). Raises OSError where one cannot be joined.
 
-    Raises Refused where the root directory of the process is none of the mount namespace's: then those are not the files of its
-    container. The pid namespace takes effect for children only, so this process cannot be seen from within the container.
+    Raises Refused where the root directory of the process does not lie in its mount namespace: then these are not the files of
+    its container. The pid namespace takes effect for children only, so the container cannot see this process.
     """
     proc_self = posix.open("/proc/self", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
     for _, kind, descriptor in process.joined:
@@ -282,7 +282,7 @@ def join_namespaces(process: "FaultingProcess") -> None:
 
 
 def enter_root(process: "FaultingProcess") -> None:
-    """Make the root directory of ``process`` ours, and the current directory too.
+    """Make the root directory of ``process`` ours, and our current directory, too.
 
     setns(2) of a mount namespace resets both to the root of the namespace, which need not be that of the process. The
     current directory of the process is never followed: it may lie outside of the container (CVE-2024-21626).

@@ -1,6 +1,6 @@
-"""How long a core dump has to be: told by its own first bytes, so that a dump that was cut off is known for one.
+"""Reads from the first bytes of a core dump how long the dump must be, to recognize one that was cut off.
 
-The kernel ends a dump early, without a word to the reader, when the process is killed or frozen. See elf(5), fs/binfmt_elf.c,
+When the process is killed or frozen, the kernel ends its dump early, and does not tell the reader. See elf(5), fs/binfmt_elf.c,
 elf_core_dump: the program headers come first, and a pipe gets every byte that they announce, holes as zeros.
 """
 
@@ -44,7 +44,7 @@ CLASSES = {
 
 
 class Header:
-    """The first bytes of a core dump, collected until they tell its length."""
+    """The first bytes of a core dump, collected until they say how long it must be."""
 
     def __init__(self) -> None:
         """Start with nothing; ``wanted`` is how many bytes are needed next, 0 when no more are."""

@@ -22,7 +22,7 @@ class Refused(Exception):
 
 
 class Crash:
-    """One crash as the kernel announced it: plain values, whichever door it came through. None: not told."""
+    """One crash as the kernel announced it: plain values, however the helper received them. None: the kernel did not say."""
 
     def __init__(self, pid: int, uid: int, gid: int) -> None:
         """Take process id, user and group as the initial namespaces see them."""
@@ -35,13 +35,13 @@ class Crash:
         self.dumpable: int | None = None
         self.limit: int | None = None
         self.pidfd: int | None = None
-        # Not told: a pidfd of ours, and why a container could overwrite the helper's interpreter.
+        # Not from the kernel: a pidfd that the helper has opened, and why a container could overwrite the helper's interpreter.
         self.handle: int | None = None
         self.exposed = ""
         self.delegate: list[bytes] = []
 
     def signal_name(self) -> str:
-        """Return the name of the signal, "" if it was not told; signal(7)."""
+        """Return the name of the signal, "" if the kernel did not say it; signal(7)."""
         if self.signal is None:
             return ""
         return SIGNALS.get(self.signal, f"SIG{self.signal}")

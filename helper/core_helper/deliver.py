@@ -1,7 +1,8 @@
-"""Look, choose, try: the faulting process is looked at, destinations are chosen for its core, and each is tried in order.
+"""Looks at the faulting process, chooses destinations for its core, and tries each of them in order.
 
-A destination is tried by ``attempt``, which returns an Outcome: it has taken the core, it is absent, or it has failed without
-taking anything, so that the next one gets the whole core. The first one that takes the core is the last one that is tried.
+The method ``attempt`` of a destination returns an Outcome: the destination has taken the core, or is absent, or has failed
+without taking anything, so that the next one gets the whole core. The first destination that takes the core is the last one
+that is tried.
 """
 
 import _signal
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from core_helper.source import KernelPipe
 
     class Destination(Protocol):
-        """Where a core may go. ``only_if_absent``: it is for cores for which nobody was there, and not after a failure."""
+        """Where a core may go. ``only_if_absent``: it is tried only if all before it were absent, not if one has failed."""
 
         only_if_absent: bool
 
@@ -42,7 +43,7 @@ NO_DELEGATE = (
 class Outcome:
     """What came of a destination: ``kind`` is TAKEN, ABSENT or FAILED.
 
-    ``reason`` says why the core was not taken, "" where that need not be said. ``delivered`` tells of a core that was taken
+    ``reason`` says why the core was not taken, "" where that need not be said. ``delivered`` says, if the core was taken,
     whether all of it has arrived.
     """
 
@@ -75,14 +76,14 @@ class Delivery:
         self.log = log
         self.began = began
         self.deadline = began + configuration.timeout
-        # Whether the core file is wanted. The environment of the process may ask for it; that is read in the container only.
+        # Whether the fallback file is wanted. The environment of the process may ask for it, too; only a child reads that.
         self.wants_file = configuration.fallback or FALLBACK_VARIABLE in posix.environ
         self.knows_environment = False
         self._plan: joining.Plan | None = None
 
     @property
     def plan(self) -> joining.Plan:
-        """What a child needs to enter the container, opened when the first one does. Raises Refused or OSError."""
+        """What a child needs to enter the container, opened for the first child. Raises Refused or OSError."""
         if self._plan is None:
             self._plan = joining.prepare(self.process)
         return self._plan
@@ -103,11 +104,11 @@ class Delivery:
                 lambda line: self.log.lines.output(self.crash, process, line),
             )
             if result.mute and process.environ_file is not None:
-                # Its memory does not answer: once more, without its environment.
+                # The memory of the process does not answer: try again, without the environment.
                 process.environ_file = None
             elif result.crowded and not plan.late and not membership.may_be_traced(process):
-                # The container may not have one more process: join the group that counts them later, which needs none. Not
-                # where a process of ours could be traced before that.
+                # The container is at its limit of processes: try again, and join the group that counts them after the last
+                # fork, which that group cannot forbid then. Not where the container could trace a process of ours before that.
                 plan.groups.unified, plan.late = None, True
             else:
                 break
@@ -147,7 +148,7 @@ def deliver(
 
 
 def look(crash: Crash) -> "tuple[FaultingProcess, Withheld | None]":
-    """Return the process that ``crash`` names, verified, and why its core is not for a program of a container, or None.
+    """Return the process that ``crash`` names, verified, and why its core must go to no program of a container, or None.
 
     Changes nothing. Raises Refused where this is not the process, OSError where it went away.
     """
@@ -170,8 +171,8 @@ def look(crash: Crash) -> "tuple[FaultingProcess, Withheld | None]":
 def choose(delivery: Delivery, refusal: "Withheld | None") -> "list[Destination]":
     """Return the destinations for the core, in the order in which they are tried.
 
-    A core with a ``refusal`` is for no program of a container and for no file. But the previous handler of the host is root's,
-    and has always looked after such processes of the host.
+    A core with a ``refusal`` must go to no program of a container and into no file. But the previous handler belongs to root,
+    and it has always handled such processes of the host.
     """
     crash, process, configuration = delivery.crash, delivery.process, delivery.configuration
     destinations: list[Destination] = []
@@ -224,7 +225,7 @@ class Delegate:
 
 
 class CoreFile:
-    """The core file of the fallback, in the view of the process."""
+    """The fallback file, where the process sees that path."""
 
     only_if_absent = False
 
@@ -254,7 +255,7 @@ class PreviousHandler:
         self.only_if_absent = only_if_absent
 
     def attempt(self, delivery: Delivery, reason: str) -> Outcome:
-        """Become that handler; return only where that cannot be."""
+        """Become that handler; return only if that fails."""
         from core_helper import previous_handler
 
         for problem in delivery.configuration.problems:
@@ -267,14 +268,14 @@ class PreviousHandler:
         )
         _signal.alarm(left)
         delivery.slot.reclaim(record)
-        # A line of its own has said why, and the core is whole.
+        # The log already has a line that says why, and the core is whole.
         return Outcome(ABSENT)
 
 
 def specifiers(crash: Crash, process: FaultingProcess) -> "dict[str, bytes]":
-    """Return what each specifier of a delegate stands for that the configuration names; the names are those of core(5).
+    """Return what each specifier in the words of the configured delegate stands for; the names are those of core(5).
 
-    Unlike those of previous_handler.py, nothing in the values is replaced, ``%E`` apart: no part of a path is made of them.
+    Only in ``%E`` each ``/`` is replaced. In previous_handler.py it is in other values, too: they become parts of a path.
     """
     return {
         "P": b"%d" % crash.pid,

@@ -1,4 +1,4 @@
-"""Why a crash cannot be handled, for the log: imported only then."""
+"""Says for the log why a crash cannot be handled; imported only then."""
 
 from core_helper import procfs
 
@@ -17,7 +17,7 @@ NO_LIMIT = (
 def of_missing(crash: "Crash") -> str:
     """Return why the process is not there, or does not dump core, as far as can be told."""
     words = _read(PATTERN).split(b" ")
-    # It may be started by another program, such as env.
+    # The pattern may start the helper through another program, such as env.
     own = max((number for number, word in enumerate(words) if word.endswith(b"docker_core_helper")), default=0)
     positional = [word for word in words[own + 1 :] if not word.startswith(b"-")]
     if positional[:1] == [b"%p"] or _pid_of_kernel(crash) not in (None, crash.pid):

@@ -1,4 +1,4 @@
-"""The first process of a container: what the others of that container are compared with."""
+"""Finds the first process of a container, with which other processes of that container are compared."""
 
 import fcntl
 import posix
@@ -19,7 +19,7 @@ PATIENCE = 30.0  # Seconds for a look at all processes of the host.
 
 
 class Member:
-    """A process, opened: what it has of a container. Raises OSError when it is gone."""
+    """An opened process, and the facts that show to which container it belongs. Raises OSError when it is gone."""
 
     def __init__(self, pid: int) -> None:
         """Open process ``pid`` of the host and read what counts here."""
@@ -47,11 +47,11 @@ class Member:
 
 
 def first_of(process: "FaultingProcess") -> "tuple[Member | None, list[Member]]":
-    """Return the first process of the container of ``process``, None where unknown, and others that it is compared with.
+    """Return the first process of the container of ``process``, None where unknown, and others to compare ``process`` with.
 
-    The container is that of the control group, where an engine has named it; else that of the pid namespace. Outside of pid
-    namespaces it is the control group as it is, unless that is the root group. The others are the first process of the
-    outermost container, and of a control group around a sandbox: who made the sandbox.
+    The container is that of the control group, if an engine has named that group; else that of the pid namespace. Outside of
+    pid namespaces it is the control group as it is, unless that is the root group. The others are the first process of the
+    outermost container, and the eldest process of the control group around a sandbox, which has made the sandbox.
     """
     namespace = process.descriptor("pid")
     group = runtime.named_group(process.cgroups)
@@ -64,7 +64,7 @@ def first_of(process: "FaultingProcess") -> "tuple[Member | None, list[Member]]"
     if process.depth > 2:
         others.append(_init_of(process, namespaces.outermost(namespace, namespaces.of_host("pid")), 2))
     if group is None:
-        # A sandbox that a user of the host made: what has started it is in the same control group.
+        # A sandbox that a user of the host made: the process that started it is in the same control group.
         first: Member | None = init
         others.append(_eldest_of_own(process))
     elif not runtime.is_within(init.cgroups, [group]):
@@ -74,7 +74,7 @@ def first_of(process: "FaultingProcess") -> "tuple[Member | None, list[Member]]"
     else:
         first = init
         if process.user_namespace is not None or init.bounding & CAP_SYS_ADMIN:
-            # It may be the first one of a sandbox in a container that has no pid namespace of its own.
+            # ``init`` may be the first process of a sandbox, in a container that has no pid namespace of its own.
             eldest = eldest_of(*group)
             if eldest is not None and eldest.status["Tgid"] == init.status["Tgid"]:
                 eldest.close()
@@ -91,7 +91,7 @@ def _init_of(process: "FaultingProcess", namespace: int, depth: int) -> "Member 
             member = Member(pid)
         except OSError:
             continue
-        # Asked of what was opened: the number may be another process's by now.
+        # The facts are those of the opened process: its number may belong to another process by now.
         if member.processes == wanted and member.pids[-1] == "1" and len(member.pids) == depth:
             return member
         member.close()

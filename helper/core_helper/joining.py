@@ -1,15 +1,13 @@
-"""The straight line into the container: one statement a step, the name of the step on the line before.
+"""The steps into the container, in their order: one statement for each, with the name of the step on the line before.
 
-Two processes run here. The *joining process* enters the container with the helper's privileges, and gives them away step by
-step. Only then it forks the process that appears in the container's pid namespace and becomes the delegate: no process of the
-container ever sees one of ours that has more privilege than the faulting process.
+Two processes run here. The *joining process* enters the container with the helper's privileges, and drops them step by step.
+Only then it forks the second process, which appears in the container's pid namespace and becomes the delegate. So the container
+never sees a process of ours that has more privilege than the faulting process.
 
 From ``container.enter_root`` on, every path is the container's. Nothing may be looked up by a path any more, except the
 delegate itself: no module, no name of a user, no locale (CVE-2022-28657).
 
-A new attribute of the process that the delegate shall have: read it in process.py, apply it in ``enter`` while the helper has
-privileges, or in ``_become_delegate`` if the control groups or the limits matter, and test it in
-tests/hostile/test_attributes.py.
+docs/contributing.md says where a new attribute of the process goes that the delegate shall take over.
 """
 
 import posix
@@ -64,17 +62,17 @@ class Crowded(Stopped):
 
 
 class StatusPipe:
-    """The pipe by which a child says to the supervisor how far it got; ``step`` is what the child does just now.
+    """The status pipe: a child reports to the supervisor how far it got; ``step`` names what the child is doing.
 
-    Lines: ``environ`` when the variables of the process were read, ``environ fallback`` where they ask for the core file;
+    Lines: ``environ`` when the variables of the process were read, ``environ fallback`` where they ask for the fallback file;
     ``pid N``, ``note TEXT``, ``ready``, ``absent TEXT``, ``crowded TEXT``, ``failed TEXT``, ``refused TEXT``.
 
-    As a context it ends the process, whatever happens in it, and reports the exception that ended the steps. Nothing is raised
-    out of it: Python would open source files, by now the container's, to print a traceback.
+    As a context manager it ends the process, whatever happens in it, and reports the exception that ended the steps. No
+    exception leaves it: to print a traceback, Python would open source files, and by now these are the container's.
     """
 
     def __init__(self, descriptor: int) -> None:
-        """Take the writing end, close-on-exec: its end without a failure means that the delegate was executed."""
+        """Take the writing end, close-on-exec: if it closes and no failure was reported, the delegate was executed."""
         self.descriptor = descriptor
         self.step = "start"
 
@@ -113,22 +111,22 @@ class StatusPipe:
 
 
 def lock_interpreter() -> None:
-    """Make Python unable to load code or to open files on its own: the paths will be the container's."""
+    """Keep Python from loading code or opening files on its own: all paths will be the container's."""
     sys.path.clear()
     sys.meta_path.clear()
     sys.path_hooks.clear()
-    # sys.path_importer_cache stays: without finders nobody asks it, and to free it costs as much as a fork.
+    # sys.path_importer_cache stays: without finders nothing uses it, and to free it takes as long as a fork.
 
 
 def read_environment(process: "FaultingProcess", status: StatusPipe) -> "dict[bytes, bytes]":
-    """Return the variables of the process for the delegate, and report that they were read: it may take for ever."""
+    """Return the variables of the process for the delegate, and report that they were read, which may take for ever."""
     variables = process.read_environ()
     status.send("environ", "fallback" if FALLBACK_VARIABLE in variables else "")
     return variables
 
 
 def enter(plan: Plan, status: StatusPipe) -> None:
-    """Go from the host, with all privileges, to the process's view with its privileges. Raises OSError, Refused or Stopped."""
+    """Go from the host and all privileges to the files and privileges of the process. Raises OSError, Refused or Stopped."""
     process = plan.process
     status.step = "open label"  # In the host's /proc: the container's may be a fake.
     plan.label.open()
@@ -141,8 +139,8 @@ def enter(plan: Plan, status: StatusPipe) -> None:
     privileges.take_over_ids(process)
     status.step = "join user namespace"  # Before the capabilities: joining gives a full set of them.
     privileges.join_user_namespace(process)
-    # As the user, in its user namespace: a file system of FUSE lets nobody else in. Until here the root directory is that of
-    # the mount namespace; nothing is looked up in it.
+    # As the user of the process, in its user namespace: a FUSE file system lets nobody else in. Until here the root directory
+    # is that of the mount namespace; nothing is looked up there.
     status.step = "enter root directory"
     container.enter_root(process)
     status.step = "limit capabilities"
@@ -160,18 +158,19 @@ def execute_delegate(plan: Plan, words: "list[bytes]", facts: "dict[bytes, bytes
     with StatusPipe(child.status_write_end) as status:
         status.step = "read environment"
         environment = {**read_environment(process, status), **facts}
-        status.step = "give pipes"  # So that the delegate may open them anew, as /dev/stdin and /dev/stderr.
+        status.step = "give pipes"  # So that the delegate may open them again, as /dev/stdin and /dev/stderr.
         for end in child.standard_streams().values():
             posix.fchown(end, process.uid, process.gid)
         descriptors = posix.open("/proc/self/fd", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
         status.note(process.notes)
         enter(plan, status)
-        # After the capabilities are gone: a file that the process could not have executed is not found here either.
+        # After the capabilities were dropped: the delegate must not be a file that the process itself could not reach.
         status.step = "open delegate"
         program = Program(words, plan.interpreter, descriptors)
         status.step = "take over label"  # With the next execve(2), so after everything that is opened.
         plan.label.at_exec()
-        # Before the container sees a process of ours: what is traced there must have the rules for devices and memory.
+        # Before the container can see a process of ours: it may trace that one, which must be under its rules for devices and
+        # memory.
         status.step = "join control groups"
         _check_groups(process, plan.groups.join(late=False if plan.late else None), status)
         # From here on the container can see a process of ours. Whoever has CAP_SYS_PTRACE in the initial user namespace may
@@ -198,9 +197,10 @@ def _check_groups(process: "FaultingProcess", failures: "list[str]", status: Sta
 
 
 def _become_delegate(plan: Plan, program: Program, environment: "dict[bytes, bytes]", status: StatusPipe) -> None:
-    """In the process that the container sees: take the rest over and execute the ``program``. Raises OSError or Stopped."""
+    """In the process that the container sees: do the last steps and execute the ``program``. Raises OSError or Stopped."""
     process = plan.process
-    # Only now, where nobody can trace this process: a fork within a group at its pids.max has failed.
+    # Only after the last fork: at the first try, that fork has failed within a group at its pids.max. Nobody can trace this
+    # process.
     if plan.late:
         status.step = "join control group of processes"
         _check_groups(process, plan.groups.join(late=True), status)

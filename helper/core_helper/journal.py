@@ -24,7 +24,7 @@ KERNEL_LINE_LIMIT = 900  # The kernel's record holds about 1,000 bytes.
 
 
 class Journal:
-    """What writes the lines of one crash. By hand, when standard error is open, they are printed there as well."""
+    """Writes the lines of one crash. If the helper is started by hand, it also prints them to standard error."""
 
     def __init__(self, log: "Log") -> None:
         """Take the log of the crash, which knows the terminal and the holder."""
@@ -42,7 +42,7 @@ class Journal:
         self.error(f"{who}: core not delivered, 0 bytes: {reason}")
 
     def warning(self, text: str) -> None:
-        """Tell what should be mended."""
+        """Tell what the administrator should correct."""
         self._write(LOG_WARNING, text)
 
     def output(self, crash: "Crash", process: "FaultingProcess", line: bytes) -> None:
@@ -60,7 +60,7 @@ class Journal:
     ) -> bool:
         """Tell how the delivery to ``target`` ended, and return whether all of the core arrived there.
 
-        ``reason`` says why it is not another target.
+        ``reason`` says why no other destination has taken the core before.
         """
         name = f"{describe(crash, process)}: {reason}: " if reason else f"{describe(crash, process)}: "
         notes = "".join(f"; {note}" for note in result.notes)
@@ -70,7 +70,7 @@ class Journal:
                 LOG_INFO, f"{name}not wanted by {escape(target)}: it read nothing and ended with exit code 0{notes}"
             )
             return True
-        # A dump of which not even the header came is cut off too.
+        # A dump of which not even the header arrived is cut off, too.
         cut = result.delivered < (result.length or 1)
         if result.failure is None and result.complete and not cut:
             self._write(LOG_INFO, f"{name}delivered {amount}{notes}")
@@ -84,12 +84,12 @@ class Journal:
         return False
 
     def handed_on(self, crash: "Crash", process: "FaultingProcess", handler: bytes) -> None:
-        """Tell that a core goes to the handler that the host had before; what becomes of it there is that one's to tell."""
+        """Tell that a core goes to the previous handler, whose own log says what becomes of it."""
         self._write(LOG_INFO, f"{describe(crash, process)}: handed on to {escape(handler)}")
 
     def drop(self, crash: "Crash", process: "FaultingProcess", reason: str, absent: bool) -> None:
-        """Tell that the core was dropped: for want of a delegate, or because of a failure."""
-        # The reason comes last: a container may have chosen a part of it, and may not push the rest out of the line.
+        """Tell that the core was dropped: because there is no delegate, or because of a failure."""
+        # The reason comes last: a container may have chosen a part of it, and must not push the rest out of the line.
         severity, what = (LOG_INFO, "core dropped") if absent else (LOG_ERR, "core dropped, 0 bytes delivered")
         self._write(severity, f"{describe(crash, process)}: {what}: {reason}")
 
@@ -102,7 +102,7 @@ class Journal:
             self._put(severity, text)
 
     def _put(self, severity: int, text: str) -> None:
-        """Write one line. A log that cannot be reached is no reason to lose a core: then nothing happens."""
+        """Write one line. A log that cannot be reached is no reason to lose a core: then the line is lost."""
         line = "".join(c if " " <= c <= "~" else ascii(c)[1:-1] for c in text)[:LINE_LIMIT]
         if self.log.terminal is not None:
             try:
@@ -123,7 +123,7 @@ class Journal:
             pass
 
     def _send(self, path: str, message: bytes) -> bool:
-        """Send ``message`` to the socket ``path``, if it takes it within a second; one that did not is not asked again."""
+        """Send ``message`` to the socket ``path``, if that takes it within a second; one that did not is not tried again."""
         if path in self.unreachable:
             return False
         try:
@@ -147,7 +147,7 @@ def describe(crash: "Crash", process: "FaultingProcess") -> str:
     """Return who crashed, where and by which signal."""
     exe = escape(process.exe)
     if len(exe) > NAME_LIMIT:
-        exe = exe[:NAME_LIMIT] + "..."  # Or a container could push out of the line what became of the core.
+        exe = exe[:NAME_LIMIT] + "..."  # Otherwise a container could push out of the line what became of the core.
     signal = "?" if crash.signal is None else f"{crash.signal} ({crash.signal_name()})"
     return (
         f"pid={crash.pid} ({process.pid} in its namespace) uid={crash.uid} gid={crash.gid} signal={signal}"

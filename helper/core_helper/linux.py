@@ -159,7 +159,7 @@ def clone_read_only(path: bytes) -> int:
 
 
 class Execution:
-    """An execve(2) with all that it needs in memory: to run it allocates nothing; fexecve(3)."""
+    """An execve(2) with all that it needs in memory, so that ``run`` allocates nothing; fexecve(3)."""
 
     def __init__(self, descriptor: int, arguments: "list[bytes]", environment: "dict[bytes, bytes]") -> None:
         """Take the opened program, its arguments, and its environment."""
@@ -180,7 +180,7 @@ class Execution:
         return _in_memory(_struct.pack(f"@{len(addresses) + 1}P", *addresses, 0))
 
     def run(self) -> None:
-        """Become the program. Raises OSError where the kernel will not."""
+        """Become the program. Raises OSError where the kernel refuses."""
         _checked(_fexecve(self.descriptor, self.arguments, self.environment), "execve")
 
 

@@ -8,19 +8,19 @@ if TYPE_CHECKING:
 class Log:
     """Where the lines about one crash go: ``lines`` has a method for each kind of line.
 
-    ``terminal`` is a descriptor of standard error where a person has that open, ``holder`` whose crash it is: the lines of a
-    holder are rationed.
+    ``terminal`` is a descriptor of standard error if a person has that open. ``holder`` is the container or user whose crash it
+    is: the lines of each holder are limited.
     """
 
     def __init__(self) -> None:
-        """Start without a terminal, and with lines of the helper's own."""
+        """Start without a terminal and without a holder, whose lines would be limited."""
         self.terminal: int | None = None
         self.holder = ""
         self._journal: Journal | None = None
 
     @property
     def lines(self) -> "Journal":
-        """The journal. Most crashes write their only line when the delegate is on its way: importing it has time until then."""
+        """The journal, imported at the first line: most crashes write their only line when the delegate already runs."""
         if self._journal is None:
             from core_helper import journal
 

@@ -1,7 +1,7 @@
-"""The first door: the kernel's pipe. The kernel starts the helper at each crash; core(5).
+"""Receives a crash: the kernel starts the helper at each one; core(5).
 
-Only the door knows that the core is on standard input and the facts are in the command line. It is imported first, and imports
-little: a crash may be refused here already.
+Only this module knows that the core is on standard input and the facts are in the command line. It is imported first, and
+imports little: a crash may be refused here already.
 """
 
 import _signal
@@ -44,7 +44,7 @@ def main(arguments: "list[str]") -> "NoReturn":
         core, log.terminal = start.occupy_standard_descriptors()
         code = receive(arguments[1:], KernelPipe(core), log, began)
     except BaseException as error:
-        # Nothing may end without a word: nobody sees what the kernel's helpers print.
+        # The helper must not end silently: nobody sees what a program prints that the kernel has started.
         log.lines.error(f"core not delivered: {type(error).__name__}: {error}")
     # Not sys.exit: tearing down the interpreter takes as long as handling the crash.
     posix._exit(code)
@@ -72,7 +72,7 @@ def receive(words: "list[str]", source: KernelPipe, log: Log, began: float) -> i
     _signal.alarm(int(configuration.timeout) + LAST_RESORT)
     code = EXIT_NOT_DELIVERED
     try:
-        # First of all: who has too many crashes in flight must not cost more than this.
+        # First of all: a container that has too many crashes in flight must not cost more than this.
         kernel_limit = int(procfs.read_path(LIMIT_OF_KERNEL))
         if mark is None:
             slot = acquire_slot(crash, configuration, kernel_limit, log)
@@ -108,7 +108,7 @@ def open_pidfd(crash: Crash) -> "int | None":
 
 
 def acquire_slot(crash: Crash, configuration: Configuration, kernel_limit: int, log: Log) -> slots.Slot:
-    """Return the slot of ``crash``. Where slots cannot be counted, as on a full disk, that is no reason to lose a core."""
+    """Return the slot of ``crash``. If slots cannot be counted, as on a full disk, that is no reason to lose the core."""
     try:
         return slots.acquire(crash, slots.limit_of(configuration.pipe_limit, kernel_limit), log)
     except OSError as error:
@@ -117,5 +117,5 @@ def acquire_slot(crash: Crash, configuration: Configuration, kernel_limit: int, 
 
 
 def give_up(number: int, frame: object) -> "NoReturn":
-    """End a helper that waits for what has no deadline of its own."""
+    """End a helper that waits for something without a deadline."""
     raise TimeoutError("the deadline has passed, and the helper was still waiting")

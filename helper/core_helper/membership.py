@@ -1,12 +1,14 @@
-"""Whether the files that the process sees and the rights that it has belong to the same container.
+"""Checks whether the files that the process sees and the privileges that it has belong to the same container.
 
 A program of the host may have joined the mount namespace of a container, as agents and ``nsenter -m`` do. When it crashes, the
-delegate would be looked up in that container's files and get the rights of the host. So the mount namespace must be that of the
-process's own container: of the one that its control group, and the init of that, belong to. Nothing is changed here.
+delegate would be a program of that container's files, and get the rights of the host. So the mount namespace must be that of
+the process's own container: the one to which its control group, and the first process of that group, belong. Nothing is changed
+here.
 
-Whoever could have joined the mounts of others needs a proof: the program that it executes must lie in the mounts that it has. A
-program that has only joined a container came from elsewhere, whether that container still runs or not. A program of the
-container's image that was given rights of the host has those already. Where nobody can tell, the core is withheld.
+A process that could have joined the mounts of others needs a *proof*: the program that it executes must lie in the mounts that
+it has. For a process that has only joined a container executes a program from elsewhere, whether that container still runs or
+not. A program of the container's image that was given rights of the host has those already. In case of doubt, the core is
+withheld.
 """
 
 import fcntl
@@ -36,7 +38,7 @@ def check(process: "FaultingProcess") -> None:
     OSError when the process went away.
     """
     if not process.in_container() and process.seccomp_filters == 0:
-        # An ordinary process of the host, or one that shares its files.
+        # An ordinary process of the host, or of a container that shares the host's files.
         _check_root(process, None, True)
         return
     first, others = first_process.first_of(process)
@@ -92,7 +94,7 @@ def may_be_traced(process: "FaultingProcess") -> bool:
 
 
 def _has_root_of_the_host(process: "FaultingProcess") -> bool:
-    """Tell whether it sees the host's files in mounts of its own, as the services of systemd do."""
+    """Tell whether ``process`` sees the host's files in mounts of its own, as the services of systemd do."""
     own = container.mounts_of(process.task).place_of_root()
     return own is not None and own == container.mounts_at("/proc/self").place_of_root()
 
@@ -104,7 +106,7 @@ def _may_have_joined(process: "FaultingProcess", first: "Member | None") -> bool
     """
     if first is None or not process.in_pid_namespace():
         return True
-    # Capabilities in a user namespace that was made in the container say nothing about what is outside of that.
+    # Capabilities in a user namespace that was made in the container do not count outside of that user namespace.
     rights = 0 if _is_in_sandbox(process, first) else process.permitted | process.bounding
     if rights & ~first.bounding:
         return True
@@ -119,12 +121,12 @@ def _is_in_sandbox(process: "FaultingProcess", first: Member) -> bool:
 
 def withheld(process: "FaultingProcess", reason: str) -> Withheld:
     """Return why the core of ``process`` is withheld, and whether it is the host's own."""
-    # What is in the pid and user namespace of the host, and has no engine's name on its control group, is no container's.
+    # A process in the pid and user namespace of the host, whose control group has no engine's id, belongs to no container.
     of_the_host = process.user_namespace is None and not process.in_pid_namespace() and not process.container_id
     return Withheld(f"{reason}: its core is not for a program of that one's image", process, of_the_host)
 
 
-# Does it belong to that one?
+# Does the process belong to that container?
 
 
 def _has_group(member: "Member | None") -> bool:
@@ -134,8 +136,8 @@ def _has_group(member: "Member | None") -> bool:
 def _check_group(process: "FaultingProcess", first: Member) -> None:
     """Raise Withheld where ``process`` is in namespaces of a container but not in its control group, or the other way round.
 
-    The group decides on devices, and tells who came from outside. Without any, nothing but capabilities tells. A user namespace
-    bounds what the process may do wherever it is, as long as its ids are of that namespace.
+    The group decides on devices, and shows which processes came from outside. Where the container has none, only capabilities
+    show that. A user namespace bounds what the process may do wherever it is, as long as its ids are of that namespace.
     """
     if first.processes != process.inode("pid"):
         raise withheld(process, "it is in a container's control group, but in another pid namespace")
@@ -172,9 +174,9 @@ def _user_namespaces(process: "FaultingProcess") -> "list[int]":
 
 
 def _check_owner(process: "FaultingProcess") -> None:
-    """Raise Withheld where the mount namespace belongs to a user namespace that the process only looks down on.
+    """Raise Withheld where the mount namespace belongs to a user namespace that the process is neither in nor below.
 
-    Whoever is root there chooses the files; the process has rights outside of it.
+    Root of that user namespace chooses the files, and the process has rights outside of it.
     """
     owner = fcntl.ioctl(process.descriptor("mnt"), namespaces.NS_GET_USERNS)  # type: ignore[arg-type]
     inode = posix.fstat(owner).st_ino
@@ -183,11 +185,11 @@ def _check_owner(process: "FaultingProcess") -> None:
         raise withheld(process, "it is in the mount namespace of a container without being in its user namespace")
 
 
-# Whose are the files?
+# To which container do the files belong?
 
 
 def _open(directory: int, name: str) -> int:
-    """Open a magic link of /proc/PID; no file system is asked, which may be of the container's making and not answer."""
+    """Open a magic link of /proc/PID, without access to its file system: a container may have made one that does not answer."""
     return posix.open(name, posix.O_PATH | posix.O_CLOEXEC, dir_fd=directory)
 
 
@@ -208,7 +210,8 @@ def _sees(directory: int, number: int) -> bool:
 def _check_program(process: "FaultingProcess", first: "Member | None") -> None:
     """Raise Withheld unless the process executes a program of the mount namespace that it is in.
 
-    One that made a mount namespace of its own, and has the same root directory in it, may execute one of its container's.
+    A process that made a mount namespace of its own, and has the same root directory in it, may execute a program of its
+    container's mounts.
     """
     own = first is not None and process.inode("mnt") == first.mounts
     alike = first is not None and not own and _same_root(process.task, first.directory)
@@ -229,9 +232,9 @@ def _same_root(task: int, other: int) -> bool:
 
 
 def _check_inhabitants(process: "FaultingProcess", first: "Member | None") -> None:
-    """Raise Withheld where another container is at home in the mount namespace of ``process``, or has its files.
+    """Raise Withheld where the mount namespace of ``process``, or its files, are those of another container.
 
-    A container may have left the mount namespace that another process has joined: then it still has the same files.
+    That container may have left the mount namespace that ``process`` has joined: then it still has the same files.
     """
     mounts = process.inode("mnt")
     holds_root = _holders_of(container.mounts_of(process.task).place_of_root(), container.mounts_at("/proc/self"))
@@ -249,10 +252,10 @@ def _mount_namespace(pid: int) -> "int | None":
 def _check_root(process: "FaultingProcess", first: "Member | None", proof: bool) -> None:
     """Raise Withheld where the root directory, which the process has changed, lies in the files of another container.
 
-    An agent may have changed it to where an engine has put them together. Where a ``proof`` is needed, the program that the
-    process executes must lie in the root directory, too, unless that is on the file system that is the container's root anyway.
-    That the root directory lies in the mount namespace of the process at all is asked by container.join_namespaces, where that
-    is not the host's.
+    An agent may have changed it to a directory where an engine has assembled these files. Where a ``proof`` is needed, the
+    program that the process executes must lie in the root directory, too, unless the root directory is on the mount that is the
+    container's root anyway. If the mount namespace is not the host's, container.join_namespaces checks that the root directory
+    lies in it at all.
     """
     path = posix.readlink(b"/proc/self/fd/%d" % process.root)
     if path == b"/" and (process.in_container() or _is_root_of_the_host(process.root)):
@@ -275,7 +278,7 @@ def _check_root(process: "FaultingProcess", first: "Member | None", proof: bool)
 def _holders_of(place: "tuple[bytes, bytes] | None", host: container.Mounts) -> "Callable[[int], bool]":
     """Return a function that tells whether a place, device and path, lies in what a process sees as its root directory.
 
-    Of many processes in one mount namespace, which may have thousands of mounts, one is enough.
+    It reads the mounts of one process for each mount namespace: they may be thousands.
     """
     hosts = host.place_of_root()
     host_mounts = namespaces.of_host("mnt")
@@ -287,8 +290,8 @@ def _holders_of(place: "tuple[bytes, bytes] | None", host: container.Mounts) -> 
             return False
         if not trees.get(inode):
             try:
-                # Its own mounts are not of this process's making: more than can be looked at are cut off. The first ones are
-                # those that its engine has made.
+                # More mounts than can be looked at are cut off: the faulting process has not made them. The first ones are
+                # those that the engine has made.
                 text = procfs.read_path(f"/proc/{pid}/mountinfo", procfs.MOUNTINFO_LIMIT)
             except OSError:
                 return False
@@ -299,7 +302,7 @@ def _holders_of(place: "tuple[bytes, bytes] | None", host: container.Mounts) -> 
 
 
 def _trees_of_roots(mounts: container.Mounts, host: container.Mounts) -> "list[tuple[bytes, bytes]]":
-    """Return device and path of what a process sees as its root directory, and of the directories that it is made of."""
+    """Return device and path of the root directory that a process sees, and of the directories that an overlay makes it of."""
     places = []
     for root in mounts.roots():
         places += [root.place_of(b"/"), *(_place_on_host(path, host) for path in container.layers_of(root))]
@@ -339,7 +342,7 @@ def _is_root_of_the_host(root: int) -> bool:
 
 
 def _find_stranger(process: "FaultingProcess", first: "Member | None", wanted: "Callable[[int], bool]") -> bool:
-    """Tell whether one of the ``wanted`` processes is at home in another container than that of ``process``.
+    """Tell whether one of the ``wanted`` processes is at home in a container other than that of ``process``.
 
     Raises Refused where the host has too many processes to tell.
     """
@@ -377,7 +380,8 @@ def _is_part(member: Member, process: "FaultingProcess", first: "Member | None")
 def _is_at_home(member: Member) -> bool:
     """Tell whether ``member`` is in the mount namespace of its own container, not in one that it has joined.
 
-    The first process of a container may have changed its own mounts since: then the others execute programs of theirs.
+    The first process of a container may have changed its own mounts since. Then the other processes execute programs that lie
+    in their own mounts.
     """
     if len(member.pids) > 1 and member.pids[-1] == "1":
         return True

@@ -12,8 +12,8 @@ NS_GET_PID_FROM_PIDNS = 0x8004B706  # Linux 6.11.
 def of_host(kind: str) -> int:
     """Return the inode of the host's namespace of that ``kind``: that of PID 1. Raises FileNotFoundError for an unknown kind.
 
-    The helper may run in a container of its own, so its own namespaces say nothing. Where PID 1 must not be looked at, the
-    kernel has started the helper, and that happens in the namespaces of the host.
+    The helper may run in a container of its own, so its own namespaces need not be the host's. Where the helper may not look at
+    PID 1, the kernel has started it, and the kernel starts it in the namespaces of the host.
     """
     try:
         return posix.stat(f"/proc/1/ns/{kind}").st_ino

@@ -1,4 +1,4 @@
-"""The handler that the host had before: executed in the helper's place, as the kernel would have started it.
+"""The previous handler of the host: executed in the helper's place, as the kernel would have started it.
 
 Imported only where it may be needed, so that it costs the crashes of containers nothing. Follows fs/coredump.c of the kernel,
 format_corename and umh_coredump_setup, and kernel/umh.c.
@@ -26,13 +26,13 @@ S_IFMT, S_IFREG = 0o170000, 0o100000
 def execute(source: "KernelPipe", crash: "Crash", process: "FaultingProcess", words: "list[bytes]", log: "Log") -> None:
     """Become the handler ``words``. The core goes to it as if the kernel had started it: nothing of the core was read yet.
 
-    Returns only where that cannot be: the log then knows why, and what to do.
+    Returns only if that fails; then the log says why, and what to do.
     """
     values = specifiers(crash, process)
     arguments = [expand(word, values) for word in words]
     problem = _unusable(arguments[0])
     if problem is None:
-        # Before, because there is no after.
+        # Logged before, because this program does not return from a successful execution.
         log.lines.handed_on(crash, process, arguments[0])
         asked = any(expand(word, {b"F": b"3"}) != expand(word, {}) for word in words)
         problem = _execute(source, arguments, crash.pidfd if asked else None)
@@ -54,7 +54,7 @@ def _unusable(program: bytes) -> "str | None":
 
 
 def _execute(source: "KernelPipe", arguments: "list[bytes]", pidfd: "int | None") -> str:
-    """Execute a program with all that the kernel gives and nothing that it does not; return why that failed.
+    """Execute a program with all that the kernel gives and nothing else; return why that failed.
 
     The core is on standard input, and standard output and standard error are closed. Not touched are the root directory, and
     RLIMIT_CORE = 1, by which the kernel knows a handler whose own crash it must not handle. All other descriptors are

@@ -1,6 +1,6 @@
 """Taking over the privileges of the faulting process: ids, capabilities, no_new_privs, label, limits.
 
-Everything is done or the delegation is refused. The delegate never has more than the process had.
+Where the delegate would have more than the process had, the delegation is refused.
 """
 
 import posix
@@ -44,7 +44,7 @@ def check(process: "FaultingProcess") -> None:
 
 
 class Label:
-    """The security label of the process, on its way to the child that is to have it."""
+    """The security label of the process, and the files by which a child takes it over."""
 
     def __init__(self, process: "FaultingProcess") -> None:
         """Take the label; nothing is opened yet."""
@@ -105,7 +105,7 @@ def take_over_scheduling(process: "FaultingProcess") -> "list[str]":
 
 
 def take_over_processors(process: "FaultingProcess") -> "list[str]":
-    """Take over the processors and, where it is a modest one, the scheduling policy; return a line for what could not be.
+    """Take over the processors, and the policies SCHED_BATCH and SCHED_IDLE; return a line for each that could not be.
 
     To be called when the control groups were joined: their cpuset bounds the processors; sched(7), cpuset(7). A real-time
     policy is not taken over: the delegate would have more than it needs.
@@ -132,7 +132,7 @@ def limit_file_size(process: "FaultingProcess") -> None:
 
 
 def raise_hard_limits(process: "FaultingProcess") -> None:
-    """Make room for the limits of ``process`` above our own; needs privilege, so it is done while there is some."""
+    """Raise our hard limits to those of ``process`` where ours are lower; done early, because it needs privileges."""
     for name, number in RESOURCES.items():
         if name in process.limits:
             hard = process.limits[name][1]
@@ -141,11 +141,11 @@ def raise_hard_limits(process: "FaultingProcess") -> None:
                 try:
                     linux.setrlimit(number, soft, hard)
                 except OSError:
-                    pass  # Lacking CAP_SYS_RESOURCE; set_limits() tells.
+                    pass  # Without CAP_SYS_RESOURCE; set_limits() reports it.
 
 
 def set_limits(process: "FaultingProcess") -> "list[str]":
-    """Take over the resource limits; return a line for each that could not be. Done last: they may be tight; setrlimit(2)."""
+    """Take over the resource limits; return a line for each that could not be. Last, as they may be tight; setrlimit(2)."""
     failures = []
     for name, number in RESOURCES.items():
         if name not in process.limits:
@@ -164,8 +164,8 @@ def set_limits(process: "FaultingProcess") -> "list[str]":
 def take_over_ids(process: "FaultingProcess") -> None:
     """Become user, group and groups of ``process``, keeping all capabilities for the steps that follow.
 
-    Done in the host's view, before the user namespace is joined: so nothing has to be translated, ids that the namespace does
-    not map work too, and a namespace that denies setgroups(2) does not stand in the way.
+    Done with the ids of the host, before the user namespace is joined. So no id has to be translated, ids that the namespace
+    does not map work, too, and a namespace that denies setgroups(2) does no harm.
     """
     posix.setgroups(process.groups)
     posix.setresgid(process.gid, process.gid, process.gid)
@@ -174,7 +174,8 @@ def take_over_ids(process: "FaultingProcess") -> None:
     linux.prctl(linux.PR_SET_KEEPCAPS, 0)
     # A change of ids resets "dumpable" to fs.suid_dumpable, which may be 1 (kernel/cred.c, commit_creds).
     start.hide()
-    # Kept are the permitted ones; the effective ones went with user 0, and joining the user namespace needs them.
+    # The permitted capabilities were kept. The effective ones were lost with user 0, and the next step needs them: to join the
+    # user namespace.
     permitted = linux.permitted_capabilities()
     linux.capset(permitted, permitted, 0)
 
@@ -203,7 +204,7 @@ def limit_capabilities(process: "FaultingProcess") -> None:
 
 
 def confine(process: "FaultingProcess") -> None:
-    """Set no_new_privs, always, so that no set-id delegate regains what was given away; then the seccomp filter."""
+    """Set no_new_privs, always, so that no set-id delegate regains what was dropped; then the seccomp filter."""
     linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
     if process.seccomp == 2:
         linux.set_seccomp_filter(seccomp.deny_filter(seccomp.architecture()))

@@ -1,8 +1,8 @@
 """The faulting process: described. Nothing is changed here.
 
-A process is an opened directory of the host's /proc, never a number: once ``/proc/PID/task/TID`` is open, a process that
-is replaced behind our back leaves the directory empty (ESRCH) instead of showing somebody else's facts.
-See proc(5) for every file that is read.
+A process is an opened directory of the host's /proc, never a number. Once ``/proc/PID/task/TID`` is open, it never shows the
+facts of another process: if another one gets the number, the directory is empty (ESRCH). See proc(5) for every file that is
+read.
 """
 
 import posix
@@ -14,10 +14,10 @@ SEEK_SET = 0
 
 
 class Withheld(Refused):
-    """The core is not for a delegate. ``process`` is whose it is: the host's own handler may be asked to look after it."""
+    """The core must go to no delegate. ``process`` is the one that crashed: the previous handler may get its core."""
 
     def __init__(self, text: str, process: "FaultingProcess", of_the_host: bool = False) -> None:
-        """Take the text for the log, the process as it was verified, and whether it is the host's though it may not look so."""
+        """Take the text for the log, the verified process, and whether it is the host's, even if it does not look so."""
         super().__init__(text)
         self.process = process
         self.of_the_host = of_the_host
@@ -73,7 +73,8 @@ class FaultingProcess:
         self.limits = procfs.parse_limits(procfs.read(task, "limits"))
         self.cgroups = procfs.parse_cgroup(procfs.read(task, "cgroup"))
         self.notes: list[str] = []
-        # Only opened: to read it takes the memory of the process, which may lie in a file system that does not answer.
+        # Opened here and read later: a read needs the memory of the process, which may lie in a file system that does not
+        # answer.
         self.environ_file: int | None = procfs.open_file(task, "environ")
         self.label_kind, self.label = security_label(task)
         self.container_id = runtime.container_id(self.cgroups)
@@ -87,9 +88,9 @@ class FaultingProcess:
     def read_environ(self) -> "dict[bytes, bytes]":
         """Return the variables of the process that the delegate gets; ``notes`` tell what was left out.
 
-        Called in the joining process: the supervisor must not wait for the memory of the process. Nothing is passed on where
-        the process was confined more than its container is. Filters cannot be taken over, and Landlock cannot even be seen:
-        with LD_PRELOAD and its like, the process would choose what the delegate, which is confined less, does.
+        Called in the joining process: the supervisor must not wait for the memory of the process. If the process was confined
+        more than its container is, the delegate gets none of its variables. For the delegate is confined less: nobody can take
+        the filters over, or even see Landlock. By LD_PRELOAD and the like, the process would choose what the delegate does.
         """
         if self.environ_file is None:
             self.notes.append("its environment could not be read in time: none of its variables was passed on")
@@ -97,7 +98,7 @@ class FaultingProcess:
         if self.confined:
             self.notes.append("it had a seccomp filter of its own: none of its variables was passed on")
             return {}
-        # A child that was tried before has read it to its end, with the same file.
+        # An earlier child may have read the same open file to its end.
         posix.lseek(self.environ_file, 0, SEEK_SET)
         variables, cut = procfs.parse_environ(procfs.read_all(self.environ_file, procfs.ENVIRON_LIMIT + 1))
         if cut:

@@ -46,7 +46,7 @@ def read_all(descriptor: int, limit: int = FILE_LIMIT) -> bytes:
 def task_of(pid: int, tid: "int | None") -> str:
     """Return the path of the faulting thread's directory: of ``tid``, or else of the first thread that still has namespaces.
 
-    The leader may have exited before; it has lost them with that.
+    The leader may have exited; then it has no namespaces any more.
     """
     if tid is not None:
         return f"/proc/{pid}/task/{tid}"
@@ -140,7 +140,7 @@ def parse_processors(text: str) -> "set[int]":
 
 
 def still_dumping(status: bytes) -> bool:
-    """Tell whether the process of this /proc/PID/status is being dumped; the name in it, which it chose, is escaped."""
+    """Tell whether the process of this /proc/PID/status is being dumped; the kernel escapes the name that it chose."""
     return b"\nCoreDumping:\t1\n" in status
 
 

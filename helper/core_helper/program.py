@@ -1,4 +1,4 @@
-"""The program that becomes the delegate: found in the container, opened, executed by its descriptor; execveat(2)."""
+"""The program that becomes the delegate: opened in the container, and executed by its descriptor; execveat(2)."""
 
 import posix
 
@@ -8,21 +8,21 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from core_helper.joining import StatusPipe
 
-# fs/exec.c: a line of BINPRM_BUF_SIZE bytes is read, and scripts may name scripts five times.
+# fs/exec.c: the kernel reads BINPRM_BUF_SIZE bytes of a script, and follows at most five scripts that name scripts.
 SCRIPT_LINE = 256
 SCRIPT_DEPTH = 5
 
 
 class Stopped(Exception):
-    """A step failed and the delegation with it; the text says what, on which object, and why."""
+    """A step failed, and so the delegation; the text says which object, and why."""
 
 
 class Absent(Stopped):
-    """The container has no such delegate, which is nobody's failure."""
+    """The container has no such delegate; that is no failure."""
 
 
 class Program:
-    """The delegate as an opened file. A script's interpreters are opened here too, by the same rules.
+    """The delegate as an opened file. The interpreters of a script are opened here, too, by the same rules.
 
     Executing a script by its path would have the kernel open the interpreter that its first line names:
     ``#!/proc/self/exe`` would run the host's Python inside the container (CVE-2019-5736).
@@ -93,15 +93,16 @@ class Program:
             posix.close(readable)
 
     def prepare(self, environment: "dict[bytes, bytes]") -> None:
-        """Have all that ``execute`` needs in memory: the limits that are set before may leave no more of it."""
+        """Put all that ``execute`` needs into memory: the limits that are set before that may leave no more memory."""
         self.execution = linux.Execution(self.descriptor, self.arguments, environment)
         facts = {name: value for name, value in environment.items() if name.startswith(b"CORE_")}
         self.last_resort = linux.Execution(self.descriptor, self.arguments, facts)
 
     def execute(self, status: "StatusPipe") -> None:
         """Become the program, by its descriptor; execveat(2). Raises OSError or Stopped when the kernel will not."""
-        # The two that stay are close-on-exec. The kernel executes no script by such a descriptor: a file that has become one
-        # since its first line was read cannot have it open /proc/self/exe (fs/binfmt_script.c, BINPRM_FLAGS_PATH_INACCESSIBLE).
+        # The two descriptors that stay are close-on-exec. The kernel executes no script by such a descriptor. So a file that
+        # has become a script since its first line was read cannot make the kernel open /proc/self/exe (fs/binfmt_script.c,
+        # BINPRM_FLAGS_PATH_INACCESSIBLE).
         linux.close_all_but({self.descriptor, status.descriptor})
         try:
             self.execution.run()
@@ -109,7 +110,8 @@ class Program:
             if error.errno != linux.E2BIG:
                 reason = error.strerror
                 if error.errno == linux.ENOENT:
-                    # The program itself is open. Or it has become a script meanwhile; see above.
+                    # The program itself is open, so it is the loader that is missing. Or the program has become a script; see
+                    # above.
                     reason = "its dynamic loader is not there: install that one, or link the program statically"
                 raise Stopped(f"{_name(self.arguments[0])}: {reason}") from None
         status.send("note", "environment too long for execve(2): only CORE_* passed on")

@@ -1,6 +1,6 @@
-"""How much one container may write into the host's log, over all its crashes: a token bucket in a file of root's.
+"""Limits what one container may write into the host's log, over all its crashes: a token bucket in a file of root's.
 
-Without it a container that crashes in a loop, each time with a delegate that writes all it may, fills the host's log.
+Without a limit, a container that crashes in a loop, each time with a delegate that writes all it may, fills the host's log.
 """
 
 import _struct
@@ -9,11 +9,12 @@ import posix
 import time
 
 FILE = "/run/docker_core_helper.lines"
-# Lines that may be written at once, lines that are added to them each second, and how many must be there before a container
-# that had used up all of them may write again: or each new line would bring one that says how many were left out.
+# The size of the bucket: lines that a container may write at once. The lines that each second adds. The lines that must be in
+# the bucket before a container that had emptied it may write again: otherwise each new line would bring one that says how many
+# were left out.
 BURST, RATE, RESUME = 1000.0, 10.0, 100.0
 MOST_GROUPS = 256
-# Time of the monotonic clock, lines left, lines left out since when it had used up all of them (-1: it has not), name.
+# Time of the monotonic clock; lines in the bucket; lines left out since it was empty (-1: it was not empty); name.
 RECORD = _struct.Struct("=ddq104s")
 
 
@@ -26,7 +27,7 @@ def admit(group: str, now: "float | None" = None) -> "tuple[bool, str]":
 
 
 def leaves_out(group: str, now: "float | None" = None) -> bool:
-    """Tell whether the next line of ``group`` is left out, and count it then: so the log need not even be loaded for it."""
+    """Tell whether the next line of ``group`` is left out, and count it if so: then the log need not even be loaded for it."""
     return _locked(group, now, True) is not None
 
 
@@ -46,13 +47,13 @@ def _locked(group: str, now: "float | None", only_left_out: bool) -> "tuple[bool
 
 
 def _admit(file: int, group: str, now: float, only_left_out: bool) -> "tuple[bool, str] | None":
-    """Take a line of ``group``, and return what became of it; None and nothing taken where it is not left out but shall be."""
+    """Take a line of ``group``, and return what becomes of it. With ``only_left_out``, None for a line that may be written."""
     name = group.encode()[:104].ljust(104, b"\0")
     table = posix.pread(file, MOST_GROUPS * RECORD.size, 0).ljust(MOST_GROUPS * RECORD.size, b"\0")
     records = list(RECORD.iter_unpack(table))
     index = next((index for index, record in enumerate(records) if record[3] == name), None)
     if index is None:
-        # A new one takes the place of the one that has been silent for the longest time.
+        # A new group takes the place of the one that has been silent for the longest time.
         index = min(range(MOST_GROUPS), key=lambda index: records[index][0])
         then, left, missed = now, BURST, -1
     else:

@@ -1,4 +1,4 @@
-"""The core's way from the kernel's pipe into that of the delegate, and the delegate's words into the log."""
+"""Moves the core from the kernel's pipe into that of the delegate, and the delegate's output into the log."""
 
 import posix
 import select
@@ -17,17 +17,17 @@ PIPE_SIZE = 1 << 20
 STEP = 1 << 20
 OUTPUT_LIMIT = 65536
 OUTPUT_LINES = 200
-# What a delegate may write before it has to wait, and how long it waits for each read of 64 KiB then: whoever writes without
-# end would cost the host several times the processor time that the container is allowed.
+# The bytes that a delegate may write before it has to wait, and the seconds that it then waits for each read of 64 KiB. A
+# delegate that writes without end would otherwise cost the host several times the processor time that the container is allowed.
 OUTPUT_FREE = 1 << 20
 OUTPUT_PAUSE = 0.02
 DEADLINE = "deadline passed"
-TRACED_PAUSE = 0.05  # Seconds between two looks whether a delegate that is traced may end.
-SHORTEST_PAUSE, LONGEST_PAUSE = 0.0001, 0.1  # Seconds between two looks whether the delegate has read all.
+TRACED_PAUSE = 0.05  # Seconds between two checks whether a traced delegate has ended.
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.0001, 0.1  # Seconds between two checks whether the delegate has read all.
 
 
 class Output:
-    """What the delegate writes: standard error for the log, bounded; standard output for nobody."""
+    """What the delegate writes: a limited part of standard error goes to the log, standard output is discarded."""
 
     def __init__(self, child: "Child", log: "Callable[[bytes], None]") -> None:
         """Take the pipes of ``child``; ``log`` gets each line."""
@@ -91,8 +91,9 @@ class Relay:
         self.committed = False
         self.header = corefile.Header()
         self.pending = b""
-        # What moves goes through a pipe of ours. A call that waits for the child's pipe, whose lock the container may have,
-        # must not have the lock of the kernel's pipe: the faulting process would wait for that one, past every signal.
+        # The core moves through a pipe of ours. The container may hold the lock of the child's pipe. A call that waits for that
+        # lock must not hold the lock of the kernel's pipe: the faulting process would wait for it, and no signal would
+        # interrupt that.
         self.buffer_out, self.buffer_in = posix.pipe()
         self.buffered = 0
         linux.set_pipe_size(self.buffer_in, 1)
@@ -130,14 +131,14 @@ class Relay:
                     # Another process traces it, and has not let it end yet.
                     time.sleep(TRACED_PAUSE)
             if end is not None and self.open and not self.committed and self._is_held():
-                # Who has inherited the input of a delegate that has ended well goes on reading.
+                # A process that has inherited the input of a delegate which ended with exit code 0 goes on reading.
                 if end.si_status and linux.bytes_in_pipe(self.sink) == self.shown:
                     held = True
                     break
                 if self.shown:
                     self._commit()
         posix.close(pidfd)
-        # Nobody can read any more what was shown, so it still lies in the kernel's pipe alone.
+        # Nobody can read the shown bytes any more; the kernel's pipe still has them.
         self.result.untouched = not self.committed and end is not None
         if self.result.failure is None and end is not None and end.si_status:
             kind = "ended with exit code" if end.si_code == posix.CLD_EXITED else "was killed by signal"
@@ -161,14 +162,14 @@ class Relay:
         return pause * 1000
 
     def finish(self) -> None:
-        """Close the child's input if that was not done yet, and log its last words."""
+        """Close the child's input if that was not done yet, and log its last output."""
         self._close()
         for descriptor in (self.buffer_in, self.buffer_out):
             posix.close(descriptor)
         self.output.finish()
 
     def _register(self, poll: select.poll) -> None:
-        # One side at a time: waiting for the sink while the source is empty would spin, and the other way round too.
+        # Wait for one side at a time: to wait for the sink while the source is empty would spin, and vice versa.
         if self.open:
             poll.register(self.sink, select.POLLOUT if self.readable and not self.ended else 0)
             if not self.readable:
@@ -192,8 +193,8 @@ class Relay:
     def _show(self) -> None:
         """Show the child the first bytes of the core and leave them in the kernel's pipe: that of the child holds one page.
 
-        Its pipe takes more only when it has read them. A child that ends before that has cost nothing: the next one gets the
-        whole core.
+        The child's pipe takes more only when the child has read these bytes. If the child ends before that, nothing is lost:
+        the next destination gets the whole core.
         """
         try:
             copied = linux.tee(self.core, self.buffer_in, STEP)
@@ -205,13 +206,13 @@ class Relay:
         except OSError as error:
             if error.errno != linux.EINVAL:
                 raise
-            self._commit()  # By hand, from a file: what is read of that cannot be put back.
+            self._commit()  # Started by hand with a file: bytes that are read from it cannot be put back.
         else:
             if self.shown == 0:
                 self._commit()  # The process was killed before it wrote anything.
 
     def _commit(self) -> None:
-        """Take what the child has begun to read out of the kernel's pipe: from here on the core is this child's."""
+        """Remove the bytes that the child has begun to read from the kernel's pipe: from here on the core is this child's."""
         self.committed = True
         left = self.shown
         while left > 0:
@@ -245,7 +246,7 @@ class Relay:
     def _splice(self) -> int:
         """Move some of the core without copying it, and return how many bytes; 0 at the end of the core."""
         try:
-            # The buffer is filled up while the child reads: else the one would wait for the other.
+            # Fills the buffer while the child reads: otherwise each side would wait for the other in turn.
             self.buffered += linux.splice(self.core, self.buffer_in, STEP)
         except BlockingIOError:
             if self.buffered == 0:
@@ -257,13 +258,13 @@ class Relay:
         return moved
 
     def _close_when_read(self) -> None:
-        """Give the delegate the end of its input once it has read all: what still lies in the pipe is not delivered yet."""
+        """Close the delegate's input once it has read all: bytes that still lie in the pipe are not delivered yet."""
         if linux.bytes_in_pipe(self.sink) == 0:
             self.result.complete = True
             self._close()
 
     def _copy(self) -> int:
-        """Move some of the dump's first bytes, which tell how long it has to be, and return how many."""
+        """Move some of the dump's first bytes, which say how long the dump must be, and return how many."""
         if not self.pending:
             self.pending = posix.read(self.core, min(self.header.wanted - len(self.header.content), STEP))
             self.header.add(self.pending)
@@ -277,6 +278,6 @@ class Relay:
         if self.open:
             self.open = False
             if self.committed and not self.result.complete:
-                # What lies in the pipe is not read by anybody any more.
+                # Nobody reads the bytes any more that lie in the pipe.
                 self.result.delivered -= linux.bytes_in_pipe(self.sink)
             posix.close(self.sink)

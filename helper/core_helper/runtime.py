@@ -1,4 +1,4 @@
-"""What container runtimes leave behind: the names of their control groups, and who is in no container; cgroups(7)."""
+"""Reads the names that container runtimes give to control groups, and says who is in no container; cgroups(7)."""
 
 import posix
 
@@ -34,7 +34,8 @@ def outermost_group(cgroups: "list[tuple[bytes, bytes]]") -> "tuple[str, bytes, 
 def maker_of(controllers: bytes, above: bytes) -> "int | None":
     """Return who may make control groups in the group ``above``, as a user of the host; None where that group is not found.
 
-    Only its owner may: a user to whom root has given a part of the hierarchy names groups there as he likes; cgroups(7).
+    Only the owner of that group may. A user to whom root has given a part of the hierarchy can give any name to groups there;
+    cgroups(7).
     """
     first = controllers.split(b",")[0]
     usual = (first.rpartition(b"=")[2],) if controllers else (b"", b"unified")
@@ -89,19 +90,18 @@ def _share_unit(one: bytes, other: bytes) -> bool:
 
 
 def is_of_the_host(process: "FaultingProcess") -> bool:
-    """Tell whether ``process`` is outside of containers. Whatever is not clear is a container: it must not get here.
+    """Tell whether ``process`` is outside of containers; False in case of doubt.
 
-    It has the mount, pid and user namespace of the host. The mount namespace may be another one where everything else is
-    the host's, the root directory too: so are the services of systemd that have a /tmp of their own and the like.
+    Such a process has the mount, pid and user namespace of the host. Its mount namespace may be another one if everything else
+    is the host's, and the root directory, too: like that of systemd's services that have a /tmp of their own.
     """
     if process.user_namespace is not None or process.in_pid_namespace():
         return False
     foreign = {name for name, _, _ in process.namespaces}
     if "mnt" not in foreign:
         return True
-    # An identifier in the control group's path is an engine's, whatever namespaces the container was given.
-    # A container that has the host's root directory mounted can make it the root of a process, by chroot(2); not that of its
-    # mounts.
+    # An id in the control group's path is an engine's, whatever namespaces the container was given. A container that has the
+    # host's root directory mounted can make it the root directory of a process, by chroot(2), but not the root of its mounts.
     return (
         "cgroup" not in foreign
         and not process.container_id

@@ -1,13 +1,14 @@
-"""Fairness: who crashes in a loop leaves slots to the others. Asked first, before anything that costs more.
+"""Slots: a container that crashes in a loop leaves some to the others. Asked first, before anything that costs more.
 
-A slot is a record of a file of root's, one for each core that may be delivered at a time. It counts as long as its helper,
-which holds a lock of it that the kernel releases however the helper ends, and as long as the faulting process, which may
-outlive its helper: where a file that it has mapped does not answer, not even SIGKILL ends it at once; fcntl_locking(2).
+A slot is a record in a file of root's; there is one for each core that may be delivered at a time. A slot is taken as long as
+its helper runs: the helper holds a lock on the record, which the kernel releases however the helper ends; fcntl_locking(2). A
+slot is also taken as long as the faulting process exists. That process may outlive its helper: if it waits for a mapped file
+that does not answer, not even SIGKILL ends it at once.
 
-The more a container holds, the less it may add when slots are short: one more only while it holds fewer than are free, as in
-the dynamic thresholds of switches (Choudhury and Hahne, 1998). So three containers that take all they get hold 32, 16 and 8 of
-64 slots, and 8 are left. A user who may make containers, or processes, of any number is bounded in the same way, at three
-times what is free.
+A container may take one more slot only while it holds fewer than are free, as in the dynamic thresholds of switches (Choudhury
+and Hahne, 1998). So three containers that take all they can get hold 32, 16 and 8 of 64 slots, and 8 are left. A user who can
+make any number of containers or processes has a limit, too: all of them together may take one more slot only while they hold
+fewer than three times the free ones.
 """
 
 import _struct
@@ -30,23 +31,24 @@ RECORD = _struct.Struct("=IIQq104s")
 LONGEST_NAME = 104
 MUTEX = MOST_SLOTS * RECORD.size
 OWNER_WEIGHT = 3
-RESERVE = 8  # One of so many slots is for containers that hold none.
+RESERVE = 8  # One in so many slots is for containers that hold none.
 SUBUID, PASSWD = "/etc/subuid", "/etc/passwd"
 FIRST_SUBUID = 65536  # The first number that is neither a user's nor nobody's; subuid(5).
 NOBODY = -1
 
 
 class Holder:
-    """Whose a crash is: ``group`` is its container, or user of the host; ``owner`` who could make more of those.
+    """The container or user to whom a crash belongs.
 
-    ``owner`` is the user who made the container, or whose process of the host it is; NOBODY for root, who could do anything.
+    ``group`` stands for the container, or for the user of a process of the host. ``owner`` is the user who could make more such
+    groups: the one who made the container, or that user of the host; NOBODY for root, who could do anything.
     """
 
     def __init__(self, group: str, owner: "int | None") -> None:
-        """Take the two; a group of another owner is another one, whatever its name is."""
+        """Take both. Two groups of different owners are different, even if they have the same name."""
         self.owner = owner or NOBODY
         self.name = group
-        # As it comes back from its record: a longer one would never be found again.
+        # Cut to what a record holds: a longer name would never be found again.
         self.group = f"{self.owner} {group}"[:LONGEST_NAME]
 
 
@@ -54,12 +56,12 @@ class Slot:
     """A slot that was acquired; it is held until this process ends."""
 
     def __init__(self, file: "int | None", index: int) -> None:
-        """Take the opened file, None for no record. It stays open: closing any descriptor of it would release the lock."""
+        """Take the opened file, None for no record. The file stays open: closing a descriptor of it would release the lock."""
         self.file = file
         self.index = index
 
     def release(self) -> bytes:
-        """Give the slot back, though the faulting process is still there: somebody else looks after it from here on.
+        """Free the slot while the faulting process still exists: the previous handler looks after that process from here on.
 
         Returns the record, for ``reclaim``.
         """
@@ -70,21 +72,21 @@ class Slot:
         return record
 
     def reclaim(self, record: bytes) -> None:
-        """Have the slot again after ``release``: nobody else can have taken it, because its lock was kept."""
+        """Take the slot again after ``release``: nobody else can have taken it, because its lock was kept."""
         if self.file is not None:
             posix.pwrite(self.file, record, self.index * RECORD.size)
 
 
 def limit_of(configured: "int | None", kernel: int) -> int:
-    """Return how many cores are delivered at a time: as ``configured``, but not more than the ``kernel`` keeps crashes for.
+    """Return how many cores are delivered at a time: as ``configured``, but at most as many as the ``kernel`` allows.
 
-    ``kernel`` is 0 where the kernel keeps none.
+    ``kernel`` is kernel.core_pipe_limit; with 0 the kernel has no limit, and waits for no helper.
     """
     return min(configured or kernel or DEFAULT_LIMIT, kernel or MOST_SLOTS, MOST_SLOTS)
 
 
 def acquire(crash: "Crash", limit: int, log: "Log") -> Slot:
-    """Acquire one of ``limit`` slots for ``crash``, and note in the ``log`` whose it is.
+    """Acquire one of ``limit`` slots for ``crash``, and note in the ``log`` to whom the crash belongs.
 
     Raises Refused when its container or its user has too many.
     """
@@ -99,7 +101,7 @@ def acquire(crash: "Crash", limit: int, log: "Log") -> Slot:
 
 
 def resume(file: int, index: int, log: "Log") -> Slot:
-    """Return the slot that this process took before it was executed anew; ``file`` is -1 where it is not counted."""
+    """Return the slot that this process took before its re-execution; ``file`` is -1 where slots are not counted."""
     if file < 0:
         return Slot(None, 0)
     posix.set_inheritable(file, False)
@@ -109,7 +111,7 @@ def resume(file: int, index: int, log: "Log") -> Slot:
 
 
 def log_name(owner: int, group: str) -> str:
-    """Return under which name the lines of a holder are counted: who may make groups of any number has them all together."""
+    """Return the name under which a holder's lines are counted: all groups of a user who can make many have one name."""
     return group if owner == NOBODY else f"{owner} user {owner}"
 
 
@@ -125,7 +127,7 @@ def _acquire(file: int, holder: Holder, limit: int, crash: "Crash") -> Slot:
         elif empty is None and not _is_locked(file, index):
             empty = index
     free = limit - used
-    # The last ones are for who has none: however many containers take all they get, others have one.
+    # The last slots are for groups that hold none: so others get one, however many containers take all they can get.
     reserved = of_group > 0 and free <= limit // RESERVE
     if empty is None or reserved or not may_add(of_group, free, 1):
         raise Refused(
@@ -148,7 +150,7 @@ def _acquire(file: int, holder: Holder, limit: int, crash: "Crash") -> Slot:
 
 
 def may_add(held: int, free: int, weight: int) -> bool:
-    """Tell whether who holds ``held`` slots may take one more of the ``free`` ones."""
+    """Tell whether a group or owner that holds ``held`` slots may take one more of the ``free`` ones."""
     return free > 0 and (held == 0 or held < weight * free)
 
 
@@ -169,7 +171,7 @@ def _is_locked(file: int, index: int) -> bool:
 def start_of(task: str) -> "int | None":
     """Return when the thread of this /proc/PID/task/TID was started, in ticks since the boot, None if it is gone.
 
-    Not asked of the process: that would take as long as it has threads; proc_pid_stat(5).
+    /proc/PID/stat is not read: that would take longer the more threads the process has; proc_pid_stat(5).
     """
     try:
         return int(procfs.stat_fields(procfs.read_path(f"{task}/stat"))[19])
@@ -178,7 +180,7 @@ def start_of(task: str) -> "int | None":
 
 
 def is_dumping(pid: int, tid: int, started: int) -> bool:
-    """Tell whether the process whose thread was ``started`` then is still being dumped; asked of the thread that crashed."""
+    """Tell whether the process whose faulting thread was ``started`` then is still being dumped."""
     try:
         task = procfs.task_of(pid, tid or None)
         return start_of(task) == started and procfs.still_dumping(procfs.read_path(f"{task}/status"))
@@ -187,7 +189,7 @@ def is_dumping(pid: int, tid: int, started: int) -> bool:
 
 
 def holder_of(crash: "Crash") -> Holder:
-    """Return whose the crash is. The process is not verified yet: whoever took its place is refused later."""
+    """Return to whom the crash belongs. The process is not verified yet: another one in its place is refused later."""
     opened: list[int] = []
     try:
         task = procfs.task_of(crash.pid, crash.tid)
@@ -195,14 +197,14 @@ def holder_of(crash: "Crash") -> Holder:
         if group is not None:
             maker = runtime.maker_of(*group[1:])
             if maker is not None:
-                # One container, whatever namespaces it was given and its processes have made. A user of the host who may make
-                # control groups can give them any name: that counts among his own only.
+                # This is one container, whatever namespaces it was given and its processes have made. A user of the host who
+                # may make control groups can give them any name: such a group counts for that user only.
                 return Holder(f"container {group[0]}", user_of(maker))
         opened.append(posix.open(f"{task}/ns/pid", posix.O_RDONLY | posix.O_CLOEXEC))
         host = namespaces.of_host("pid")
         if posix.fstat(opened[0]).st_ino != host:
-            # Who made it is told by itself: its processes may make user namespaces, as whatever user.
-            # A container that makes namespaces of its own has no more slots for that.
+            # The namespace itself says who made it; its processes may make user namespaces as any user. The outermost one
+            # counts: a container that makes namespaces of its own gets no more slots by that.
             opened.append(namespaces.outermost(opened[0], host))
             opened.append(fcntl.ioctl(opened[1], namespaces.NS_GET_USERNS))
             name = f"pid:[{posix.fstat(opened[1]).st_ino}]"

@@ -16,7 +16,8 @@ SIGKILL = 9
 class KernelPipe:
     """The reading end of the pipe that the kernel writes the core into.
 
-    Whoever holds the last copy of this end holds the faulting process, its namespaces and one slot of kernel.core_pipe_limit.
+    As long as a copy of this end is open, the kernel keeps the faulting process, its namespaces and one place of
+    kernel.core_pipe_limit.
     ``drained`` tells whether the kernel has written the core to its end.
     """
 
@@ -33,8 +34,8 @@ class KernelPipe:
         """Close the last copy of the pipe, and end the process if that does not; return whether SIGKILL was needed.
 
         As a rule the next write ends the dump. But the kernel may have nothing to write for minutes, while it walks terabytes
-        of memory that the process has reserved and never used: fs/coredump.c, dump_user_range. A process that waits for a file
-        system which does not answer is not ended by SIGKILL either; its slot stays taken, see slots.py.
+        of memory that the process has reserved and never used: fs/coredump.c, dump_user_range. SIGKILL does not end a process
+        that waits for a file system which does not answer; the slot of such a process stays taken, see slots.py.
         """
         self.close()
         if crash.handle is None:
@@ -47,7 +48,8 @@ class KernelPipe:
             proc = posix.open("/proc", posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
             path = procfs.task_of(crash.pid, crash.tid)
             task = posix.open(path, posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
-            # It has not ended, so the number is still its own. And it is no successor of that process: none is that old.
+            # The process has not ended, so the pid is still its own. And it is no successor that got the pid: a successor is
+            # younger.
             if not procfs.still_dumping(procfs.read(task, "status")) or procfs.is_younger(
                 procfs.read(task, "../../stat"), procfs.read(proc, "self/stat")
             ):

@@ -17,25 +17,25 @@ if TYPE_CHECKING:
 
 UNCHANGEABLE = {_signal.SIGKILL, _signal.SIGSTOP}
 ST_RDONLY = 1
-# Number of the slot's file, index of the slot, and time of the start, for the helper that was executed anew.
+# Number of the slot's file, index of the slot, and time of the first start, for the helper after its re-execution.
 MARK = b"DOCKERCOREHELPER_RESTARTED"
 
 
 def reset_signals() -> None:
-    """Give every signal its default action and an empty mask: execve(2) keeps what is ignored, by Python or by its caller."""
+    """Give every signal its default action, and empty the mask: execve(2) keeps signals that Python or its caller ignores."""
     for number in _signal.valid_signals() - UNCHANGEABLE:
         _signal.signal(number, _signal.SIG_DFL)
     _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
 
 
 def ignore_signals_of_python() -> None:
-    """Have a closed pipe and a file that may not grow be errors, as in any Python."""
+    """Make writing to a closed pipe, or to a file that may not grow, raise an error, as in any Python."""
     for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
         _signal.signal(number, _signal.SIG_IGN)
 
 
 def reset_signals_for_python() -> None:
-    """Act on signals as Python does, whatever the caller ignored: an ignored SIGCHLD would lose how the delegate ended."""
+    """Act on signals as Python does, whatever the caller ignored: an ignored SIGCHLD would hide how the delegate ended."""
     reset_signals()
     ignore_signals_of_python()
 
@@ -67,9 +67,9 @@ def occupy_standard_descriptors() -> "tuple[int, int | None]":
 def is_exposed(crash: "Crash") -> bool:
     """Tell whether a container could overwrite the file that this process is executed from.
 
-    Between fork and exec a process of ours is seen in the container. Who has CAP_SYS_PTRACE in the host's user namespace may
-    open its /proc/PID/exe, and write to that when nobody executes it any more (CVE-2019-5736). The user namespace of the
-    process says nothing about who else is in its pid namespace.
+    Between fork and exec, the container can see a process of ours. A process with CAP_SYS_PTRACE in the host's user namespace
+    may open the /proc/PID/exe of ours, and write to that file when nobody executes it any more (CVE-2019-5736). The user
+    namespace of the faulting process says nothing about who else is in its pid namespace.
     """
     if posix.statvfs("/proc/self/exe").f_flag & ST_RDONLY:
         return False
@@ -78,7 +78,7 @@ def is_exposed(crash: "Crash") -> bool:
 
 
 def protect_interpreter(crash: "Crash", source: "KernelPipe", slot: "Slot", began: float, log: "Log") -> str:
-    """Have this program executed where no container can overwrite its interpreter; return why that is not so, or ""."""
+    """Re-execute this program where no container can overwrite its interpreter; return why that cannot be, or ""."""
     try:
         return restart_read_only(crash, source, slot, began, log) if is_exposed(crash) else ""
     except OSError as error:
@@ -86,9 +86,9 @@ def protect_interpreter(crash: "Crash", source: "KernelPipe", slot: "Slot", bega
 
 
 def restart_read_only(crash: "Crash", source: "KernelPipe", slot: "Slot", began: float, log: "Log") -> str:
-    """Execute this program anew, its interpreter from a read-only mount that nobody else has; return why that cannot be.
+    """Re-execute this program, its interpreter from a read-only mount that nobody else has; return why that cannot be.
 
-    The slot is kept: its lock belongs to the process, as long as the file stays open. mount_setattr(2), Linux 5.12.
+    The process keeps its slot: the lock belongs to the process, as long as the file stays open. mount_setattr(2), Linux 5.12.
     """
     words = [sys.executable, "-IS", *sys.argv]
     kept = [descriptor for descriptor in (slot.file, crash.pidfd) if descriptor is not None]
@@ -111,7 +111,7 @@ def restart_read_only(crash: "Crash", source: "KernelPipe", slot: "Slot", began:
 
 
 def mark_of_restart() -> "tuple[int, int, float] | None":
-    """Return the slot's file and index and the time of the start where this program was executed anew, and forget them."""
+    """Return the slot's file and index and the time of the first start if this program was re-executed, and forget them."""
     mark = posix.environ.pop(MARK, None)
     if mark is None:
         return None

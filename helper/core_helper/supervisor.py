@@ -1,9 +1,9 @@
-"""The supervisor: stays on the host, waits for the child's start, has the core relayed to it, and ends it at the deadline.
+"""The supervisor: stays on the host, waits for the child's start, relays the core to it, and ends it at the deadline.
 
-Whoever holds the last copy of the read end of the kernel's pipe holds the crashed process, its namespaces and one slot of
-kernel.core_pipe_limit. The delegate therefore gets a pipe of its own, and the kernel's is closed only after the delegate
-has ended: when PID 1 of a container crashed, its pid namespace with the delegate in it is killed at that moment; core(5),
-pid_namespaces(7).
+As long as a process holds the read end of the kernel's pipe open, the kernel keeps the faulting process, its namespaces and one
+place of kernel.core_pipe_limit. The delegate therefore gets a pipe of its own, and the supervisor closes the kernel's only
+after the delegate has ended. If PID 1 of a container crashed, the kernel kills everything in its pid namespace at that moment,
+the delegate too; core(5), pid_namespaces(7).
 """
 
 import _thread
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 ENVIRON_PATIENCE = 10.0  # Seconds that reading the environment of the process may take.
 GRACE = 2.0  # Seconds between SIGTERM and SIGKILL, and again before a delegate that cannot be killed is given up.
 SIGTERM, SIGKILL = 15, 9
-LATE = 1.0  # Seconds after the deadline that the thread which attends to the child may take to notice it.
-LONGEST_REPORTS = 65536  # Bytes that a child may report until the delegate is there: some lines.
+LATE = 1.0  # Seconds that the thread which attends to the child may take to notice the deadline.
+LONGEST_REPORTS = 65536  # Bytes that a child may report before the delegate is started; it needs a few lines.
 DEADLINE = "deadline passed"
 LONGEST_PID = 7  # Digits; PID_MAX_LIMIT of the kernel is 4194304.
 
@@ -49,12 +49,14 @@ def supervise(
     finished.acquire()
     _thread.start_new_thread(_attend, (source, child, process, deadline, log_output, result, finished))
     if not finished.acquire(timeout=max(0.0, deadline - time.monotonic()) + LATE):
-        # The other thread is late. As a rule it ends the child just now; or a lock of the container's keeps it in the kernel.
+        # The other thread is late. As a rule it is just ending the child. Or a pipe that the container keeps locked holds it in
+        # the kernel.
         if child.ending.acquire(blocking=False):
             _end(child, process)
         _kill_holders(child, process)
         if not finished.acquire(timeout=4 * GRACE):
-            # Nothing of it may be touched any more: this thread would hang, too. The slot stays taken until that is over.
+            # This thread must not touch the child's pipes, or it would hang, too. The slot stays taken as long as the other
+            # thread hangs.
             result.stuck = True
             result.failure = DEADLINE
     if result.error is not None:
@@ -71,11 +73,11 @@ def _attend(
     result: Result,
     finished: "_thread.LockType",
 ) -> None:
-    """In a thread of its own: attend to the ``child`` until its end, put what came of it into ``result``, open ``finished``.
+    """In a thread of its own: attend to the ``child`` until its end, fill in ``result``, and release ``finished``.
 
-    Every pipe of the child is touched in this thread only. Whoever has such a pipe open can hold its lock as long as he likes:
-    splice(2) into a socket that nobody reads waits with that lock, and whoever then reads, writes, asks or closes the pipe
-    waits in the kernel, past every signal (fs/splice.c, fs/pipe.c).
+    Only this thread touches the pipes of the child. A process that has such a pipe open can hold its lock as long as it likes:
+    splice(2) into a socket that nobody reads waits with that lock. Then everybody else who reads, writes, queries or closes the
+    pipe waits in the kernel, and no signal interrupts that (fs/splice.c, fs/pipe.c).
     """
     try:
         if _wait_for_start(child, result, deadline):
@@ -85,7 +87,7 @@ def _attend(
             from core_helper import relay
 
             moving = relay.Relay(source, child, result, log_output)
-            # Before its input ends: an uploader would take that for the end of the core, and complete half an object.
+            # Before its input ends: an uploader would take that for the end of the core, and store an incomplete object.
             if not moving.run(deadline) and child.ending.acquire(blocking=False):
                 _end(child, process)
             moving.finish()
@@ -100,7 +102,7 @@ def _attend(
 
 
 def _end(child: "Child", process: "FaultingProcess") -> None:
-    """End the delegate with its family, or what has not become the delegate. Once: then its pid may be another process's."""
+    """End the delegate with its family, or a child that has not become the delegate. Once: its pid may be reused after that."""
     if child.pid:
         _end_family(child, process)
     else:
@@ -124,7 +126,7 @@ def _wait_for_start(child: "Child", result: "Result", deadline: float) -> bool:
         child.reported += part
         amount += len(part)
         if amount > LONGEST_REPORTS:
-            # Not by our own code: a container with CAP_SYS_PTRACE has taken the pipe.
+            # Our own code does not report that much: a container with CAP_SYS_PTRACE has opened the pipe.
             result.failure = f"more than {LONGEST_REPORTS} bytes were reported before the delegate was started"
             return False
         ready = _read_reports(child, result)
@@ -133,15 +135,15 @@ def _wait_for_start(child: "Child", result: "Result", deadline: float) -> bool:
         if ready:
             return True
         if not part:
-            # All copies of the pipe are closed: by exec, or by the end of the processes that had to get there.
+            # All copies of the pipe are closed: by exec, or because the processes before that have ended.
             result.failure = _adopt(child)
             return result.failure is None
 
 
 def _adopt(child: "Child") -> "str | None":
-    """Make sure that the delegate is our child; return what is wrong otherwise.
+    """Make sure that the reported pid is a child of ours; return what is wrong otherwise.
 
-    Its pid came over a pipe that a process inside the container held: no signal is sent to a pid that is not our child's.
+    The pid came over a pipe that a process inside the container held, so no signal may go to it before that is sure.
     """
     _wait_for_end({child.setup_pid}, 0)
     child.setup_pid = 0
@@ -157,9 +159,9 @@ def _adopt(child: "Child") -> "str | None":
 
 
 def _end_unknown(child: "Child") -> None:
-    """End what the joining process has left behind, where it died before it could report the pid: the delegate, by its pipes.
+    """End a delegate whose pid the joining process could not report before it died; its pipes show which process it is.
 
-    Children are searched for, since not every kernel lists them (CONFIG_PROC_CHILDREN).
+    All of /proc is searched, since not every kernel lists the children of a process (CONFIG_PROC_CHILDREN).
     """
     try:
         posix.waitid(posix.P_ALL, 0, posix.WEXITED | posix.WNOHANG | posix.WNOWAIT)
@@ -169,7 +171,7 @@ def _end_unknown(child: "Child") -> None:
     proc = posix.open("/proc", posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
     for name in posix.listdir(proc):
         if name.isdigit() and _parent(proc, name) == own and _has_pipe(name, child.pipes):
-            # Ours, and so this very process until it is waited for.
+            # It is our child, so the number stays its own until it is waited for.
             _signal_session(int(name), SIGKILL)
             _wait_for_end({int(name)}, 0)
     posix.close(proc)
@@ -183,10 +185,11 @@ def _parent(proc: int, name: str) -> str:
 
 
 def _abandon(child: "Child") -> None:
-    """End what has not become the delegate. It is our own code, so it is given no grace."""
+    """End a child that has not become the delegate. It runs our own code, so it gets no grace."""
     if child.setup_pid:
         posix.kill(child.setup_pid, SIGKILL)
-        # Waited for, so that its own child, if it has one, becomes ours. It may hang in a file system of the container's.
+        # Waits for its end, so that its own child, if it has one, becomes ours. That child may hang in a file system of the
+        # container.
         _adopt(child)
     if child.pid:
         posix.kill(child.pid, SIGKILL)
@@ -218,7 +221,7 @@ def _read_reports(child: "Child", result: "Result") -> bool:
 
 
 def _read_last_words(child: "Child", result: "Result") -> None:
-    """Take what a child reported after it was ready: why it could not write on."""
+    """Take over what a child reported after it was ready: why it could not write any more."""
     try:
         child.reported += posix.read(child.status_read_end, 65536)
     except BlockingIOError:
@@ -229,13 +232,13 @@ def _read_last_words(child: "Child", result: "Result") -> None:
 
 
 def _end_family(child: "Child", process: "FaultingProcess") -> None:
-    """End the delegate and its family: SIGTERM, and SIGKILL after a grace. What sits in a frozen control group is given up.
+    """End the delegate and its family: SIGTERM, and SIGKILL after a grace. Does not wait longer for those that are frozen.
 
-    The family is its session, and whoever else in the container has inherited its pipes, in whatever session that is.
+    The family is the delegate's session, and every other process of the container that has inherited its pipes.
     """
     _signal_session(child.pid, SIGTERM)
     _wait_for_end({child.pid}, posix.WNOWAIT)
-    # Not reaped before this: as long as it is there, its pid, and so the number of its process group, is nobody else's.
+    # The delegate is reaped only after this: until then, no other process gets its pid, which is also the number of its group.
     _signal_session(child.pid, SIGKILL)
     _kill_holders(child, process)
     _wait_for_end({child.pid}, 0)
@@ -273,9 +276,9 @@ def _wait_for_end(pids: "set[int]", option: int) -> None:
 def _holders(child: "Child", process: "FaultingProcess") -> "list[int]":
     """Return a pidfd for each process of the container that has one of the child's pipes open; proc_pid_fd(5).
 
-    Only those of the same user in the same pid namespace, or in one below, which the delegate could signal itself: a pipe can
-    be passed on to anybody over a socket, to a daemon of the host too. In the pid namespace of the host they must be in the
-    control group of the container; a process of the host has no family there if it is root's.
+    Only those of the same user in the same pid namespace, or in one below, which the delegate could signal itself: over a
+    socket, a pipe can be passed on to anybody, even to a daemon of the host. In the pid namespace of the host they must also be
+    in the control group of the container. A process of the host that is root's has no such family.
     """
     if not process.in_pid_namespace() and not process.container_id and process.uid == 0:
         return []
@@ -289,7 +292,7 @@ def _holders(child: "Child", process: "FaultingProcess") -> "list[int]":
             pidfd = linux.pidfd_open(int(name))
         except OSError:
             continue  # Ended meanwhile.
-        # Looked at after the pidfd was opened, so this is the process that the signal goes to, or none any more.
+        # Looked at after the pidfd was opened: so the signal goes to the process that was looked at, or to none.
         if _is_of_the_family(name, process) and _has_pipe(name, child.pipes):
             holders.append(pidfd)
         else:

@@ -1,6 +1,6 @@
-"""The faulting process: opened and verified, so that it is this process that crashed and no other one.
+"""Opens and verifies the faulting process: it must be the one that crashed, and no other.
 
-What is opened first and verified after cannot be exchanged in between (CVE-2025-4598, CVE-2025-5054).
+A process that is opened first and verified after that cannot be exchanged in between (CVE-2025-4598, CVE-2025-5054).
 """
 
 import _struct
@@ -69,14 +69,14 @@ def examine(crash: "Crash") -> "FaultingProcess":
     task = open_task(proc, crash.pid, crash.tid)
     foreign, joined = _open_namespaces(task, proc)
     root = posix.open("root", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC, dir_fd=task)
-    # Verified only now, after everything was opened: what was opened before belongs to this very process, and it is still
+    # Verified only now, after everything was opened: so all that was opened belongs to this very process. The process is still
     # being dumped, so it did not run another program in between (CVE-2025-4598, CVE-2025-5054).
     status = procfs.parse_status(procfs.read(task, "status"))
     verify(crash, status, procfs.read(task, "stat"), procfs.read(proc, "self/stat"))
     if crash.pidfd is not None:
         verify_pidfd(crash, procfs.read(proc, f"self/fdinfo/{crash.pidfd}"))
-    # The auxiliary vector tells a set-id program where the kernel did not, or calls all programs dumpable. Elsewhere it is not
-    # asked: a security module may have set its flag for an ordinary program too.
+    # The auxiliary vector shows a set-id program where the kernel did not say it, or calls all programs dumpable. In other
+    # cases the vector is not read: a security module may have set its flag for an ordinary program, too.
     announced = crash.dumpable is not None and procfs.read(proc, "sys/fs/suid_dumpable").strip() != b"1"
     process = FaultingProcess(task, root, foreign, joined, status)
     refusal = None
@@ -86,8 +86,8 @@ def examine(crash: "Crash") -> "FaultingProcess":
     except Refused as error:
         refusal = error
     # Once more, after everything was read: a process that was killed meanwhile shows no label, an empty environment and, in old
-    # hierarchies, the host's own control groups (kernel/cgroup/cgroup.c, proc_cgroup_show). That would be joined instead, or
-    # a container taken for a process of the host.
+    # hierarchies, the host's own control groups (kernel/cgroup/cgroup.c, proc_cgroup_show). Then these groups would be joined,
+    # or a process of a container would be taken for one of the host.
     if not procfs.still_dumping(procfs.read(task, "status")):
         raise Missing(f"process {crash.pid} is not dumping core")
     if refusal is not None:
@@ -140,11 +140,11 @@ def verify_pidfd(crash: "Crash", fdinfo: bytes) -> None:
 
 
 def refuse_set_id(crash: "Crash", status: "dict[str, str]", secure: bool, owner: posix.stat_result) -> None:
-    """Raise Refused where the process knew more than its user may see (CVE-2022-4415, CVE-2025-4598).
+    """Raise Refused where the process may know what its user must not see (CVE-2022-4415, CVE-2025-4598).
 
     That is a set-id program, one with file capabilities, or one that changed its ids. The kernel says so by %d, or by the
-    pidfd, or by the owner of the files in /proc. The ids are looked at in any case, since fs.suid_dumpable = 1 has the kernel
-    call every process dumpable; ``secure`` is AT_SECURE for that case.
+    pidfd, or by the owner of the files in /proc. With fs.suid_dumpable = 1 the kernel calls every process dumpable, so the ids
+    are looked at in any case; ``secure`` is AT_SECURE, for the same reason.
     """
     mask = None if crash.pidfd is None else linux.pidfd_coredump_mask(crash.pidfd)
     uids, gids = ids_of(status, "Uid"), ids_of(status, "Gid")
@@ -163,7 +163,7 @@ def refuse_set_id(crash: "Crash", status: "dict[str, str]", secure: bool, owner:
 def secure_execution(auxv: bytes) -> bool:
     """Tell from /proc/PID/auxv whether the program was executed set-id or with file capabilities; getauxval(3).
 
-    Raises Refused where the vector does not say it: then nobody knows.
+    Raises Refused where the vector does not say it.
     """
     for size, kind in ((8, "=QQ"), (4, "=II")):
         usable = auxv[: len(auxv) // (2 * size) * 2 * size]

@@ -10,7 +10,7 @@ class WordError(Exception):
 
 
 def encode(text: str) -> bytes:
-    """Return the bytes that Python has made ``text`` of: a word of the command line, or a host name."""
+    """Return the bytes from which Python has decoded ``text``: a word of the command line, or a host name."""
     return text.encode(sys.getfilesystemencoding(), "surrogateescape")
 
 

@@ -207,7 +207,7 @@ def mounts_at(path: str) -> Mounts:
 
 def _bounded(mountinfo: bytes) -> Mounts:
     if len(mountinfo) == procfs.MOUNTINFO_LIMIT:
-        raise Refused(f"its mounts take more than {procfs.MOUNTINFO_LIMIT >> 20} MiB to tell: core not delegated")
+        raise Refused(f"the list of its mounts is longer than {procfs.MOUNTINFO_LIMIT >> 20} MiB: core not delegated")
     return Mounts(mountinfo)
 
 
@@ -276,7 +276,7 @@ def join_namespaces(process: "FaultingProcess") -> None:
         root = posix.open("/", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
         mount = mount_of(process.root, proc_self)
         if mount != mount_of(root, proc_self) and mount not in mounts_of(proc_self):
-            raise Refused("its root directory is in another mount namespace than itself")
+            raise Refused("its root directory is in another mount namespace than the process")
         posix.close(root)
     posix.close(proc_self)
 

@@ -21,9 +21,9 @@ def of_missing(crash: "Crash") -> str:
     own = max((number for number, word in enumerate(words) if word.endswith(b"docker_core_helper")), default=0)
     positional = [word for word in words[own + 1 :] if not word.startswith(b"-")]
     if positional[:1] == [b"%p"] or _pid_of_kernel(crash) not in (None, crash.pid):
-        return "its pid is that of its container: kernel.core_pattern must hold %P in place of %p"
+        return "its pid is the one in its container: kernel.core_pattern must hold %P in place of %p"
     if b"-I%i" in words:
-        return "its thread is that of its container: kernel.core_pattern must hold -I%I in place of -I%i"
+        return "its thread id is the one in its container: kernel.core_pattern must hold -I%I in place of -I%i"
     if _read(LIMIT).strip() == b"0":
         return NO_LIMIT
     return "it was killed or frozen, or its pid was reused"

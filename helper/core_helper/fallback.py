@@ -1,4 +1,4 @@
-"""The core file /tmp/core.PID.UID.GID, written in the process's view of the file system and at its privilege."""
+"""The fallback file /tmp/core.PID.UID.GID, written where the process sees that path, and at its privilege."""
 
 import posix
 
@@ -17,15 +17,15 @@ MODE = 0o600
 
 
 def path_of(pid: int, uid: int, gid: int) -> bytes:
-    """Return the path of the core file; the ids are those of the initial namespaces, as in %P, %u and %g."""
+    """Return the path of the fallback file; the ids are those of the initial namespaces, as in %P, %u and %g."""
     return f"/tmp/core.{pid}.{uid}.{gid}".encode()
 
 
 def write(plan: joining.Plan, path: bytes, wanted: bool, child: "Child") -> "NoReturn":
     """In a child: enter the container as the delegate would, create ``path`` and copy the core into it; never returns.
 
-    Nothing is executed and nothing appears in the container's pid namespace. Where it is not known yet whether the core file is
-    ``wanted``, the environment of the process must ask for it.
+    Nothing is executed and nothing appears in the container's pid namespace. Where it is not known yet whether the fallback
+    file is ``wanted``, the environment of the process must ask for it.
     """
     process = plan.process
     with joining.StatusPipe(child.status_write_end) as status:
@@ -33,14 +33,14 @@ def write(plan: joining.Plan, path: bytes, wanted: bool, child: "Child") -> "NoR
         if wanted:
             status.send("environ", "")
         elif FALLBACK_VARIABLE not in joining.read_environment(process, status):
-            raise Absent("the core file is not asked for")
+            raise Absent("the fallback file is not asked for")
         status.step = "join control groups"  # Here no fork follows that a pids.max would forbid.
         status.note(plan.groups.join())
         status.note(privileges.take_over_processors(process))
         joining.enter(plan, status)
         status.step = "take over label"
         plan.label.at_once()
-        status.step = "create core file"
+        status.step = "create fallback file"
         privileges.limit_file_size(process)
         # O_EXCL follows no symbolic link and takes no file, FIFO or hard link that somebody has put there.
         posix.umask(0o077)
@@ -48,7 +48,7 @@ def write(plan: joining.Plan, path: bytes, wanted: bool, child: "Child") -> "NoR
             file = linux.openat2(path, posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW, MODE)
         except OSError as error:
             raise Stopped(f"{path.decode()}: {error.strerror}") from None
-        status.step = "write core file"
+        status.step = "write fallback file"
         status.send("ready", "")
         copy(child.core_read_end, file)
         posix._exit(0)

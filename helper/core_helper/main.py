@@ -93,7 +93,7 @@ def receive(words: "list[str]", source: KernelPipe, log: Log, began: float) -> i
     for problem in configuration.problems:
         log.lines.warning(problem)
     if not source.drained and source.release(crash):
-        log.lines.warning(f"pid={crash.pid}: killed: it had not ended without its reader")
+        log.lines.warning(f"pid={crash.pid}: killed: it did not end when nobody read its core any more")
     return code
 
 
@@ -112,7 +112,9 @@ def acquire_slot(crash: Crash, configuration: Configuration, kernel_limit: int, 
     try:
         return slots.acquire(crash, slots.limit_of(configuration.pipe_limit, kernel_limit), log)
     except OSError as error:
-        configuration.problems.append(f"{slots.FILE}: {error.strerror}: nobody's share of the slots is counted")
+        configuration.problems.append(
+            f"{slots.FILE}: {error.strerror}: slots are not counted, so containers have no limit"
+        )
         return slots.Slot(None, 0)
 
 

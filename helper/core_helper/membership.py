@@ -123,7 +123,7 @@ def withheld(process: "FaultingProcess", reason: str) -> Withheld:
     """Return why the core of ``process`` is withheld, and whether it is the host's own."""
     # A process in the pid and user namespace of the host, whose control group has no engine's id, belongs to no container.
     of_the_host = process.user_namespace is None and not process.in_pid_namespace() and not process.container_id
-    return Withheld(f"{reason}: its core is not for a program of that one's image", process, of_the_host)
+    return Withheld(f"{reason}: its core is not for a program of that container's image", process, of_the_host)
 
 
 # Does the process belong to that container?
@@ -266,7 +266,7 @@ def _check_root(process: "FaultingProcess", first: "Member | None", proof: bool)
     if number not in table:
         if process.in_container():
             return
-        raise withheld(process, "its root directory is in another mount namespace than itself")
+        raise withheld(process, "its root directory is in another mount namespace than the process")
     if first is not None and number == _mount_of(first.directory, "root"):
         return
     if proof and not _is_program_below(process, table, path):

@@ -131,12 +131,12 @@ def _acquire(file: int, holder: Holder, limit: int, crash: "Crash") -> Slot:
     reserved = of_group > 0 and free <= limit // RESERVE
     if empty is None or reserved or not may_add(of_group, free, 1):
         raise Refused(
-            f"{holder.name} has {of_group} crashes in flight, and {free} of {limit} slots are free: core dropped; mend what"
+            f"{holder.name} has {of_group} crashes in flight, and {free} of {limit} slots are free: core dropped; fix what"
             " crashes, or raise DOCKERCOREHELPER_PIPE_LIMIT (docker_core_helper_pipe_limit)"
         )
     if holder.owner != NOBODY and not may_add(of_owner, free, OWNER_WEIGHT):
         raise Refused(
-            f"user {holder.owner} has {of_owner} crashes in flight, and {free} of {limit} slots are free: core dropped; mend"
+            f"user {holder.owner} has {of_owner} crashes in flight, and {free} of {limit} slots are free: core dropped; fix"
             " what crashes, or raise DOCKERCOREHELPER_PIPE_LIMIT (docker_core_helper_pipe_limit)"
         )
     _lock(file, empty)

@@ -26,7 +26,7 @@ ENDLESS = ("--env=ATTACK=never-ends", "--detach")
 # There the delegate records what it is in its root directory, wherever that is: there is no volume.
 IN_ROOT = "RECORD_DIRECTORY=/"
 OF_THE_HOST = {"RECORD_DIRECTORY": "/", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
-NOT_FOR = "not for a program of that one's image"
+NOT_FOR = "not for a program of that container's image"
 # What the engine gives a container, in the first 32 bits.
 DEFAULT_CAPABILITIES = "a80425fb"
 

@@ -128,7 +128,7 @@ def test_a_root_directory_of_the_joined_mounts_is_entered(joining: Any, mount: i
 
 
 def test_a_root_directory_of_other_mounts_is_refused(joining: Any) -> None:
-    with pytest.raises(Refused, match="in another mount namespace than itself"):
+    with pytest.raises(Refused, match="in another mount namespace than the process"):
         joining(40, b"41 20 0:50 / /jail rw - overlay o rw\n")
     # Whoever has the host's mounts was asked before; see membership.py.
     joining(40, b"", in_container=False)
@@ -178,9 +178,9 @@ def test_more_mounts_than_can_be_looked_at_are_refused(world: World, monkeypatch
     monkeypatch.setattr(procfs, "MOUNTINFO_LIMIT", len(TABLE) + 1)
     assert container.mounts_of(directory).place_of_root() == container.mounts_at("/proc/21").place_of_root()
     monkeypatch.setattr(procfs, "MOUNTINFO_LIMIT", len(TABLE))
-    with pytest.raises(Refused, match="its mounts take more than"):
+    with pytest.raises(Refused, match="the list of its mounts is longer than"):
         container.mounts_of(directory)
-    with pytest.raises(Refused, match="its mounts take more than"):
+    with pytest.raises(Refused, match="the list of its mounts is longer than"):
         container.mounts_at("/proc/21")
 
 

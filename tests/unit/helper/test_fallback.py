@@ -57,14 +57,14 @@ def test_what_somebody_has_put_there_is_left_alone(tmp_path: Path, kind: str) ->
         os.mkfifo(path)
     result = write(path, b"core")
     assert (result.started, result.delivered) == (False, 0)
-    assert result.failure == f"create core file: {path}: File exists"
+    assert result.failure == f"create fallback file: {path}: File exists"
     assert other.read_bytes() == b"precious" and not (tmp_path / "missing").exists()
     assert kind != "file" or path.read_bytes() == b"precious"
 
 
 def test_a_missing_directory_is_told(tmp_path: Path) -> None:
     result = write(tmp_path / "missing" / "core", b"core")
-    assert result.failure == f"create core file: {tmp_path}/missing/core: No such file or directory"
+    assert result.failure == f"create fallback file: {tmp_path}/missing/core: No such file or directory"
 
 
 @pytest.mark.parametrize(("room", "size"), [(1000, 1500), (100_000, 4 << 20)])
@@ -79,5 +79,5 @@ def test_a_full_disk_is_told_and_what_was_written_stays(
     monkeypatch.setattr(joining, "enter", lambda plan, status: limit())
     result = write(tmp_path / "core", bytes(size))
     assert result.started is True
-    assert result.failure == f"write core file: File too large after {room} bytes"
+    assert result.failure == f"write fallback file: File too large after {room} bytes"
     assert (tmp_path / "core").stat().st_size == room

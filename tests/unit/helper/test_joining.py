@@ -159,9 +159,9 @@ def test_the_core_file_is_created_after_all_privileges_were_given_away(recorder:
     with pytest.raises(Ended):
         line.write()
     first = ["read environment", "join control groups"]
-    assert line.names() == [*first, *ENTRY, "take over label", "create core file", "write core file"]
+    assert line.names() == [*first, *ENTRY, "take over label", "create fallback file", "write fallback file"]
     assert line.of("take over label") == [("at_once",)]
-    assert line.of("write core file") == [("send", "ready", ""), ("copy", 51, 9), ("_exit", 0)]
+    assert line.of("write fallback file") == [("send", "ready", ""), ("copy", 51, 9), ("_exit", 0)]
 
 
 def test_what_cannot_be_taken_over_of_the_scheduling_is_a_note_and_limits_get_room(recorder: Recorder) -> None:
@@ -379,7 +379,7 @@ def test_a_core_file_that_was_asked_for_needs_no_variable(recorder: Recorder, en
 
 def test_a_core_file_that_nobody_asked_for_is_not_written(recorder: Recorder, ended: None) -> None:
     line = Line(recorder)
-    with pytest.raises(Absent, match=r"^the core file is not asked for$"):
+    with pytest.raises(Absent, match=r"^the fallback file is not asked for$"):
         line.write(wanted=False)
     assert line.names() == ["read environment"]
     recorder.done.clear()
@@ -411,7 +411,7 @@ def test_the_core_file_is_opened_for_writing_alone_and_must_be_new(recorder: Rec
     with pytest.raises(Ended):
         line.write()
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-    assert line.of("create core file") == [
+    assert line.of("create fallback file") == [
         ("limit_file_size", line.process),
         ("umask", 0o077),
         ("openat2", b"/tmp/core.1.2.3", flags, 0o600),

@@ -383,7 +383,7 @@ def test_slots_that_cannot_be_counted_cost_no_core(tmp_path: Path, monkeypatch: 
     slot = main.acquire_slot(Crash(os.getpid(), 0, 0), configuration, 512, Log())
     slot.release()
     assert configuration.problems == [
-        f"{tmp_path}/missing/slots: No such file or directory: nobody's share of the slots is counted"
+        f"{tmp_path}/missing/slots: No such file or directory: slots are not counted, so containers have no limit"
     ]
 
 

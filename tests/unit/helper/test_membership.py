@@ -58,7 +58,7 @@ def test_an_ordinary_process_of_the_host_has_its_delegate(world: World, monkeypa
     monkeypatch.setattr(first_process, "first_of", None)
     membership.check(world.crashed(20))
     # But its root directory may be that of a container.
-    assert "in another mount namespace than itself" in told(world.crashed(20, "/", 40))
+    assert "in another mount namespace than the process" in told(world.crashed(20, "/", 40))
 
 
 @pytest.mark.parametrize("pid", [10, 11])
@@ -262,7 +262,7 @@ def test_what_has_nothing_of_a_container_is_of_the_host(world: World, facts: dic
     process = world.crashed(21, **{"namespaces": [("mnt", 0, 9)], **facts})
     error = membership.withheld(process, "why")
     assert (error.process, error.of_the_host) == (process, of_the_host)
-    assert str(error) == "why: its core is not for a program of that one's image"
+    assert str(error) == "why: its core is not for a program of that container's image"
 
 
 # Whether the process belongs to the container whose namespaces it is in.
@@ -468,7 +468,7 @@ def test_a_root_of_the_host_in_the_files_of_a_container_is_withheld(world: World
         assert "lies in the files of another container" in root_told(world.crashed(number, *places[number]))
     # In the mounts of the container itself, as by chroot /proc/PID/root.
     for path in ("/", "/etc"):
-        assert "in another mount namespace than itself" in root_told(world.crashed(21, path, 40))
+        assert "in another mount namespace than the process" in root_told(world.crashed(21, path, 40))
     # Who is no process by now holds nothing.
     for name in ("10", "11"):
         (world.proc / name / "mountinfo").unlink()

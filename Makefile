@@ -1,28 +1,28 @@
-# The verbs of this repository; `make` alone lists them.
+# The targets of this repository; `make` alone lists them.
 
 .DEFAULT_GOAL := help
-# One after the other, also with -j.
+# One target after the other, even with -j.
 .NOTPARALLEL:
 .PHONY: help demo test lint unit unit-sid lint-ansible unit-ansible test-collection test-ansible molecule test-fleet test-hostile test-vm scale bench fuzz mutants venv packages clean
 
-# The first Python that can build .venv. Not `:=`, because the packages may bring one.
+# The first Python that can build .venv. Not `:=`, because the target packages may install one.
 PYTHON = $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	"$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && \
 	command -v "$$python" && break; done)
 # Another directory with another PYTHON gives another ansible-core: see tests/ansible.sh.
 VENV = .venv
 BIN := $(CURDIR)/$(VENV)/bin
-# The engine, the kernel's settings and the rollout need root. What runs as root writes no bytecode into the clone.
+# The engine, the kernel's settings and the rollout need root. Programs that run as root write no bytecode into the clone.
 AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo) env PATH="$(BIN):$(PATH)" PYTHONDONTWRITEBYTECODE=1
 SHELL_SCRIPTS = $(wildcard .ci/run container_scripts/*.sh tests/*.sh tools/*.sh)
 
-help: ## list the verbs
+help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
 
-demo: packages venv ## roll out to this machine, crash a container, fetch the core from S3, and give everything back
+demo: packages venv ## roll out to this machine, crash a container, fetch the core from S3, and undo everything
 	@$(AS_ROOT) python -u tools/demo.py
 
-test: packages lint unit test-collection molecule test-fleet test-hostile test-vm ## prove everything: all of these
+test: packages lint unit test-collection molecule test-fleet test-hostile test-vm ## run every test: all of these
 	@printf '\nmake test: lint, unit, test-collection, molecule, test-fleet, test-hostile and test-vm passed. kernel.core_pattern is now: '
 	@cat /proc/sys/kernel/core_pattern
 
@@ -55,7 +55,7 @@ unit-ansible: venv
 molecule: venv ## the helper on this machine, with real crashes in Docker containers
 	@$(AS_ROOT) tests/molecule.sh
 
-test-fleet: venv ## rollout, gate and rollback with simulated hosts, who was touched, and the canary with real crashes
+test-fleet: venv ## rollout, gate and rollback with simulated hosts, which of them were touched, and the canary with real crashes
 	@$(AS_ROOT) python -m pytest -v -s tests/fleet
 
 test-hostile: packages venv ## every attack of tests/hostile, with real containers on this machine
@@ -65,19 +65,19 @@ test-vm: venv ## a virtual machine as the host: systemd, AppArmor, three engines
 	@tools/packages.sh vm
 	@$(AS_ROOT) python -u tests/vm/run.py $(if $(ALL),all,$(VM))
 
-bench: packages venv ## measure the time from crash to delegate, and the memory, against a Python that only executes
+bench: packages venv ## measure the time from crash to delegate, and the memory, against a Python that only executes a program
 	@$(AS_ROOT) python -u tests/bench/bench.py
 
 scale: venv ## measure the controller's time for each host and task, for 100 and 1,000 simulated hosts
 	@$(BIN)/python -u tests/fleet/scale.py
 
 FUZZ_SECONDS ?= 60
-fuzz: .cache/fuzz/complete ## fuzz what reads bytes made by others, for FUZZ_SECONDS (60)
+fuzz: .cache/fuzz/complete ## fuzz the code that reads what others write, for FUZZ_SECONDS (60)
 	.cache/fuzz/bin/python tests/fuzz/fuzz.py --seconds $(FUZZ_SECONDS)
 
 MUTANTS_SECONDS ?= 900
 MUTANTS_SEED ?= 1
-mutants: .cache/mutants/complete ## try the helper's unit tests: change one thing after the other, for MUTANTS_SECONDS (900)
+mutants: .cache/mutants/complete ## test the helper's unit tests: change the helper in one place after the other, for MUTANTS_SECONDS (900)
 	.cache/mutants/bin/python -B tests/mutants/run.py --seconds $(MUTANTS_SECONDS) --seed $(MUTANTS_SEED) $(MUTANTS)
 
 # Tools that make test does not need have environments of their own.
@@ -101,6 +101,6 @@ $(VENV)/complete: requirements.txt
 packages:
 	@tools/packages.sh
 
-clean: ## remove what the other verbs wrote into this clone
+clean: ## remove what the other targets wrote into this clone
 	rm -rf .venv .cache .ansible .mypy_cache .ruff_cache .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

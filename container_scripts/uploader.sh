@@ -1,48 +1,49 @@
 #!/bin/sh
-# uploader.sh: take the core of a crashed process, on stdin, to where its container wants it.
+# uploader.sh: reads the core of a faulting process from stdin, and stores it where its container wants it.
 #
 #     uploader.sh [DESTINATION] [PID UID GID] <core
 #
-# DESTINATION   s3://BUCKET/PREFIX/, file:///DIRECTORY or an absolute directory. Without it (or when it is empty),
-#               CORE_DESTINATION of the environment counts, so each container may choose its own.
-# PID UID GID   of the crashed process; without them CORE_PID, CORE_UID and CORE_GID count.
+# DESTINATION   s3://BUCKET/PREFIX/, file:///DIRECTORY or an absolute directory. If it is missing or empty, CORE_DESTINATION
+#               in the environment counts, so each container may choose its own.
+# PID UID GID   of the faulting process; without them CORE_PID, CORE_UID and CORE_GID count.
 #
-# In a bucket the core becomes DESTINATION/<host name>/<program>.<pid>.<uid>.<gid>.<time>.core; in a directory, where no
-# other one is created, DIRECTORY/<host name>.<program>.<pid>.<uid>.<gid>.<time>.core. It is compressed (.zst, .gz) where the
-# image has zstd or gzip. The names come from CORE_HOSTNAME, CORE_COMM (else the last part of CORE_EXE) and CORE_TIME, which
-# docker_core_helper sets. On success the full name is one line on stderr: the host logs it.
+# In a bucket the core becomes DESTINATION/<host name>/<program>.<pid>.<uid>.<gid>.<time>.core. In a directory it becomes
+# DIRECTORY/<host name>.<program>.<pid>.<uid>.<gid>.<time>.core; the script creates no directory. It compresses the core (.zst,
+# .gz) if the image has zstd or gzip. The names come from CORE_HOSTNAME, CORE_COMM (else the last part of CORE_EXE) and
+# CORE_TIME, which docker_core_helper sets. On success the script writes the full name to stderr as one line, which the host
+# logs.
 #
-# s3:// goes through rclone, else aws, whichever the image has. Both take the endpoint, the region and the credentials from
+# For s3:// the script uses rclone if the image has it, else aws. Both take the endpoint, the region and the credentials from
 # AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and so on; rclone also from
-# RCLONE_S3_*. Neither needs a configuration file, a home directory or a writable disk. The bucket must exist; the rights
-# needed are s3:PutObject and, for rclone, which looks at the object afterwards, s3:GetObject. The core is streamed in parts
-# of 16 MiB, of which S3 allows 10,000: at most 156 GiB after compression. An upload that is killed can leave parts, but no
-# object; a lifecycle rule of the bucket (AbortIncompleteMultipartUpload) removes them.
+# RCLONE_S3_*. Neither needs a configuration file, a home directory or a writable disk. The bucket must exist. The rights needed
+# are s3:PutObject and, for rclone, which looks at the object afterwards, s3:GetObject. The client sends the core in parts of 16
+# MiB, of which S3 allows 10,000: at most 156 GiB after compression. An upload that is killed can leave parts, but no object; a
+# lifecycle rule of the bucket (AbortIncompleteMultipartUpload) removes them.
 #
-# DIRECTORY must exist. Where processes of several users crash, make it sticky and writable by all, like /tmp: mode 1777. A
-# core there has mode 0600 and belongs to the user of the process that crashed. That user can delete it or put something else
-# in its place; so can root, the owner of DIRECTORY, and whoever may rename DIRECTORY itself. Others cannot, but everybody
-# who may write there can fill the disk. On a volume that containers share, a user is the same in all of them. If DIRECTORY
-# is writable by all and not sticky, everybody can delete and replace every core; one line on stderr warns of it. An upload
-# that is killed can leave a part of a core under a hidden name, DIRECTORY/.<name>.XXXXXX.
+# DIRECTORY must exist. Where processes of several users crash, make it sticky and writable by all, like /tmp: mode 1777. A core
+# there has mode 0600 and belongs to the user of the faulting process. That user can delete or replace it; so can root, the
+# owner of DIRECTORY, and whoever may rename DIRECTORY itself. Others cannot, but everybody who may write there can fill the
+# disk. On a volume that containers share, a uid is the same user in all of them. If DIRECTORY is writable by all and not
+# sticky, everybody can delete and replace every core; one line on stderr warns of it. An upload that is killed can leave a part
+# of a core under a hidden name, DIRECTORY/.<name>.XXXXXX.
 #
-# How this script and every other delegate end, and what docker_core_helper makes of it:
+# What the exit code of a delegate, this script or another, means to docker_core_helper:
 #
-#     0                                the core is stored; or, if nothing of it was read, it is not wanted
-#     another code, nothing was read   the fallback file gets the whole core, if there is one; else the core is dropped
+#     0                                the core is stored; or, if the delegate has read nothing of it, not wanted
+#     another code, nothing was read   the fallback file gets the whole core, if it is enabled; else the core is dropped
 #     another code after reading       the core is lost or only a part is stored; the host's log says so
 #
-# So this script looks before it reads, and waits for longer than the helper lets it: the deadline is the helper's matter.
+# So this script checks everything before it reads. It sets the whole upload no deadline: that is up to the helper.
 #
 # Exit codes: 0 stored; 64 wrong arguments; 69 the image lacks a program; 71 no process could be started; 73 the directory is
-# missing, not writable, or has a file of this name. With these it has read nothing, but for a 71 that comes late. 74: the
-# core could not be compressed, sent or written. Each failure is one line on stderr:
+# missing, not writable, or has a file of this name. With these codes it has read nothing, except for a 71 that comes late. 74:
+# the core could not be compressed, sent or written. Each failure is one line on stderr:
 # uploader.sh: OBJECT: WHAT HAPPENED: WHAT TO DO.
 
-# Without -f the words of a client could become names of files.
+# Without -f the shell could expand the words of a client's message to names of files.
 set -uf
 umask 077
-# The environment is that of the process that crashed. Its PATH may be unset or hold its own programs only.
+# The environment is that of the faulting process. Its PATH may be unset, or name only the directories of its own programs.
 command -v uname >/dev/null 2>&1 || PATH=${PATH:+$PATH:}/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 # Bytes, not characters: names may be in any encoding. And the messages of the clients in one language.
 LC_ALL=C
@@ -50,13 +51,14 @@ export PATH LC_ALL
 
 usage='usage: uploader.sh [DESTINATION] [PID UID GID] <core'
 
-# Where no process can be started there is no tr and no $(...) either. So whatever makes a message sets a variable, named as
-# the function is, and has only what the shell itself can do.
+# Where no process can be started, tr and $(...) do not work either. So each function that makes a message uses only what the
+# shell itself can do, and puts its result into a variable with the name of the function.
 
-# plain TEXT: one line without control characters, and its end rather than its beginning: there a client says what went wrong.
+# plain TEXT: TEXT as one line without control characters. Of a long one only the end stays: there a client says what went
+# wrong.
 plain() {
     rest=$1 plain=
-    # Nothing but a client says that much, and by then processes have been started. Shells are slow at long texts.
+    # Only a client says that much, and by then processes have been started. Shells are slow with long texts.
     [ "${#rest}" -le 5000 ] || rest=$(printf '%s' "$rest" | tail -c 400)
     while :; do
         piece=${rest%%[[:cntrl:]]*}
@@ -72,11 +74,11 @@ plain() {
     done
 }
 
-# blame PROGRAM STATUS SAID: what a program that failed has said, or else its exit status. Most say their own name first.
+# blame PROGRAM STATUS SAID: what a program that failed has said, or else its exit status. Most programs begin with their name.
 blame() {
     plain "$3"
     plain=${plain#"$1: "}
-    # What rclone puts before these words is its own way through the upload.
+    # What rclone says before these words is only about its own steps.
     plain=${plain##*last error was: }
     plain=${plain##*api error }
     blame="$1: ${plain:-ended with status $2}"
@@ -99,7 +101,7 @@ fail() {
     exit "$1"
 }
 
-# limits: why no process can be started, with the numbers that /proc and /sys tell.
+# limits: why no process can be started, with the numbers that /proc and /sys show.
 limits() {
     limits='the limit of processes of the user'
     if [ -r /proc/self/limits ]; then
@@ -119,7 +121,7 @@ limits() {
     limits="$limits is reached, or the memory used up"
 }
 
-# ended STATUS: the last thing that is done, also where a shell ends because it cannot fork.
+# ended STATUS: runs at the end, even if the shell ends because it cannot fork.
 ended() {
     [ -z "$probing" ] || exec 2>&9
     case $told$1 in
@@ -135,13 +137,13 @@ ended() {
     exit "$1"
 }
 
-# processes N: whether N more can be there at the same time.
+# processes N: whether N more processes can exist at the same time.
 processes() {
     [ "$1" -eq 0 ] || (processes "$(($1 - 1))" && :)
 }
 
-# part VALUE LENGTH: VALUE as a part of a name. Host name and program are chosen by whoever runs in the container, so nothing
-# is left of them that could be a directory, an option or a hidden file.
+# part VALUE LENGTH: VALUE as a part of a name. The container chooses host name and program, so nothing is left in them that
+# could be a directory, an option or a hidden file.
 part() {
     rest=$1 part=
     [ "${#rest}" -le 1000 ] || rest=$(printf "%.1000s" "$rest")
@@ -161,7 +163,7 @@ part() {
     esac
 }
 
-# need PROGRAM...: an image that lacks one is found out before the core is read.
+# need PROGRAM...: fails, before the core is read, if the image lacks one of them.
 need() {
     for program; do
         command -v "$program" >/dev/null 2>&1 ||
@@ -170,7 +172,7 @@ need() {
 }
 
 compress() {
-    # The crashed process waits until its core is read, so the fastest level.
+    # The faulting process waits until its core is read, so the fastest level.
     case $compressor in
     zstd) zstd -q -c -1 ;;
     gzip) gzip -c -1 ;;
@@ -178,10 +180,11 @@ compress() {
     esac
 }
 
-# An upload is `compressing | sending CLIENT... | judging`, with a second pipe, fd 3, that carries what the first two report
-# to the third. POSIX sh has no pipefail, and an exit code would come too late anyway: a client that sees the end of its
-# input makes a complete object of it. So a failed compressor keeps the pipe to the client open until judging, which hears
-# of the failure first, has stopped the client. What it waits for is started before: later there may be no process left.
+# An upload is `compressing | sending CLIENT... | judging`, with a second pipe, fd 3, that carries what the first two report to
+# the third. POSIX sh has no pipefail, and an exit code would come too late anyway: a client that sees the end of its input
+# makes a complete object of it. So if the compressor fails, compressing keeps the pipe to the client open until judging, which
+# hears of the failure first, has stopped the client. The sleep that it waits for is started at the beginning: later there may
+# be no process left.
 compressing() {
     # Longer than the longest time that the helper gives, 86400 seconds; judging ends it.
     sleep 100000 >/dev/null 2>&1 3>&- &
@@ -210,7 +213,7 @@ sending() {
         exit "$status"
     )
     status=$?
-    # Said before this end of the pipe closes, so a compressor that dies of a broken pipe is never heard of first.
+    # Sent before this end of the pipe closes, so that judging never hears first of a compressor that dies of a broken pipe.
     blame "$1" "$status" "$said"
     printf 'sent %s %s\n' "$status" "$blame" >&3
 }
@@ -239,7 +242,7 @@ judging() {
     [ "$compressed$sent" = 00 ] || lose "${culprit:-a part of the upload was killed}"
 }
 
-# lose WHAT: the core is not stored, and most of the times read; with the remedy that fits.
+# lose WHAT: fails because the core is not stored, and adds the remedy that fits. In most cases the core was read by then.
 lose() {
     case $1 in
     *NoSuchBucket* | *'bucket does not exist'*)
@@ -256,7 +259,7 @@ lose() {
     fail 74 "$object" "$1" "$remedy"
 }
 
-# Settings as environment defaults, so that those of the container go first.
+# Settings as environment defaults, so that those of the container take precedence.
 upload() {
     endpoint=${AWS_ENDPOINT_URL_S3:-${AWS_ENDPOINT_URL-}}
     region=${AWS_REGION:-${AWS_DEFAULT_REGION-}}
@@ -268,12 +271,12 @@ upload() {
             : "${RCLONE_S3_PROVIDER:=AWS}"
         fi
         : "${RCLONE_S3_ENV_AUTH:=true}" "${RCLONE_S3_CHUNK_SIZE:=16M}" "${RCLONE_S3_UPLOAD_CONCURRENCY:=2}"
-        # A missing bucket is somebody's mistake, not ours to create; and the rights to look around are not needed.
+        # A missing bucket is a mistake, so the client must not create it. And it needs no rights to look around.
         : "${RCLONE_S3_NO_CHECK_BUCKET:=true}" "${RCLONE_S3_NO_HEAD_OBJECT:=true}"
         export RCLONE_S3_ENDPOINT RCLONE_S3_REGION RCLONE_S3_PROVIDER RCLONE_S3_ENV_AUTH RCLONE_S3_CHUNK_SIZE \
             RCLONE_S3_UPLOAD_CONCURRENCY RCLONE_S3_NO_CHECK_BUCKET RCLONE_S3_NO_HEAD_OBJECT
-        # A second try of the whole is impossible, since the core comes once. The timeouts are those of one request: without
-        # them nobody would try it again.
+        # A second try of the whole upload is impossible, since the core comes once. The timeouts are those of one request:
+        # without them, the client would never try a request again that hangs.
         set -- rclone rcat --config= --retries=1 --low-level-retries=3 --contimeout=10s --timeout=60s --stats=0 \
             --log-level=ERROR --log-format= ":s3:${object#s3://}"
     elif command -v aws >/dev/null 2>&1; then
@@ -281,11 +284,12 @@ upload() {
         export AWS_MAX_ATTEMPTS
         # aws before version 2 knows the second name only.
         [ -z "$region" ] || export AWS_DEFAULT_REGION="$region"
-        # Of the size that it expects aws makes the size of the parts.
+        # aws derives the size of the parts from the size that it expects.
         set -- aws s3 cp - "$object" --only-show-errors --expected-size 160000000000 \
             --cli-connect-timeout 10 --cli-read-timeout 60
         if [ -n "$endpoint" ]; then
-            # Versions from before 2023 do not know AWS_ENDPOINT_URL; S3 servers other than Amazon's not the new checksums.
+            # Versions from before 2023 do not know AWS_ENDPOINT_URL, and S3 servers other than Amazon's do not know the new
+            # checksums.
             : "${AWS_REQUEST_CHECKSUM_CALCULATION:=when_required}"
             export AWS_REQUEST_CHECKSUM_CALCULATION
             set -- "$@" --endpoint-url "$endpoint"
@@ -300,8 +304,8 @@ upload() {
     }
 }
 
-# place NAME: give the core this name, unless there is something of that name. Whoever else may write in the directory can
-# put something there at any moment.
+# place NAME: gives the core this name, unless there is a file of that name. Other users who may write in the directory can
+# create one at any moment.
 place() {
     # Never replaces anything, follows no symbolic link and, by -T, goes into no directory.
     ln -T "$temporary" "$1" 2>/dev/null && return
@@ -336,14 +340,14 @@ write() {
         blame "$compressor" "$?" "$said"
         lose "$blame"
     }
-    # Read is read: if the name was taken meanwhile, the core gets another one.
+    # The core cannot be read again: if its name was taken meanwhile, it gets another one.
     if ! place "$object"; then
         taken=$object object=${object%".core$suffix"}.${temporary##*.}.core$suffix
         place "$object" || fail 74 "$taken" "cannot rename $temporary" "see who else writes there"
     fi
 }
 
-# What ended needs to know.
+# What the function ended needs to know.
 told='' probing='' temporary=''
 trap 'ended "$?"' EXIT
 
@@ -379,8 +383,8 @@ file:///*) destination=${destination#file://} ;;
 esac
 [ ! -t 0 ] || fail 64 "$destination" "no core: stdin is a terminal" "give it on stdin: uploader.sh $destination <core"
 
-# As many as there are at the same time. The shells end themselves when they cannot fork, in words of their own: ended says
-# more. bash tries for 15 seconds before it does.
+# As many processes as exist at the same time. A shell that cannot fork ends, with a message of its own, which is hidden: ended
+# says more. bash tries for 15 seconds before it ends.
 case $destination in
 s3://*) number=9 ;;
 *) number=3 ;;

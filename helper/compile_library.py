@@ -1,20 +1,20 @@
 """Compiles the helper's library for one Python, because the kernel starts the helper anew at each crash.
 
-The Python that will run the helper runs this program, once at an installation and never at a crash: the Ansible module
-core_helper_files sends its text along with the library. ::
+The Python that will run the helper runs this program, once at an installation and never at a crash. The Ansible module
+core_helper_files sends this program's text along with the library. ::
 
     compile_library.py check LIBRARY           print the version of this Python, and what is not compiled for it
     compile_library.py compile LIBRARY FINAL   compile the files of LIBRARY under the names that they will have in FINAL
 
-A Python that cannot run the helper ends with the reason on standard error. So that an old one gets there, this file has
-no f-strings and no annotation that Python 3.5 cannot read.
+A Python that cannot run the helper ends with the reason on standard error. So that even an old Python can say the reason, this
+file has no f-strings and no annotation that Python 3.5 cannot read.
 
-A source may change its time, as when a backup is restored, and never its content: a version of the library stays as it is.
-So the compiled files hold a hash of their source that Python does not check at run time. They hold no docstrings, which
-would cost time at every crash, and have the usual names all the same: Python finds them without an option.
+The time of a source file may change, as when a backup is restored, but never its content: a version of the library stays as it
+is. So the compiled files hold a hash of their source that Python does not check at run time. They hold no docstrings, which
+would cost time at every crash. Still they have the usual names: Python finds them without an option.
 
-What every crash needs is in one more file, the bundle: the modules of START and what these import at their top level,
-each after those that it imports itself. core_helper/__init__.py loads it.
+One more file, the bundle, holds what every crash needs: the modules of START and those that these import at their top level,
+each after those that it imports itself. core_helper/__init__.py loads the bundle.
 """
 
 import ast
@@ -102,7 +102,7 @@ def add_to_bundle(bundle: "list[tuple[str, bytes]]", name: str, library: str, fi
     for imported in imported_by(tree):
         add_to_bundle(bundle, imported, library, final)
     code = compile(tree, os.path.join(final, name + ".py"), "exec", dont_inherit=True, optimize=2)
-    # Each as bytes of its own: a crash that does not need a module does not even decode it.
+    # Each module is encoded on its own: a crash that does not need a module does not even decode it.
     bundle.append((name, marshal.dumps(code)))
 
 

@@ -1,4 +1,4 @@
-"""`make demo`: the whole way once, from one playbook to a core in a bucket; then the machine is as it was."""
+"""`make demo`: everything once, from the rollout to a core in a bucket; then the machine is as it was."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BUCKET = "cores"
 
 
 def main() -> None:
-    """Rolls out, crashes, downloads, and gives the machine back, also after a failure or Ctrl-C."""
+    """Rolls out, crashes, downloads, and restores the machine, also after a failure or Ctrl-C."""
     for number in (signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, interrupt)
     try:
@@ -28,11 +28,11 @@ def main() -> None:
     except (subprocess.CalledProcessError, RuntimeError) as error:
         sys.exit(f"\nThe demo failed: {error}")
     finally:
-        # Nobody is helped by half a clean-up. Children inherit that they ignore it.
+        # Half a clean-up helps nobody. Children inherit that these signals are ignored.
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
         if lab.DIRECTORY.exists():
-            step("Everything as it was")
+            step("The demo restores this machine")
             lab.stop()
         print()
         for name in lab.SETTINGS:
@@ -41,12 +41,12 @@ def main() -> None:
 
 
 def demonstrate() -> str:
-    """The demonstration itself; returns what it has brought."""
-    step("This machine gets the helper")
+    """The demonstration itself; returns the key and the size of the core, and its backtrace."""
+    step("The role installs the helper on this machine")
     lab.playbook("site.yml", *lab.HERE)
     print("kernel.core_pattern is now:", lab.setting("kernel/core_pattern").read_text().rstrip())
 
-    step("An image gets uploader.sh, and a bucket its S3 server")
+    step("A playbook adds uploader.sh to an image; an S3 server starts with a bucket")
     lab.playbook("images.yml", "-e", "images_base=core-lab/client", "-e", "images_tag=core-lab/uploader")
     lab.start_s3(BUCKET)
 
@@ -76,7 +76,7 @@ def step(text: str) -> None:
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
-    """Lets the end of a terminal or of a job clean up like Ctrl-C."""
+    """Makes the end of a terminal or of a job clean up like Ctrl-C."""
     raise KeyboardInterrupt
 
 

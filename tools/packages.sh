@@ -1,6 +1,6 @@
 #!/bin/sh
-# Says what the demo and the tests do to this machine, and installs the Debian packages that they lack; with the word "vm",
-# what those with virtual machines do and lack.
+# Says what the demo and the tests do to this machine, and installs the Debian packages that are missing for them. With the word
+# "vm" it does the same for the tests with virtual machines.
 set -eu
 
 PATH=$PATH:/usr/sbin:/sbin
@@ -43,9 +43,9 @@ if [ "${1-}" = vm ]; then
 	cat <<'TEXT'
 What this does to this machine, as root:
   - builds virtual machines from Debian's packages, and keeps them in .cache/machines, 0.7 to 0.9 GiB each;
-  - runs one at a time, or three as a fleet, each with 2 processors and 1.3 GiB of memory. It reaches nothing, and is
-    reached on the loopback interface only. What it writes is thrown away.
-Nothing of it runs on at the end, also after a failure or Ctrl-C. The kernel's settings here are not touched.
+  - runs one at a time, or three as a fleet, each with 2 processors and 1.3 GiB of memory. A machine reaches
+    nothing, and is reached on the loopback interface only. What it writes is thrown away.
+None of them runs on at the end, not even after a failure or Ctrl-C. The kernel's settings of this machine are not touched.
 TEXT
 else
 	cat <<'TEXT'
@@ -54,7 +54,7 @@ What this does to this machine, as root:
   - installs the helper: /opt/bin/docker_core_helper, /opt/lib/docker_core_helper, /etc/docker_core_helper.conf and
     /etc/sysctl.d/60-docker-core-helper.conf;
   - builds and runs containers without any network, in /var/lib/core-lab, by a Docker engine of its own unless one runs.
-At the end, also after a failure or Ctrl-C, all of this is as it was before.
+At the end, even after a failure or Ctrl-C, all of this is as it was before.
 TEXT
 fi
 
@@ -64,13 +64,13 @@ if [ -n "$packages" ] || missing "$client"; then
 		exit 1
 	fi
 	$root apt-get update --quiet=2
-	# Some releases have the client in a package of its own.
+	# Some Debian releases have the Docker client in a package of its own.
 	if missing "$client" && [ "$client" = docker ]; then
 		if apt-cache show docker-cli >/dev/null 2>&1; then client=docker-cli; else client=docker.io; fi
 		packages="$packages $client"
 	fi
-	echo "Installs Debian packages, which stay:$packages"
-	# --no-remove: rather fail than replace what somebody chose, such as podman-docker.
+	echo "Installing these Debian packages, which stay installed:$packages"
+	# --no-remove: rather fail than replace a package that somebody chose, such as podman-docker.
 	# shellcheck disable=SC2086 # the words are wanted
 	$root env DEBIAN_FRONTEND=noninteractive \
 		apt-get install --quiet=2 --yes --no-remove --no-install-recommends $packages >/dev/null

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ansible action: refuses variables of the role docker_core_helper that cannot work, in one line that says which and why.
 
-Runs on the controller and connects to no host. The variables are those that have a default in the role; any other one
-that begins with ``docker_core_helper_`` is a mistyped one. Returns ``state``, for the table of playbooks/verify.yml.
+Runs on the controller and connects to no host. The role's variables are those that have a default; any other one that begins
+with ``docker_core_helper_`` must be mistyped. Returns ``state``, for the table of playbooks/verify.yml.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from ansible.plugins.action import ActionBase
 from ansible.template import trust_as_template
 
 PREFIX = "docker_core_helper_"
-# The kernel splits the pattern at spaces and expands its %, so a path is made of what is harmless everywhere.
+# The kernel splits the pattern at spaces and expands its %, so only characters that are harmless everywhere may be in a path.
 PATH = re.compile(r"(/(?!\.\.?(/|\Z))[A-Za-z0-9._+-]+)+")
 PATH_WORDS = "must be an absolute path of letters, digits and . _ + - only, not ending in /"
-# The kernel keeps so much of a pattern: CORENAME_MAX_SIZE of fs/coredump.c, without the byte that ends it.
+# The kernel keeps this many bytes of a pattern: CORENAME_MAX_SIZE of fs/coredump.c, without the byte that ends it.
 PATTERN_BYTES = 127
 CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 # The words that follow the helper; see parse_arguments of helper/core_helper/command_line.py.
@@ -30,7 +30,7 @@ OPTIONS = ("-F%F", "-I%I", "-s%s", "-t%t", "-d%d", "-c%c")
 PROCESS = ["%P", "%u", "%g"]
 # The helper takes no larger number; see MOST_DELIVERIES of helper/core_helper/configuration.py.
 MOST_DELIVERIES = 16384
-# No more processes than that exist at a time: PID_MAX_LIMIT of include/linux/threads.h.
+# More processes than this cannot exist at a time: PID_MAX_LIMIT of include/linux/threads.h.
 MOST_CRASHES = 4194304
 # What Ansible's filter bool understands.
 YES_OR_NO = ("true", "false", "yes", "no", "on", "off", "1", "0")
@@ -55,7 +55,7 @@ def shown(value: Any) -> str:
 
 
 def problems_of_names(defaults: dict[str, Any], defined: list[str]) -> Iterator[str]:
-    """Yield which of the defined variables are none of the role."""
+    """Yield a line for each defined variable that the role does not have."""
     for name in sorted(set(defined).difference(defaults)):
         (nearest,) = difflib.get_close_matches(name, list(defaults), n=1, cutoff=0)
         yield f"{PREFIX}{name} is no variable of this role: did you mean {PREFIX}{nearest}?"
@@ -122,7 +122,7 @@ def problems_of_pattern(pattern: str, helper: str) -> Iterator[str]:
 
 
 def problems_of_limits(deliveries: Any, limit: Any) -> Iterator[str]:
-    """Yield why there cannot be so many deliveries at once, and so many crashes at the helper."""
+    """Yield what is wrong with the two limits: of deliveries at once, and of crashes that the helper handles at a time."""
     if not 1 <= number(deliveries) <= MOST_DELIVERIES:
         yield f"{PREFIX}pipe_limit must be a number of deliveries from 1 to {MOST_DELIVERIES}: {shown(deliveries)}"
     if number(limit) < 1:
@@ -169,8 +169,8 @@ class ActionModule(ActionBase):
     def defaults(self) -> dict[str, Any]:
         """Return the variables of the role, without the prefix, with their defaults.
 
-        Ansible has them in memory. To read meta/argument_specs.yml, which has types, too, would cost each host more time of the
-        controller than a whole task does.
+        Ansible has the defaults in memory. meta/argument_specs.yml has types, too, but to read that file for each host would
+        cost the controller more time than a whole task.
         """
         role = self._task._role
         if role is None:

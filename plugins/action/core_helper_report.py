@@ -49,18 +49,18 @@ code {{ word-break: break-all; }}
 
 
 def as_wanted(value: str, wanted: str) -> str:
-    """Return a value for the table: the wanted one is as long as it is well known."""
+    """Return a value for the table, with two words in place of the wanted value, which is long and well known."""
     return "as wanted" if value and value == wanted else value
 
 
 def text_of(problem: Any) -> str:
-    """Return a problem that a module, or Ansible in its place, has returned as one line."""
+    """Return as one line the problem that a module has returned, or Ansible in its place."""
     line = " ".join((problem if isinstance(problem, str) else json.dumps(problem)).split())
     return line.removeprefix("Task failed: ")
 
 
 def row_of(host: str, known: dict[str, Any]) -> dict[str, Any]:
-    """Return the row of a host, also of one that is not ours any more and answers nonsense: the others need their rows."""
+    """Return the row of a host, even if somebody has taken the host over and it answers nonsense: the others need theirs."""
     try:
         row = Row(host, known).values
         page([row], "")
@@ -75,7 +75,7 @@ class Row:
     """What is known of a host."""
 
     def __init__(self, host: str, known: dict[str, Any]) -> None:
-        """Make the row of what the tasks have registered."""
+        """Make the row from the results that the tasks have registered."""
         self.problems: list[str] = []
         self.values: dict[str, Any] = {**dict.fromkeys(COLUMNS, "-"), "host": host}
         snapshot = known.get("__docker_core_helper_snapshot") or {}
@@ -133,7 +133,7 @@ class Row:
             wanted = str(kernel.get(name, value))
             if value == wanted:
                 continue
-            # What the role has written for the next boot says what it had set.
+            # The file that the role has written for the next boot shows which value the role had set.
             was_set = any(f"kernel.{name} = {wanted}\n" in (content or "") for content in snapshot["files"].values())
             self.problems.append(
                 f"drift: kernel.{name} is {value!r}, somebody has changed it since the role set {wanted!r}"
@@ -146,7 +146,7 @@ class Row:
         wanted = str(kernel.get("core_pattern", ""))
         self.values["pattern"] = as_wanted(live["core_pattern"], wanted)
         if "next_boot" in kernel:
-            # A service decides where there is no value.
+            # Without a value, a service decides.
             value, origin = kernel["next_boot"], kernel["next_boot_file"] or "the kernel's default"
             self.values["next_boot"] = as_wanted(value, wanted) or origin
             self.values["next_boot_file"] = kernel["next_boot_file"]
@@ -169,12 +169,12 @@ class Row:
 
 
 def visible(text: str) -> str:
-    """Return a text that came from a host without what would steer the terminal, or begin a line of its own."""
+    """Return a host's text without characters that would control the terminal, or begin a line of their own."""
     return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Return the rows for a terminal, what is wrong below them."""
+    """Return the rows for a terminal, and below them what is wrong."""
 
     def cell(value: str) -> str:
         value = visible(value)
@@ -189,7 +189,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def page(rows: list[dict[str, Any]], summary: str) -> str:
-    """Return the rows as a page that needs nothing else."""
+    """Return the rows as a web page in a single file."""
 
     def line(row: dict[str, Any]) -> str:
         cells = [html.escape(str(row[key])) for key in COLUMNS]
@@ -242,7 +242,7 @@ class ActionModule(ActionBase):
                 files[name] = paths[name]
             except OSError as error:
                 files[name] = f"not written: {paths[name]}: {error.strerror}, give another file with verify_{name}"
-        # The table first of all: it is what the fleet was looked at for.
+        # The table comes first: it is what the user has asked for.
         Display().display(f"\n{table(rows)}\n{summary}; {files['json']}, {files['html']}\n")
         problems = [f"wrong: {', '.join(wrong)}"] if wrong else []
         problems += [text for name, text in files.items() if text != paths[name]]

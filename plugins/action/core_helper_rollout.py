@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ansible action: the controller's part of a rollout, for playbooks/site.yml and playbooks/rollback.yml.
 
-Keeps a record of which hosts a rollout has begun with and how each was before, and stops it. It runs on the controller,
-once for all hosts, and connects to none. A host of the record was ``touched`` (true), or not (false), or was begun with
-and nobody knows (null); then it is brought back, too. Its argument ``step`` is one of:
+Keeps a record of which hosts a rollout has begun with and how each was before, and stops the rollout where it must not go on.
+Runs on the controller, once for all hosts, and connects to none. ``touched`` in the record says whether a host was changed
+(true) or not (false). It is null while the rollout has begun with the host and nobody knows; then rollback.yml restores the
+host, too. The argument ``step`` is one of:
 
 ``start``
-    A new run begins. Fails if a variable of the playbook is mistyped, or set where it does not count, or asks for a gate where
-    there is none. Returns ``canaries``: the hosts of ``canaries`` (names of hosts and groups), or the first host.
+    A new run begins. Fails if a variable of the playbook is mistyped, is set where it does not count, or asks for a gate
+    without canaries. Returns ``canaries``: the hosts of ``canaries`` (names of hosts and groups), or the first host.
 ``begin``
     A batch has been looked at and will now be changed: writes down how its hosts are, or fails if one of them is missing.
 ``gate``
@@ -20,8 +21,9 @@ and nobody knows (null); then it is brought back, too. Its argument ``step`` is 
     The hosts of the play have been brought back: each that is now as it was before leaves the record. Fails if others are left.
 
 The argument ``directory`` is where the record is: ``pending.json`` during a rollout, and after one that was stopped;
-``finished.json`` after one that went to its end and changed anything. That of the one before becomes ``finished-TIME.json``,
-also where a stopped rollout is taken back: to go back further must be asked for.
+``finished.json`` after one that came to its end and changed anything. An older ``finished.json`` then becomes
+``finished-TIME.json``. It does so, too, when rollback.yml has undone a stopped rollout: nobody shall go back further without
+asking for it.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ AFTER = "__docker_core_helper_after"
 PREFLIGHT, FOUND = "__docker_core_helper_preflight", "__docker_core_helper_found"
 TRY = "to try one on each, run playbooks/verify.yml -e docker_core_helper_canary=true"
 REMEDY = "If it is your record, make it yours alone, by chown and chmod; else name another rollout_directory"
-# What of a snapshot is kept.
+# The parts of a snapshot that the record keeps.
 BEFORE = ("installed", "version", "snapshot")
 
 
@@ -91,17 +93,18 @@ class ActionModule(ActionBase):
     def read(self, path: str) -> dict[str, dict[str, Any]]:
         """Return the hosts of a record, none if there is no such file.
 
-        What it holds is written to the hosts, as root. The directory is below the current one by default, and that may be /tmp.
+        rollback.yml writes the content of the record to the hosts, as root. So nobody else may have written the record: its
+        directory is below the current one by default, and that may be /tmp.
         """
         try:
             with open(path, encoding="utf-8") as file:
                 found = os.fstat(file.fileno())
                 if found.st_uid not in (0, os.geteuid()):
                     raise AnsibleActionFail(
-                        f"{path} belongs to user {found.st_uid}, so who says how the hosts were? {REMEDY}"
+                        f"{path} belongs to user {found.st_uid}, so its content cannot be trusted. {REMEDY}"
                     )
                 if found.st_mode & 0o022:
-                    raise AnsibleActionFail(f"others can write {path}, so who says how the hosts were? {REMEDY}")
+                    raise AnsibleActionFail(f"others can write {path}, so its content cannot be trusted. {REMEDY}")
                 hosts: dict[str, dict[str, Any]] = json.load(file)["hosts"]
                 return hosts
         except FileNotFoundError:
@@ -112,17 +115,17 @@ class ActionModule(ActionBase):
         return {host: entry for host, entry in self.read(path).items() if entry["touched"] is not False}
 
     def record_of_last(self) -> str:
-        """Return the path of the record to come back from."""
+        """Return the path of the record that rollback.yml goes by."""
         return self.pending if os.path.exists(self.pending) else self.finished
 
     def keep_finished(self) -> None:
-        """Give the record of the last finished rollout the name of one before the last."""
+        """Rename the record of the last finished rollout, so that it does not count as the last one any more."""
         if os.path.exists(self.finished) and not self._task.check_mode:
             ended = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(os.stat(self.finished).st_mtime))
             os.replace(self.finished, f"{self.finished[: -len('.json')]}-{ended}.json")
 
     def write(self, path: str, hosts: dict[str, dict[str, Any]]) -> None:
-        """Write a record, in one step. It is for the one who rolls out: it holds the configuration of the hosts."""
+        """Write a record, in one step. Only its owner may read it, because it holds the configuration of the hosts."""
         if self._task.check_mode:
             return
         if not hosts:
@@ -145,10 +148,10 @@ class ActionModule(ActionBase):
             raise
 
     def wrong(self, evidence: str) -> dict[str, str]:
-        """Return the hosts that must not be followed by others, and why.
+        """Return the hosts after which the rollout must not go on, and why.
 
-        That a play goes on with a host proves nothing: a rescue may have hidden a failure. So each host of the batch must
-        have the result ``evidence`` of its own.
+        That a play goes on with a host proves nothing: a rescue may have hidden a failure. So each host of the batch must have
+        a result of its own under the name ``evidence``.
         """
         found = {host: "failed or unreachable" for host in self.all if host not in self.alive}
         for host in self.variables["ansible_play_batch"]:
@@ -172,15 +175,15 @@ class ActionModule(ActionBase):
         raise AnsibleActionFail(f"the rollout stops here, {hint}: {reasons}. {outcome}")
 
     def refuse_variables(self) -> None:
-        """Fail at a variable that does not do what its author thinks: a gate that is mistyped is none."""
-        # Those of -e, and of a playbook that imports this one; the inventory's others are none of our business.
+        """Fail at a variable that does not do what its author expects: a mistyped gate would stop nothing."""
+        # The variables of -e, and of a playbook that imports this one; other variables of the inventory do not matter here.
         extra = load_extra_vars(self._loader)
         ours = set(self.variables).difference(self.variables["hostvars"].raw_get(self.variables["inventory_hostname"]))
         given = [name for name in ours.union(extra) if str(name).startswith(PREFIX)]
         for name in sorted(name for name in given if name[len(PREFIX) :] not in VARIABLES):
             (nearest,) = difflib.get_close_matches(name[len(PREFIX) :], VARIABLES, n=1, cutoff=0)
             raise AnsibleActionFail(f"{name} is no variable of this playbook: did you mean {PREFIX}{nearest}?")
-        # Those of the inventory lose against the playbook's own.
+        # Variables of the inventory lose against the playbook's own.
         for name in (f"{PREFIX}{name}" for name in VARIABLES):
             hosts = [] if name in extra else [host for host in self.all if self.known(host, name) is not None]
             if hosts:
@@ -204,7 +207,7 @@ class ActionModule(ActionBase):
     # -- the steps
 
     def start(self) -> dict[str, Any]:
-        """Begin a run; a record that an earlier one has left is carried on, because its hosts are not yet as they shall be."""
+        """Begin a run. It carries on a record that an earlier run has left: the hosts of that are not yet as they should be."""
         self.refuse_variables()
         asked = self._task.args.get("canaries")
         if asked is None:
@@ -215,7 +218,7 @@ class ActionModule(ActionBase):
             raise AnsibleActionFail(f"rollout_canaries: {named(unknown)}: neither a host nor a group of the inventory")
         canaries = {host for name in asked for host in groups.get(name, [name])}
         chosen = [host for host in self.all if host in canaries]
-        # With --limit there may be none of them: then the first of those that are left.
+        # With --limit there may be none of them: then the first host within the limit.
         return {"canaries": chosen or (self.all[:1] if asked else [])}
 
     def begin(self) -> dict[str, Any]:
@@ -232,20 +235,20 @@ class ActionModule(ActionBase):
         return {}
 
     def gate(self) -> dict[str, Any]:
-        """Let the next batch begin only if all hosts so far are as they shall be."""
+        """Let the next batch begin only if all hosts so far are as they should be."""
         wrong = self.wrong(AFTER)
         hosts = self.read(self.pending)
         for host, entry in hosts.items():
             after = self.known(host, AFTER) or {}
             changed = after.get("snapshot", entry["before"]["snapshot"]) != entry["before"]["snapshot"]
             refused = self.refused(host)
-            # One that failed may have been changed by the very task of which there is no result.
+            # A host that failed may have been changed by the very task that has no result.
             if changed or (host in wrong and not refused):
                 entry["touched"] = True
-            # Not where there is no result, as of an interrupted batch that this run has not come to.
+            # Not without a result, as for a host of an interrupted batch that this run has not reached.
             elif entry["touched"] is None and (refused or good(self.known(host, AFTER))):
                 entry["touched"] = False
-        # Where nobody was touched there is nothing to carry on, and nothing to come back from.
+        # If no host was touched, there is nothing to carry on and nothing to undo.
         self.write(self.pending, hosts if any(entry["touched"] is not False for entry in hosts.values()) else {})
         if wrong:
             self.stop(wrong, "before the next batch")
@@ -257,20 +260,20 @@ class ActionModule(ActionBase):
         return bool(preflight.get("failed") or (found.get("failed") and preflight.get("state") == "present"))
 
     def finish(self) -> dict[str, Any]:
-        """Close the record. A run that has changed nothing leaves that of the run before: that is the one to come back from."""
+        """Close the record. After a run that has changed nothing, rollback.yml still goes by the record of the run before."""
         touched = self.begun(self.pending)
         if touched:
             self.keep_finished()
             self.write(self.finished, touched)
         self.write(self.pending, {})
-        told = f"{len(self.alive)} hosts are as they shall be; changed: {named(list(touched))}"
+        told = f"{len(self.alive)} hosts are as they should be; changed: {named(list(touched))}"
         if not self._task.check_mode:
-            # What Ansible itself shows of a task that went well is not its message.
+            # Ansible itself does not show the message of a successful task.
             Display().display(f"\n{told}. The kernel of each starts docker_core_helper at each crash; {TRY}\n")
         return {"msg": told}
 
     def load(self) -> dict[str, Any]:
-        """Return what there is to come back to."""
+        """Return how the hosts to restore were before."""
         path = self.record_of_last()
         hosts = self.begun(path)
         if not hosts:
@@ -283,7 +286,7 @@ class ActionModule(ActionBase):
         }
 
     def is_as_before(self, host: str, hosts: dict[str, dict[str, Any]]) -> bool:
-        """Return whether a host has again what the record says of its files; with --check, whether it would have."""
+        """Return whether a host's files are again as the record says; with --check, whether they would be."""
         now, before = self.known(host, SNAPSHOT), hosts[host]["before"]
         if self._task.check_mode:
             return True

@@ -23,8 +23,8 @@ class LostError(Exception):
 
 
 def become_nobody() -> None:
-    """Give all privileges away, and whatever could keep a crash from being one."""
-    # Nothing but a pipe takes a core of 0 bytes: not even a wrong core pattern can leave a file behind.
+    """Drop all privileges, and undo every setting that could keep the crash from happening."""
+    # With a limit of 0 bytes, only a pipe takes a core: not even a wrong core pattern can leave a file behind.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGSEGV, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
@@ -34,7 +34,7 @@ def become_nobody() -> None:
 
 
 def try_delegate(delegate: str, token: str, timeout: float) -> None:
-    """Run the throw-away program by hand; raise SetupError if it does not do its work: then no helper could help."""
+    """Run the throw-away program without a crash; raise SetupError if it does not work: then the helper cannot be tried."""
     result = subprocess.run(
         [delegate],
         input=token.encode(),
@@ -68,11 +68,11 @@ def crash(delegate: str, timeout: float) -> dict[str, object]:
     try_delegate(delegate, token, timeout)
     limit = int(kernel.get("core_pipe_limit") or 0)
     began = time.monotonic()
-    # Not process 1 itself: that takes no signal of its own namespace.
+    # Not process 1 itself: it ignores signals from its own namespace.
     victim = subprocess.Popen(
         ["/bin/sh", "-c", "kill -s SEGV $$"], env={**ENVIRONMENT, "CANARY": token}, preexec_fn=become_nobody
     )
-    # With a limit, the process is kept until its delegate has ended: nothing will come after that.
+    # With a limit, the kernel keeps the process until its delegate has ended: no core will come after that.
     while victim.poll() is None if limit else not os.path.exists(f"{OUT}/core"):
         if time.monotonic() > began + timeout:
             raise LostError(f"no core came to {delegate} within {timeout:g} seconds")

@@ -7,13 +7,13 @@ import contextlib
 import os
 import signal
 
-# Every host has it, and in the private mount namespace nobody else can see what is mounted there.
+# Every host has this directory, and in the private mount namespace nobody else can see what is mounted there.
 ROOT = "/tmp"
 # Where the host's own root is in the canary's, for the shell and its libraries.
 HOST = ".host"
 OUT = "/canary"
 NOBODY = 65534
-# Complete or not there: what is renamed was written to its end.
+# The core is complete or not there: it is renamed only after it was written to its end.
 DELEGATE = f"#!/bin/sh\ncat >{OUT}/new && mv {OUT}/new {OUT}/core\n"
 
 # mount(2), unshare(2), prctl(2)
@@ -29,7 +29,7 @@ PR_SET_PDEATHSIG = 1
 
 
 class SetupError(Exception):
-    """The crash cannot be made, for a reason that is not the helper's; the text says which."""
+    """The crash cannot be made, for a reason that does not lie in the helper; the text says which."""
 
 
 class Namespaces:
@@ -67,9 +67,10 @@ class Namespaces:
 
 
 def build_root(delegate: str) -> None:
-    """Fill the directory ROOT: the host as it is, by symbolic links, but the throw-away program as ``delegate``.
+    """Fill the directory ROOT: the host as it is, by symbolic links, except the throw-away program as ``delegate``.
 
-    Only the directories on the way to it are made anew, so that any path can be served, be it in /usr/bin or not there.
+    Only the directories on the way to ``delegate`` are new. So its path may be anywhere, in /usr/bin or in a directory that the
+    host does not have.
     """
     *parents, name = [part for part in delegate.split("/") if part]
     here, there = ROOT, f"/{HOST}"

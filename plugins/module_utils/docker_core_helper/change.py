@@ -27,7 +27,7 @@ class Change:
         self.record = record
         self.takeover = takeover
         self.own_files = {path: files.read(path) for path in own}
-        # What of ours has another owner or mode than the role gives, also where its content is right.
+        # Our files that have another owner or mode than the role gives, even if their content is right.
         self.wrong_access = {path: files.wrong_access(path) for path in (*own, record.path)}
         self.not_undone: list[str] = []
 
@@ -40,25 +40,25 @@ class Change:
                 )
 
     def write_record(self, text: str) -> None:
-        """Write the record, where it is another one."""
+        """Write the record, if it has changed."""
         if self.record.text != text or self.wrong_access[self.record.path]:
             files.write_or_remove(self.module, self.record.path, text)
 
     def edit_files(self, before: dict[str, str], after: dict[str, str]) -> None:
-        """Give files of others another content, where it is another one."""
+        """Write those files of others whose content changes."""
         for path, content in after.items():
             if content != before[path]:
                 files.edit(self.module, path, content)
 
     def write_own_files(self, contents: dict[str, str | None]) -> None:
-        """Write the file for the next boot, and remove the one of the other name."""
+        """Write our file for the next boot, and remove the one with the other name."""
         for path, content in sorted(contents.items(), key=lambda item: item[1] is None):
             if self.own_files[path] != content or self.wrong_access[path]:
                 files.write_or_remove(self.module, path, content)
 
     @contextlib.contextmanager
     def all_or_nothing(self, before: dict[str, str], disabled: list[str]) -> Iterator[None]:
-        """Undo a change that fails, as far as possible; one step that fails keeps no other from being tried.
+        """Undo a change that fails, as far as possible; if one step of that fails, the others are still tried.
 
         ``before`` are the files of others with their contents, ``disabled`` the services that this change disables.
         """
@@ -78,7 +78,7 @@ class Change:
             for service in disabled:
                 with self.undoing(service):
                     self.takeover.enable(service)
-            # The record goes last, and stays where it is still needed.
+            # The record comes last, and stays if it is still needed.
             if not self.not_undone:
                 with self.undoing(self.record.path):
                     if files.read(self.record.path) != self.record.text:
@@ -87,7 +87,7 @@ class Change:
 
     @contextlib.contextmanager
     def undoing(self, name: str) -> Iterator[None]:
-        """Note in ``not_undone`` that what is named could not be brought back, and why."""
+        """Note in ``not_undone`` that ``name`` could not be brought back, and why."""
         try:
             yield
         except OSError as error:
@@ -99,6 +99,6 @@ class Change:
         """Return how a run that failed has left the host, for its message."""
         if self.not_undone:
             return (
-                f"and these could not be brought back: {'; '.join(self.not_undone)}: run this again when that is mended"
+                f"and these could not be brought back: {'; '.join(self.not_undone)}: run this again when that is fixed"
             )
         return "the kernel's values and those of the next boot are as they were before"

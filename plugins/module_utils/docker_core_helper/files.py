@@ -25,7 +25,8 @@ def read(path: str, encoding: str = "utf-8") -> str | None:
 def read_exactly(path: str) -> str:
     """Return the content of somebody else's file so that writing it gives the same bytes again; empty if there is none.
 
-    A directory and a link that leads nowhere or in a circle set nothing at boot either, and a pipe would have us wait for ever.
+    Also empty for a directory and for a link that leads nowhere or in a circle, which set nothing at boot either; and for a
+    pipe, where a read would wait for ever.
     """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
@@ -70,9 +71,9 @@ def write_beside(
     owner: tuple[int, int] | None = None,
     encoding: str = "utf-8",
 ) -> str:
-    """Write what shall become the file ``path`` beside it, and return the name of what was written.
+    """Write the content of the future file ``path`` into a temporary file next to it, and return the name of that.
 
-    ``owner`` is a user and a group; without it they are those of this process, and of a directory that says so.
+    ``owner`` is a user and a group; without it they are those of this process, or the group of a set-gid directory.
     """
     descriptor, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", dir=os.path.dirname(path))
     with _removing_at_failure(temporary, path):
@@ -102,7 +103,7 @@ def write(
 
 
 def edit(module: AnsibleModule, path: str, content: str) -> None:
-    """Give a file of somebody else, as read_exactly has read it, another content; its owner and its mode stay."""
+    """Change the content of somebody else's file, encoded as by read_exactly; its owner and its mode stay."""
     mode, owner = 0o644, None
     if os.path.exists(path):
         found = os.stat(path)
@@ -118,7 +119,7 @@ def write_or_remove(module: AnsibleModule, path: str, content: str | None) -> No
         return
     directory = os.path.dirname(path)
     if not os.path.isdir(directory):
-        # Nothing on this host reads /etc/sysctl.d yet: a loader that is installed later may.
+        # No program on this host reads /etc/sysctl.d yet; one that is installed later may.
         os.mkdir(directory)
         os.chmod(directory, 0o755)
     write(module, path, content)

@@ -11,14 +11,14 @@ from .places import HELPER
 KERNEL = "/proc/sys/kernel"
 # In this order: a helper must never be started without the limit, because the kernel would then not wait for it.
 NAMES = ("core_pipe_limit", "core_pattern")
-# What the kernel has if nobody sets anything.
+# The kernel's values if nobody sets any.
 DEFAULTS = {"core_pattern": "core", "core_pipe_limit": "0"}
 # Programs that are in a core pattern so that there are no cores.
 NO_HANDLERS = ("false", "true")
 
 
 class SettingError(Exception):
-    """A value cannot be set; the text names it, what the kernel shows, and the remedy."""
+    """A value cannot be set; the text names the value, what the kernel shows, and the remedy."""
 
 
 def get(name: str, encoding: str = "utf-8") -> str:

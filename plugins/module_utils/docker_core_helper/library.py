@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The versions of the helper's library on a host: each is a directory of its own, named after what is in it."""
+"""The versions of the helper's library on a host: each is a directory of its own, named after a hash of its content."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PACKAGE = "core_helper"
 
 
 def version_of(library: dict[str, str]) -> str:
-    """Return the name of the library's version: it changes with every file."""
+    """Return the name of the library's version: it changes if any file changes."""
     digest = hashlib.sha256()
     for name, content in sorted(library.items()):
         digest.update(f"{name}\0{content}\0".encode())
@@ -41,7 +41,7 @@ class Library:
     """The version of the library that shall be installed, beside those that are."""
 
     def __init__(self, module: AnsibleModule, lib_dir: str, sources: dict[str, str] | None) -> None:
-        """Keep the directory of all versions, and name and content of each file; None where the library shall go."""
+        """Keep the directory of all versions, and name and content of each file; None if the library shall be removed."""
         self.module = module
         self.lib_dir = lib_dir
         self.sources = sources or {}
@@ -49,10 +49,10 @@ class Library:
         self.package = os.path.join(self.version, PACKAGE)
 
     def refuse(self) -> None:
-        """Raise UnusableError if the library is not whole, or where somebody else could change it."""
+        """Raise UnusableError if the library is not complete, or if somebody else could change it."""
         if "__init__.py" not in self.sources or any("/" in name for name in self.sources):
             raise UnusableError("the helper's library is not in what the role brought: is the role complete?")
-        # In a sticky directory somebody else may have been first, with the name that everybody can compute.
+        # In a sticky directory somebody else may have created this directory first: everybody can compute its name.
         danger = usable_python.changeable(os.path.join(self.package, "__pycache__"))
         if danger:
             raise UnusableError(f"{self.version} cannot hold what the kernel starts as root: {danger}; remove it")
@@ -109,8 +109,7 @@ class Library:
     def versions(self) -> list[str]:
         """Return the directories of the library's versions, and of those that an interrupted run has left.
 
-        A name of this kind does not make a directory ours, where others keep things in the same place: nothing but the library
-        is in one of ours.
+        Others may keep directories with such names in the same place. Ours hold only the library.
         """
         names = sorted(os.listdir(self.lib_dir)) if os.path.isdir(self.lib_dir) else []
         paths = [os.path.join(self.lib_dir, name) for name in names if re.match(r"(\.new\.)?[0-9a-f]{12}\Z", name)]
@@ -121,7 +120,7 @@ class Library:
         ]
 
     def prune(self, kept: set[str | None]) -> None:
-        """Remove all versions but the ``kept`` ones."""
+        """Remove all versions except the ``kept`` ones."""
         for version in self.versions():
             if version not in kept:
                 shutil.rmtree(version)

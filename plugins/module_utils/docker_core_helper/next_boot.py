@@ -14,7 +14,7 @@ from .kernel import DEFAULTS, NAMES
 ROOT = "/"
 # Of these directories, the first one that has a file of a name masks that of the others; sysctl.d(5).
 DIRECTORIES = ("etc", "run", "usr/local/lib", "usr/lib", "lib")
-# Set the pattern whenever they start, also when their package is upgraded.
+# These set the pattern whenever they start, even when their package is upgraded.
 SERVICES = ("apport.service", "abrt-ccpp.service")
 REMEDY = "or set docker_core_helper_conflicts=take_over"
 
@@ -42,7 +42,7 @@ def assignments(path: str) -> list[Assignment]:
     found = []
     for number, line in enumerate(files.read_exactly(path).split("\n"), 1):
         key, equals, value = line.strip().partition("=")
-        # A - in front: no error if it cannot be set.
+        # A leading - means: no error if the value cannot be set.
         name = re.sub(r"^-?\s*kernel[./](\w+)\s*$", r"\1", key)
         if equals and name in NAMES:
             found.append(Assignment(path, number, name, value.strip(), line))
@@ -61,7 +61,8 @@ def links_that_enable(service: str) -> list[str]:
             found.append(link)
     name = service.rpartition(".")[0]
     native = any(os.path.exists(os.path.join(ROOT, path, "systemd/system", service)) for path in DIRECTORIES)
-    # Without systemd, or for it to make a unit of: the links of the run levels. Apport's script asks its settings first.
+    # The links of the run levels, which count without systemd, or if systemd makes a unit of them. Apport's script reads its
+    # settings first.
     if not (systemd_runs() and native) and os.path.exists(os.path.join(ROOT, "etc/init.d", name)):
         settings = files.read_exactly(os.path.join(ROOT, "etc/default", name))
         if not re.search(r"^\s*enabled=[\"']?0", settings, re.MULTILINE):
@@ -76,7 +77,7 @@ class NextBoot:
     """The files and the services that set the two values at the next boot."""
 
     def __init__(self, own: tuple[str, str]) -> None:
-        """Look at the host. ``own`` are the two names that our file may have: they are not somebody else's."""
+        """Look at the host. ``own`` are the two names that our file may have; files of these names are not somebody else's."""
         self.own = own
         found: dict[str, str] = {}
         for directory in DIRECTORIES:
@@ -86,14 +87,14 @@ class NextBoot:
                     found.setdefault(name, os.path.join(directory, name))
         last = os.path.join(ROOT, "etc/sysctl.conf")
         if not systemd_runs():
-            # sysctl --system reads this one last, whatever links lead to it; systemd only where a link does.
+            # sysctl --system reads this file last, whatever links lead to it; systemd reads it only through a link.
             found = {name: file for name, file in found.items() if os.path.realpath(file) != os.path.realpath(last)}
-        # Each with its place in the order. What is masked by a link to /dev/null has no lines.
+        # Each line with its place in the order. A file that a link to /dev/null masks has no lines.
         self.lines = [((0, name), line) for name in sorted(found) for line in assignments(found[name])]
         if not systemd_runs():
             self.lines += [((1, ""), line) for line in assignments(last)]
         links = {service: links_that_enable(service) for service in SERVICES}
-        # Those that are enabled, with the symbolic links that say so.
+        # The services that are enabled, with the symbolic links that enable them.
         self.services = {service: found for service, found in links.items() if found}
 
     def winner(self, name: str) -> Assignment | None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the role writes where, as far as more than one module needs to know it.
+"""The paths that the role writes, as far as more than one module needs them.
 
-The controller's part, plugins/action, has copies of what it needs: in a clone Ansible loads an action plugin as a file of its
-own, which finds no module_utils of ours.
+The action plugins, which run on the controller, have copies of what they need: in a clone Ansible loads an action plugin as a
+single file, which cannot import our module_utils.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def last_of(sysctl_file: str) -> str:
 
 
 def is_ours(content: str | None) -> bool:
-    """Return whether the role has written a file with this content; one that is not there is in nobody's way."""
+    """Return whether the role has written a file with this content, or the file is not there."""
     return (content or WRITTEN).startswith(WRITTEN)
 
 

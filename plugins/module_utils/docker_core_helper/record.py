@@ -13,7 +13,7 @@ from .kernel import DEFAULTS, SettingError, starts_the_helper
 
 
 def parse(text: str, path: str) -> dict[str, Any]:
-    """Return what a record holds. Raises SettingError where that are no values to come back to."""
+    """Return what a record holds. Raises SettingError if it does not hold the values from before."""
     try:
         content = json.loads(text)
         if all(isinstance(content[name], str) for name in DEFAULTS) and isinstance(content.get("taken_over", {}), dict):
@@ -30,7 +30,7 @@ class Record:
     """The record as this run has found it."""
 
     def __init__(self, module: AnsibleModule, path: str, live: dict[str, str]) -> None:
-        """Read the record; where there is none yet, the ``live`` values are those to come back to."""
+        """Read the record; if there is none yet, the ``live`` values are those that a removal restores."""
         self.path = path
         # None: there was no run before this one.
         self.text = files.read(path)
@@ -45,7 +45,7 @@ class Record:
         self.taken_over: dict[str, Any] = content.get("taken_over", {})
 
     def warn_of_files(self, module: AnsibleModule, pattern: str) -> None:
-        """Warn before the first change that the kernel will write no files any more, where somebody has set their name."""
+        """Before the first change, warn if the pattern is a file name: the kernel will write no such files any more."""
         if self.text is None and not pattern.startswith("|") and pattern != DEFAULTS["core_pattern"]:
             module.warn(
                 f"kernel.core_pattern was the file name {pattern!r}, and no such files are written any more: processes of this"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the role puts out of force so that its own values hold at the next boot, and how the removal restores that."""
+"""Disables what others set at the next boot, so that the role's own values hold, and restores it on removal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MARK = "# docker_core_helper took this over, its removal gives it back: "
 
 
 class Takeover:
-    """What is taken over from others, for the record: the record says how to restore that, done or not."""
+    """What is taken over from others. The record says how to restore it, even if it was not taken over yet."""
 
     def __init__(self, module: AnsibleModule, recorded: dict[str, Any]) -> None:
         """Begin with what earlier runs have recorded."""
@@ -33,7 +33,7 @@ class Takeover:
         return {key: value for key, value in found.items() if value}
 
     def plan(self, others: NextBoot, file: str, wanted: dict[str, str]) -> str:
-        """Plan as little as is enough: a name that sorts last, else what others have is put out of force.
+        """Plan as little as is enough: a name that sorts last, or else to disable what others set.
 
         ``file`` is ours for the next boot. Returns the name that this file needs.
         """
@@ -47,7 +47,7 @@ class Takeover:
 
     def add_line(self, line: Assignment) -> None:
         """Plan to comment a line out."""
-        # Where a link leads, because the link must stay one.
+        # The target of a link, because the link must stay a link.
         entry = [os.path.realpath(line.file), line.line]
         if entry not in self.lines:
             self.lines.append(entry)
@@ -65,7 +65,7 @@ class Takeover:
         return content
 
     def restore_lines(self, file: str) -> str:
-        """Return the content of ``file`` with its lines in force again. Whatever somebody has changed meanwhile stays."""
+        """Return the content of ``file`` with its lines enabled again. Whatever somebody has changed meanwhile stays."""
         content = files.read_exactly(file)
         theirs = [line for path, line in self.lines if path == file]
         if not os.path.exists(file):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Refusing a host on which the helper cannot work, or where something would be lost; nothing is changed."""
+"""Refuses a host on which the helper cannot work, or where something would be lost; changes nothing."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def refuse_host(directories: tuple[str, ...]) -> None:
 
 
 def refuse_second_installation(entry: str, lib_dir: str) -> None:
-    """Raise UnusableError if the helper is installed elsewhere than as ``entry`` and in ``lib_dir``.
+    """Raise UnusableError if the helper is installed in another place than ``entry`` and ``lib_dir``.
 
-    Those files would stay for ever.
+    Nothing would ever remove the files there.
     """
     remedy = "remove it first, with docker_core_helper_state=absent and the directories that it was installed with"
     for word in (files.read(CORE_PATTERN) or "").lstrip("|").split():

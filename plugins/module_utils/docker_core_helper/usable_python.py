@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finding a Python on the host that can run the helper, and that nobody but root can change."""
+"""Finds a Python on the host that can run the helper, and that only root can change."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import subprocess
 # The user and the group that own the files, and the only ones that may be able to change what the kernel starts.
 OWNER = 0
 GROUP = 0
-# Names that the distribution keeps stable come first: the helper then survives an upgrade of Python. platform-python is
-# what Red Hat's version 8 has in any case.
+# Names that the distribution keeps stable come first, so that the helper survives an upgrade of Python. Red Hat's version 8 has
+# platform-python in any case.
 PYTHONS = (
     "/usr/bin/python3",
     "/usr/libexec/platform-python",
@@ -56,10 +56,10 @@ def last_line(text: str) -> str:
 
 
 def changeable(path: str) -> str | None:
-    """Return what of the ``path``, symbolic links followed, others than root could change.
+    """Return which part of ``path``, symbolic links followed, users other than root could change.
 
-    What is missing does not count. A directory that all may write is harmless if it is sticky: then nobody can remove
-    what root owns in it.
+    A part that does not exist does not count. A directory that all may write is harmless if it is sticky: then nobody can
+    remove files in it that root owns.
     """
     pending = [part for part in reversed(path.split("/")) if part]
     reached = "/"

@@ -1,4 +1,4 @@
-"""Compiles the helper's library for one Python, because the kernel starts the helper anew at each crash.
+"""Compiles the helper's library for one Python, because the kernel starts a new helper at each crash.
 
 The Python that will run the helper runs this program, once at an installation and never at a crash. The Ansible module
 core_helper_files sends this program's text along with the library. ::
@@ -107,7 +107,7 @@ def add_to_bundle(bundle: "list[tuple[str, bytes]]", name: str, library: str, fi
 
 
 def compile_library(library: str, final: str) -> None:
-    """Compile each file of a library, and put the bundle beside them in one step."""
+    """Compile each file of a library, and put the bundle next to them in one step."""
     for source in sources_of(library):
         py_compile.compile(
             source,

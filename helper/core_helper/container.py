@@ -90,7 +90,7 @@ def cgroup_mounts(mountinfo: bytes) -> "dict[bytes, bytes]":
         if tail[0] == b"2":
             mounts.setdefault(b"", mount_point)
         elif tail[0] == b"":
-            # The superblock's options hold the controllers beside rw, xattr, release_agent= and the like.
+            # The superblock's options hold the controllers, besides rw, xattr, release_agent= and the like.
             for option in tail[2].split(b","):
                 mounts.setdefault(option, mount_point)
     return mounts

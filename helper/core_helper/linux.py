@@ -3,8 +3,9 @@
 Each wrapper raises ``OSError`` with the number, the text and the name of the call. Constants are named as in the
 kernel's headers.
 
-The module ``ctypes`` is made of ``_ctypes`` and ``os``, whose imports take a third of the time that the interpreter needs to
-start; the helper uses the primitives, which are the same from Python 3.8 to 3.14, and ``posix``. The tests run on each.
+The module ``ctypes`` is made of ``_ctypes`` and ``os``. To import it takes a third of the time that the interpreter needs to
+start. So the helper uses the primitives of ``_ctypes``, which are the same from Python 3.8 to 3.14, and ``posix``. The tests
+run on each of these Pythons.
 """
 
 import _ctypes

@@ -109,8 +109,8 @@ def parse_cgroup(text: bytes) -> "list[tuple[bytes, bytes]]":
 def parse_environ(text: bytes) -> "tuple[dict[bytes, bytes], bool]":
     """Return the variables of /proc/PID/environ and whether some were left out.
 
-    The process may have written anything there: strings without ``=`` are no variables, one that is longer than execve(2)
-    takes (MAX_ARG_STRLEN) would keep the delegate from starting, and past 1 MiB a string may have been cut off.
+    The process may have written anything there. Strings without ``=`` are no variables. A string that is longer than execve(2)
+    takes (MAX_ARG_STRLEN) would keep the delegate from starting. Past 1 MiB a string may have been cut off.
     """
     cut = len(text) > ENVIRON_LIMIT
     # Bounded before they are split: each variable takes memory of the host's, however short it is.

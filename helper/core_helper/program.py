@@ -83,7 +83,7 @@ class Program:
     def _first_line(self, descriptors: int) -> bytes:
         """Return the first bytes of the program, b"" where it may be executed but not read: then it is no script."""
         try:
-            # Opened anew by its descriptor: its path may lead to something else by now.
+            # Opened again by its descriptor: its path may lead to something else by now.
             readable = posix.open(str(self.descriptor), posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=descriptors)
         except OSError:
             return b""

@@ -82,8 +82,8 @@ def architecture() -> Architecture:
 def deny_filter(machine: Architecture) -> bytes:
     """Return the filter for ``machine``, an array of struct sock_filter.
 
-    Calls of another architecture (32 bit) answer ENOSYS, since their numbers mean other calls; clone3 too, since its flags are
-    out of a filter's sight and the C library falls back to clone.
+    Calls of another architecture (32 bit) answer ENOSYS, since their numbers mean other calls. clone3 does so, too: a filter
+    cannot see its flags, and the C library falls back to clone.
     """
     program = [*_load(ARCH), BPF_JEQ_K, 1, 0, machine.audit, *_deny(ENOSYS)]
     program += [*_load(NUMBER), BPF_JGE_K, 0, 1, LAST_KNOWN + 1, *_deny(ENOSYS)]

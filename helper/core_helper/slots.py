@@ -7,8 +7,8 @@ that does not answer, not even SIGKILL ends it at once.
 
 A container may take one more slot only while it holds fewer than are free, as in the dynamic thresholds of switches (Choudhury
 and Hahne, 1998). So three containers that take all they can get hold 32, 16 and 8 of 64 slots, and 8 are left. A user who can
-make any number of containers or processes has a limit, too: all of them together may take one more slot only while they hold
-fewer than three times the free ones.
+make any number of containers or processes has a limit, too. Together they may take one more slot only while they hold fewer
+than three times the free ones.
 """
 
 import _struct

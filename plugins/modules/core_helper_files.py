@@ -10,9 +10,9 @@ short_description: Installs and removes the files of docker_core_helper
 version_added: 1.0.0
 description:
   - Installs the helper that C(kernel.core_pattern) names, its library and its configuration.
-  - Finds a Python on the host for it and compiles the library for that Python, because the kernel starts the helper
-    anew at each crash.
-  - A new version of the library is put beside the old one, and the new helper is tried before it replaces the old one
+  - Finds a Python on the host for it and compiles the library for that Python, because the kernel starts a new helper
+    at each crash.
+  - A new version of the library is put next to the old one, and the new helper is tried before it replaces the old one
     in one step. A crash during an upgrade meets either version whole. The version before stays, so that a crash that it
     still handles is not disturbed.
   - Refuses, before it changes anything, a host on which the helper cannot work.

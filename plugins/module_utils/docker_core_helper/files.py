@@ -25,8 +25,8 @@ def read(path: str, encoding: str = "utf-8") -> str | None:
 def read_exactly(path: str) -> str:
     """Return the content of somebody else's file so that writing it gives the same bytes again; empty if there is none.
 
-    Also empty for a directory and for a link that leads nowhere or in a circle, which set nothing at boot either; and for a
-    pipe, where a read would wait for ever.
+    A directory, and a link that leads nowhere or in a circle, set nothing at boot either, so they are empty, too. So is a pipe,
+    where a read would wait for ever.
     """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):

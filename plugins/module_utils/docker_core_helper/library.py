@@ -38,7 +38,7 @@ def is_owned(path: str, mode: int) -> bool:
 
 
 class Library:
-    """The version of the library that shall be installed, beside those that are."""
+    """The version of the library that shall be installed, next to those that are."""
 
     def __init__(self, module: AnsibleModule, lib_dir: str, sources: dict[str, str] | None) -> None:
         """Keep the directory of all versions, and name and content of each file; None if the library shall be removed."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who sets the kernel's values at the next boot: the files of sysctl.d(5) in their order, and services at their start."""
+"""Finds who sets the kernel's values at the next boot: the files of sysctl.d(5) in their order, and services."""
 
 from __future__ import annotations
 

@@ -6,9 +6,8 @@ the process's own container: the one to which its control group, and the first p
 here.
 
 A process that could have joined the mounts of others needs a *proof*: the program that it executes must lie in the mounts that
-it has. For a process that has only joined a container executes a program from elsewhere, whether that container still runs or
-not. A program of the container's image that was given rights of the host has those already. In case of doubt, the core is
-withheld.
+it has. A process that has only joined a container executes a program from elsewhere, whether that container still runs or not.
+A program of the container's image that was given rights of the host has those already. In case of doubt, the core is withheld.
 """
 
 import fcntl

@@ -89,8 +89,9 @@ class FaultingProcess:
         """Return the variables of the process that the delegate gets; ``notes`` tell what was left out.
 
         Called in the joining process: the supervisor must not wait for the memory of the process. If the process was confined
-        more than its container is, the delegate gets none of its variables. For the delegate is confined less: nobody can take
-        the filters over, or even see Landlock. By LD_PRELOAD and the like, the process would choose what the delegate does.
+        more than its container is, the delegate gets none of its variables. The delegate is confined less than such a process:
+        nobody can take the filters over, or even see Landlock. With its variables, such as LD_PRELOAD, the process would choose
+        what the delegate does.
         """
         if self.environ_file is None:
             self.notes.append("its environment could not be read in time: none of its variables was passed on")

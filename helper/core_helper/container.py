@@ -7,6 +7,7 @@ from core_helper.crash import Refused
 from core_helper.words import encode
 
 UNIFIED = "unified"
+OVERLAYS = (b"overlay", b"fuse.fuse-overlayfs", b"aufs")
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -111,7 +112,8 @@ class Mount:
         self.device = fields[2]
         self.root = decoded(fields[3])
         self.point = decoded(fields[4])
-        self.options = right.split(b" ")[-1]  # Of the file system.
+        tail = right.split(b" ")
+        self.kind, self.options = tail[0], tail[-1]  # Both of the file system.
 
     def place_of(self, path: bytes) -> "tuple[bytes, bytes] | None":
         """Return the device of a ``path`` on this mount, and the path within that file system; None where it is not on it."""
@@ -152,6 +154,24 @@ class Mounts:
                 yield Mount(line)
                 end = begin
 
+    def overlays(self) -> "Iterator[Mount]":
+        """Yield the mounts that an engine makes of the layers of an image."""
+        for kind in OVERLAYS:
+            begin = 0
+            while (begin := self.text.find(b" - %s " % kind, begin)) >= 0:
+                yield Mount(self._line(self.text.rfind(b"\n", 0, begin) + 1))
+                begin += 1
+
+    def place_of(self, path: bytes) -> "tuple[bytes, bytes] | None":
+        """Return device and path within its file system of an absolute ``path``; no file system and no link is looked at."""
+        best: Mount | None = None
+        for line in self.text.split(b"\n"):
+            if line:
+                mount = Mount(line)
+                if mount.place_of(path) and (best is None or len(mount.point) >= len(best.point)):
+                    best = mount
+        return None if best is None else best.place_of(path)
+
     def place_of_root(self) -> "tuple[bytes, bytes] | None":
         """Return device and path of the root directory that the process sees, None where that is no mount."""
         root = next(self.roots(), None)
@@ -163,15 +183,17 @@ class Mounts:
 
 
 def layers_of(mount: Mount) -> "list[bytes]":
-    """Return the directories that an overlay ``mount`` is made of, its upper one first, as paths of the host; none for others.
+    """Return the directories of which an overlay ``mount`` is made, its upper one first, as absolute paths; none for others.
 
-    A path that the engine gave relative to a directory of its own is left out: nobody knows that directory.
+    With many layers, Docker gives paths that are relative to the directory above that of the mount point.
     """
     paths = []
+    base = mount.point.rpartition(b"/")[0].rpartition(b"/")[0]
     for option in mount.options.split(b","):
         name, _, value = option.partition(b"=")
         if name in (b"upperdir", b"lowerdir", b"lowerdir+", b"datadir+"):
-            paths += [decoded(path) for path in value.split(b":") if path.startswith(b"/")]
+            layers = [decoded(path) for path in value.split(b":") if path]
+            paths += [path if path.startswith(b"/") else base + b"/" + path for path in layers]
     return paths
 
 
@@ -203,6 +225,34 @@ def mounts_of(directory: int) -> Mounts:
 def mounts_at(path: str) -> Mounts:
     """Return the mounts that the process at ``path``, which is /proc/PID, sees. Raises Refused like ``mounts_of``."""
     return _bounded(procfs.read_path(f"{path}/mountinfo", procfs.MOUNTINFO_LIMIT))
+
+
+def mounts_of_namespace(namespace: int) -> Mounts:
+    """Return all mounts of the opened mount ``namespace``, by the short visit of a child; setns(2).
+
+    A process shows only what lies below its root directory. Raises Refused like ``mounts_of``, and where nobody can look.
+    """
+    reading, writing = posix.pipe()
+    pid = posix.fork()
+    if pid == 0:
+        try:
+            # Of the child: after the visit begins, there may be no /proc, or a false one.
+            own = posix.open("/proc/self", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
+            linux.setns(namespace, linux.CLONE_NEWNS)
+            text = procfs.read(own, "mountinfo", procfs.MOUNTINFO_LIMIT)
+            while text:
+                text = text[posix.write(writing, text) :]
+        finally:
+            posix._exit(0)
+    posix.close(writing)
+    try:
+        text = procfs.read_all(reading, procfs.MOUNTINFO_LIMIT)
+    finally:
+        posix.close(reading)
+        posix.waitpid(pid, 0)
+    if not text:
+        raise Refused("the mounts of its mount namespace cannot be looked at: core not delegated")
+    return _bounded(text)
 
 
 def _bounded(mountinfo: bytes) -> Mounts:

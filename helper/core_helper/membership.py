@@ -53,6 +53,7 @@ def check(process: "FaultingProcess") -> None:
             return
         if first is not None:
             _check_group(process, first)
+            _check_namespaces(process, first)
         joined = _may_have_joined(process, first)
         if joined or (first is not None and process.inode("mnt") != first.mounts):
             _check_program(process, first)
@@ -152,6 +153,13 @@ def _check_group(process: "FaultingProcess", first: Member) -> None:
     raise withheld(process, "it is in a container's namespaces, but in another control group")
 
 
+def _check_namespaces(process: "FaultingProcess", first: Member) -> None:
+    """Raise Withheld where ``process`` has kept a namespace of the host that its container does not have."""
+    for kind in ("net", "ipc", "uts"):
+        if process.descriptor(kind) is None and first.namespace(kind) != namespaces.of_host(kind):
+            raise withheld(process, f"it is in a container's control group, but in the host's {kind} namespace")
+
+
 def _is_in_user_namespace(process: "FaultingProcess", first: Member) -> bool:
     """Tell whether ``process`` is in the user namespace of ``first`` or below it, with ids of that namespace."""
     if process.user_namespace is None or first.namespace("user") not in _user_namespaces(process):
@@ -209,17 +217,14 @@ def _sees(directory: int, number: int) -> bool:
 def _check_program(process: "FaultingProcess", first: "Member | None") -> None:
     """Raise Withheld unless the process executes a program of the mount namespace that it is in.
 
-    A process that made a mount namespace of its own, and has the same root directory in it, may execute a program of its
-    container's mounts.
+    A process that has made its own mount namespace, and has the same root directory in it, may execute a program of its
+    container's mount namespace.
     """
     own = first is not None and process.inode("mnt") == first.mounts
-    alike = first is not None and not own and _same_root(process.task, first.directory)
-    if not process.in_pid_namespace() or not (own or alike):
-        _check_inhabitants(process, first)
     number = _mount_of(process.task, "exe")
     if _sees(process.task, number):
         return
-    if first is not None and (own or alike) and _sees(first.directory, number):
+    if first is not None and (own or _same_root(process.task, first.directory)) and _sees(first.directory, number):
         return
     raise withheld(process, "it executes a program from outside of the mount namespace that it is in")
 
@@ -230,17 +235,6 @@ def _same_root(task: int, other: int) -> bool:
     return ours is not None and ours == theirs
 
 
-def _check_inhabitants(process: "FaultingProcess", first: "Member | None") -> None:
-    """Raise Withheld where the mount namespace of ``process``, or its files, are those of another container.
-
-    That container may have left the mount namespace that ``process`` has joined: then it still has the same files.
-    """
-    mounts = process.inode("mnt")
-    holds_root = _holders_of(container.mounts_of(process.task).place_of_root(), container.mounts_at("/proc/self"))
-    if _find_stranger(process, first, lambda pid: _mount_namespace(pid) == mounts or holds_root(pid)):
-        raise withheld(process, "it is in the mount namespace of another container")
-
-
 def _mount_namespace(pid: int) -> "int | None":
     """Return the inode of the mount namespace of process ``pid``; its leader may have exited."""
     return first_process.inode_of(f"/proc/{pid}/ns/mnt") or first_process.inode_of(
@@ -249,76 +243,125 @@ def _mount_namespace(pid: int) -> "int | None":
 
 
 def _check_root(process: "FaultingProcess", first: "Member | None", proof: bool) -> None:
-    """Raise Withheld where the root directory, which the process has changed, lies in the files of another container.
+    """Raise Withheld where the root directory of ``process`` lies in the files of another container, or that is at home there.
 
-    An agent may have changed it to a directory where an engine has assembled these files. Where a ``proof`` is needed, the
-    program that the process executes must lie in the root directory, too, unless the root directory is on the mount that is the
-    container's root anyway. If the mount namespace is not the host's, container.join_namespaces checks that the root directory
-    lies in it at all.
+    An agent may have joined its mount namespace, or have changed its root directory to where an engine has assembled its files.
+    What engines have mounted is read from the host's own mounts: a container can change what its processes show, and not those.
+    Where a ``proof`` is needed, the program that the process executes must lie in a root directory that was changed.
     """
     path = posix.readlink(b"/proc/self/fd/%d" % process.root)
-    if path == b"/" and (process.in_container() or _is_root_of_the_host(process.root)):
+    own = first is not None and process.inode("mnt") == first.mounts
+    if path == b"/" and (own or (not process.in_container() and _is_root_of_the_host(process.root))):
+        if proof and process.in_container():
+            _refuse_strangers(process, first, path, None)
         return
-    host = container.mounts_at("/proc/self")
-    table = host if first is None else container.mounts_of(first.directory)
+    table = _mounts_around(process, path)
     number = container.mount_of(process.root)
     if number not in table:
-        if process.in_container():
-            return
         raise withheld(process, "its root directory is in another mount namespace than the process")
-    if first is not None and number == _mount_of(first.directory, "root"):
+    place = table[number].place_of(path)
+    home = _home(process, first, table if own else None)
+    if process.in_container() and container.is_below(place, home):
+        if proof:
+            _refuse_strangers(process, first, path, None)
         return
-    if proof and not _is_program_below(process, table, path):
+    if _is_of_an_engine(place, home):
+        raise withheld(process, _foreign(process, path))
+    if path != b"/" and proof and not _is_program_below(process, table, path):
         raise withheld(process, "its root directory is not that of the program that it executes")
-    if _find_stranger(process, first, _holders_of(table[number].place_of(path), host)):
-        raise withheld(process, "its root directory lies in the files of another container")
+    _refuse_strangers(process, first, path, place)
 
 
-def _holders_of(place: "tuple[bytes, bytes] | None", host: container.Mounts) -> "Callable[[int], bool]":
-    """Return a function that tells whether a place, device and path, lies in what a process sees as its root directory.
+def _mounts_around(process: "FaultingProcess", path: bytes) -> container.Mounts:
+    """Return the mounts among which the root directory of ``process`` is, whose ``path`` is that in its mount namespace."""
+    namespace = process.descriptor("mnt")
+    if namespace is None:
+        return container.mounts_at("/proc/self")
+    return container.mounts_of(process.task) if path == b"/" else container.mounts_of_namespace(namespace)
 
-    It reads the mounts of one process for each mount namespace: they may be thousands.
+
+def _home(
+    process: "FaultingProcess", first: "Member | None", table: "container.Mounts | None"
+) -> "tuple[bytes, bytes] | None":
+    """Return the place of the root directory of the container of ``process``, or of the host; None where that is unknown.
+
+    ``table`` are the mounts of the mount namespace, where that is the one of the container's ``first`` process.
     """
-    hosts = host.place_of_root()
+    if not process.in_container():
+        table = container.mounts_at("/proc/self")
+    elif table is None and first is not None:
+        table = container.mounts_of(first.directory)
+    return None if table is None else table.place_of_root()
+
+
+def _is_of_an_engine(place: "tuple[bytes, bytes] | None", home: "tuple[bytes, bytes] | None") -> bool:
+    """Tell whether a ``place`` lies in a root directory that an engine has mounted on the host, other than that at ``home``."""
+    host = container.mounts_at("/proc/self")
+    for overlay in host.overlays():
+        if home is not None and overlay.device == home[0]:
+            continue
+        trees = [(overlay.device, b"/"), *map(host.place_of, container.layers_of(overlay))]
+        if any(container.is_below(place, tree) for tree in trees):
+            return True
+    return False
+
+
+def _refuse_strangers(
+    process: "FaultingProcess", first: "Member | None", path: bytes, place: "tuple[bytes, bytes] | None"
+) -> None:
+    """Raise Withheld where another container is at home in the mounts of ``process``, or ``place`` is in its root directory."""
+    mounts = process.inode("mnt") if process.in_container() else None
+    holds = _holders_of(place)
+    if _find_stranger(process, first, lambda pid: _mount_namespace(pid) == mounts or holds(pid)):
+        raise withheld(process, _foreign(process, path))
+
+
+def _foreign(process: "FaultingProcess", path: bytes) -> str:
+    if process.in_container() and path == b"/":
+        return "it is in the mount namespace of another container"
+    return "its root directory lies in the files of another container"
+
+
+def _holders_of(place: "tuple[bytes, bytes] | None") -> "Callable[[int], bool]":
+    """Return a function that tells whether a place, device and path, lies in what a process has as its root directory.
+
+    Asked where engines make no overlay. Of each mount namespace, one process is asked: it may have thousands of mounts. A mount
+    namespace that belongs to a user namespace is not asked: any user can make such a one, and mount there whatever he reads.
+    """
+    if place is None:
+        return lambda pid: False
+    hosts = container.mounts_at("/proc/self").place_of_root()
     host_mounts = namespaces.of_host("mnt")
-    trees: dict[int, list[tuple[bytes, bytes]]] = {}
+    roots: dict[int, tuple[bytes, bytes] | None] = {}
 
     def holds(pid: int) -> bool:
         inode = _mount_namespace(pid)
         if inode in (host_mounts, None):
             return False
-        if not trees.get(inode):
+        if inode not in roots:
             try:
-                # More mounts than can be looked at are cut off: the faulting process has not made them. The first ones are
-                # those that the engine has made.
-                text = procfs.read_path(f"/proc/{pid}/mountinfo", procfs.MOUNTINFO_LIMIT)
-            except OSError:
+                roots[inode] = _root_of(procfs.task_of(pid, None))
+            except (OSError, Refused):
                 return False
-            trees[inode] = _trees_of_roots(container.Mounts(text), host)
-        return any(tree != hosts and container.is_below(place, tree) for tree in trees[inode])
+        return roots[inode] != hosts and container.is_below(place, roots[inode])
 
     return holds
 
 
-def _trees_of_roots(mounts: container.Mounts, host: container.Mounts) -> "list[tuple[bytes, bytes]]":
-    """Return device and path of the root directory that a process sees, and of the directories that an overlay makes it of."""
-    places = []
-    for root in mounts.roots():
-        places += [root.place_of(b"/"), *(_place_on_host(path, host) for path in container.layers_of(root))]
-    return [place for place in places if place is not None]
-
-
-def _place_on_host(path: bytes, host: container.Mounts) -> "tuple[bytes, bytes] | None":
-    """Return device and path of a directory of the host, symbolic links followed; None where it is not there."""
+def _root_of(task: str) -> "tuple[bytes, bytes] | None":
+    """Return the place of the root directory of the mount namespace of a thread, None for that of a user namespace."""
+    namespace = posix.open(f"{task}/ns/mnt", posix.O_RDONLY | posix.O_CLOEXEC)
     try:
-        directory = posix.open(path, posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        number = container.mount_of(directory)
-        return host[number].place_of(posix.readlink(b"/proc/self/fd/%d" % directory)) if number in host else None
+        owner = fcntl.ioctl(namespace, namespaces.NS_GET_USERNS)
+        inode = posix.fstat(owner).st_ino
+        posix.close(owner)
+        if inode != namespaces.of_host("user"):
+            return None
+        # More mounts than can be looked at are cut off: the faulting process has not made them.
+        text = procfs.read_path(f"{task}/mountinfo", procfs.MOUNTINFO_LIMIT)
+        return container.Mounts(text).place_of_root() or container.mounts_of_namespace(namespace).place_of_root()
     finally:
-        posix.close(directory)
+        posix.close(namespace)
 
 
 def _is_program_below(process: "FaultingProcess", table: container.Mounts, root: bytes) -> bool:
@@ -365,13 +408,23 @@ def _find_stranger(process: "FaultingProcess", first: "Member | None", wanted: "
 
 def _is_part(member: Member, process: "FaultingProcess", first: "Member | None") -> bool:
     """Tell whether ``member`` belongs to the container of ``process``: by the control group, else by the pid namespace."""
-    if first is not None and _has_group(first):
-        return runtime.is_within(member.cgroups, first.cgroups)
+    named = runtime.named_group(member.cgroups), None if first is None else runtime.named_group(first.cgroups)
+    if any(named):
+        # The innermost ones: a container may have containers of its own.
+        return named[0] == named[1]
+    if first is not None and _has_group(first) and not runtime.is_within(member.cgroups, first.cgroups):
+        return False
     if not process.in_pid_namespace():
-        return member.processes == process.inode("pid") and runtime.named_group(member.cgroups) is None
+        if member.processes == process.inode("pid"):
+            return True
+        # A container may have been started from the very login that the process is of.
+        return first is not None and _has_group(first) and process.inode("mnt") == first.mounts
     namespace = posix.open("ns/pid", posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=member.directory)
     try:
-        return process.inode("pid") in namespaces.lineage(namespace, namespaces.of_host("pid"))
+        host = namespaces.of_host("pid")
+        below = namespaces.lineage(namespace, host)
+        above = namespaces.lineage(process.descriptor("pid"), host)  # type: ignore[arg-type]
+        return process.inode("pid") in below or (member.processes != host and member.processes in above)
     finally:
         posix.close(namespace)
 

@@ -80,13 +80,19 @@ def is_within(cgroups: "list[tuple[bytes, bytes]]", first: "list[tuple[bytes, by
 
 
 def _share_unit(one: bytes, other: bytes) -> bool:
-    """Tell whether two control groups have a common ancestor that is more than a slice of systemd's; systemd.slice(5)."""
-    for ours, theirs in zip(one.split(b"/")[1:], other.split(b"/")[1:]):
-        if ours != theirs:
-            return False
-        if not ours.endswith(b".slice"):
-            return True
-    return False
+    """Tell whether the control group ``one`` lies in the unit of systemd's that ``other`` is in, or else in ``other`` itself.
+
+    A unit may have groups for its own processes, and the first one of these need not be in the outermost. A slice alone holds
+    units that have nothing to do with each other; systemd.unit(5).
+    """
+    parts = other.split(b"/")
+    if parts[-1].endswith(b".slice"):
+        return False
+    for end, part in enumerate(parts, 1):
+        if part.endswith((b".scope", b".service")):
+            parts = parts[:end]
+            break
+    return (one + b"/").startswith(b"/".join(parts) + b"/")
 
 
 def is_of_the_host(process: "FaultingProcess") -> bool:

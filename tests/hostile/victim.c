@@ -50,6 +50,12 @@
  *   seize=SECONDS  a child crashes; its delegate is traced that long, and nobody waits for it
  *   catch=SECONDS  makes children crash, traces each process that then appears, and looks at its control group of devices
  *   reports=SECONDS  the same, and writes to the pipe by which the process reports to the helper
+ *   overlay-of-host  an overlay, made of a directory that does not answer where /out/pid leads to from the host; a child has
+ *                  it as its root directory
+ *   jail-mounts=COUNT  16,384 mounts below a directory that is no mount, which is the root directory of that many processes
+ *   claim=PATH     an overlay as root directory, whose options name a directory of the host
+ *   bind-root=PATH the same directory, mounted anew, as root directory
+ *   touch=FILE     makes an empty file
  *   fuse=KIND      a file system that never answers: serve starts it, map maps a page of its own, environ the one of its environment
  */
 #include "../support/programs/facts.h"
@@ -665,6 +671,8 @@ static void serve_fuse(int device)
 			size = sizeof out.init;
 			break;
 		case FUSE_LOOKUP:
+			if (getenv("SILENT"))
+				continue;
 			out.entry = (struct fuse_entry_out){.nodeid = 2, .attr_valid = 1000, .entry_valid = 1000, .attr = file};
 			size = sizeof out.entry;
 			break;
@@ -972,6 +980,111 @@ static void leave_idle_child(void)
 		pause();
 }
 
+static void make_directories(const char *path)
+{
+	char part[PATH_MAX];
+	for (const char *at = strchr(path + 1, '/');; at = strchr(at + 1, '/')) {
+		snprintf(part, sizeof part, "%.*s", at ? (int)(at - path) : (int)strlen(path), path);
+		mkdir(part, 0755);
+		if (!at)
+			return;
+	}
+}
+
+static void mount_silent_fuse(const char *where)
+{
+	char options[128];
+	int device = open("/dev/fuse", O_RDWR);
+	must(device, "/dev/fuse");
+	snprintf(options, sizeof options, "fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other", device);
+	must(mount("fuse", where, "fuse", 0, options), "mount fuse");
+	if (fork() == 0) {
+		setenv("SILENT", "1", 1);
+		serve_fuse(device);
+	}
+	close(device);
+}
+
+/* The helper opens on the host what the options of an overlay name. */
+static void overlay_with_path_of_the_host(void)
+{
+	char pid[32] = "", one[128], two[128], options[512];
+	while (access("/out/pid", F_OK))
+		usleep(10000);
+	int file = open("/out/pid", O_RDONLY);
+	must(read(file, pid, sizeof pid - 1), "pid");
+	pid[strcspn(pid, "\n")] = 0;
+	mkdir("/tmp/fuse", 0755);
+	mount_silent_fuse("/tmp/fuse");
+	if (fork() == 0) {
+		unshare_mounts();
+		must(mount("fake", "/proc", "tmpfs", 0, "mode=0755"), "tmpfs");
+		snprintf(one, sizeof one, "/proc/%s/root/tmp/fuse/hang", pid);
+		snprintf(two, sizeof two, "/proc/%s/root/two", pid);
+		make_directories(one);
+		make_directories(two);
+		mkdir("/tmp/overlay", 0755);
+		snprintf(options, sizeof options, "lowerdir=%s:%s", one, two);
+		must(mount("overlay", "/tmp/overlay", "overlay", 0, options), "overlay");
+		change_root("/tmp/overlay");
+		for (;;)
+			pause();
+	}
+	sleep(1);
+	close(open("/out/ready", O_CREAT | O_WRONLY, 0666));
+}
+
+/* Many mounts below a directory that is no mount, which is the root directory of many processes. */
+static void jail_with_mounts(const char *value)
+{
+	char path[64];
+	int power = 14, count = atoi(value);
+	unshare_mounts();
+	must(mount("mounts", "/jail/out", "tmpfs", 0, NULL), "tmpfs");
+	for (int i = 0; i < power; i++) {
+		snprintf(path, sizeof path, "/jail/out/a-mount-number-which-is-long-%02d", i);
+		must(mkdir(path, 0755), path);
+	}
+	for (int i = 0; i < power; i++) {
+		snprintf(path, sizeof path, "/jail/out/a-mount-number-which-is-long-%02d", i);
+		must(mount("/jail/out", path, NULL, MS_BIND | MS_REC, NULL), path);
+	}
+	int ready = open("/out", O_PATH | O_DIRECTORY);
+	change_root("/jail");
+	for (int i = 0; i < count; i++)
+		if (fork() == 0)
+			for (;;)
+				pause();
+	close(openat(ready, "ready", O_CREAT | O_WRONLY, 0666));
+	for (;;)
+		pause();
+}
+
+/* Whoever reads the options of this overlay takes a directory of the host for one of ours. */
+static void claim(const char *path)
+{
+	char options[1024];
+	unshare_mounts();
+	must(mount("mine", "/var", "tmpfs", 0, "mode=0755"), "tmpfs");
+	make_directories(path);
+	must(mkdir("/var/two", 0755), "two");
+	must(mkdir("/var/overlay", 0755), "overlay");
+	snprintf(options, sizeof options, "lowerdir=%s:/var/two", path);
+	must(mount("overlay", "/var/overlay", "overlay", 0, options), "mount overlay");
+	change_root("/var/overlay");
+	printf("claimed\n");
+	fflush(stdout);
+}
+
+static void bind_root(const char *path)
+{
+	unshare_mounts();
+	must(mount(path, "/mnt", NULL, MS_BIND | MS_REC, NULL), "bind");
+	change_root("/mnt");
+	printf("claimed\n");
+	fflush(stdout);
+}
+
 static void act(char **actions);
 
 static void *in_thread(void *actions)
@@ -1136,6 +1249,16 @@ static void act(char **actions)
 			flood_reports(atof(value));
 		else if (IS("fuse"))
 			map_fuse(value);
+		else if (IS("overlay-of-host"))
+			overlay_with_path_of_the_host();
+		else if (IS("jail-mounts"))
+			jail_with_mounts(value);
+		else if (IS("claim"))
+			claim(value);
+		else if (IS("bind-root"))
+			bind_root(value);
+		else if (IS("touch"))
+			close(open(value, O_CREAT | O_WRONLY, 0666));
 		else
 			fail(*actions);
 	}

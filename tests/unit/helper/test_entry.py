@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import posix
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -168,8 +169,46 @@ def test_the_mounts_of_a_process_are_those_of_its_table() -> None:
 
 def test_the_directories_that_an_overlay_is_made_of_are_told() -> None:
     line = rb"40 20 0:60 / / rw shared:1 - overlay o rw,lowerdir=/l/A\040b:l/B,lowerdir+=/l/C,upperdir=/u,workdir=/w"
-    assert container.layers_of(container.Mount(line.replace(rb"\\", b"\\"))) == [b"/l/A b", b"/l/C", b"/u"]
+    assert container.layers_of(container.Mount(line.replace(rb"\\", b"\\"))) == [b"/l/A b", b"/l/B", b"/l/C", b"/u"]
+    # As Docker writes it for an image of many layers.
+    line = rb"40 20 0:60 / /var/o/8/merged rw - overlay o rw,lowerdir=l/A:l/B,upperdir=8/diff,workdir=8/work"
+    layers = container.layers_of(container.Mount(line))
+    assert layers == [b"/var/o/l/A", b"/var/o/l/B", b"/var/o/8/diff"]
     assert container.layers_of(container.Mount(TABLE.splitlines()[0])) == []
+
+
+def test_a_path_is_on_the_mount_that_is_nearest_above_and_was_made_last() -> None:
+    text = b"""20 1 8:1 / / rw - ext4 a rw
+30 20 0:50 /sub /mnt rw - ext4 a rw
+31 30 0:51 / /mnt/x rw - overlay o rw
+32 31 0:52 / /mnt/x rw - fuse.fuse-overlayfs o rw
+"""
+    table = container.Mounts(text)
+    assert table.place_of(b"/srv/x") == (b"8:1", b"/srv/x")
+    assert table.place_of(b"/mnt/y") == (b"0:50", b"/sub/y")
+    assert table.place_of(b"/mnt2") == (b"8:1", b"/mnt2")
+    assert table.place_of(b"/mnt/x/y") == (b"0:52", b"/y")
+    assert container.Mounts(b"").place_of(b"/") is None
+    assert [mount.device for mount in table.overlays()] == [b"0:51", b"0:52"]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="to join a mount namespace needs root")
+def test_all_mounts_of_a_namespace_are_seen_by_a_visit() -> None:
+    words = ["unshare", "--mount", "sh", "-c", "mount -t tmpfs -o size=1M visited /mnt && echo && exec cat"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None and process.stdout is not None
+        if not process.stdout.readline():
+            pytest.skip("no mount namespace can be made here")
+        namespace = os.open(f"/proc/{process.pid}/ns/mnt", os.O_RDONLY)
+        here = os.stat("/proc/self/ns/mnt").st_ino
+        opened = os.listdir("/proc/self/fd")
+        table = container.mounts_of_namespace(namespace)
+        assert b" visited " in table.text and b" visited " not in container.mounts_at("/proc/self").text
+        assert (os.stat("/proc/self/ns/mnt").st_ino, os.listdir("/proc/self/fd")) == (here, opened)
+        os.close(namespace)
+        process.stdin.close()
+    with open("/dev/null") as wrong, pytest.raises(Refused, match="cannot be looked at"):
+        container.mounts_of_namespace(wrong.fileno())
 
 
 def test_more_mounts_than_can_be_looked_at_are_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import posix
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from unit.helper.world import (
     ID,
     OTHER,
     OTHER_FILES,
+    ROOT_OF_HOST,
     SYS_ADMIN,
     SYS_PTRACE,
     World,
@@ -469,10 +469,33 @@ def test_a_root_of_the_host_in_the_files_of_a_container_is_withheld(world: World
     # In the mounts of the container itself, as by chroot /proc/PID/root.
     for path in ("/", "/etc"):
         assert "in another mount namespace than the process" in root_told(world.crashed(21, path, 40))
-    # Who is no process by now holds nothing.
+    # Whatever the processes of the container show: the engine's mount is the host's own.
     for name in ("10", "11"):
         (world.proc / name / "mountinfo").unlink()
-    assert root_told(world.crashed(22, *places[22])) == ""
+    assert "lies in the files of another container" in root_told(world.crashed(22, *places[22]))
+
+
+def test_a_container_whose_engine_makes_no_overlay_is_known_by_its_processes(world: World) -> None:
+    directory = b"40 30 8:1 /var/root / rw - ext4 a rw\n"
+    box = world.container()
+    world.process(30, "1", OTHER, directory, **box)
+    world.process(21, exe=(20, "/var/root/x/bin/x"))
+    process = world.crashed(21, "/var/root/x", 20)
+    assert "lies in the files of another container" in root_told(process)
+    # All of its processes have changed their root directory: its mount namespace is looked at.
+    (world.proc / "30" / "mountinfo").write_bytes(b"")
+    world.monkeypatch.setattr(container, "mounts_of_namespace", lambda namespace: container.Mounts(directory))
+    assert "lies in the files of another container" in root_told(process)
+    assert keeps_descriptors(lambda: root_told(process))
+    # A mount namespace of a user namespace is what any user can make: he owns nothing of the host for that.
+    world.owners[box["mnt"].stat().st_ino] = world.namespace(world.host["user"])
+    assert root_told(process) == ""
+    assert keeps_descriptors(lambda: root_told(process))
+    world.owners[box["mnt"].stat().st_ino] = world.host["user"]
+    assert root_told(process) != ""
+    # Who is no process by now holds nothing.
+    (world.proc / "30" / "mountinfo").unlink()
+    assert root_told(process) == ""
 
 
 @pytest.mark.parametrize(
@@ -507,11 +530,26 @@ def test_the_files_of_its_own_container_are_for_the_process(world: World, box: d
     assert root_told(process, 10) == ""
 
 
-def test_a_root_on_a_mount_that_the_container_does_not_know_is_for_the_kernel_to_judge(
+def test_a_root_on_a_mount_that_is_nowhere_in_the_mount_namespace_is_withheld(
     world: World, box: dict[str, Any]
 ) -> None:
-    # join_namespaces asks whether it is of the mount namespace of the process.
-    assert root_told(world.crashed(11, "/jail", 77), 10) == ""
+    assert "in another mount namespace than the process" in root_told(world.crashed(11, "/jail", 77), 10)
+
+
+def test_a_root_that_is_no_mount_is_found_in_the_mounts_of_its_namespace(world: World) -> None:
+    layer = b"50 20 0:50 / /var/merged rw - overlay overlay rw,upperdir=/var/upper\n"
+    (world.proc / "self" / "mountinfo").write_bytes(ROOT_OF_HOST + layer)
+    # As by `unshare --mount chroot DIRECTORY`: the process itself shows no mount.
+    for pid, path in ((21, "/var/upper"), (22, "/var/merged/jail"), (23, "/srv")):
+        mounts = world.namespace(owner=world.host["user"])
+        world.process(pid, cgroup="/user.slice/a.scope", mountinfo=b"", exe=(20, f"{path}/x"), mnt=mounts)
+        world.process(
+            pid + 10, cgroup="/user.slice/b.scope", mountinfo=ROOT_OF_HOST + layer, parent=1, started=500, mnt=mounts
+        )
+    numbers = {21: ("/var/upper", 20), 22: ("/var/merged/jail", 50), 23: ("/srv", 20)}
+    refused = {pid: root_told(world.crashed(pid, *root)) for pid, root in numbers.items()}
+    assert [pid for pid, why in refused.items() if "lies in the files of another container" in why] == [21, 22]
+    assert refused[23] == ""
 
 
 def test_the_root_of_a_mount_namespace_and_of_the_container_is_its_own(world: World, box: dict[str, Any]) -> None:
@@ -555,24 +593,73 @@ def test_of_many_processes_in_one_mount_namespace_one_is_asked(world: World, mon
     assert 1 <= len([path for path in asked if path.endswith("/mountinfo") and "/self/" not in path]) <= 2
 
 
-def test_a_root_directory_is_made_of_the_layers_of_its_overlay_too(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("path", "number", "own"),
+    [
+        *(
+            ("/var/l/up", 20, False),
+            ("/var/l/up/x", 20, False),
+            ("/var/l/low", 20, False),
+            ("/var/l/8/diff", 20, False),
+        ),
+        *(
+            ("/var/l/9/diff", 21, False),
+            ("/var/l/other", 20, True),
+            ("/var/l/up2", 20, True),
+            ("/var/l/work", 20, True),
+        ),
+    ],
+)
+def test_the_layers_of_what_an_engine_has_mounted_are_its_containers_files_too(
+    world: World, path: str, number: int, own: bool
 ) -> None:
-    """The directories of the overlay are those of this machine, on the mount 20 of the made-up host."""
-    (tmp_path / "lower").mkdir()
-    (tmp_path / "upper").mkdir()
-    (tmp_path / "link").symlink_to("lower")
-    options = f"rw,lowerdir={tmp_path}/link:l/RELATIVE:/missing,upperdir={tmp_path}/upper,workdir={tmp_path}/work"
-    overlay = container.Mounts(b"40 30 0:60 / / rw - overlay overlay " + os.fsencode(options))
-    host = container.mounts_at("/proc/self")
-    monkeypatch.setattr(container, "mount_of", lambda descriptor, proc_self=None: 20)
-    monkeypatch.setattr(membership, "posix", posix)
-    layers = [(b"8:1", os.fsencode(tmp_path / name)) for name in ("lower", "upper")]
-    assert membership._trees_of_roots(overlay, host) == [(b"0:60", b"/"), *layers]
-    assert membership._trees_of_roots(container.Mounts(b""), host) == []
-    assert keeps_descriptors(lambda: membership._place_on_host(os.fsencode(tmp_path), host))
-    monkeypatch.setattr(container, "mount_of", lambda descriptor, proc_self=None: 99)
-    assert membership._trees_of_roots(overlay, host) == [(b"0:60", b"/")]
+    options = b"rw,lowerdir=/var/l/low:9/diff:/missing,upperdir=8/diff,workdir=/var/l/work"
+    mounts = (
+        b"21 20 8:2 /data /var/l/9 rw - ext4 b rw\n50 20 0:60 / /var/l/8/merged rw - overlay overlay %s\n" % options
+    )
+    more = b"51 20 0:61 / /var/lib/m rw - overlay overlay rw,upperdir=/var/l/up\n"
+    (world.proc / "self" / "mountinfo").write_bytes(ROOT_OF_HOST + mounts + more)
+    world.process(21, exe=(number, f"{path}/x"))
+    assert root_told(world.crashed(21, path, number)).startswith(
+        "" if own else "its root directory lies in the files of another container"
+    )
+    assert bool(root_told(world.crashed(21, path, number))) is not own
+
+
+def test_the_containers_own_files_are_no_other_containers(world: World, box: dict[str, Any]) -> None:
+    engine = b"50 20 0:50 / /var/merged rw - overlay overlay rw,upperdir=/var/upper\n"
+    (world.proc / "self" / "mountinfo").write_bytes(ROOT_OF_HOST + engine)
+    assert root_told(world.crashed(11, "/jail", 40), 10) == ""
+    # With mounts of its own, and the same root directory in them.
+    world.process(12, "3", DOCKER, FILES, **{**box, "mnt": world.namespace()})
+    assert root_told(world.crashed(12, "/", 40), 10) == ""
+    assert root_told(world.crashed(12, "/jail", 40), 10) == ""
+    # But not for an agent that has joined the mounts, whether or not anybody is at home there.
+    world.process(30, "1", OTHER, OTHER_FILES, **world.container())
+    world.process(31, "2", OTHER, FILES, **world.container())
+    assert "is in the mount namespace of another container" in root_told(world.crashed(31, "/", 40), 30)
+
+
+def test_the_first_process_of_an_agent_is_no_proof_of_itself(world: World, box: dict[str, Any]) -> None:
+    world.process(30, "1", OTHER, FILES, **world.container(mnt=box["mnt"]))
+    assert "is in the mount namespace of another container" in told(world.crashed(30))
+    world.process(31, "2", OTHER, FILES, pid=world.proc / "30/ns/pid", mnt=box["mnt"])
+    assert "is in the mount namespace of another container" in told(world.crashed(31))
+
+
+@pytest.mark.parametrize("kind", ["net", "ipc", "uts"])
+def test_whoever_has_kept_a_namespace_of_the_host_is_withheld(world: World, kind: str) -> None:
+    box = {**world.container(), kind: world.namespace()}
+    world.process(10, "1", DOCKER, FILES, bounding=FEW, **box)
+    for pid, namespace in ((11, world.host[kind]), (12, world.namespace()), (13, box[kind])):
+        world.process(pid, str(pid), DOCKER, FILES, bounding=FEW, **{**box, kind: namespace})
+    assert [bool(told(world.crashed(pid))) for pid in (11, 12, 13)] == [True, False, False]
+    assert f"but in the host's {kind} namespace" in told(world.crashed(11))
+    # A container that has the host's own.
+    shared = world.container()
+    for number, pids in ((20, "1"), (21, "2")):
+        world.process(number, pids, OTHER, OTHER_FILES, bounding=FEW, **shared)
+    assert told(world.crashed(21)) == ""
 
 
 def test_what_is_no_process_is_nobody(world: World, box: dict[str, Any]) -> None:
@@ -641,12 +728,18 @@ def test_without_a_group_who_is_in_the_pid_namespace_or_below_it_is_part(world: 
     world.process(30, "1", OTHER, OTHER_FILES, **world.container())
     world.process(21)
     process = world.crashed(11)
-    assert [part(process, pid, None) for pid in (10, 12, 30, 21)] == [True, True, False, False]
-    # Of thousands of processes that are asked, none costs a descriptor.
-    assert keeps_descriptors(lambda: [part(process, pid, None) for pid in (10, 12, 30, 21)])
-    # Nor does the root group tell.
-    (world.proc / "10" / "cgroup").write_text("0::/\n")
-    assert [part(process, pid, 10) for pid in (10, 12, 30, 21)] == [True, True, False, False]
+    # The root group does not tell, nor does one that no engine has named.
+    for group in ("/", "/machine.slice/a.scope"):
+        for pid in (10, 11, 12, 13):
+            if (world.proc / str(pid)).exists():
+                (world.proc / str(pid) / "cgroup").write_text(f"0::{group}\n")
+        assert [part(process, pid, 10) for pid in (10, 12, 30, 21)] == [True, True, False, False]
+        # Of thousands of processes that are asked, none costs a descriptor.
+        assert keeps_descriptors(lambda: [part(process, pid, 10) for pid in (10, 12, 30, 21)])
+    # Whoever is in the namespace above is part of it, too; a container of an engine in the container is not.
+    assert part(world.crashed(12), 11, 12)
+    (world.proc / "12" / "cgroup").write_text(f"0::/machine.slice/a.scope{OTHER}\n")
+    assert not part(process, 12, 10)
 
 
 def test_outside_of_pid_namespaces_who_has_no_container_is_part(world: World, box: dict[str, Any]) -> None:
@@ -655,6 +748,13 @@ def test_outside_of_pid_namespaces_who_has_no_container_is_part(world: World, bo
     world.process(23, cgroup=OTHER)
     process = world.crashed(21)
     assert [part(process, pid, None) for pid in (22, 23, 11)] == [True, False, False]
+    # A container that was started from the login of the process, in whose control group it is, is none of the host's.
+    for pid, pids, namespaces in ((24, "", {}), (25, "1", world.container())):
+        world.process(pid, pids, "/user.slice/a.scope" + ("/b" if pids else ""), **namespaces)
+    login = world.crashed(24)
+    assert [part(login, pid, 24) for pid in (24, 25)] == [True, True]
+    world.process(26, cgroup="/user.slice/a.scope", mnt=world.namespace(owner=world.host["user"]))
+    assert [part(world.crashed(26), pid, 24) for pid in (24, 25)] == [True, False]
 
 
 def at_home(pid: int) -> bool:

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 from core_helper import container, first_process, membership, namespaces, procfs, runtime, slots, start, verification
 from core_helper import process as process_module
+from core_helper.crash import Refused
 from core_helper.process import FaultingProcess
 
 NS_GET_USERNS, NS_GET_PARENT, NS_GET_OWNER_UID, NS_GET_PID_FROM_PIDNS = 0xB701, 0xB702, 0xB704, 0x8004B706
 ALL = (1 << 41) - 1
-KINDS = ("mnt", "pid", "user", "net", "uts", "cgroup")
+KINDS = ("mnt", "pid", "user", "net", "uts", "ipc", "cgroup")
 ID, OTHER_ID = "a1" * 32, "b2" * 32
 DOCKER, OTHER = f"/docker/{ID}", f"/docker/{OTHER_ID}"
 FILES = b"40 30 0:50 / / rw - overlay overlay rw\n"
@@ -80,6 +81,7 @@ class World:
             monkeypatch.setattr(module, "posix", Elsewhere(self.proc))
         monkeypatch.setattr(fcntl, "ioctl", self.ioctl)
         monkeypatch.setattr(container, "mount_of", self.mount_of)
+        monkeypatch.setattr(container, "mounts_of_namespace", self.mounts_of_namespace)
         self.host = {kind: self.namespace() for kind in KINDS}
         for kind in KINDS:
             self.owners[self.host[kind].stat().st_ino] = self.host["user"]
@@ -109,6 +111,15 @@ class World:
         """Return the number of the mount that a file of ``file`` is on; everything else is on the host's root."""
         number = os.readlink(f"/proc/self/fd/{descriptor}").rpartition("/")[2].partition("!")[0]
         return int(number) if number.isdigit() else 20
+
+    def mounts_of_namespace(self, descriptor: int) -> container.Mounts:
+        """Return the mounts that the first process of a mount namespace shows which shows any; a child would visit it."""
+        inode = os.fstat(descriptor).st_ino
+        for directory in sorted(self.proc.iterdir()):
+            namespace, mountinfo = directory / "ns/mnt", directory / "mountinfo"
+            if namespace.exists() and namespace.stat().st_ino == inode and mountinfo.stat().st_size:
+                return container.Mounts(mountinfo.read_bytes())
+        raise Refused("the mounts of its mount namespace cannot be looked at: core not delegated")
 
     def container(self, **namespaces: Path) -> dict[str, Any]:
         """Return the namespaces of a new container: of processes and of mounts, and those that are given."""

@@ -1,0 +1,302 @@
+"""Whose the files are that a process sees, where the container that they belong to hides: what a fourth stranger found."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from hostile.observe import files_of, pid_of, wait_until
+from hostile.test_second_look import (
+    ADMINISTRATOR,
+    DEFAULT_CAPABILITIES,
+    IN_ROOT,
+    NOT_FOR,
+    OF_THE_HOST,
+    UNCONFINED,
+    assert_withheld,
+    move,
+)
+from support import lab
+from support.containers import Container, MakeCrash, wait_for_log
+
+PROGRAM = f"{lab.PROGRAMS}/victim"
+AGENT = ("--cap-add=SYS_ADMIN", "--cap-add=SYS_PTRACE", *UNCONFINED, "--volume=/proc:/host", f"--env={IN_ROOT}")
+# What a container does to be no one's container: its leading thread ends, its root directory is another one.
+HIDES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "has no leading thread": (("second",), ()),
+    "has changed its root directory": (("root=/jail",), ()),
+    "has moved its root directory": (("sandbox=root",), (*ADMINISTRATOR, *UNCONFINED)),
+}
+
+Refusal = Callable[[str], str]
+
+
+def start(attack: MakeCrash, *actions: str, options: tuple[str, ...] = (), image: str = "hostile") -> Container:
+    """Starts a container whose delegate nobody else may start; its program and its delegate are what was changed in it."""
+    container = attack("wait=/out/go", *actions, "wait=/never", options=(*options, "--detach"), image=image)
+    lab.output("docker", "exec", container.name, "touch", "/usr/bin/victim", "/opt/bin/delegate")
+    return container
+
+
+def let_go(container: Container) -> None:
+    """Lets a container go on, and waits until its first process has ended its leading thread, or has another root directory."""
+    first = Path(f"/proc/{pid_of(container)}")
+    before = view_of(first)
+    (container.records / "go").touch()
+    wait_until(lambda: view_of(first) != before, "the container does not go on")
+
+
+def view_of(process: Path) -> tuple[str, ...]:
+    """What a process sees, "" where it has no leading thread."""
+    try:
+        return tuple(os.readlink(process / name) for name in ("root", "ns/mnt", "ns/user"))
+    except OSError:
+        return ()
+
+
+def crash_as_agent(attack: MakeCrash, container: Container, kind: str, *before: str) -> None:
+    """Has an agent with no more than Docker's capabilities change its root directory to the files of a container, and crash."""
+    files = Path(files_of(container, kind))
+    volume = f"--volume={files.parent.parent}:/host"
+    attack(*before, f"root=/host/{files.parent.name}/{files.name}", options=(volume, f"--env={IN_ROOT}"))
+
+
+def crash_on_host(
+    *actions: str, directory: Path, group_of: int | None = None, then: Callable[[], None] | None = None
+) -> None:
+    """Has a process of the host's root do the actions, and crash; its control groups are the root ones, or another's."""
+    go = directory / "go"
+    crash = subprocess.Popen([PROGRAM, f"wait={go}", *actions], env=OF_THE_HOST)
+    move(crash.pid, group_of)
+    go.touch()
+    if then is not None:
+        then()
+    crash.wait()
+
+
+# 20: whoever executes a program of the container's files.
+
+
+@pytest.mark.parametrize("actions", [("execute=/usr/bin/victim",), ("execute=/usr/bin/victim", "fork=1")])
+def test_attack_20_the_first_process_of_an_agent_is_no_proof_of_itself(
+    attack: MakeCrash, refusal: Refusal, actions: tuple[str, ...]
+) -> None:
+    other = start(attack)
+    attack(f"join=/host/{pid_of(other)}/ns/mnt", *actions, options=AGENT)
+    assert_withheld(other, refusal)
+
+
+@pytest.mark.parametrize("kind", ["MergedDir", "UpperDir"])
+def test_attack_20_the_first_process_of_an_agent_changes_its_root_directory(
+    attack: MakeCrash, refusal: Refusal, kind: str
+) -> None:
+    other = start(attack)
+    crash_as_agent(attack, other, kind)
+    assert_withheld(other, refusal)
+
+
+@pytest.mark.parametrize("hides", list(HIDES))
+@pytest.mark.parametrize("who", ["agent", "host"])
+def test_attack_20_the_files_of_a_container_that_hides(
+    attack: MakeCrash, refusal: Refusal, hides: str, who: str, tmp_path: Path
+) -> None:
+    actions, options = HIDES[hides]
+    other = start(attack, *actions, options=options)
+    let_go(other)
+    for kind in ("MergedDir", "UpperDir"):
+        if who == "agent":
+            crash_as_agent(attack, other, kind, "fork=1")
+        else:
+            crash_on_host(f"root={files_of(other, kind)}", "execute=/usr/bin/victim", directory=tmp_path)
+        assert not list(Path(files_of(other)).glob("delegate.*")), "its delegate was started"
+    assert "core not delivered, 0 bytes" in refusal(NOT_FOR)
+
+
+@pytest.mark.parametrize("hides", ["sandbox=root", "second"])
+def test_attack_20_the_mounts_of_a_container_that_hides(
+    attack: MakeCrash, refusal: Refusal, hides: str, tmp_path: Path
+) -> None:
+    other = start(attack, "sandbox=user", hides, options=UNCONFINED)
+    namespace = f"/proc/{pid_of(other)}/ns/mnt"
+    crash_on_host(
+        f"join={namespace}",
+        "execute=/usr/bin/victim",
+        "touch=/out/joined",
+        "wait=/out/alone",
+        directory=tmp_path,
+        then=lambda: alone(other),
+    )
+    assert_withheld(other, refusal)
+
+
+def alone(container: Container) -> None:
+    """Lets the container hide when somebody has joined its mounts, and then lets that one crash."""
+    wait_until((container.records / "joined").exists, "the mounts were not joined")
+    let_go(container)
+    (container.records / "alone").touch()
+
+
+@pytest.mark.parametrize("count", [3, 100])
+def test_attack_20_an_image_of_so_many_layers_that_their_paths_are_relative(
+    attack: MakeCrash, refusal: Refusal, count: int
+) -> None:
+    import_layers(count)
+    other = start(attack, "root=/jail", image="layers")
+    let_go(other)
+    crash_as_agent(attack, other, "UpperDir", "fork=1")
+    assert_withheld(other, refusal)
+
+
+def import_layers(count: int) -> None:
+    """Makes the image ``layers`` of that many layers."""
+    programs = {"usr/bin/victim": lab.PROGRAMS / "victim", "opt/bin/delegate": lab.PROGRAMS / "delegate"}
+    layers = [lab.root_archive(programs), *(archive_of({f"layer-{number}": b""}) for number in range(count))]
+    digests = [hashlib.sha256(layer).hexdigest() for layer in layers]
+    roots = {"type": "layers", "diff_ids": [f"sha256:{digest}" for digest in digests]}
+    config = json.dumps({"architecture": "amd64", "os": "linux", "config": {}, "rootfs": roots}).encode()
+    files = {f"{digest}.tar": layer for digest, layer in zip(digests, layers, strict=True)}
+    manifest = [{"Config": "config.json", "RepoTags": ["core-lab/layers:latest"], "Layers": list(files)}]
+    image = archive_of({"config.json": config, **files, "manifest.json": json.dumps(manifest).encode()})
+    lab.command("docker", "load", input=image, stdout=subprocess.DEVNULL)
+
+
+def archive_of(files: dict[str, bytes]) -> bytes:
+    """A tar archive of files."""
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as target:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            target.addfile(entry, io.BytesIO(content))
+    return archive.getvalue()
+
+
+def test_attack_20_root_of_the_host_with_mounts_of_its_own_in_what_was_changed_in_a_container(
+    attack: MakeCrash, refusal: Refusal, tmp_path: Path
+) -> None:
+    other = start(attack)
+    crash_on_host("own-mounts", f"root={files_of(other, 'UpperDir')}", "execute=/usr/bin/victim", directory=tmp_path)
+    assert_withheld(other, refusal)
+
+
+@pytest.mark.parametrize("sandbox", [("sandbox=user", "sandbox=mounts"), ("sandbox=mounts",)], ids=["user", "mounts"])
+def test_attack_20_an_agent_with_mounts_of_its_own_in_what_was_changed_in_a_container(
+    attack: MakeCrash, refusal: Refusal, sandbox: tuple[str, ...]
+) -> None:
+    other = start(attack)
+    files = Path(files_of(other, "UpperDir"))
+    options = UNCONFINED if "sandbox=user" in sandbox else (*ADMINISTRATOR, *UNCONFINED)
+    root = f"root=/host/{files.parent.name}/{files.name}"
+    volume = f"--volume={files.parent.parent}:/host"
+    attack("fork=1", *sandbox, root, "execute=/usr/bin/victim", options=(*options, volume, f"--env={IN_ROOT}"))
+    assert_withheld(other, refusal)
+
+
+def test_attack_20_a_container_in_the_mounts_of_one_that_it_contains(attack: MakeCrash, refusal: Refusal) -> None:
+    inner = start(attack)
+    actions = ("fork=1", "wait=/out/go", f"join=/host/{pid_of(inner)}/ns/mnt", "execute=/usr/bin/victim")
+    outer = attack(*actions, options=(*AGENT, "--detach"))
+    with moved_below(pid_of(inner), pid_of(outer), "docker/" + "ab" * 32):
+        (outer.records / "go").touch()
+        assert_withheld(inner, refusal)
+
+
+@contextmanager
+def moved_below(pid: int, parent: int, name: str) -> Iterator[None]:
+    """Has a process in control groups below those of another one, as an engine in a container makes them."""
+    made: list[Path] = []
+    before = Path(f"/proc/{pid}/cgroup").read_text()
+    try:
+        for line in Path(f"/proc/{parent}/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            group = Path(f"/sys/fs/cgroup/{controllers.removeprefix('name=')}{path}")
+            if not controllers or path == "/" or not (group / "cgroup.procs").exists():
+                continue
+            for directory in (group / Path(name).parent, group / name):
+                directory.mkdir()
+                made.append(directory)
+                for file in ("cpuset.cpus", "cpuset.mems"):
+                    if (directory / file).exists():
+                        (directory / file).write_text((directory.parent / file).read_text())
+            (group / name / "cgroup.procs").write_text(str(pid))
+        assert made, "this host has no control groups of version 1: nothing was shown"
+        yield
+    finally:
+        for line in before.splitlines():
+            _, controllers, path = line.split(":", 2)
+            procs = Path(f"/sys/fs/cgroup/{controllers.removeprefix('name=')}{path}/cgroup.procs")
+            if controllers and procs.exists():
+                procs.write_text(str(pid))
+        for directory in reversed(made):
+            directory.rmdir()
+
+
+def test_attack_20_a_process_of_the_host_that_has_kept_its_network(
+    attack: MakeCrash, refusal: Refusal, tmp_path: Path
+) -> None:
+    other = start(attack)
+    pid = pid_of(other)
+    joins = (f"join=/proc/{pid}/ns/pid", "fork=1", f"join=/proc/{pid}/ns/mnt")
+    crash_on_host(*joins, f"bound={DEFAULT_CAPABILITIES}", "tiny", directory=tmp_path, group_of=pid)
+    assert_withheld(other, refusal)
+
+
+# 20: whoever has the cores of others refused, or their helper look for ever.
+
+
+def test_attack_20_a_container_has_the_helper_of_another_one_open_what_does_not_answer(attack: MakeCrash) -> None:
+    options = ("--device=/dev/fuse", *ADMINISTRATOR, "--detach")
+    other = attack("leave=600", "overlay-of-host", "wait=/never", options=options)
+    (other.records / "pid").write_text(str(pid_of(other)))
+    wait_until((other.records / "ready").exists, "the overlay is not there", 15)
+    victim = attack("tiny", options=("--pid=host", "--detach"))
+    assert ": delivered " in victim.log(": delivered ")
+    assert victim.delegate
+
+
+def test_attack_20_many_mounts_and_many_processes_do_not_cost_others_their_cores(attack: MakeCrash) -> None:
+    other = attack("sandbox=user", "jail-mounts=700", options=(*UNCONFINED, "--detach"))
+    wait_until((other.records / "ready").exists, "the mounts are not there", 60)
+    assert attack("tiny", options=("--pid=host",)).delegate
+
+
+@contextmanager
+def claimed(action: str) -> Iterator[None]:
+    """Has a user of the host claim files of others, by mounts that any user can make."""
+    words = [PROGRAM, "sandbox=user", "sandbox=pid", action, "wait=/never"]
+    user = subprocess.Popen(
+        words, env={}, user=1000, group=1000, extra_groups=[], start_new_session=True, stdout=subprocess.PIPE
+    )
+    try:
+        assert user.stdout is not None and user.stdout.readline() == b"claimed\n"
+        yield
+    finally:
+        os.killpg(user.pid, signal.SIGKILL)
+        user.wait()
+
+
+def test_attack_20_a_user_of_the_host_claims_the_files_of_a_container(attack: MakeCrash) -> None:
+    container = attack("wait=/out/go", "tiny", options=("--pid=host", "--detach"))
+    with claimed(f"claim={files_of(container)}"):
+        (container.records / "go").touch()
+        assert ": delivered " in container.log(": delivered ")
+
+
+def test_attack_20_a_user_of_the_host_claims_a_directory_of_the_host() -> None:
+    jail = lab.DIRECTORY / "jail"
+    for source, name in (("victim", "usr/bin/victim"), ("delegate", "opt/bin/delegate")):
+        (jail / name).parent.mkdir(parents=True)
+        lab.command("cp", lab.PROGRAMS / source, jail / name)
+    with claimed(f"bind-root={jail.parent}"):
+        crash = subprocess.Popen(["chroot", jail, "/usr/bin/victim"], env=OF_THE_HOST)
+        crash.wait()
+        assert ": delivered " in wait_for_log(f"pid={crash.pid} ", ": delivered ")

@@ -89,6 +89,16 @@ def test_a_host_gets_the_helper_of_the_collection_and_is_given_back(host: Host, 
     assert host.sandbox.run(LISTING) == bare
 
 
+def test_a_clone_rolls_out_from_any_directory(host: Host, repository: Path) -> None:
+    """The roles stand beside the playbooks, as links, because ansible.cfg counts in the clone's own directory only."""
+    bare = host.sandbox.run(LISTING)
+    host.play(repository / "playbooks/site.yml")
+    assert host.run("/opt/bin/docker_core_helper", "--version").startswith("docker_core_helper ")
+    assert count(host.play(repository / "playbooks/site.yml"))[1] == 0
+    host.play(repository / "playbooks/rollback.yml")
+    assert host.sandbox.run(LISTING) == bare
+
+
 def test_the_modules_documentation_is_found(host: Host) -> None:
     for path in sorted((PROJECT / "plugins/modules").glob("*.py")):
         assert f"MODULE dockercore.helper.{path.stem}" in host.run("ansible-doc", f"dockercore.helper.{path.stem}")

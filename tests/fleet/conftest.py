@@ -42,7 +42,10 @@ class Fleet:
 
     def play(self, playbook: str, *options: str, version: str = "2", **environment: str) -> tuple[int, str]:
         """Run a playbook and return the exit code and what it said."""
-        inventory = {"all": {"hosts": self.variables, "vars": {"ansible_connection": "local"}}}
+        # Beside the playbooks is the real role. If it were taken in place of that with the stand-in, its modules would roll out
+        # to this machine: without a Python for them they cannot.
+        reached = {"ansible_connection": "local", "ansible_python_interpreter": "/nowhere/python3"}
+        inventory = {"all": {"hosts": self.variables, "vars": reached}}
         (self.directory / "inventory.yml").write_text(yaml.safe_dump(inventory))
         variables = {
             "fleet": str(self.directory),
@@ -51,7 +54,6 @@ class Fleet:
             "rollout_directory": str(self.record),
             "verify_json": str(self.record / "verify.json"),
             "verify_html": str(self.record / "verify.html"),
-            "ansible_python_interpreter": sys.executable,
         }
         words: list[str | Path] = [
             PLAYBOOK,

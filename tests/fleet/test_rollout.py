@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
 
 import pytest
-from fleet.conftest import CANARY, FIRST, HOSTS, PROJECT, REST, SECOND, UNREACHABLE, Fleet
+from fleet.conftest import CANARY, FIRST, HOSTS, PLAYBOOK, PROJECT, REST, SECOND, UNREACHABLE, Fleet
 
 
 def assert_rollback_brings_exactly_these_back(fleet: Fleet, hosts: list[str], before: dict[str, str]) -> None:
@@ -34,6 +37,32 @@ def test_canary_first_then_growing_batches(fleet: Fleet) -> None:
 def test_check_mode_touches_nobody_lets_nothing_crash_and_writes_no_record(fleet: Fleet) -> None:
     code, said = fleet.play("site.yml", "--check", "--diff")
     assert (code, fleet.touched(), fleet.record.exists()) == (0, [], False), said
+
+
+def test_without_the_stand_in_nothing_of_the_real_role_runs_on_this_machine(fleet: Fleet) -> None:
+    shutil.rmtree(fleet.role)
+    code, said = fleet.play("site.yml", "--check")
+    assert code != 0
+    assert "/nowhere/python3" in said
+    assert "Write down how the hosts are" not in said
+
+
+@pytest.mark.parametrize("playbook", ["site.yml", "verify.yml", "rollback.yml", "remove.yml"])
+def test_a_mistyped_inventory_is_an_error_from_any_directory(fleet: Fleet, playbook: str) -> None:
+    # No ansible.cfg counts here, and of the two inventories one can be read.
+    code, said = fleet.play(playbook, "-i", "mistyped", "-i", "web01,")
+    assert (code != 0, fleet.touched()) == (True, [])
+    assert f"no such inventory: {fleet.directory}/mistyped: correct -i" in said
+    fleet.variables.clear()
+    code, said = fleet.play(playbook, "--limit", "web01")
+    assert (code != 0, fleet.touched()) == (True, [])
+    assert f"there is no host in {fleet.directory}/inventory.yml: correct the inventory" in said
+
+
+def test_the_syntax_can_be_checked_without_an_inventory() -> None:
+    playbooks = sorted((PROJECT / "playbooks").glob("*.yml"))
+    environment = {**os.environ, "ANSIBLE_INVENTORY": "/etc/ansible/hosts"}
+    subprocess.run([PLAYBOOK, "--syntax-check", *playbooks], env=environment, cwd="/", check=True)
 
 
 def test_a_run_that_is_refused_says_that_nothing_was_changed(fleet: Fleet) -> None:

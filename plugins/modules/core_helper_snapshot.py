@@ -70,14 +70,17 @@ kernel:
   type: str
   sample: 6.12.107
 engines:
-  description: The container engines that are installed, with their versions.
+  description:
+    - The container engines that are installed, with their versions. That of Docker is its daemon's.
+    - The client may be another one. No daemon is started for that.
   returned: always
   type: list
   elements: str
   sample: [docker 20.10.24, podman 4.3.1]
 """
 
-import os  # noqa: E402 (Ansible wants the documentation first)
+import glob  # noqa: E402 (Ansible wants the documentation first)
+import os  # noqa: E402
 import re  # noqa: E402
 import shutil  # noqa: E402
 import subprocess  # noqa: E402
@@ -90,6 +93,7 @@ from ..module_utils.docker_core_helper.kernel import NAMES, SettingError  # noqa
 from ..module_utils.docker_core_helper.places import BIN_DIR, HELPER, SYSCTL_FILE, last_of, library_of  # noqa: E402
 
 ENGINES = ("docker", "podman", "containerd")
+SERVER_VERSION = ("version", "--format", "{{.Server.Version}}")
 # Brings any byte into JSON, and back.
 ENCODING = "latin-1"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -126,14 +130,40 @@ def answer(*words: str) -> str:
     return result.stdout.strip()
 
 
+def number_in(text: str) -> str:
+    """Return the first number of a version in a text, "" if there is none."""
+    found = re.search(r"\d+\.[\w.+~-]*\w", text)
+    return found.group() if found else ""
+
+
+def runs(name: str) -> bool:
+    """Return whether there is a process of a program of this name."""
+    for path in glob.glob("/proc/[0-9]*/comm"):
+        try:
+            if read(path) == f"{name}\n":
+                return True
+        except OSError:  # It has ended meanwhile.
+            continue
+    return False
+
+
 def engines() -> list[str]:
-    """Return the container engines that are installed; none of them is asked to start anything."""
+    """Return the container engines that are installed; none of them is asked to start anything.
+
+    Docker's client is another package than its daemon. To ask the daemon would start one that waits at a socket of systemd.
+    """
     found = []
     for name in ENGINES:
         program = shutil.which(name, path=PATH)
-        if program:
-            number = re.search(r"\d+\.[\w.+~-]*\w", answer(program, "--version"))
-            found.append(f"{name} {number.group()}" if number else name)
+        if not program:
+            continue
+        number = number_in(answer(program, "--version"))
+        if name == "docker":
+            client = number
+            number = number_in(answer(program, *SERVER_VERSION)) if runs("dockerd") else ""
+            if client and not number:
+                number = f"without daemon (client {client})"
+        found.append(f"{name} {number}".strip())
     return found
 
 

@@ -25,10 +25,15 @@ case "$1 $2" in
 "version "*) [ ! -e "$STATE/down" ] || { echo "Cannot connect to the Docker daemon" >&2; exit 1; } ;;
 "image inspect") id=$(cat "$STATE/$3") && echo "[{\\"Id\\": \\"$id\\"}]" ;;
 "build --tag")
-    [ ! -e "$STATE/broken" ] || exit 1
+    [ ! -e "$STATE/broken" ] || { cat "$STATE/broken" >&2; exit 1; }
     (cd "$4" && stat -c '%A %n' opt opt/bin opt/bin/uploader.sh && cat Dockerfile) >"$STATE/context"
     (cd "$4" && cat Dockerfile opt/bin/uploader.sh) | sha256sum | cut -c 1-64 >"$STATE/$3"
     echo "$4" >"$STATE/directory"
+    ;;
+"run --rm")
+    echo "$*" >"$STATE/run"
+    [ ! -e "$STATE/no-shell" ] || { printf 'docker: Error response\\nexec: /bin/sh: no such file\\n' >&2; exit 127; }
+    cat "$STATE/client" 2>/dev/null || echo /usr/bin/rclone
     ;;
 *) exit 99 ;;
 esac
@@ -48,14 +53,14 @@ def ansible_playbook() -> str | None:
 
 
 def play(
-    playbook: Path, *arguments: str, environment: Mapping[str, str] | None = None
+    playbook: Path, *arguments: str, environment: Mapping[str, str] | None = None, cwd: Path = REPOSITORY
 ) -> subprocess.CompletedProcess[str]:
     program = ansible_playbook()
     if program is None:
         pytest.skip("no ansible-playbook: pip install ansible-core")
     return subprocess.run(
         [program, str(playbook), *arguments],
-        cwd=REPOSITORY,
+        cwd=cwd,
         env={**os.environ, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_INJECT_FACT_VARS": "false", **(environment or {})},
         capture_output=True,
         text=True,
@@ -147,9 +152,11 @@ class Engine:
             "DOCKER_HOST": "unix:///engine.sock",
         }
 
-    def build(self, *arguments: str, base: str = "base:1", tag: str = "new:1") -> subprocess.CompletedProcess[str]:
+    def build(
+        self, *arguments: str, base: str = "base:1", tag: str = "new:1", cwd: Path = REPOSITORY
+    ) -> subprocess.CompletedProcess[str]:
         names = ["-e", f"images_base={base}", "-e", f"images_tag={tag}"]
-        return play(REPOSITORY / "playbooks/images.yml", *names, *arguments, environment=self.environment)
+        return play(REPOSITORY / "playbooks/images.yml", *names, *arguments, environment=self.environment, cwd=cwd)
 
     def said(self, name: str) -> str:
         return (self.state / name).read_text()
@@ -174,6 +181,10 @@ def test_an_image_is_its_base_and_the_uploader(engine: Engine) -> None:
     assert engine.said("host") == "unix:///engine.sock\n"
 
 
+def test_it_is_built_from_any_directory(engine: Engine, tmp_path: Path) -> None:
+    assert changed_image(engine.build(cwd=tmp_path))
+
+
 def test_the_temporary_context_is_gone_afterwards(engine: Engine) -> None:
     engine.build()
     assert not Path(engine.said("directory").strip()).exists()
@@ -184,6 +195,72 @@ def test_the_temporary_context_is_gone_also_after_a_failure(engine: Engine) -> N
     result = engine.build()
     assert counted(result, "failed") == 1
     assert not list(engine.temporary.glob("images.*"))
+
+
+CLASSIC = """Sending build context to Docker daemon  52.7kB
+pull access denied for my-ap, repository does not exist or may require 'docker login': denied: requested access is denied
+"""
+BUILDKIT = """#3 ERROR: pull access denied
+ > [internal] load metadata for docker.io/library/my-ap:1.0:
+Dockerfile:1
+   1 | >>> FROM my-ap:1.0
+ERROR: failed to solve: my-ap:1.0: failed to resolve source metadata for docker.io/library/my-ap:1.0: pull access denied
+
+View build details: docker-desktop://dashboard/build/default
+"""
+
+
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        (CLASSIC, "pull access denied for my-ap, repository does not exist or may require 'docker login': denied:"),
+        (
+            BUILDKIT,
+            "ERROR: failed to solve: my-ap:1.0: failed to resolve source metadata for docker.io/library/my-ap:1.0:",
+        ),
+        ("something else\n", "something else."),
+        ("", "no message."),
+    ],
+)
+def test_a_mistyped_image_is_one_clear_line(engine: Engine, said: str, line: str) -> None:
+    (engine.state / "broken").write_text(said)
+    result = engine.build(base="my-ap:1.0")
+    assert counted(result, "failed") == 1
+    text = result.stdout + result.stderr
+    assert f"new:1 was not built from my-ap:1.0: {line}" in text
+    assert "Correct images_base or images_tag" in text
+    assert '"cmd"' not in text and "stderr" not in text
+
+
+def warnings(result: subprocess.CompletedProcess[str]) -> list[str]:
+    assert counted(result, "failed") == 0
+    return re.findall(r'"msg": "(Warning: .*)"', result.stdout)
+
+
+def test_an_image_without_a_client_of_s3_is_built_with_a_warning(engine: Engine) -> None:
+    (engine.state / "client").write_text("none\n")
+    assert warnings(engine.build()) == [
+        "Warning: new:1 has neither rclone nor aws, and the uploader needs one of them for a destination s3://:"
+        " install one in base:1, or give the containers a directory as CORE_DESTINATION"
+    ]
+    assert engine.said("run").startswith("run --rm --network=none --entrypoint=/bin/sh new:1 -c command -v rclone")
+
+
+def test_an_image_without_a_shell_is_built_with_a_warning(engine: Engine) -> None:
+    (engine.state / "no-shell").touch()
+    assert warnings(engine.build()) == [
+        "Warning: new:1 cannot run /bin/sh, and without it there is no uploader: exec: /bin/sh: no such file"
+    ]
+
+
+def test_an_image_with_a_client_of_s3_is_built_without_a_warning(engine: Engine) -> None:
+    assert warnings(engine.build()) == []
+
+
+def test_the_clients_looked_for_are_those_that_the_uploader_takes() -> None:
+    looked_for = re.findall(r"command -v (\w+)", (REPOSITORY / "playbooks/images.yml").read_text())
+    assert looked_for == ["rclone", "aws"]
+    assert re.findall(r"^ +(?:el)?if command -v (\w+)", UPLOADER.read_text(), re.M) == looked_for
 
 
 def test_the_same_image_again_is_no_change(engine: Engine, tmp_path: Path) -> None:

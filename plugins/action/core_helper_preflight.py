@@ -16,8 +16,14 @@ from typing import Any
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
-from ansible.template import trust_as_template
+from ansible.release import __version__ as ansible_version
 
+try:
+    from ansible.template import trust_as_template
+except ImportError:  # ansible-core before 2.19 has none, and run says so.
+    trust_as_template = None
+
+OLDEST_ANSIBLE = (2, 19)
 PREFIX = "docker_core_helper_"
 # The kernel splits the pattern at spaces and expands its %, so only characters that are harmless everywhere may be in a path.
 PATH = re.compile(r"(/(?!\.\.?(/|\Z))[A-Za-z0-9._+-]+)+")
@@ -32,6 +38,8 @@ PROCESS = ["%P", "%u", "%g"]
 MOST_DELIVERIES = 16384
 # More processes than this cannot exist at a time: PID_MAX_LIMIT of include/linux/threads.h.
 MOST_CRASHES = 4194304
+# The value of canary for a crash through the delegate itself.
+REAL = "delegate"
 # What Ansible's filter bool understands.
 YES_OR_NO = ("true", "false", "yes", "no", "on", "off", "1", "0")
 # What core_helper fills in; see parse_configuration of helper/core_helper/configuration.py.
@@ -44,6 +52,13 @@ def number(value: Any) -> int:
         return int(value)
     except (OverflowError, TypeError, ValueError):
         return 0
+
+
+def problem_of_ansible(version: str) -> str:
+    """Return why the role does not run with a version of ansible-core; "" if the role does."""
+    if tuple(map(number, version.split(".")[:2])) >= OLDEST_ANSIBLE:
+        return ""
+    return f"ansible-core {version} is too old: 2.19 or newer is needed, such as by pip install ansible-core"
 
 
 def shown(value: Any) -> str:
@@ -67,8 +82,12 @@ def problems(defaults: dict[str, Any], known: dict[str, Any]) -> Iterator[str]:
         if name not in known:
             yield f"{PREFIX}{name} is omitted: give it a value, or do not define it"
     for name in [name for name, default in defaults.items() if isinstance(default, bool)]:
+        if name == "canary" and known[name] == REAL:
+            continue
         if str(known[name]).lower() not in YES_OR_NO:
-            yield f"{PREFIX}{name} must be true or false: {shown(known[name])}"
+            words = f"true, false or {REAL}" if name == "canary" else "true or false"
+            yield f"{PREFIX}{name} must be {words}: {shown(known[name])}"
+    yield from problems_of_canary(known)
     delegate, chain = known["delegate"], known["chain"]
     for name, reason in (("bin_dir", ", because the kernel splits its pattern at spaces"), ("lib_dir", "")):
         if not PATH.fullmatch(str(known[name])):
@@ -140,6 +159,19 @@ def problems_of_limits(deliveries: Any, limit: Any) -> Iterator[str]:
         )
 
 
+def problems_of_canary(known: dict[str, Any]) -> Iterator[str]:
+    """Yield why there can be no container for the canary."""
+    image, options = known["canary_image"], known["canary_options"]
+    if known["canary"] == REAL and not image:
+        yield f"{PREFIX}canary: {REAL} needs {PREFIX}canary_image, the name of an image that has the delegate"
+    # The engine would take it for one of its options.
+    if not isinstance(image, str) or image.startswith("-"):
+        yield f"{PREFIX}canary_image must be the name of an image: {shown(image)}"
+    if not isinstance(options, list) or not all(isinstance(word, str) for word in options):
+        example = '[--env, "CORE_DESTINATION=s3://cores/"]'
+        yield f"{PREFIX}canary_options must be a list of words, such as {example}: {shown(options)}"
+
+
 def problems_of_words(name: str, words: list[Any], first: str) -> Iterator[str]:
     """Yield why a list is no command line that the configuration can hold."""
     if not words or not str(words[0]).startswith("/"):
@@ -158,13 +190,16 @@ class ActionModule(ActionBase):
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Fail at the first problem."""
         super().run(tmp, task_vars)
+        problem = problem_of_ansible(ansible_version)
+        if problem:
+            raise AnsibleActionFail(problem)
         variables = task_vars or {}
         defaults = self.defaults()
         defined = [name[len(PREFIX) :] for name in map(str, variables) if name.startswith(PREFIX)]
         known = self.values(defaults)
-        problem = next(itertools.chain(problems_of_names(defaults, defined), problems(defaults, known)), None)
+        wrong = next(itertools.chain(problems_of_names(defaults, defined), problems(defaults, known)), None)
         state = str(known.get("state"))
-        return {"changed": False, "state": state, **({"failed": True, "msg": problem} if problem else {})}
+        return {"changed": False, "state": state, **({"failed": True, "msg": wrong} if wrong else {})}
 
     def defaults(self) -> dict[str, Any]:
         """Return the variables of the role, without the prefix, with their defaults.

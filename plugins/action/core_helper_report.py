@@ -161,8 +161,15 @@ class Row:
         if outcome == "delivered":
             self.values["canary"] = f"delivered in {crash['seconds']} s"
             self.values |= {"canary_size": crash["size"], "canary_seconds": crash["seconds"]}
-        elif outcome == "skipped" or not crash or crash.get("skipped"):
+            if "verdict" in crash:
+                self.values["canary_verdict"] = text_of(crash["verdict"])
+        elif not crash or crash.get("skipped"):
             self.values["canary"] = "not tried"
+        elif outcome == "skipped" and not crash.get("failed"):
+            self.values["canary"] = f"not tried: {text_of(crash.get('msg', ''))}"
+        elif outcome == "skipped":
+            self.values["canary"] = "not tried"
+            self.problems.append(text_of(crash.get("msg", "the canary was not tried")))
         else:
             self.values["canary"] = "no set-up" if outcome == "setup" else "lost" if outcome == "lost" else "failed"
             self.problems.append(text_of(crash.get("msg", "the canary failed")))
@@ -184,15 +191,17 @@ def table(rows: list[dict[str, Any]]) -> str:
     widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
     lines.insert(1, ["-" * width for width in widths])
     shown = ["  ".join(value.ljust(width) for value, width in zip(line, widths)).rstrip() for line in lines]
+    verdicts = [visible(f"{row['host']}: {row['canary_verdict']}") for row in rows if "canary_verdict" in row]
     problems = [visible(f"{row['host']}: {problem}") for row in rows for problem in row["problems"]]
-    return "\n".join([*shown, "", *problems])
+    return "\n".join([*shown, "", *verdicts, *problems])
 
 
 def page(rows: list[dict[str, Any]], summary: str) -> str:
     """Return the rows as a web page in a single file."""
 
     def line(row: dict[str, Any]) -> str:
-        cells = [html.escape(str(row[key])) for key in COLUMNS]
+        verdict = f": {row['canary_verdict']}" if "canary_verdict" in row else ""
+        cells = [html.escape(f"{row[key]}{verdict if key == 'canary' else ''}") for key in COLUMNS]
         problems = "<br>".join(html.escape(problem) for problem in row["problems"]) or "none"
         return f"<tr{'' if row['ok'] else ' class=wrong'}><td>{'</td><td>'.join(cells)}</td><td>{problems}</td></tr>\n"
 

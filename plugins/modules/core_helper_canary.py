@@ -16,12 +16,32 @@ description:
   - Fails with RV(outcome=lost) if the core did not come, and with RV(outcome=setup) if the crash could not be made,
     which says nothing of the helper.
   - Makes no crash where C(kernel.core_pattern) does not start the helper, because another handler might keep that core, and
-    that is RV(outcome=lost). Makes none where no delegate is configured, and that is RV(outcome=skipped).
+    fails with RV(outcome=skipped). Makes none where no delegate is configured, and that is RV(outcome=skipped), too.
+  - With O(image) the crash is that of a shell in a container of that image, and its core goes to the configured delegate itself
+    and to where that takes it. It is delivered if the helper's line in the host's log says that the delegate has read the
+    whole core and has ended with exit code 0. The container is removed in any case.
 options:
   timeout:
     description: The seconds that the core may take. Setting everything up may take as long again.
     type: int
     default: 10
+  image:
+    description: An image on the host, with C(/bin/sh) and the delegate. Without it there is no engine and no image in it.
+    type: str
+    version_added: 1.1.0
+  options:
+    description:
+      - Words for C(docker create), such as the variables and the network that the delegate needs. Only for O(image).
+      - They are in the host's log. Let secrets come from a file on the host, by C(--env-file).
+    type: list
+    elements: str
+    default: []
+    version_added: 1.1.0
+  pull:
+    description: Whether an image that is not on the host is fetched. Only for O(image).
+    type: bool
+    default: false
+    version_added: 1.1.0
 attributes:
   check_mode:
     support: full
@@ -37,6 +57,12 @@ EXAMPLES = r"""
 - name: Let a process crash
   core_helper_canary:
     timeout: 5
+
+- name: Let a process crash in a container, and its core go to where the delegate takes it
+  core_helper_canary:
+    image: my-app:1.0-cores
+    options: [--env-file, /etc/my-app.env]
+    timeout: 300
 """
 
 RETURN = r"""
@@ -46,7 +72,7 @@ outcome:
   type: str
   sample: delivered
 delegate:
-  description: The path at which the throw-away program was.
+  description: The path at which the throw-away program was, or with O(image) that of the delegate.
   returned: if the crash was made
   type: str
   sample: /opt/bin/uploader.sh
@@ -56,10 +82,23 @@ size:
   type: int
   sample: 376832
 seconds:
-  description: The time from the start of the process that crashed to the end of its delegate.
+  description:
+    - The time from the start of the process that crashed to the end of its delegate. With O(image) the time from the start
+      of the helper on, as the host's log has it.
   returned: if RV(outcome=delivered)
   type: float
   sample: 0.021
+said:
+  description: The lines that the delegate has written to its standard error.
+  returned: if RV(outcome=delivered) and O(image)
+  type: list
+  elements: str
+  sample: ["uploader.sh: s3://cores/shop-1/sh.7.0.0.1764403200.core.zst"]
+verdict:
+  description: What became of the core, in one line that names the delegate and what it said.
+  returned: if RV(outcome=delivered) and O(image)
+  type: str
+  sample: /opt/bin/uploader.sh has read all 376832 bytes and ended with exit code 0; it said nothing
 """
 
 import json  # noqa: E402
@@ -75,6 +114,7 @@ from typing import NoReturn  # noqa: E402
 from ansible.module_utils.basic import AnsibleModule  # noqa: E402
 
 from ..module_utils.docker_core_helper import files, kernel  # noqa: E402
+from ..module_utils.docker_core_helper.canary_container import crash_in_container  # noqa: E402
 from ..module_utils.docker_core_helper.canary_crash import LostError, crash  # noqa: E402
 from ..module_utils.docker_core_helper.canary_root import (  # noqa: E402
     HOST,
@@ -89,17 +129,21 @@ from ..module_utils.docker_core_helper.canary_root import (  # noqa: E402
 from ..module_utils.docker_core_helper.places import CONFIGURATION, HELPER  # noqa: E402
 
 
+class UntriedError(Exception):
+    """No crash is made, because nothing of the helper would be tried; the text says why."""
+
+
 def configured_delegate() -> str:
     """Return the path of the delegate that the helper would start, "" if none is configured.
 
-    Raises LostError where the helper is not started, SetupError where nobody can know the path. What the core pattern
+    Raises UntriedError where the helper is not started, SetupError where nobody can know the path. What the core pattern
     names comes first, as in the helper.
     """
     pattern = kernel.get("core_pattern")
     words = pattern.lstrip("|").split()
     position = next((index for index, word in enumerate(words) if os.path.basename(word) == HELPER), None)
     if not pattern.startswith("|") or position is None:
-        raise LostError(f"kernel.core_pattern does not start {HELPER}, so no crash was made: {pattern!r}")
+        raise UntriedError(f"kernel.core_pattern does not start {HELPER}: {pattern!r}")
     words = words[position + 1 :]
     while words and words[0].startswith("-"):
         words.pop(0)
@@ -132,6 +176,8 @@ def outcome_of(function: Callable[..., dict[str, object]], *arguments: object) -
     """Return what ``function`` returns, or its failure as a result."""
     try:
         return function(*arguments)
+    except UntriedError as error:
+        return {"outcome": "skipped", "reason": str(error)}
     except LostError as error:
         return {"outcome": "lost", "reason": str(error)}
     except (SetupError, OSError, subprocess.SubprocessError) as error:
@@ -189,12 +235,23 @@ def run(delegate: str, timeout: float) -> dict[str, object]:
     return result
 
 
+def end_on_signal(number: int, _frame: object) -> NoReturn:
+    """End in order, so that the container is removed."""
+    raise SystemExit(128 + number)
+
+
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(
-        argument_spec={"timeout": {"type": "int", "default": 10}},
+        argument_spec={
+            "timeout": {"type": "int", "default": 10},
+            "image": {"type": "str"},
+            "options": {"type": "list", "elements": "str", "default": []},
+            "pull": {"type": "bool", "default": False},
+        },
         supports_check_mode=True,
     )
+    parameters = module.params
     if module.check_mode:
         module.exit_json(outcome="skipped", msg="no process is made to crash in check mode")
     if os.geteuid() != 0:
@@ -203,8 +260,21 @@ def main() -> None:
     if result.get("delegate") == "":
         module.exit_json(outcome="skipped", msg="no delegate is configured, so there is nothing to try")
     if "delegate" in result:
-        result = run(str(result["delegate"]), module.params["timeout"])
+        delegate, timeout = str(result["delegate"]), parameters["timeout"]
+        if parameters["image"]:
+            # The throw-away container goes with its parent; that of an engine does not.
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, end_on_signal)
+            warnings: list[str] = []
+            words = (parameters["image"], parameters["options"], parameters["pull"])
+            result = outcome_of(crash_in_container, delegate, *words, timeout, warnings)
+            for warning in warnings:
+                module.warn(warning)
+        else:
+            result = run(delegate, timeout)
     reason = result.pop("reason", "")
+    if result["outcome"] == "skipped":
+        module.fail_json(msg=f"the canary was not tried, and no crash was made: {reason}", **result)
     if result["outcome"] == "lost":
         module.fail_json(msg=f"the canary's core was lost: {reason}; the host's log says why: {HELPER}", **result)
     if result["outcome"] == "setup":

@@ -136,6 +136,37 @@ def test_a_host_without_its_record_is_wrong(tmp_path: Path, monkeypatch: pytest.
     assert found["failed"] and f"web01: not as the role writes it: {record}" in shown
 
 
+def test_where_no_crash_was_made_the_table_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    msg = (
+        "the canary was not tried, and no crash was made: kernel.core_pattern does not start docker_core_helper: 'core'"
+    )
+    crash: dict[str, Any] = {"failed": True, "outcome": "skipped", "msg": msg}
+    found, shown = report(tmp_path, {"web01": SNAPSHOT}, monkeypatch, __docker_core_helper_crash=crash)
+    assert found["failed"] and f"\nweb01: {msg}" in shown
+    assert "lost" not in shown
+    (row,) = json.loads((tmp_path / "verify.json").read_text())
+    assert row["canary"] == "not tried"
+
+    crash = {"outcome": "skipped", "msg": "no delegate is configured, so there is nothing to try"}
+    found, shown = report(tmp_path, {"web01": SNAPSHOT}, monkeypatch, __docker_core_helper_crash=crash)
+    assert "failed" not in found and "not tried: no delegate is configured" in shown
+    (row,) = json.loads((tmp_path / "verify.json").read_text())
+    assert row["canary"] == f"not tried: {crash['msg']}"
+
+
+def test_what_the_delegate_said_is_below_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    verdict = "/opt/bin/uploader.sh has read all 9 bytes and ended with exit code 0; it said: \x1b[2J<b>"
+    crash = {"outcome": "delivered", "size": 9, "seconds": 0.4, "verdict": verdict}
+    found, shown = report(tmp_path, {"web01": SNAPSHOT}, monkeypatch, __docker_core_helper_crash=crash)
+    assert "failed" not in found
+    safe = verdict.replace("\x1b", "\\x1b")
+    assert f"\nweb01: {safe}\n" in shown and "delivered in 0.4 s" in shown
+    (row,) = json.loads((tmp_path / "verify.json").read_text())
+    assert (row["canary"], row["canary_verdict"]) == ("delivered in 0.4 s", verdict)
+    assert "delivered in 0.4 s: /opt/bin/uploader.sh has read all 9 bytes" in (tmp_path / "verify.html").read_text()
+    assert "<b>" not in (tmp_path / "verify.html").read_text()
+
+
 @pytest.mark.parametrize(
     "answer",
     [

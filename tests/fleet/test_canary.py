@@ -9,13 +9,16 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import lab
 import pytest
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -44,6 +47,11 @@ class Host:
 
     def canary(self, timeout: int = 10, **options: object) -> dict[str, Any]:
         """Run the module as Ansible does, in a process of its own, and return its result."""
+        result: dict[str, Any] = json.loads(self.begin(timeout, **options).communicate(timeout=90)[0])
+        return result
+
+    def begin(self, timeout: int = 10, **options: object) -> subprocess.Popen[bytes]:
+        """Start the module."""
         arguments = {"ANSIBLE_MODULE_ARGS": {"timeout": timeout, "_ansible_remote_tmp": "/tmp", **options}}
         program = (
             "import json, runpy, sys\n"
@@ -52,15 +60,12 @@ class Host:
             "with patch_module_args(arguments):\n"
             "    runpy.run_module(sys.argv[1], run_name='__main__')\n"
         )
-        said = subprocess.run(
+        return subprocess.Popen(
             [sys.executable, "-c", program, MODULE, json.dumps(arguments)],
             cwd=PROJECT,
+            env=lab.environment(),
             stdout=subprocess.PIPE,
-            check=False,
-            timeout=60,
-        ).stdout
-        result: dict[str, Any] = json.loads(said)
-        return result
+        )
 
 
 @pytest.fixture
@@ -153,11 +158,12 @@ def test_a_helper_that_never_ends_is_not_waited_for(host: Host) -> None:
 
 
 @pytest.mark.parametrize("pattern", ["core", "/tmp/core.%p", "|/bin/false", "|/usr/share/apport/apport %p"])
-def test_a_pattern_of_somebody_else_loses_the_core_and_leaves_no_file(host: Host, pattern: str) -> None:
+def test_with_a_pattern_of_somebody_else_no_crash_is_tried(host: Host, pattern: str) -> None:
     host.set(pattern)
     result = host.canary()
-    assert result["outcome"] == "lost"
-    assert f"kernel.core_pattern does not start docker_core_helper, so no crash was made: {pattern!r}" in result["msg"]
+    assert (result["failed"], result["outcome"]) == (True, "skipped")
+    says = "the canary was not tried, and no crash was made: kernel.core_pattern does not start docker_core_helper"
+    assert result["msg"] == f"{says}: {pattern!r}"
 
 
 @pytest.mark.parametrize("delegate", ["relative", "/opt/%e"])
@@ -182,3 +188,98 @@ def test_without_a_delegate_there_is_nothing_to_try(host: Host) -> None:
 def test_in_check_mode_nothing_crashes(host: Host) -> None:
     host.set("|/bin/false")
     assert host.canary(_ansible_check_mode=True)["outcome"] == "skipped"
+
+
+# The way through the delegate itself, in a container of an image.
+
+IMAGE = "core-lab/canary"
+UPLOADER = "/opt/bin/uploader.sh"
+NO_NETWORK = ["--network", "none"]
+
+
+@pytest.fixture(scope="module")
+def image() -> Iterator[str]:
+    """Return the name of an image with the uploader. The engine is the lab's, unless one answers already."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    started = not lab.DIRECTORY.exists()
+    lab.DIRECTORY.mkdir(mode=0o755, exist_ok=True)
+    try:
+        lab.start_engine()
+        archive = lab.root_archive({UPLOADER.lstrip("/"): PROJECT / "container_scripts/uploader.sh"})
+        lab.command("docker", "import", "-", IMAGE, input=archive, stdout=subprocess.DEVNULL)
+        yield IMAGE
+        lab.command("docker", "rmi", "--force", IMAGE, stdout=subprocess.DEVNULL)
+    finally:
+        if started:
+            lab.stop_engine()
+            shutil.rmtree(lab.DIRECTORY)
+
+
+def containers() -> str:
+    """Return the containers of the canary that there are, those that have ended included."""
+    return lab.output("docker", "ps", "--all", "--filter=name=docker-core-helper-canary", "--format={{.Names}}")
+
+
+@pytest.fixture
+def cores(image: str, tmp_path: Path) -> Iterator[Path]:
+    """Return the destination, a directory; no container is left at the end."""
+    yield tmp_path
+    assert containers() == ""
+
+
+def options_for(cores: Path) -> list[str]:
+    """Return the words with which the engine makes a container that has the destination."""
+    return [*NO_NETWORK, f"--volume={cores}:/cores", "--env=CORE_DESTINATION=/cores", "--hostname=shop-1"]
+
+
+def test_a_core_takes_the_way_through_the_delegate_to_its_destination(host: Host, image: str, cores: Path) -> None:
+    host.start_helper(UPLOADER)
+    result = host.canary(image=image, options=options_for(cores), timeout=60)
+    assert result.get("outcome") == "delivered", result
+    (core,) = cores.iterdir()
+    assert core.name.startswith("shop-1.sh.")
+    assert result["verdict"].startswith(
+        f"{UPLOADER} has read all {result['size']} bytes and ended with exit code 0; it said: uploader.sh: "
+    )
+    assert core.name in result["verdict"]
+    if core.suffix == ".core":
+        assert core.stat().st_size == result["size"]
+
+
+def test_a_delegate_that_fails_is_named_with_what_it_said(host: Host, image: str, cores: Path) -> None:
+    host.start_helper(UPLOADER)
+    result = host.canary(image=image, options=[*options_for(cores), "--env=CORE_DESTINATION=/nowhere"], timeout=60)
+    assert (result["failed"], result["outcome"]) == (True, "lost"), result
+    assert f"{UPLOADER} has not taken all of it" in result["msg"]
+    assert "/nowhere" in result["msg"]
+    assert not list(cores.iterdir())
+
+
+def test_an_image_without_the_delegate_loses_the_core(host: Host, image: str, cores: Path) -> None:
+    host.start_helper("/opt/bin/another")
+    result = host.canary(image=image, options=options_for(cores), timeout=60)
+    assert result["outcome"] == "lost", result
+    assert "/opt/bin/another" in result["msg"] and "No such file" in result["msg"]
+
+
+def test_an_image_that_is_not_there_is_refused_and_not_fetched(host: Host, image: str, cores: Path) -> None:
+    host.start_helper(UPLOADER)
+    result = host.canary(image="core-lab/mistyped:1", options=NO_NETWORK)
+    assert result["outcome"] == "setup"
+    assert "the image core-lab/mistyped:1 is not on this host: fetch it there by docker" in result["msg"]
+
+
+def test_an_ended_module_takes_its_container_along(host: Host, image: str, cores: Path) -> None:
+    slow = cores / "slow"
+    slow.write_text("#!/bin/sh\ncat >/dev/null\nsleep 30\n")
+    slow.chmod(0o755)
+    host.start_helper("/opt/bin/slow")
+    words = [*NO_NETWORK, f"--volume={slow}:/opt/bin/slow:ro"]
+    began = time.monotonic()
+    process = host.begin(image=image, options=words, timeout=60)
+    while not containers():
+        assert time.monotonic() < began + 30
+        time.sleep(0.1)
+    process.terminate()
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM

@@ -363,6 +363,26 @@ def test_verify_changes_nothing_and_has_a_row_for_every_host(fleet: Fleet) -> No
     assert rows["web22"]["canary"] == "delivered in 0.022 s"
 
 
+def test_a_canary_through_the_delegate_is_made_of_the_variables(fleet: Fleet) -> None:
+    for host in HOSTS:
+        fleet.variables[host] |= {
+            "docker_core_helper_canary": "delegate",
+            "docker_core_helper_canary_image": "shop:1.0",
+            "docker_core_helper_canary_options": ["--env-file", "/etc/shop.env"],
+            "docker_core_helper_timeout": "60",
+        }
+    words = '{"image": "shop:1.0", "options": ["--env-file", "/etc/shop.env"], "pull": false, "timeout": 90}'
+    code, said = fleet.play("site.yml", "-v")
+    assert code == 0, said
+    assert said.replace('\\"', '"').count(words) == len(CANARY)
+    code, said = fleet.play("verify.yml")
+    assert code == 0, said
+    assert all(f"\n{host}: tried with {words}\n" in said for host in HOSTS)
+    # With the throw-away program nothing of this counts.
+    code, said = fleet.play("verify.yml", "-e", "docker_core_helper_canary=true")
+    assert (code, "tried with" in said, "delivered in 0.001 s" in said) == (0, False, True), said
+
+
 def test_verify_has_its_table_if_nobody_can_be_reached(fleet: Fleet) -> None:
     fleet.variables["web05"] = UNREACHABLE
     code, said = fleet.play("verify.yml", "--limit", "web05")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sources
 import yaml
 from core_helper.configuration import Configuration, parse_configuration
 
@@ -36,6 +37,8 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "kernel_limit_string": {"pipe_limit": "600", "kernel_limit": "1000"},
     "directories": {"bin_dir": "/srv/core_1.0/bin", "lib_dir": "/srv/core..x/lib"},
     "no_delegate": {"delegate": []},
+    "canary_true": {"canary": True},
+    "canary_delegate": {"canary": "delegate", "canary_image": "shop:1.0", "canary_options": ["--env-file", "/etc/x"]},
     "no_chain": {"chain": "none"},
     "chain": {"chain": ["/usr/share/apport/apport", "-p%p", "--", "%E"], "chain_containers": True},
     "chain_quotes": {"chain": ["/opt/a b", 'say "hello"', "it's", "%", "%x", ""]},
@@ -109,8 +112,13 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "chain_empty": ({"chain": []}, "docker_core_helper_chain must begin with the absolute path"),
     "chain_relative": ({"chain": ["systemd-coredump"]}, "docker_core_helper_chain must begin with the absolute path"),
     "chain_newline": ({"chain": ["/a", "b\nDOCKERCOREHELPER_TIMEOUT=1"]}, "docker_core_helper_chain must not hold"),
-    "canary": ({"canary": "ture"}, 'docker_core_helper_canary must be true or false: "ture"'),
-    "canary_short": ({"canary": "y"}, "docker_core_helper_canary must be true or false"),
+    "canary": ({"canary": "ture"}, 'docker_core_helper_canary must be true, false or delegate: "ture"'),
+    "canary_short": ({"canary": "y"}, "docker_core_helper_canary must be true, false or delegate"),
+    "canary_no_image": ({"canary": "delegate"}, "canary: delegate needs docker_core_helper_canary_image, the name of"),
+    "canary_image": ({"canary_image": "--privileged"}, "docker_core_helper_canary_image must be the name of an image"),
+    "canary_options": ({"canary_options": "--env A=b"}, "docker_core_helper_canary_options must be a list of words"),
+    "canary_words": ({"canary_options": ["--cpus", 1]}, "docker_core_helper_canary_options must be a list of words"),
+    "canary_pull": ({"canary_pull": "never"}, "docker_core_helper_canary_pull must be true or false"),
     "fallback_core": ({"fallback_core": 2}, "docker_core_helper_fallback_core must be true or false: 2"),
     "chain_containers": ({"chain_containers": []}, "docker_core_helper_chain_containers must be true or false"),
     "python_number": ({"python": 3.12}, "docker_core_helper_python must be an absolute path"),
@@ -189,6 +197,37 @@ def test_the_kernel_lets_more_crashes_to_the_helper_than_are_delivered_at_once(
     assert messages[case].split()[1] == str(expected)
 
 
+@pytest.mark.parametrize("version", ["2.9.27", "2.16.19", "2.18.0rc1", "2.19.0", "2.19.0b1", "2.21.3", "3.0"])
+def test_an_ansible_core_that_is_too_old_is_refused(version: str) -> None:
+    pytest.importorskip("ansible.plugins.action")
+    problem = sources.load(PROJECT / "plugins/action/core_helper_preflight.py").problem_of_ansible(version)
+    old = version in ("2.9.27", "2.16.19", "2.18.0rc1")
+    assert problem.startswith(f"ansible-core {version} is too old: 2.19 or newer is needed") is old
+
+
+def test_the_role_says_so_where_its_ansible_core_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a one lacks what the action imports; the message must not be about that."""
+    errors = pytest.importorskip("ansible.errors")
+    monkeypatch.delattr("ansible.template.trust_as_template")
+    monkeypatch.setattr("ansible.release.__version__", "2.16.19")
+    action = sources.load(PROJECT / "plugins/action/core_helper_preflight.py")
+    monkeypatch.setattr(action.ActionBase, "run", lambda *_: {})
+    with pytest.raises(errors.AnsibleActionFail, match=r"ansible-core 2\.16\.19 is too old"):
+        action.ActionModule.__new__(action.ActionModule).run(None, {})
+
+
+@pytest.mark.parametrize(("version", "refused"), [("2.14.18", True), ("2.18.16", True), ("2.19.0", False)])
+def test_the_playbooks_refuse_it_too(version: str, refused: bool) -> None:
+    template = pytest.importorskip("ansible.template")
+    parsing = pytest.importorskip("ansible.parsing.dataloader")
+    loader = parsing.DataLoader()
+    variables = loader.load_from_file(str(PROJECT / "playbooks/vars/hosts.yml"), trusted_as_template=True)
+    known = {"ansible_version": {"full": version}, "groups": {"all": ["a"]}, "ansible_inventory_sources": ["a,"]}
+    templar = template.Templar(loader, {**variables, **known})
+    said = templar.template(template.trust_as_template("{{ hosts_problem }}"))
+    assert said.startswith(f"ansible-core {version} is too old: 2.19 or newer is needed") is refused, said
+
+
 def test_the_kernel_starts_the_helper_after_its_configuration_is_written() -> None:
     tasks = [task["ansible.builtin.import_tasks"] for task in load("tasks/main.yml")]
     assert tasks == [
@@ -240,7 +279,8 @@ def test_every_variable_is_used(role: str) -> None:
 def test_the_defaults_are_those_of_the_specification() -> None:
     defaults = load("defaults/main.yml")
     for name, option in options(ROLE.name).items():
-        assert isinstance(defaults[name], bool) == (option["type"] == "bool"), name
+        # The canary is true, false or a word.
+        assert isinstance(defaults[name], bool) == (option["type"] == "bool" or name == f"{NAME}canary"), name
         # The pattern is made of the directory: documented with a placeholder, written as a template.
         default = re.sub(r"\{\{ (\w+) \}\}", r"<\1>", str(defaults[name]))
         # The kernel's limit follows the other one: documented is what comes of the defaults.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import base64
 import datetime
+import functools
 import json
 import os
 import re
@@ -216,16 +217,58 @@ def test_the_role_says_so_where_its_ansible_core_is_too_old(monkeypatch: pytest.
         action.ActionModule.__new__(action.ActionModule).run(None, {})
 
 
+@functools.cache
+def load_plugins() -> None:
+    """Let Ansible know where its own plugins are, which a program of Ansible does once at its beginning."""
+    pytest.importorskip("ansible.plugins.loader").init_plugin_loader()
+
+
+def value_of(name: str, **known: Any) -> Any:
+    """Return a variable of playbooks/vars/hosts.yml."""
+    load_plugins()
+    template = pytest.importorskip("ansible.template")
+    loader = pytest.importorskip("ansible.parsing.dataloader").DataLoader()
+    variables = loader.load_from_file(str(PROJECT / "playbooks/vars/hosts.yml"), trusted_as_template=True)
+    templar = template.Templar(loader, {**variables, **known})
+    return templar.template(template.trust_as_template(f"{{{{ {name} }}}}"))
+
+
 @pytest.mark.parametrize(("version", "refused"), [("2.14.18", True), ("2.18.16", True), ("2.19.0", False)])
 def test_the_playbooks_refuse_it_too(version: str, refused: bool) -> None:
-    template = pytest.importorskip("ansible.template")
-    parsing = pytest.importorskip("ansible.parsing.dataloader")
-    loader = parsing.DataLoader()
-    variables = loader.load_from_file(str(PROJECT / "playbooks/vars/hosts.yml"), trusted_as_template=True)
     known = {"ansible_version": {"full": version}, "groups": {"all": ["a"]}, "ansible_inventory_sources": ["a,"]}
-    templar = template.Templar(loader, {**variables, **known})
-    said = templar.template(template.trust_as_template("{{ hosts_problem }}"))
+    said = value_of("hosts_problem", **known)
     assert said.startswith(f"ansible-core {version} is too old: 2.19 or newer is needed") is refused, said
+
+
+@pytest.mark.parametrize(
+    ("user", "programs", "variables", "become"),
+    [
+        ("0", (), {}, False),
+        ("1000", ("sudo",), {}, True),
+        ("1000", (), {"ansible_become_method": "su"}, True),
+        ("1000", (), {"ansible_connection": "ssh"}, True),
+        ("1000", (), {}, None),
+    ],
+)
+def test_who_is_not_root_and_has_no_sudo_is_told_so(
+    user: str,
+    programs: tuple[str, ...],
+    variables: dict[str, str],
+    become: bool | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, text in (("id", f"#!/bin/sh\necho {user}\n"), *((name, "") for name in programs)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    known = {"inventory_hostname": "shop-1", "ansible_connection": "local", **variables}
+    if become is None:
+        errors = pytest.importorskip("ansible.errors")
+        with pytest.raises(errors.AnsibleError, match="this machine has no sudo: run ansible-playbook as root"):
+            value_of("hosts_become", **known)
+    else:
+        assert value_of("hosts_become", **known) is become
 
 
 def test_the_kernel_starts_the_helper_after_its_configuration_is_written() -> None:

@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import lab
 import pytest
+from support import lab
 
 PROJECT = Path(__file__).resolve().parents[2]
 MODULE = "plugins.modules.core_helper_canary"

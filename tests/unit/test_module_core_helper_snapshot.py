@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sources import load
+from support.project import load
 
 MODULE = Path(__file__).resolve().parents[2] / "plugins/modules/core_helper_snapshot.py"
 # The client has another version than the daemon, which answers as long as there is a file.

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sources
 import yaml
 from core_helper.configuration import Configuration, parse_configuration
+from support import project
 
 PROJECT = Path(__file__).resolve().parents[2]
 ROLE = PROJECT / "roles/docker_core_helper"
@@ -201,7 +201,7 @@ def test_the_kernel_lets_more_crashes_to_the_helper_than_are_delivered_at_once(
 @pytest.mark.parametrize("version", ["2.9.27", "2.16.19", "2.18.0rc1", "2.19.0", "2.19.0b1", "2.21.3", "3.0"])
 def test_an_ansible_core_that_is_too_old_is_refused(version: str) -> None:
     pytest.importorskip("ansible.plugins.action")
-    problem = sources.load(PROJECT / "plugins/action/core_helper_preflight.py").problem_of_ansible(version)
+    problem = project.load(PROJECT / "plugins/action/core_helper_preflight.py").problem_of_ansible(version)
     old = version in ("2.9.27", "2.16.19", "2.18.0rc1")
     assert problem.startswith(f"ansible-core {version} is too old: 2.19 or newer is needed") is old
 
@@ -211,7 +211,7 @@ def test_the_role_says_so_where_its_ansible_core_is_too_old(monkeypatch: pytest.
     errors = pytest.importorskip("ansible.errors")
     monkeypatch.delattr("ansible.template.trust_as_template")
     monkeypatch.setattr("ansible.release.__version__", "2.16.19")
-    action = sources.load(PROJECT / "plugins/action/core_helper_preflight.py")
+    action = project.load(PROJECT / "plugins/action/core_helper_preflight.py")
     monkeypatch.setattr(action.ActionBase, "run", lambda *_: {})
     with pytest.raises(errors.AnsibleActionFail, match=r"ansible-core 2\.16\.19 is too old"):
         action.ActionModule.__new__(action.ActionModule).run(None, {})

@@ -41,7 +41,7 @@ class ControlGroups:
 
     def files(self) -> "list[int]":
         """Return the descriptors of those that are joined by a write."""
-        return [file for _, file in self.others if isinstance(file, int)]
+        return [file for _name, file in self.others if isinstance(file, int)]
 
     def fork(self) -> int:
         """Fork; the child is in the unified group. Like posix.fork() where the kernel or the group's pids.max forbids that."""
@@ -83,7 +83,7 @@ def cgroup_mounts(mountinfo: bytes) -> "dict[bytes, bytes]":
     """
     mounts: dict[bytes, bytes] = {}
     for line in mountinfo.split(b"\n"):
-        left, _, right = line.partition(b" - cgroup")
+        left, _dash, right = line.partition(b" - cgroup")
         fields, tail = left.split(b" "), right.split(b" ")
         if len(tail) < 3 or len(fields) < 5 or fields[3] != b"/":
             continue
@@ -107,7 +107,7 @@ class Mount:
 
     def __init__(self, line: bytes) -> None:
         """Take a line of /proc/PID/mountinfo."""
-        left, _, right = line.partition(b" - ")
+        left, _dash, right = line.partition(b" - ")
         fields = left.split(b" ")
         self.device = fields[2]
         self.root = decoded(fields[3])
@@ -190,7 +190,7 @@ def layers_of(mount: Mount) -> "list[bytes]":
     paths = []
     base = mount.point.rpartition(b"/")[0].rpartition(b"/")[0]
     for option in mount.options.split(b","):
-        name, _, value = option.partition(b"=")
+        name, _equals, value = option.partition(b"=")
         if name in (b"upperdir", b"lowerdir", b"lowerdir+", b"datadir+"):
             layers = [decoded(path) for path in value.split(b":") if path]
             paths += [path if path.startswith(b"/") else base + b"/" + path for path in layers]
@@ -320,7 +320,7 @@ def join_namespaces(process: "FaultingProcess") -> None:
     its container. The pid namespace takes effect for children only, so the container cannot see this process.
     """
     proc_self = posix.open("/proc/self", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
-    for _, kind, descriptor in process.joined:
+    for _name, kind, descriptor in process.joined:
         linux.setns(descriptor, kind)
     if process.in_container():
         root = posix.open("/", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)

@@ -72,7 +72,7 @@ def header_end(content: bytes) -> "int | None":
     if content[:4] != b"\x7fELF" or content[4] not in CLASSES or content[5] not in ORDERS:
         return None
     layout = CLASSES[content[4]]
-    first, _, entry, count, _ = layout.header(content)
+    first, _sections, entry, count, _section = layout.header(content)
     if count == PN_XNUM:
         return layout.size
     end = first + entry * count

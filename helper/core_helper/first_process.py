@@ -136,7 +136,7 @@ def eldest_of(controllers: bytes, path: bytes) -> "Member | None":
             ages.append((int(procfs.stat_fields(procfs.read_path(f"/proc/{pid}/stat"))[19]), pid))
         except OSError:
             continue
-    for _, pid in sorted(ages):
+    for _age, pid in sorted(ages):
         try:
             return Member(pid)
         except OSError:

@@ -130,7 +130,7 @@ def withheld(process: "FaultingProcess", reason: str) -> Withheld:
 
 
 def _has_group(member: "Member | None") -> bool:
-    return member is not None and any(path != b"/" for _, path in member.cgroups)
+    return member is not None and any(path != b"/" for _controllers, path in member.cgroups)
 
 
 def _check_group(process: "FaultingProcess", first: Member) -> None:
@@ -171,7 +171,7 @@ def _is_in_user_namespace(process: "FaultingProcess", first: Member) -> bool:
 def _are_mapped(first: Member, name: str, ids: "list[int]") -> bool:
     """Tell whether the user namespace of ``first`` has all ``ids`` of the host; user_namespaces(7)."""
     ranges = [[int(word) for word in line.split()] for line in procfs.read(first.directory, name).splitlines()]
-    return all(any(begin <= number < begin + count for _, begin, count in ranges) for number in ids)
+    return all(any(begin <= number < begin + count for _inside, begin, count in ranges) for number in ids)
 
 
 def _user_namespaces(process: "FaultingProcess") -> "list[int]":

@@ -72,6 +72,7 @@ def _execute(source: "KernelPipe", arguments: "list[bytes]", pidfd: "int | None"
             posix.set_inheritable(pidfd, True)
         else:
             posix.dup2(pidfd, PIDFD)
+    problem = ""
     try:
         posix.execve(arguments[0], arguments, {})
     except OSError as error:

@@ -111,7 +111,7 @@ class FaultingProcess:
 
     def descriptor(self, kind: str) -> "int | None":
         """Return the opened namespace of that ``kind``, None where the process has the host's."""
-        return next((descriptor for name, _, descriptor in self.namespaces if name == kind), None)
+        return next((descriptor for name, _kind, descriptor in self.namespaces if name == kind), None)
 
     def inode(self, kind: str) -> int:
         """Return the inode of the process's namespace of that ``kind``."""

@@ -133,7 +133,7 @@ def parse_processors(text: str) -> "set[int]":
     """Return the processors of a list like "0-3,8", as /proc/PID/status has it in Cpus_allowed_list; proc_pid_status(5)."""
     processors: set[int] = set()
     for part in text.split(","):
-        first, _, last = part.partition("-")
+        first, _dash, last = part.partition("-")
         if first.isdigit():
             processors.update(range(int(first), int(last or first) + 1))
     return processors

@@ -36,7 +36,7 @@ class Program:
         """
         self.arguments = list(words)
         path = words[0]
-        for _ in range(SCRIPT_DEPTH + 1):
+        for _depth in range(SCRIPT_DEPTH + 1):
             try:
                 self.descriptor = self._open(path, forbidden)
             except FileNotFoundError:

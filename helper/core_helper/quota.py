@@ -57,7 +57,7 @@ def _admit(file: int, group: str, now: float, only_left_out: bool) -> "tuple[boo
         index = min(range(MOST_GROUPS), key=lambda index: records[index][0])
         then, left, missed = now, BURST, -1
     else:
-        then, left, missed, _ = records[index]
+        then, left, missed, _group = records[index]
     left = min(BURST, left + max(0.0, now - then) * RATE)
     admitted, notice = True, ""
     if only_left_out and not (missed >= 0 and left < RESUME):

@@ -103,7 +103,7 @@ def is_of_the_host(process: "FaultingProcess") -> bool:
     """
     if process.user_namespace is not None or process.in_pid_namespace():
         return False
-    foreign = {name for name, _, _ in process.namespaces}
+    foreign = {namespace[0] for namespace in process.namespaces}
     if "mnt" not in foreign:
         return True
     # An id in the control group's path is an engine's, whatever namespaces the container was given. A container that has the

@@ -105,7 +105,7 @@ def resume(file: int, index: int, log: "Log") -> Slot:
     if file < 0:
         return Slot(None, 0)
     posix.set_inheritable(file, False)
-    *_, owner, group = RECORD.unpack(posix.pread(file, RECORD.size, index * RECORD.size))
+    owner, group = RECORD.unpack(posix.pread(file, RECORD.size, index * RECORD.size))[-2:]
     log.holder = log_name(owner, group.rstrip(b"\0").decode())
     return Slot(file, index)
 
@@ -226,8 +226,8 @@ def user_of(uid: int) -> int:
         return uid
     try:
         for line in procfs.read_path(SUBUID).split(b"\n"):
-            name, _, numbers = line.partition(b":")
-            first, _, count = numbers.partition(b":")
+            name, _colon, numbers = line.partition(b":")
+            first, _colon, count = numbers.partition(b":")
             if first.isdigit() and count.isdigit() and int(first) <= uid < int(first) + int(count):
                 return int(name) if name.isdigit() else _number_of(name)
     except (OSError, LookupError):

@@ -201,7 +201,7 @@ def _read_reports(child: "Child", result: "Result") -> bool:
     ready = False
     *lines, child.reported = child.reported.split(b"\n")
     for line in lines:
-        kind, _, text = line.decode("utf-8", "replace").partition(" ")
+        kind, _space, text = line.decode("utf-8", "replace").partition(" ")
         if kind == "pid" and text.isascii() and text.isdigit() and len(text) <= LONGEST_PID:
             child.reported_pid = int(text)
         elif kind == "note":

@@ -47,6 +47,12 @@ def test_what_the_readme_shows_is_in_the_pages_whose_commands_are_run() -> None:
     assert [line for line in commands("README.md") if line not in run and " make " not in f"{line} "] == []
 
 
+@pytest.mark.parametrize("name", PAGES)
+def test_no_example_has_the_host_name_twice_in_a_key(name: str) -> None:
+    """The uploader puts it there by itself."""
+    assert re.findall(r"s3://[^\s`\"']*%h", (PROJECT / name).read_text()) == []
+
+
 def texts() -> list[str]:
     """Return what the helper can say, with … for what differs, and the text of the uploader."""
     found = []

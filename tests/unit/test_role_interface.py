@@ -307,6 +307,17 @@ def test_every_variable_has_a_default_and_a_row_in_the_readme(role: str) -> None
         assert names == list(options(role)), f"{place} of {role} has other variables, or another order"
 
 
+def test_the_inventory_to_begin_with_has_variables_of_the_role_only() -> None:
+    inventory = yaml.safe_load((PROJECT / "examples/inventory.yml").read_text())
+    given = {name: value for name, value in inventory["all"]["vars"].items() if name.startswith(NAME)}
+    assert given.keys() <= options(ROLE.name).keys()
+    # What it says of the delegate is the default; what it changes is worth its line.
+    defaults = load("defaults/main.yml")
+    assert given[f"{NAME}delegate"] == defaults[f"{NAME}delegate"]
+    assert given[f"{NAME}fallback_core"] != defaults[f"{NAME}fallback_core"]
+    assert {"shop-1", "shop-2"} <= inventory["all"]["hosts"].keys()
+
+
 @pytest.mark.parametrize("role", ROLES)
 def test_every_variable_is_used(role: str) -> None:
     places = [

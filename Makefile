@@ -55,7 +55,7 @@ unit-ansible: venv
 molecule: venv ## the helper on this machine, with real crashes in Docker containers
 	@$(AS_ROOT) tests/molecule.sh
 
-test-fleet: venv ## rollout, gate and rollback with simulated hosts, which of them were touched, and the canary with real crashes
+test-fleet: packages venv ## rollout, gate and rollback with simulated hosts, which of them were touched, and the canary with real crashes
 	@$(AS_ROOT) python -m pytest -v -s tests/fleet
 
 test-hostile: packages venv ## every attack of tests/hostile, with real containers on this machine

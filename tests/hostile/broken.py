@@ -305,7 +305,7 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         "attack_19_a_process",
     ),
     "20 the mount namespace is not asked for": (
-        [("deliver.py", "        membership.check(process)\n", "        process.traceable = False\n")],
+        [("deliver.py", "        membership.check(process)\n", "        pass\n")],
         "attack_20",
     ),
     "20 who is at home there is not asked": (
@@ -344,7 +344,7 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         "attack_22_three",
     ),
     "22 lines are not rationed": (
-        [("journal.py", "quota.admit(self.log.holder) if self.log.holder else", "(True, '') if self.holder else")],
+        [("journal.py", "quota.admit(self.log.holder) if self.log.holder else", "")],
         "attack_22_a_flood_of_lines",
     ),
     "22 variables are not counted": (

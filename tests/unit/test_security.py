@@ -1,13 +1,16 @@
-"""SECURITY.md and the README of the attacks name the tests that show what they say; those tests exist."""
+"""SECURITY.md and the README of the attacks name defences and the tests that show them; both exist, and can be taken out."""
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
 import pytest
+from hostile.broken import BREAKS
 
 PROJECT = Path(__file__).parents[2]
+PACKAGE = PROJECT / "helper/core_helper"
 
 
 @pytest.mark.parametrize("page", ["SECURITY.md", "tests/hostile/README.md"])
@@ -28,3 +31,28 @@ def test_every_test_that_a_page_names_exists(page: str) -> None:
 def test_every_known_hole_has_its_row(hole: str) -> None:
     rows = [row for row in (PROJECT / "SECURITY.md").read_text().splitlines() if row.startswith(f"| [{hole}]")]
     assert len(rows) == 1 and rows[0].count("|") == 5
+
+
+def identifiers(module: str) -> set[str]:
+    """Return the names that a module of the helper defines or uses."""
+    found = set()
+    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
+        found |= {getattr(node, attribute) for attribute in ("name", "id", "attr") if hasattr(node, attribute)}
+    return found
+
+
+def test_every_defence_that_the_attacks_name_is_there() -> None:
+    page = (PROJECT / "tests/hostile/README.md").read_text()
+    cells = re.findall(r"^\| [\w.]+ \| (`\w+\.py`.*?) \|", page, re.M)
+    assert len(cells) > 40
+    for cell in cells:
+        _, *parts = re.split(r"`(\w+)\.py`", cell)
+        for module, text in zip(parts[::2], parts[1::2], strict=True):
+            named = {name for path in re.findall(r"`([\w.]+)`", text) for name in path.split(".")}
+            assert named <= identifiers(module), f"{module}.py: {cell}"
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_every_defence_that_is_taken_out_stands_where_it_is_looked_for(name: str) -> None:
+    edits, _ = BREAKS[name]
+    assert [(file, old) for file, old, _ in edits if (PACKAGE / file).read_text().count(old) != 1] == []

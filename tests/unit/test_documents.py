@@ -53,6 +53,18 @@ def test_no_example_has_the_host_name_twice_in_a_key(name: str) -> None:
     assert re.findall(r"s3://[^\s`\"']*%h", (PROJECT / name).read_text()) == []
 
 
+@pytest.mark.parametrize(
+    ("module", "name", "page"),
+    [("configuration", r"DOCKERCOREHELPER_\w+", "docs/hosts.md"), ("deliver", r"CORE_\w+", "docs/images.md")],
+)
+def test_every_key_and_variable_has_a_row(module: str, name: str, page: str) -> None:
+    source = (PROJECT / f"helper/core_helper/{module}.py").read_text()
+    known = set(re.findall(rf'b"({name})"', source))
+    assert len(known) > 5
+    rows = re.findall(r"^\| (`.*?) \|", (PROJECT / page).read_text(), re.M)
+    assert known - {text for row in rows for text in re.findall(r"`([^`]+)`", row)} == set()
+
+
 def texts() -> list[str]:
     """Return what the helper can say, with … for what differs, and the text of the uploader."""
     found = []

@@ -149,6 +149,7 @@ def load(path: str) -> Any:
 def messages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Return what one run of Ansible says for each case: every case is a host, so that the start is paid once."""
     directory = tmp_path_factory.mktemp("preflight")
+    assert not ACCEPTED.keys() & REFUSED.keys()
     cases = {**ACCEPTED, **{name: variables for name, (variables, _) in REFUSED.items()}}
     hosts = {host: {NAME + key: value for key, value in variables.items()} for host, variables in cases.items()}
     inventory = {"all": {"hosts": hosts, "vars": {"ansible_connection": "local"}}}
@@ -282,7 +283,8 @@ def test_the_kernel_starts_the_helper_after_its_configuration_is_written() -> No
 
 
 # A new variable has a line in each of these places. The preflight learns its name from the defaults, and whether it is true or
-# false; what else must be checked is a condition there. These tests name what was forgotten.
+# false; Ansible checks the choices of the specification. What else must be checked is a condition there, and a case of REFUSED
+# here. These tests name what was forgotten.
 
 
 def options(role: str) -> dict[str, Any]:
@@ -328,6 +330,12 @@ def test_every_variable_is_used(role: str) -> None:
     text = "".join(path.read_text() for path in places)
     unused = [name for name in options(role) if not re.search(rf"\b{name}\b", text)]
     assert not unused, f"nothing in {role} uses {', '.join(unused)}"
+
+
+def test_every_variable_that_may_be_wrong_has_a_value_that_is_refused() -> None:
+    may_be_wrong = {NAME + key for variables, _ in REFUSED.values() for key in variables}
+    for name, option in options(ROLE.name).items():
+        assert "choices" in option or name in may_be_wrong, f"REFUSED has no case for {name}"
 
 
 def test_the_defaults_are_those_of_the_specification() -> None:

@@ -214,7 +214,8 @@ def test_a_living_process_is_not_taken_for_a_crashed_one() -> None:
 
 
 def test_a_process_is_described_by_what_its_proc_directory_says(tmp_path: Path) -> None:
-    task = os.open("/proc/self", os.O_PATH | os.O_DIRECTORY)
+    # The thread's, as the helper opens it: a file that only the process has lies two directories up.
+    task = os.open(f"/proc/self/task/{os.getpid()}", os.O_PATH | os.O_DIRECTORY)
     own = FaultingProcess(task, 99, [], [], procfs.parse_status(procfs.read(task, "status")))
     os.close(task)
     assert (own.uid, own.gid, own.groups) == (os.getuid(), os.getgid(), os.getgroups())

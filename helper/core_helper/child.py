@@ -1,4 +1,4 @@
-"""The process that enters the container, seen from the supervisor."""
+"""The process that enters the container, seen from the supervisor; what it does there is in joining.py and fallback.py."""
 
 import _thread
 import posix
@@ -28,6 +28,7 @@ class Child:
         self.status_read_end, self.status_write_end = posix.pipe()
         self.stdout_read_end, self.stdout_write_end = posix.pipe()
         self.stderr_read_end, self.stderr_write_end = posix.pipe()
+        # The delegate's, once it is known to be our child. ``setup_pid`` is that of the joining process.
         self.pid = 0
         self.reported_pid = 0
         self.knows_environ = False

@@ -35,7 +35,8 @@ class Crash:
         self.dumpable: int | None = None
         self.limit: int | None = None
         self.pidfd: int | None = None
-        # Not from the kernel: a pidfd that the helper has opened, and why a container could overwrite the helper's interpreter.
+        # Not told: a pidfd, the kernel's or else one that the helper has opened, and why a container could overwrite the
+        # helper's interpreter, "" where none could.
         self.handle: int | None = None
         self.exposed = ""
         self.delegate: list[bytes] = []

@@ -30,7 +30,10 @@ if TYPE_CHECKING:
         only_if_absent: bool
 
         def attempt(self, delivery: "Delivery", reason: str) -> "Outcome":
-            """Try to give the core of ``delivery`` away; ``reason`` says why no destination before has taken the core."""
+            """Try to give the core of ``delivery`` away; ``reason`` says why no destination before has taken the core.
+
+            A destination that takes the core also writes the line of the log.
+            """
 
 
 EXIT_OK, EXIT_NOT_DELIVERED = 0, 1

@@ -3,7 +3,7 @@
 A program of the host may have joined the mount namespace of a container, as agents and ``nsenter -m`` do. When it crashes, the
 delegate would be a program of that container's files, and get the rights of the host. So the mount namespace must be that of
 the process's own container: the one to which its control group, and the first process of that group, belong. Nothing is changed
-here.
+here but ``process.confined``, which only a comparison with that first process can tell.
 
 A process that could have joined the mounts of others needs a *proof*: the program that it executes must lie in the mounts that
 it has. A process that has only joined a container executes a program from elsewhere, whether that container still runs or not.

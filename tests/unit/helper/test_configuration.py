@@ -1,4 +1,4 @@
-"""command.read_configuration: /etc/docker_core_helper.conf."""
+"""configuration.read_configuration: /etc/docker_core_helper.conf."""
 
 from __future__ import annotations
 

@@ -234,7 +234,7 @@ def test_facts_that_are_not_known_are_empty(crash: Crash) -> None:
 
 
 class Stage:
-    """The parts around main.handle, each replaced; ``children`` are what was to be run in the container."""
+    """The parts around deliver.deliver, each replaced; ``children`` are what was to be run in the container."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, log: Path) -> None:
         self.log = log

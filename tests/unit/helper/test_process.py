@@ -1,4 +1,4 @@
-"""victim.FaultingProcess on a made-up /proc/PID, which holds what no process of a test can show."""
+"""process.FaultingProcess on a made-up /proc/PID, which holds what no process of a test can show."""
 
 from __future__ import annotations
 

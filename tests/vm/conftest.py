@@ -1,7 +1,7 @@
 """Fixtures for tests on a virtual machine, which molecule has started, and to which it has rolled the helper out.
 
-The modules run in the order of their names, and the tests of each in that of the file: boots are dear, so one run goes
-through a host's whole life.
+Boots are dear, so one run goes through a host's whole life: the modules run in the order of ``ORDER``, and the tests of each
+in that of the file.
 """
 
 from __future__ import annotations
@@ -15,6 +15,17 @@ import pytest
 from support import lab
 from support.machines import Machine
 from vm.crashes import MachineCrash, furnish
+
+# Each module finds the host as the one before it has left it.
+ORDER = (
+    "test_crashes.py",
+    "test_python.py",
+    "test_upgrade.py",
+    "test_owners.py",
+    "test_reboot.py",
+    "test_removal.py",
+    "test_pull.py",
+)
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +74,13 @@ def handed_on() -> dict[str, str]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leaves a test out that says on which machines it has a meaning."""
+    """Puts the modules into their order, and leaves a test out that says on which machines it has a meaning."""
+    modules = {path.name for path in Path(__file__).parent.glob("test_*.py")}
+    wrong = [f"does not name {name}" for name in sorted(modules.difference(ORDER))]
+    wrong += [f"names {name}, which does not exist" for name in ORDER if name not in modules]
+    if wrong:
+        raise pytest.UsageError(f"ORDER in {__file__} {' and '.join(wrong)}")
+    items.sort(key=lambda item: ORDER.index(item.path.name) if item.path.name in ORDER else -1)
     name = os.environ.get("VM_MACHINE", "trixie")
     for item in items:
         if (only := item.get_closest_marker("only_on")) and name not in only.args:

@@ -57,7 +57,7 @@ class Fleet:
         variables = {
             "ansible_user": "root",
             "ansible_ssh_common_args": "-F none -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null",
-            # Of systemd-coredump on one of them is known from tests/vm/test_4_owners.py.
+            # Of systemd-coredump on one of them is known from tests/vm/test_owners.py.
             "docker_core_helper_chain": "none",
             "docker_core_helper_delegate": DELEGATE,
         }

@@ -52,8 +52,9 @@ lint-ansible: venv
 unit-ansible: venv
 	$(BIN)/python -m pytest tests/unit --ignore tests/unit/helper --ignore tests/unit/test_uploader.py
 
-molecule: venv ## the helper on this machine, with real crashes in Docker containers
-	@$(AS_ROOT) tests/molecule.sh
+# ARGS is an action of molecule, and what it takes: make molecule ARGS=converge.
+molecule: venv ## the helper on this machine, with real crashes in Docker containers; ARGS=converge for one action alone
+	@$(AS_ROOT) tests/molecule.sh $(if $(ARGS),default $(ARGS))
 
 test-fleet: packages venv ## rollout, gate and rollback with simulated hosts, which of them were touched, and the canary with real crashes
 	@$(AS_ROOT) python -m pytest -v -s tests/fleet
@@ -63,7 +64,7 @@ test-hostile: packages venv ## every attack of tests/hostile, with real containe
 
 test-vm: venv ## a virtual machine as the host: systemd, AppArmor, three engines, reboots; ALL=1 for all and a fleet
 	@tools/packages.sh vm
-	@$(AS_ROOT) python -u tests/vm/run.py $(if $(ALL),all,$(VM))
+	@$(AS_ROOT) $(if $(ARGS),VM_MACHINE=$(or $(VM),trixie) tests/molecule.sh vm $(ARGS),python -u tests/vm/run.py $(if $(ALL),all,$(VM)))
 
 bench: packages venv ## measure the time from crash to delegate, and the memory, against a Python that only executes a program
 	@$(AS_ROOT) python -u tests/bench/bench.py

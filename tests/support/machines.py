@@ -80,7 +80,8 @@ class Description:
 
 MACHINES = {
     "trixie": Description("trixie", ("docker-cli", "linux-image-cloud-amd64", "systemd-coredump")),
-    "bookworm": Description("bookworm", ("linux-image-cloud-amd64",)),
+    # In the fleet it is reached as a user who becomes root by sudo.
+    "bookworm": Description("bookworm", ("linux-image-cloud-amd64", "sudo")),
     # It rolls out to itself, too.
     "trixie-backports": Description(
         "trixie",

@@ -21,6 +21,8 @@ from support.records import is_whole
 from vm.crashes import PATTERN, WAYS, MachineCrash, furnish
 
 MACHINES = {"shop-1": "bookworm", "shop-2": "trixie", "stage-1": "trixie-backports"}
+# The first canary is reached as a user who may become root by sudo, with a password only; the others are reached as root.
+USER, PASSWORD = "deploy", "a password of this test"
 DELEGATE = ["/opt/bin/delegate", "%P", "%u", "%g"]
 # Nothing here reaches the address of the published project; tests/collection installs from another git repository.
 PUBLISHED = "ansible-galaxy collection install git+https://"
@@ -41,12 +43,18 @@ class Fleet:
         self.hosts = {host: machines.start(name, directory / host) for host, name in MACHINES.items()}
         # Commands of the chapter that nobody has run yet.
         self.left = [command for command in chapter() if not command.startswith(PUBLISHED)]
+        # Not by the distribution's own method, which takes an emulated machine a second for each task.
+        self.hosts["shop-1"].run(f"""
+            set -e
+            useradd --create-home --shell /bin/sh --groups sudo {USER}
+            echo '{USER}:{PASSWORD}' | chpasswd --crypt-method SHA512
+        """)
         make_repository(clone)
         (clone / "inventory").write_text(yaml.safe_dump(self.inventory()))
 
     def inventory(self) -> dict[str, object]:
         """Return an inventory as users have it: how the hosts are reached, groups, and the role's variables for all."""
-        reached = {
+        reached: dict[str, dict[str, object]] = {
             host: {
                 "ansible_host": "127.0.0.1",
                 "ansible_port": machine.port,
@@ -54,6 +62,7 @@ class Fleet:
             }
             for host, machine in self.hosts.items()
         }
+        reached["shop-1"] |= {"ansible_user": USER, "ansible_become_password": PASSWORD}
         variables = {
             "ansible_user": "root",
             "ansible_ssh_common_args": "-F none -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null",
@@ -128,6 +137,18 @@ def test_the_dry_run_shows_every_line_and_writes_none(fleet: Fleet, bare: dict[s
     # Live, and for the next boot.
     assert said.count("+kernel.core_pipe_limit = 512") == 2 * len(MACHINES)
     assert (fleet.patterns(), fleet.have_the_helper()) == (bare, [])
+
+
+def test_without_the_password_of_sudo_the_rollout_ends_at_the_first_host_and_changes_nothing(
+    fleet: Fleet, bare: dict[str, str]
+) -> None:
+    without = re.sub(r".*ansible_become_password.*\n", "", (fleet.clone / "inventory").read_text())
+    (fleet.clone / "without").write_text(without)
+    said = fleet.run("ansible-playbook -i without playbooks/site.yml", fails=True)
+    assert re.search(r"^fatal: \[shop-1\]: FAILED! => .*Missing sudo password", said, re.M)
+    assert hosts_of(said, "Roll docker_core_helper out to the others") == set()
+    assert (fleet.patterns(), fleet.have_the_helper()) == (bare, [])
+    assert not (fleet.clone / "rollout").exists()
 
 
 def test_the_rollout_reaches_one_host_first_and_then_the_others(fleet: Fleet, tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ MACHINES = {
 DEFAULT = "trixie"
 
 # An emulated machine takes half a minute to boot on a quiet machine with two cores.
-BOOT_SECONDS = 600
+BOOT_SECONDS = 900
 # Whatever happens to the one who started it, a machine does not live longer.
 LIFETIME_SECONDS = 3 * 3600
 

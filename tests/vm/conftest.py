@@ -54,6 +54,8 @@ def playbook(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Call
             **os.environ,
             "ANSIBLE_CONFIG": str(project / "ansible.cfg"),
             "ANSIBLE_PIPELINING": "true",
+            # On a busy computer an emulated machine takes more than Ansible's ten seconds to answer.
+            "ANSIBLE_TIMEOUT": "120",
             # A connection that stayed open would not notice at once that the machine has booted.
             "ANSIBLE_SSH_CONTROL_PATH_DIR": str(machine.directory / f"ansible-{machine.boots}"),
         }

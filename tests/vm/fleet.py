@@ -79,7 +79,11 @@ class Fleet:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}
         result = subprocess.run(
             command, shell=True, cwd=self.clone,
-            env={**environment, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_PIPELINING": "1", "HOME": str(home)},
+            # On a busy computer an emulated machine takes more than Ansible's ten seconds to answer.
+            env={
+                **environment, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_PIPELINING": "1", "ANSIBLE_TIMEOUT": "120",
+                "HOME": str(home),
+            },
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
         )  # fmt: skip
         print(f"$ {command}\n{result.stdout}")

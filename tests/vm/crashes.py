@@ -75,12 +75,13 @@ def furnish(machine: Machine, programs: Path) -> None:
         echo ID=lab >usr/lib/os-release
         install -D --mode=755 opt/bin/delegate /opt/bin/delegate
         tar -c . >{ARCHIVE}
-        docker import {ARCHIVE} {IMAGE}
-        podman import --quiet {ARCHIVE} {IMAGE}
+        # Each has its own storage. An emulated machine has a processor for each of the two.
+        {{ docker import {ARCHIVE} {IMAGE} && podman import --quiet {ARCHIVE} {IMAGE}; }} &
         loginctl enable-linger {USER}
         for i in $(seq 100); do [ ! -S /run/user/$(id --user {USER})/bus ] || break; sleep 0.2; done
         {AS_USER} podman import --quiet {ARCHIVE} {IMAGE}
         {AS_USER} {FUSE} import --quiet {ARCHIVE} {IMAGE}
+        wait $!
     """)
 
 

@@ -309,8 +309,8 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         "attack_20",
     ),
     "20 who is at home there is not asked": (
-        [("membership.py", "        _check_inhabitants(process, first)\n", "        pass\n")],
-        "attack_20 and itself",
+        [("membership.py", "    if _find_stranger(process", "    if False and _find_stranger(process")],
+        "attack_20_the_first_process_of_an_agent_is_no_proof",
     ),
     "20 the program is not asked for": (
         [("membership.py", '    number = _mount_of(process.task, "exe")\n', "    return\n")],
@@ -388,16 +388,16 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         "attack_20_chroot_without",
     ),
     "20 the layers of an overlay are not looked at": (
-        [("membership.py", "for path in container.layers_of(root))", "for path in [])")],
+        [("membership.py", ", *map(host.place_of, container.layers_of(overlay))", "")],
         "attack_20_root_of_the_host_in_what",
     ),
     "20 who has left the mounts of the first process is nowhere at home": (
         [("membership.py", ' or _sees(member.directory, _mount_of(member.directory, "exe"))', "")],
-        "attack_20_root_of_the_host_in_a_mount",
+        "attack_20_the_first_process_of_an_agent_in_mounts",
     ),
     "20 other mounts than those of the first process need no proof": (
         [("membership.py", 'if joined or (first is not None and process.inode("mnt") != first.mounts):', "if joined:")],
-        "attack_20_a_process_of_the_host_with_the_rights",
+        "attack_20_a_process_of_the_host_with_the_rights and ended",
     ),
     "21 control groups are joined after the fork": (
         [
@@ -447,9 +447,43 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         [("supervisor.py", 'for thread in posix.listdir(f"/proc/{name}/task"):', "for thread in [name]:")],
         "attack_23_the_delegate_has_the_kernel and thread",
     ),
-    "20 who has left the mounts has not left the files": (
-        [("membership.py", "_mount_namespace(pid) == mounts or holds_root(pid))", "_mount_namespace(pid) == mounts)")],
-        "attack_20_root_of_the_host_in_a_mount and altogether",
+    "20 what engines have mounted on the host is not looked at": (
+        [("membership.py", "    if _is_of_an_engine(place, home):", "    if False:")],
+        "attack_20_the_files_of_a_container_that_hides",
+    ),
+    "20 a root directory that is no mount is nobody's": (
+        [
+            (
+                "membership.py",
+                'container.mounts_of(process.task) if path == b"/" else container.mounts_of_namespace(namespace)',
+                "container.mounts_of(process.task)",
+            ),
+            (
+                "membership.py",
+                "    if number not in table:\n",
+                "    if number not in table:\n        return\n    if False:\n",
+            ),
+        ],
+        "attack_20_root_of_the_host_with_mounts_of_its_own",
+    ),
+    "20 a container in a container is a part of it": (
+        [("membership.py", "return named[0] == named[1]", "return runtime.is_within(member.cgroups, first.cgroups)")],
+        "attack_20_a_container_in_the_mounts",
+    ),
+    "20 the other namespaces are not asked for": (
+        [("membership.py", "            _check_namespaces(process, first)\n", "")],
+        "attack_20_a_process_of_the_host_that_has_kept",
+    ),
+    "20 whatever a user mounts is his": (
+        [("membership.py", '        if inode != namespaces.of_host("user"):', "        if False:")],
+        "attack_20_a_user_of_the_host_claims_a_directory",
+    ),
+    "20 every process is asked for its mounts": (
+        [
+            ("membership.py", '        if inode != namespaces.of_host("user"):', "        if False:"),
+            ("membership.py", "        if inode not in roots:", "        if not roots.get(inode):"),
+        ],
+        "attack_20_many_mounts_and_many_processes",
     ),
     "23 the end of a delegate is waited for": (
         [

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from hostile.observe import files_of, pid_of, wait_until
+from hostile.observe import files_of, pid_of, processes_of, wait_until
 from hostile.test_second_look import (
     ADMINISTRATOR,
     DEFAULT_CAPABILITIES,
@@ -24,10 +24,12 @@ from hostile.test_second_look import (
     UNCONFINED,
     assert_withheld,
     move,
+    other,
 )
 from support import lab
 from support.containers import Container, MakeCrash, wait_for_log
 
+__all__ = ["other"]  # A fixture.
 PROGRAM = f"{lab.PROGRAMS}/victim"
 AGENT = ("--cap-add=SYS_ADMIN", "--cap-add=SYS_PTRACE", *UNCONFINED, "--volume=/proc:/host", f"--env={IN_ROOT}")
 # What a container does to be no one's container: its leading thread ends, its root directory is another one.
@@ -90,8 +92,16 @@ def crash_on_host(
 def test_attack_20_the_first_process_of_an_agent_is_no_proof_of_itself(
     attack: MakeCrash, refusal: Refusal, actions: tuple[str, ...]
 ) -> None:
-    other = start(attack)
-    attack(f"join=/host/{pid_of(other)}/ns/mnt", *actions, options=AGENT)
+    container = start(attack)
+    attack(f"join=/host/{pid_of(container)}/ns/mnt", *actions, options=AGENT)
+    assert_withheld(container, refusal)
+
+
+def test_attack_20_the_first_process_of_an_agent_in_mounts_that_the_first_process_of_the_container_has_left(
+    attack: MakeCrash, other: Container, refusal: Refusal
+) -> None:
+    (child,) = (pid for pid, _ in processes_of(other) if pid != pid_of(other))
+    attack(f"join=/host/{child}/ns/mnt", "execute=/usr/bin/victim", options=AGENT)
     assert_withheld(other, refusal)
 
 
@@ -99,9 +109,9 @@ def test_attack_20_the_first_process_of_an_agent_is_no_proof_of_itself(
 def test_attack_20_the_first_process_of_an_agent_changes_its_root_directory(
     attack: MakeCrash, refusal: Refusal, kind: str
 ) -> None:
-    other = start(attack)
-    crash_as_agent(attack, other, kind)
-    assert_withheld(other, refusal)
+    container = start(attack)
+    crash_as_agent(attack, container, kind)
+    assert_withheld(container, refusal)
 
 
 @pytest.mark.parametrize("hides", list(HIDES))
@@ -110,14 +120,14 @@ def test_attack_20_the_files_of_a_container_that_hides(
     attack: MakeCrash, refusal: Refusal, hides: str, who: str, tmp_path: Path
 ) -> None:
     actions, options = HIDES[hides]
-    other = start(attack, *actions, options=options)
-    let_go(other)
+    container = start(attack, *actions, options=options)
+    let_go(container)
     for kind in ("MergedDir", "UpperDir"):
         if who == "agent":
-            crash_as_agent(attack, other, kind, "fork=1")
+            crash_as_agent(attack, container, kind, "fork=1")
         else:
-            crash_on_host(f"root={files_of(other, kind)}", "execute=/usr/bin/victim", directory=tmp_path)
-        assert not list(Path(files_of(other)).glob("delegate.*")), "its delegate was started"
+            crash_on_host(f"root={files_of(container, kind)}", "execute=/usr/bin/victim", directory=tmp_path)
+        assert not list(Path(files_of(container)).glob("delegate.*")), "its delegate was started"
     assert "core not delivered, 0 bytes" in refusal(NOT_FOR)
 
 
@@ -125,17 +135,17 @@ def test_attack_20_the_files_of_a_container_that_hides(
 def test_attack_20_the_mounts_of_a_container_that_hides(
     attack: MakeCrash, refusal: Refusal, hides: str, tmp_path: Path
 ) -> None:
-    other = start(attack, "sandbox=user", hides, options=UNCONFINED)
-    namespace = f"/proc/{pid_of(other)}/ns/mnt"
+    container = start(attack, "sandbox=user", hides, options=UNCONFINED)
+    namespace = f"/proc/{pid_of(container)}/ns/mnt"
     crash_on_host(
         f"join={namespace}",
         "execute=/usr/bin/victim",
         "touch=/out/joined",
         "wait=/out/alone",
         directory=tmp_path,
-        then=lambda: alone(other),
+        then=lambda: alone(container),
     )
-    assert_withheld(other, refusal)
+    assert_withheld(container, refusal)
 
 
 def alone(container: Container) -> None:
@@ -150,10 +160,10 @@ def test_attack_20_an_image_of_so_many_layers_that_their_paths_are_relative(
     attack: MakeCrash, refusal: Refusal, count: int
 ) -> None:
     import_layers(count)
-    other = start(attack, "root=/jail", image="layers")
-    let_go(other)
-    crash_as_agent(attack, other, "UpperDir", "fork=1")
-    assert_withheld(other, refusal)
+    container = start(attack, "root=/jail", image="layers")
+    let_go(container)
+    crash_as_agent(attack, container, "UpperDir", "fork=1")
+    assert_withheld(container, refusal)
 
 
 def import_layers(count: int) -> None:
@@ -183,22 +193,24 @@ def archive_of(files: dict[str, bytes]) -> bytes:
 def test_attack_20_root_of_the_host_with_mounts_of_its_own_in_what_was_changed_in_a_container(
     attack: MakeCrash, refusal: Refusal, tmp_path: Path
 ) -> None:
-    other = start(attack)
-    crash_on_host("own-mounts", f"root={files_of(other, 'UpperDir')}", "execute=/usr/bin/victim", directory=tmp_path)
-    assert_withheld(other, refusal)
+    container = start(attack)
+    crash_on_host(
+        "own-mounts", f"root={files_of(container, 'UpperDir')}", "execute=/usr/bin/victim", directory=tmp_path
+    )
+    assert_withheld(container, refusal)
 
 
 @pytest.mark.parametrize("sandbox", [("sandbox=user", "sandbox=mounts"), ("sandbox=mounts",)], ids=["user", "mounts"])
 def test_attack_20_an_agent_with_mounts_of_its_own_in_what_was_changed_in_a_container(
     attack: MakeCrash, refusal: Refusal, sandbox: tuple[str, ...]
 ) -> None:
-    other = start(attack)
-    files = Path(files_of(other, "UpperDir"))
+    container = start(attack)
+    files = Path(files_of(container, "UpperDir"))
     options = UNCONFINED if "sandbox=user" in sandbox else (*ADMINISTRATOR, *UNCONFINED)
     root = f"root=/host/{files.parent.name}/{files.name}"
     volume = f"--volume={files.parent.parent}:/host"
     attack("fork=1", *sandbox, root, "execute=/usr/bin/victim", options=(*options, volume, f"--env={IN_ROOT}"))
-    assert_withheld(other, refusal)
+    assert_withheld(container, refusal)
 
 
 def test_attack_20_a_container_in_the_mounts_of_one_that_it_contains(attack: MakeCrash, refusal: Refusal) -> None:
@@ -243,11 +255,11 @@ def moved_below(pid: int, parent: int, name: str) -> Iterator[None]:
 def test_attack_20_a_process_of_the_host_that_has_kept_its_network(
     attack: MakeCrash, refusal: Refusal, tmp_path: Path
 ) -> None:
-    other = start(attack)
-    pid = pid_of(other)
+    container = start(attack)
+    pid = pid_of(container)
     joins = (f"join=/proc/{pid}/ns/pid", "fork=1", f"join=/proc/{pid}/ns/mnt")
     crash_on_host(*joins, f"bound={DEFAULT_CAPABILITIES}", "tiny", directory=tmp_path, group_of=pid)
-    assert_withheld(other, refusal)
+    assert_withheld(container, refusal)
 
 
 # 20: whoever has the cores of others refused, or their helper look for ever.
@@ -255,17 +267,17 @@ def test_attack_20_a_process_of_the_host_that_has_kept_its_network(
 
 def test_attack_20_a_container_has_the_helper_of_another_one_open_what_does_not_answer(attack: MakeCrash) -> None:
     options = ("--device=/dev/fuse", *ADMINISTRATOR, "--detach")
-    other = attack("leave=600", "overlay-of-host", "wait=/never", options=options)
-    (other.records / "pid").write_text(str(pid_of(other)))
-    wait_until((other.records / "ready").exists, "the overlay is not there", 15)
+    container = attack("leave=600", "overlay-of-host", "wait=/never", options=options)
+    (container.records / "pid").write_text(str(pid_of(container)))
+    wait_until((container.records / "ready").exists, "the overlay is not there", 15)
     victim = attack("tiny", options=("--pid=host", "--detach"))
     assert ": delivered " in victim.log(": delivered ")
     assert victim.delegate
 
 
 def test_attack_20_many_mounts_and_many_processes_do_not_cost_others_their_cores(attack: MakeCrash) -> None:
-    other = attack("sandbox=user", "jail-mounts=700", options=(*UNCONFINED, "--detach"))
-    wait_until((other.records / "ready").exists, "the mounts are not there", 60)
+    container = attack("sandbox=user", "jail-mounts=700", options=(*UNCONFINED, "--detach"))
+    wait_until((container.records / "ready").exists, "the mounts are not there", 60)
     assert attack("tiny", options=("--pid=host",)).delegate
 
 

@@ -179,18 +179,24 @@ def test_attack_20_root_of_the_host_in_a_mount_namespace_that_the_container_has_
     assert_withheld(other, refusal)
 
 
+@pytest.mark.parametrize("ended", [False, True], ids=["that runs", "that has ended"])
 def test_attack_20_a_process_of_the_host_with_the_rights_of_one_container_in_the_mounts_of_another(
-    attack: MakeCrash, plain: Container, refusal: Refusal, tmp_path: Path
+    attack: MakeCrash, plain: Container, refusal: Refusal, tmp_path: Path, ended: bool
 ) -> None:
     go = tmp_path / "go"
     own = attack("wait=/out/go", options=("--detach",))
     words = [
         *(f"wait={go}", f"join=/proc/{pid_of(own)}/ns/pid", "fork=1", f"join=/proc/{pid_of(plain)}/ns/mnt"),
-        f"bound={DEFAULT_CAPABILITIES}",
+        *(f"bound={DEFAULT_CAPABILITIES}", "touch=/out/joined", "wait=/out/alone"),
     ]
     crash = subprocess.Popen([f"{lab.PROGRAMS}/victim", *words], env=OF_THE_HOST)
     move(crash.pid, pid_of(own))
     go.touch()
+    wait_until((plain.records / "joined").exists, "the mounts were not joined")
+    if ended:
+        # Then its files lie nowhere on the host, and nobody is at home there.
+        lab.output("docker", "kill", plain.name)
+    (plain.records / "alone").touch()
     crash.wait()
     assert_withheld(plain, refusal)
 

@@ -31,7 +31,7 @@ RECORD = _struct.Struct("=IIQq104s")
 LONGEST_NAME = 104
 MUTEX = MOST_SLOTS * RECORD.size
 OWNER_WEIGHT = 3
-RESERVE = 8  # One in so many slots is for containers that hold none.
+RESERVE = 8  # One in so many slots is for containers and users that hold none.
 SUBUID, PASSWD = "/etc/subuid", "/etc/passwd"
 FIRST_SUBUID = 65536  # The first number that is neither a user's nor nobody's; subuid(5).
 NOBODY = -1
@@ -123,18 +123,19 @@ def _acquire(file: int, holder: Holder, limit: int, crash: "Crash") -> Slot:
         if pid and (_is_locked(file, index) or is_dumping(pid, tid, started)):
             used += 1
             of_group += name.rstrip(b"\0") == group
-            of_owner += owner == holder.owner
+            of_owner += owner == holder.owner != NOBODY
         elif empty is None and not _is_locked(file, index):
             empty = index
     free = limit - used
-    # The last slots are for groups that hold none: so others get one, however many containers take all they can get.
-    reserved = of_group > 0 and free <= limit // RESERVE
-    if empty is None or reserved or not may_add(of_group, free, 1):
+    # The last slots are for groups and users that hold none. So others get one, however many containers take all they can get,
+    # and however many containers a user makes.
+    last = free <= limit // RESERVE
+    if empty is None or (last and of_group) or not may_add(of_group, free, 1):
         raise Refused(
             f"{holder.name} has {of_group} crashes in flight, and {free} of {limit} slots are free: core dropped; fix what"
             " crashes, or raise DOCKERCOREHELPER_PIPE_LIMIT (docker_core_helper_pipe_limit)"
         )
-    if holder.owner != NOBODY and not may_add(of_owner, free, OWNER_WEIGHT):
+    if (last and of_owner) or not may_add(of_owner, free, OWNER_WEIGHT):
         raise Refused(
             f"user {holder.owner} has {of_owner} crashes in flight, and {free} of {limit} slots are free: core dropped; fix"
             " what crashes, or raise DOCKERCOREHELPER_PIPE_LIMIT (docker_core_helper_pipe_limit)"

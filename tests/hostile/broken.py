@@ -424,8 +424,12 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         "attack_22_many_users",
     ),
     "22 no slots are left to who has none": (
-        [("slots.py", "of_group > 0 and free <= limit // RESERVE", "False")],
+        [("slots.py", "last = free <= limit // RESERVE", "last = False")],
         "attack_22_eight",
+    ),
+    "22 no slots are left to users who have none": (
+        [("slots.py", "if (last and of_owner) or", "if")],
+        "attack_22_users",
     ),
     "22 all mounts are kept": (
         [

@@ -56,6 +56,12 @@ def test_who_may_make_containers_of_any_number_is_bounded_over_all_of_them(file:
     assert got(crashes, 16) == "+" * 12 + "--" + "++" + "-"
 
 
+def test_the_last_slots_are_for_users_who_have_none_whatever_their_containers_are(file: Path) -> None:
+    # User 8 has two of the last four slots; the last two are for others, and for one container of each other user.
+    crashes = [(number, 7) for number in range(12)] + [(number, 8) for number in range(3)] + [(1, 9), (2, 9), (1, 0)]
+    assert got(crashes, 16) == "+" * 12 + "++-" + "+-" + "+"
+
+
 def test_a_group_of_another_owner_is_another_group(file: Path) -> None:
     assert got([(1, 0), (1, 0), (1, 0), (1, 7)], 4) == "++-+"
 

@@ -35,7 +35,7 @@ class Member:
             raise
         self.pids = self.status.get("NStgid", self.status["Tgid"]).split()
         self.filters = int(self.status.get("Seccomp_filters", "0"))
-        self.bounding = int(self.status["CapBnd"], 16)
+        self.rights = rights_of(self.status)
 
     def namespace(self, name: str) -> int:
         """Return the inode of the namespace ``name``."""
@@ -44,6 +44,14 @@ class Member:
     def close(self) -> None:
         """Close it."""
         posix.close(self.directory)
+
+
+def rights_of(status: "dict[str, str]") -> int:
+    """Return the capabilities that a thread with this ``status`` has, or gets when it executes a program; capabilities(7).
+
+    A thread that drops a capability from its bounding set keeps it in the others.
+    """
+    return int(status["CapPrm"], 16) | int(status["CapBnd"], 16) | int(status["CapInh"], 16)
 
 
 def first_of(process: "FaultingProcess") -> "tuple[Member | None, list[Member]]":
@@ -73,7 +81,7 @@ def first_of(process: "FaultingProcess") -> "tuple[Member | None, list[Member]]"
         others.append(init)
     else:
         first = init
-        if process.user_namespace is not None or init.bounding & CAP_SYS_ADMIN:
+        if process.user_namespace is not None or init.rights & CAP_SYS_ADMIN:
             # ``init`` may be the first process of a sandbox, in a container that has no pid namespace of its own.
             eldest = eldest_of(*group)
             if eldest is not None and eldest.status["Tgid"] == init.status["Tgid"]:

@@ -81,15 +81,27 @@ def may_be_traced(process: "FaultingProcess") -> bool:
         inode = first_process.inode_of(f"/proc/{name}/ns/pid") if name.isdigit() else None
         if inode is None or inode == hosts or inode not in seen:
             continue
+        # All threads of a process have the same user namespace, but each thread has capabilities of its own.
+        if first_process.inode_of(f"/proc/{name}/ns/user") == users and _has_tracer(name, limit):
+            return True
+    return False
+
+
+def _has_tracer(name: str, limit: float) -> bool:
+    """Tell whether a thread of the process ``name`` has CAP_SYS_PTRACE, or may get it; True if the time ``limit`` passes."""
+    try:
+        threads = posix.listdir(f"/proc/{name}/task")
+    except OSError:
+        return False
+    for thread in threads:
+        if time.monotonic() > limit:
+            return True
         try:
-            member = Member(int(name))
+            status = procfs.parse_status(procfs.read_path(f"/proc/{name}/task/{thread}/status"))
         except OSError:
             continue
-        try:
-            if member.bounding >> CAP_SYS_PTRACE & 1 and member.namespace("user") == users:
-                return True
-        finally:
-            member.close()
+        if first_process.rights_of(status) >> CAP_SYS_PTRACE & 1:
+            return True
     return False
 
 
@@ -108,10 +120,10 @@ def _may_have_joined(process: "FaultingProcess", first: "Member | None") -> bool
         return True
     # Capabilities in a user namespace that was made in the container do not count outside of that user namespace.
     rights = 0 if _is_in_sandbox(process, first) else process.permitted | process.bounding
-    if rights & ~first.bounding:
+    if rights & ~first.rights:
         return True
     joins = process.user_namespace is None or runtime.named_group(process.cgroups) is not None
-    return joins and first.bounding & INTRUDING != 0
+    return joins and first.rights & INTRUDING != 0
 
 
 def _is_in_sandbox(process: "FaultingProcess", first: Member) -> bool:
@@ -141,7 +153,7 @@ def _check_group(process: "FaultingProcess", first: Member) -> None:
     """
     if first.processes != process.inode("pid"):
         raise withheld(process, "it is in a container's control group, but in another pid namespace")
-    bounded = process.permitted & ~first.bounding == 0
+    bounded = process.permitted & ~first.rights == 0
     if not _has_group(first):
         if not bounded:
             raise withheld(process, "it has capabilities that the container, whose namespaces it is in, could not have")

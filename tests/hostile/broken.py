@@ -24,6 +24,11 @@ LIBRARY = Path("/opt/lib/docker_core_helper")
 Edit = tuple[str, str, str]  # A file of the library, what stands there, and what takes its place.
 
 NO_MAGICLINKS: Edit = ("linux.py", "resolve: int = RESOLVE_NO_MAGICLINKS", "resolve: int = 0")
+BOUNDING_SET_ALONE: Edit = (
+    "first_process.py",
+    'int(status["CapPrm"], 16) | int(status["CapBnd"], 16) | int(status["CapInh"], 16)',
+    'int(status["CapBnd"], 16)',
+)
 KEEP_DESCRIPTORS: Edit = ("linux.py", "    lowest = 3\n", "    return\n    lowest = 3\n")
 BREAKS: dict[str, tuple[list[Edit], str]] = {
     "01 interpreter may be a magic link, or our own": (
@@ -430,6 +435,18 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
     "22 no slots are left to users who have none": (
         [("slots.py", "if (last and of_owner) or", "if")],
         "attack_22_users",
+    ),
+    "21 capabilities outside of the bounding set do not count": (
+        [BOUNDING_SET_ALONE],
+        "attack_21_cap_sys_ptrace_never_finds_a_process",
+    ),
+    "21 capabilities outside of the bounding set do not count, before Linux 5.12": (
+        [BOUNDING_SET_ALONE],
+        "attack_21_cap_sys_ptrace_never_finds_the_interpreter",
+    ),
+    "21 the leader stands for all threads": (
+        [("membership.py", 'threads = posix.listdir(f"/proc/{name}/task")', "threads = [name]")],
+        "attack_21_cap_sys_ptrace_never_finds_a_process and leader",
     ),
     "22 all mounts are kept": (
         [

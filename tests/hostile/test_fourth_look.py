@@ -6,15 +6,19 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hostile.observe import helpers, wait_until
 from support import lab
 from support.containers import MakeCrash
-from support.hosts import DELEGATE
+from support.hosts import DELEGATE, HELPER
 
+TRACER = ("--cap-add=SYS_PTRACE", "--detach")
+# What the engine gives a container, in the first 32 bits.
+DEFAULT_CAPABILITIES = "a80425fb"
+CAP_SYS_PTRACE = 19
 LIMIT = 64  # Deliveries at a time; the role's default.
 
 
@@ -59,3 +63,55 @@ def delegates_on_host() -> list[int]:
             if (directory / "cmdline").read_bytes().startswith(b"%s\0" % os.fsencode(DELEGATE)):
                 found.append(int(directory.name))
     return found
+
+
+# 21
+
+
+@pytest.mark.parametrize("rights", [f"unbound={CAP_SYS_PTRACE}", f"bound-leader={DEFAULT_CAPABILITIES}"])
+def test_attack_21_cap_sys_ptrace_never_finds_a_process_outside_of_the_limit_of_processes(
+    attack: MakeCrash, rights: str
+) -> None:
+    if ":pids:" not in Path("/proc/self/cgroup").read_text():
+        pytest.skip("this host has no pids hierarchy of version 1")
+    container = attack(rights, "wait=/out/go", "catch-pids=5", options=TRACER)
+    threads = 2 if "leader" in rights else 1
+    lab.output("docker", "update", f"--pids-limit={threads + 1}", container.name)
+    (container.records / "go").touch()
+    wait_until(lambda: "caught " in lab.output("docker", "logs", container.name), "nothing was tried", 20)
+    assert "GOT" not in lab.output("docker", "logs", container.name)
+    # Without the limit there would have been a core.
+    assert "Resource temporarily unavailable" in container.log("Resource temporarily unavailable")
+
+
+# Takes the place of the last line of the installed entry.
+OLD_KERNEL = """
+from core_helper import linux
+
+
+def missing(path):
+    raise OSError(38, "Function not implemented")
+
+
+linux.clone_read_only = missing
+main(sys.argv)
+"""
+
+
+@pytest.fixture
+def old_kernel(kernel: Callable[[str, str], None]) -> Iterator[None]:
+    """Installs a helper that takes the kernel for one before Linux 5.12, which has no mount_setattr(2)."""
+    script = lab.DIRECTORY / "old"
+    script.write_text(HELPER.read_text().replace("\nmain(sys.argv)\n", OLD_KERNEL))
+    script.chmod(0o755)
+    kernel("kernel/core_pattern", f"|{script} -I%I -d%d %P %u %g")
+    yield
+    script.unlink()
+
+
+@pytest.mark.usefixtures("old_kernel")
+@pytest.mark.parametrize("rights", ["sleep=0", f"unbound={CAP_SYS_PTRACE}"])
+def test_attack_21_cap_sys_ptrace_never_finds_the_interpreter_before_linux_5_12(attack: MakeCrash, rights: str) -> None:
+    container = attack(rights, "hold=2", options=("--cap-add=SYS_PTRACE",))
+    assert "held 0\n" in container.output
+    assert "Function not implemented" in container.log("Function not implemented")

@@ -44,11 +44,14 @@
  *   sandbox=KIND   a namespace of its own: user, with itself as root; pid, where a child goes on; mounts; root, which is a
  *                  mount namespace's new root directory with the programs in it
  *   bound=MASK     keeps only these capabilities, in the bounding set too
+ *   bound-leader=MASK  the same, while a second thread keeps all and goes on
+ *   unbound=NUMBER drops that capability from the bounding set alone
  *   memfd          executes its program from memory; it goes on
  *   mounts=POWER   makes two to the power of that many mounts
  *   idle           a child does nothing for ever; the parent goes on
  *   seize=SECONDS  a child crashes; its delegate is traced that long, and nobody waits for it
  *   catch=SECONDS  makes children crash, traces each process that then appears, and looks at its control group of devices
+ *   catch-pids=SECONDS  the same with children that may trace nobody, at the group that counts processes
  *   reports=SECONDS  the same, and writes to the pipe by which the process reports to the helper
  *   overlay-of-host  an overlay, made of a directory that does not answer where /out/pid leads to from the host; a child has
  *                  it as its root directory
@@ -84,6 +87,8 @@
 #include <time.h>
 
 #define DELEGATE "/opt/bin/delegate"
+/* Without CAP_SYS_PTRACE. */
+#define CAPABILITIES_OF_DOCKER 0xa80425fb
 
 static void must(int result, const char *what)
 {
@@ -797,6 +802,28 @@ static pid_t stop_next(void)
 	return -1;
 }
 
+static void bound_capabilities(unsigned mask);
+
+/* The same where the group that counts processes may have forbidden a fork or two, each of which has used a number up. */
+static pid_t stop_next_at_the_limit(void)
+{
+	int status;
+	pid_t child = fork();
+	must(child, "fork");
+	if (child == 0) {
+		bound_capabilities(CAPABILITIES_OF_DOCKER);
+		raise(SIGSEGV);
+	}
+	for (double limit = now() + 0.5; now() < limit;)
+		for (pid_t pid = child + 1; pid < child + 4; pid++)
+			if (!ptrace(PTRACE_SEIZE, pid, NULL, NULL)) {
+				ptrace(PTRACE_INTERRUPT, pid, NULL, NULL);
+				if (waitpid(pid, &status, __WALL) == pid && WIFSTOPPED(status))
+					return pid;
+			}
+	return -1;
+}
+
 static void end_stopped(pid_t pid)
 {
 	if (pid > 0) {
@@ -807,28 +834,28 @@ static void end_stopped(pid_t pid)
 		;
 }
 
-static void read_devices_group(pid_t pid, char *group, size_t size)
+static void read_group(pid_t pid, const char *controller, char *group, size_t size)
 {
 	char path[64], line[PATH_MAX];
 	snprintf(path, sizeof path, "/proc/%d/cgroup", pid);
 	FILE *from = fopen(path, "re");
 	*group = 0;
 	while (from && fgets(line, sizeof line, from))
-		if (strstr(line, "devices"))
+		if (strstr(line, controller))
 			snprintf(group, size, "%s", strrchr(line, ':') + 1);
 	if (from)
 		fclose(from);
 }
 
-static void catch_devices(double seconds)
+static void catch_groups(double seconds, const char *controller, pid_t (*stop)(void))
 {
 	char own[PATH_MAX], group[PATH_MAX];
 	int caught = 0;
-	read_devices_group(getpid(), own, sizeof own);
+	read_group(getpid(), controller, own, sizeof own);
 	for (double end = now() + seconds; now() < end;) {
-		pid_t pid = stop_next();
+		pid_t pid = stop();
 		if (pid > 0) {
-			read_devices_group(pid, group, sizeof group);
+			read_group(pid, controller, group, sizeof group);
 			caught += *group != 0;
 			if (*group && strcmp(group, own))
 				printf("GOT %s", group);
@@ -1108,6 +1135,15 @@ static void go_on_in_second_thread(char **actions)
 	pthread_exit(NULL);
 }
 
+static void bound_leader(unsigned mask, char **actions)
+{
+	pthread_t thread;
+	if (pthread_create(&thread, NULL, in_second_thread, actions))
+		fail("pthread_create");
+	bound_capabilities(mask);
+	pthread_join(thread, NULL);
+}
+
 static void go_on_in_thread(char **actions)
 {
 	pthread_t thread;
@@ -1235,6 +1271,10 @@ static void act(char **actions)
 			enter_sandbox(value);
 		else if (IS("bound"))
 			bound_capabilities(strtoul(value, NULL, 16));
+		else if (IS("bound-leader"))
+			bound_leader(strtoul(value, NULL, 16), actions + 1);
+		else if (IS("unbound"))
+			must(prctl(PR_CAPBSET_DROP, atoi(value), 0, 0, 0), "bounding set");
 		else if (IS("memfd"))
 			execute_from_memory(actions + 1);
 		else if (IS("mounts"))
@@ -1244,7 +1284,9 @@ static void act(char **actions)
 		else if (IS("seize"))
 			seize(atof(value));
 		else if (IS("catch"))
-			catch_devices(atof(value));
+			catch_groups(atof(value), "devices", stop_next);
+		else if (IS("catch-pids"))
+			catch_groups(atof(value), ":pids:", stop_next_at_the_limit);
 		else if (IS("reports"))
 			flood_reports(atof(value));
 		else if (IS("fuse"))

@@ -174,12 +174,17 @@ def test_a_sandbox_in_a_container_of_the_hosts_pid_namespace_is_compared_with_th
     world.process(33, "1", DOCKER, started=4, bounding=ALL, **other)
     world.process(34, "2", DOCKER, started=5, **other)
     assert first_two(world.crashed(34)) == ["33", "30"]
+    # What is not in the bounding set any more may still be permitted.
+    last = world.container()
+    world.process(35, "1", DOCKER, started=6, bounding=0, permitted=first_process.CAP_SYS_ADMIN, **last)
+    world.process(36, "2", DOCKER, started=7, bounding=0, **last)
+    assert first_two(world.crashed(36)) == ["35", "30"]
 
 
 def test_a_member_tells_what_its_files_say_and_nothing_stays_open_of_one_that_is_gone(world: World) -> None:
-    world.process(30, "7 3", "/a", filters=2, bounding=5)
+    world.process(30, "7 3", "/a", filters=2, bounding=5, permitted=2, inheritable=8)
     member = first_process.Member(30)
-    assert (member.pids, member.filters, member.bounding) == (["30", "7", "3"], 2, 5)
+    assert (member.pids, member.filters, member.rights) == (["30", "7", "3"], 2, 15)
     assert member.cgroups == [(b"", b"/a")]
     assert (member.mounts, member.processes) == tuple(world.host[kind].stat().st_ino for kind in ("mnt", "pid"))
     member.close()

@@ -7,6 +7,7 @@ import functools
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -226,6 +227,28 @@ def test_a_process_of_ours_may_be_traced_by_whoever_is_in_its_pid_namespace_or_a
         assert keeps_descriptors(functools.partial(membership.may_be_traced, process))
 
 
+@pytest.mark.parametrize("sets", [{"permitted": SYS_PTRACE}, {"inheritable": SYS_PTRACE}])
+@pytest.mark.parametrize("thread", [False, True])
+def test_whoever_has_the_right_to_trace_outside_of_its_bounding_set_has_it(
+    world: World, sets: dict[str, Any], thread: bool
+) -> None:
+    box = world.container()
+    world.process(10, "1", DOCKER, FILES, bounding=FEW, **box)
+    world.process(11, "2", DOCKER, FILES, bounding=FEW, **(box if thread else {**box, **sets}))
+    if thread:
+        world.process("other", bounding=FEW, **sets)
+        (world.proc / "11" / "task" / "12").symlink_to(world.proc / "other")
+        (world.proc / "10" / "task" / "13").mkdir()
+    assert membership.may_be_traced(world.crashed(10))
+
+
+def test_a_process_of_very_many_threads_may_trace(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.process(10, "1", DOCKER, FILES, bounding=FEW, **world.container())
+    assert membership._has_tracer("10", time.monotonic() - 1)
+    assert not membership._has_tracer("10", time.monotonic() + 60)
+    assert not membership._has_tracer("99", time.monotonic() + 60)
+
+
 def test_who_is_below_sees_nothing_of_a_pid_namespace(world: World) -> None:
     outer = world.container()
     world.process(10, "1", DOCKER, FILES, bounding=FEW, **outer)
@@ -303,7 +326,7 @@ def test_a_user_namespace_bounds_whoever_has_joined_it(world: World) -> None:
     assert [group_told(world.crashed(pid), 10) for pid in (31, 32)] == ["", ""]
     assert all("another control group" in group_told(world.crashed(pid), 10) for pid in (33, 34))
     # But not whoever has brought capabilities that the container could not have.
-    (world.proc / "10" / "status").write_text("Tgid:\t10\nNStgid:\t10 1\nCapBnd:\t1\n")
+    (world.proc / "10" / "status").write_text("Tgid:\t10\nNStgid:\t10 1\nCapBnd:\t1\nCapPrm:\t0\nCapInh:\t0\n")
     assert "another control group" in group_told(world.crashed(31, permitted=3), 10)
     assert group_told(world.crashed(31, permitted=1), 10) == ""
 
@@ -371,7 +394,7 @@ def test_who_may_have_joined_mounts_needs_a_proof(
     facts = {"in_pid_namespace": lambda: True, "permitted": 0, "bounding": 0, "sandbox": False, **facts}
     # The host's, that of the container, and one below.
     monkeypatch.setattr(membership, "_user_namespaces", lambda process: [3, 2, 1] if process.sandbox else [2, 1])
-    member: Any = None if first is None else SimpleNamespace(bounding=first, namespace=lambda kind: 2)
+    member: Any = None if first is None else SimpleNamespace(rights=first, namespace=lambda kind: 2)
     assert membership._may_have_joined(crashed(**facts), member) is may
 
 

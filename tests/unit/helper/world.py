@@ -136,6 +136,8 @@ class World:
         parent: int = 0,
         filters: int | None = 0,
         bounding: int = ALL,
+        permitted: int | None = None,
+        inheritable: int = 0,
         controllers: str = "",
         exe: tuple[int, str] | None = None,
         ids: str = "0 0 4294967295",
@@ -149,6 +151,7 @@ class World:
         for kind in KINDS:
             os.link(namespaces.get(kind, self.host[kind]), directory / "ns" / kind)
         status = f"Name:\ta\nTgid:\t{number}\nNStgid:\t{number} {pids}\nCapBnd:\t{bounding:016x}\n"
+        status += f"CapPrm:\t{bounding if permitted is None else permitted:016x}\nCapInh:\t{inheritable:016x}\n"
         status += "" if filters is None else f"Seccomp_filters:\t{filters}\n"
         (directory / "status").write_text(status)
         fields = [parent, *([0] * 17), started, 0, 0]

@@ -47,7 +47,7 @@ class Journal:
 
     def output(self, crash: "Crash", process: "FaultingProcess", line: bytes) -> None:
         """Pass on a line that the delegate wrote to its standard error."""
-        self._write(LOG_INFO, f"pid={crash.pid} container={process.container_id[:12] or '-'}: delegate: {escape(line)}")
+        self._write(LOG_INFO, f"pid={crash.pid} container={process.engine_id[:12] or '-'}: delegate: {escape(line)}")
 
     def conclude(
         self,
@@ -152,5 +152,5 @@ def describe(crash: "Crash", process: "FaultingProcess") -> str:
     return (
         f"pid={crash.pid} ({process.pid} in its namespace) uid={crash.uid} gid={crash.gid} signal={signal}"
         f' comm="{escape(process.comm)}" exe="{exe}"'
-        f' container={process.container_id[:12] or "-"} host="{escape(process.hostname)}"'
+        f' container={process.engine_id[:12] or "-"} host="{escape(process.hostname)}"'
     )

@@ -19,6 +19,15 @@ def container_id(cgroups: "list[tuple[bytes, bytes]]") -> str:
     return "" if found is None else found[0]
 
 
+def engine_id(cgroups: "list[tuple[bytes, bytes]]") -> str:
+    """Return that id if root has made the control group that is named after it, else "": what logs and delegates are told.
+
+    A user to whom root has given a part of the hierarchy could name a group there after the container of somebody else.
+    """
+    found = outermost_group(cgroups)
+    return found[0] if found is not None and maker_of(*found[1:]) == 0 else ""
+
+
 def outermost_group(cgroups: "list[tuple[bytes, bytes]]") -> "tuple[str, bytes, bytes] | None":
     """Return id, controllers and the path above the outermost control group that has the id of a container, or None."""
     for controllers, path in cgroups:
@@ -120,7 +129,7 @@ def whereabouts(pid: int) -> "tuple[bytes, str]":
     """Return name and container id of process ``pid`` for a line in the log, empty where they cannot be had any more."""
     try:
         directory = posix.open(f"/proc/{pid}", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
-        return procfs.read(directory, "comm").rstrip(b"\n"), container_id(
+        return procfs.read(directory, "comm").rstrip(b"\n"), engine_id(
             procfs.parse_cgroup(procfs.read(directory, "cgroup"))
         )
     except OSError:

@@ -200,7 +200,9 @@ def holder_of(crash: "Crash") -> Holder:
             if maker is not None:
                 # This is one container, whatever namespaces it was given and its processes have made. A user of the host who
                 # may make control groups can give them any name: such a group counts for that user only.
-                return Holder(f"container {group[0]}", user_of(maker))
+                owner = user_of(maker)
+                kind = f"control group of user {owner}" if owner else "container"
+                return Holder(f"{kind} {group[0]}", owner)
         opened.append(posix.open(f"{task}/ns/pid", posix.O_RDONLY | posix.O_CLOEXEC))
         host = namespaces.of_host("pid")
         if posix.fstat(opened[0]).st_ino != host:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from core_helper import container as engine
+from hostile.observe import wait_until
 from support import lab
 from support.containers import Container, MakeCrash, crash_in, read_log
 from support.hosts import HELPER, delegate_on_host, records_of_host
@@ -96,6 +99,23 @@ def delegate_of_the_host() -> Iterator[None]:
     """Puts the delegate where the configuration says, on the host itself."""
     with delegate_on_host("delegate"):
         yield
+
+
+@pytest.fixture
+def group_of_user() -> Iterator[Path]:
+    """A control group of the unified hierarchy whose subtree is that of user 1000."""
+    mounts = engine.cgroup_mounts(Path("/proc/self/mountinfo").read_bytes())
+    group = Path(os.fsdecode(mounts[b""]), "lab-of-user-1000")
+    (group / "start").mkdir(parents=True)
+    for path in (group, group / "cgroup.procs", group / "start", group / "start/cgroup.procs"):
+        os.chown(path, 1000, 1000)
+    yield group
+    (group / "cgroup.kill").write_text("1")
+    wait_until(lambda: "populated 0" in (group / "cgroup.events").read_text(), "a process of the user is left", 30)
+    for below in group.iterdir():
+        if below.is_dir():
+            below.rmdir()
+    group.rmdir()
 
 
 @pytest.fixture

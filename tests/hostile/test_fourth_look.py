@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from hostile.observe import helpers, wait_until
 from support import lab
-from support.containers import MakeCrash
+from support.containers import MakeCrash, read_log
 from support.hosts import DELEGATE, HELPER
+from support.records import Record
 
 TRACER = ("--cap-add=SYS_PTRACE", "--detach")
 # What the engine gives a container, in the first 32 bits.
@@ -115,3 +116,33 @@ def test_attack_21_cap_sys_ptrace_never_finds_the_interpreter_before_linux_5_12(
     container = attack(rights, "hold=2", options=("--cap-add=SYS_PTRACE",))
     assert "held 0\n" in container.output
     assert "Function not implemented" in container.log("Function not implemented")
+
+
+# 15
+
+USER_OF_THE_HOST = """
+echo $$ > {group}/start/cgroup.procs
+exec setpriv --reuid=1000 --regid=1000 --clear-groups --no-new-privs sh -c '
+mkdir {group}/{name}
+echo $$ > {group}/{name}/cgroup.procs
+exec {victim} tiny'
+"""
+
+
+@pytest.mark.usefixtures("delegate_of_the_host")
+def test_attack_15_a_user_of_the_host_names_a_control_group_after_a_container(
+    attack: MakeCrash, group_of_user: Path, records: Path
+) -> None:
+    other = attack("wait=/out/go", options=("--detach",))
+    script = USER_OF_THE_HOST.format(group=group_of_user, name=other.identifier, victim=f"{lab.PROGRAMS}/victim")
+    crash = subprocess.Popen(["sh", "-c", script], env={**os.environ, "RECORD_DIRECTORY": str(records)})
+    crash.wait()
+    written: list[str] = []
+
+    def is_told() -> bool:
+        written[:] = [line for line in read_log().splitlines() if f"pid={crash.pid} " in line]
+        return any(": delivered " in line for line in written)
+
+    wait_until(is_told, "the crash of the user was not handled")
+    assert not [line for line in written if other.identifier[:12] in line]
+    assert Record(records / f"delegate.{crash.pid}").environment["CORE_CONTAINER_ID"] == ""

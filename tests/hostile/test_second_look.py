@@ -270,23 +270,6 @@ done'
 """
 
 
-@pytest.fixture
-def group_of_user() -> Iterator[Path]:
-    """A control group of the unified hierarchy whose subtree is that of user 1000."""
-    mounts = engine.cgroup_mounts(Path("/proc/self/mountinfo").read_bytes())
-    group = Path(os.fsdecode(mounts[b""]), "lab-of-user-1000")
-    (group / "start").mkdir(parents=True)
-    for path in (group, group / "cgroup.procs", group / "start", group / "start/cgroup.procs"):
-        os.chown(path, 1000, 1000)
-    yield group
-    (group / "cgroup.kill").write_text("1")
-    wait_until(lambda: "populated 0" in (group / "cgroup.events").read_text(), "a process of the user is left", 30)
-    for below in group.iterdir():
-        if below.is_dir():
-            below.rmdir()
-    group.rmdir()
-
-
 @pytest.mark.usefixtures("patient", "delegate_of_the_host")
 @pytest.mark.parametrize("actions", ["sandbox=user", "sandbox=user sandbox=pid"])
 def test_attack_22_a_user_of_the_host_names_control_groups_as_an_engine_does(

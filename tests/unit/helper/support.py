@@ -135,6 +135,7 @@ def process(**facts: Any) -> Any:
         "policy": 0,
         "processors": set(),
         "container_id": "",
+        "engine_id": "",
         "hostname": b"box",
         "comm": b"server",
         "exe": b"/usr/bin/server",

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from core_helper import linux, procfs
+from core_helper import linux, procfs, runtime
 from core_helper.process import FaultingProcess
 
 ID = "0123456789abcdef" * 4
@@ -68,6 +68,15 @@ def describe(
         return FaultingProcess(task, 99, namespaces or [], namespaces or [], procfs.parse_status(status.encode()))
     finally:
         os.close(task)
+
+
+@pytest.mark.parametrize(("maker", "told"), [(0, ID), (1000, "")])
+def test_an_id_that_a_user_may_have_chosen_is_nobodys_name(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, maker: int, told: str
+) -> None:
+    monkeypatch.setattr(runtime, "maker_of", lambda controllers, above: maker)
+    process = describe(directory)
+    assert (process.container_id, process.engine_id) == (ID, told)
 
 
 def test_facts_are_those_of_the_files(directory: Path) -> None:

@@ -260,7 +260,7 @@ def test_a_control_group_that_a_user_has_named_counts_among_his_own(world: World
     ]
     for pid, namespaces in ways:
         world.process(pid, cgroup=f"/user.slice/{ID}", **namespaces)
-        assert holder(pid) == (f"container {ID}", 1000)
+        assert holder(pid) == (f"control group of user 1000 {ID}", 1000)
 
 
 def test_a_control_group_that_nobody_finds_is_no_name(world: World, maker: dict[str, int | None]) -> None:

@@ -87,6 +87,7 @@ class Relay:
         self.readable = False
         self.ended = False
         self.pause = SHORTEST_PAUSE
+        self.copied = 0
         self.shown = 0
         self.committed = False
         self.header = corefile.Header()
@@ -197,10 +198,13 @@ class Relay:
         the next destination gets the whole core.
         """
         try:
-            copied = linux.tee(self.core, self.buffer_in, STEP)
-            self.shown = linux.splice(self.buffer_out, self.sink, copied) if copied else 0
+            if not self.copied:
+                self.copied = linux.tee(self.core, self.buffer_in, STEP)
+            self.shown = linux.splice(self.buffer_out, self.sink, self.copied) if self.copied else 0
         except BlockingIOError:
-            self.readable = False
+            # The core is empty; or the delegate, which may write to its input, too, has filled that again. Then the copy stays
+            # in our pipe, until there is room for it.
+            self.readable = self.copied > 0
         except BrokenPipeError:
             self._close()
         except OSError as error:

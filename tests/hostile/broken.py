@@ -436,6 +436,13 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         [("slots.py", "if (last and of_owner) or", "if")],
         "attack_22_users",
     ),
+    "22 a copy that has no room is made again": (
+        [
+            ("relay.py", "            if not self.copied:\n", "            if True:\n"),
+            ("relay.py", "self.readable = self.copied > 0", "self.readable = False"),
+        ],
+        "attack_22_a_delegate_that_fills",
+    ),
     "21 capabilities outside of the bounding set do not count": (
         [BOUNDING_SET_ALONE],
         "attack_21_cap_sys_ptrace_never_finds_a_process",

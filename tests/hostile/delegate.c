@@ -32,6 +32,25 @@ static void read_all(void)
 		;
 }
 
+/* Has standard input full, then empty again, time after time: the helper may find it full where it has just been empty. */
+static void fill_own_input(void)
+{
+	char page[4096] = {0};
+	int both = open("/proc/self/fd/0", O_RDWR | O_NONBLOCK);
+	if (both < 0)
+		fail("/proc/self/fd/0");
+	for (int time = 0; time < 8000; time++) {
+		for (volatile int wait = 0; wait < 3000; wait++)
+			;
+		if ((time % 2 ? read(both, page, sizeof page) : write(both, page, sizeof page)) < 0 && errno != EAGAIN)
+			fail("standard input");
+	}
+	if (read(both, page, sizeof page) < 0 && errno != EAGAIN)
+		fail("standard input");
+	for (;;)
+		pause();
+}
+
 /* A daemon, out of the session and of every group of this process, keeps all of our descriptors open. */
 static void leave_daemon(void)
 {
@@ -162,6 +181,8 @@ int main(int argc, char **argv)
 		while (access("/out/go", F_OK))
 			usleep(10000);
 		read_all();
+	} else if (is("fills-its-input")) {
+		fill_own_input();
 	} else if (is("stops"))
 		raise(SIGSTOP);
 	else if (is("crashes")) {

@@ -6,11 +6,12 @@ import contextlib
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hostile.observe import helpers, wait_until
+from hostile.observe import cpu_of_helpers, delegates_of, helpers, wait_until
 from support import lab
 from support.containers import MakeCrash, read_log
 from support.hosts import DELEGATE, HELPER
@@ -64,6 +65,19 @@ def delegates_on_host() -> list[int]:
             if (directory / "cmdline").read_bytes().startswith(b"%s\0" % os.fsencode(DELEGATE)):
                 found.append(int(directory.name))
     return found
+
+
+@pytest.mark.usefixtures("patient")
+def test_attack_22_a_delegate_that_fills_its_own_input_costs_no_processor_time(attack: MakeCrash) -> None:
+    container = attack("fork=24", "tiny", options=("--env=ATTACK=fills-its-input", "--detach"))
+    wait_until(lambda: len(delegates_of(container)) == 24, "the delegates were not started", 60)
+    time.sleep(1)
+    before = cpu_of_helpers()
+    time.sleep(2)
+    used = cpu_of_helpers() - before
+    lab.output("docker", "kill", container.name)
+    wait_until(lambda: helpers() == 0, "a helper is left", 30)
+    assert used < 0.3
 
 
 # 21

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from core_helper import linux
 from unit.helper.delivery import LONG, deliver, shell
 from unit.helper.support import elf
 
@@ -41,6 +42,30 @@ def test_a_delegate_that_works_on_after_the_core_is_waited_for(tmp_path: Path) -
     result = deliver(shell('cat >/dev/null; sleep 0.4; echo done >"$0"', tmp_path / "done"), b"core")
     assert (result.failure, result.complete) == (None, True)
     assert result.seconds >= 0.4 and (tmp_path / "done").exists()
+
+
+def test_a_delegate_that_fills_its_input_again_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tee, splice = linux.tee, linux.splice
+    attempts = tmp_path / "attempts"
+
+    def count(*words: int) -> int:
+        with attempts.open("a") as file:
+            file.write("x")
+        return tee(*words)
+
+    def fill_first(source: int, sink: int, length: int) -> int:
+        monkeypatch.setattr(linux, "splice", splice)
+        # As by a delegate that has opened /proc/self/fd/0, between poll(2) and splice(2).
+        os.write(sink, bytes(4096))
+        return splice(source, sink, length)
+
+    monkeypatch.setattr(linux, "tee", count)
+    monkeypatch.setattr(linux, "splice", fill_first)
+    core = os.urandom(LONG)
+    result = deliver(shell('sleep 0.3; head -c 4096 >/dev/null; cat >"$0"', tmp_path / "core"), core, 3)
+    assert attempts.read_text() == "x"
+    assert (result.failure, result.complete, result.delivered) == (None, True, LONG)
+    assert (tmp_path / "core").read_bytes() == core
 
 
 def test_a_delegate_that_reads_slowly_gets_everything(tmp_path: Path) -> None:

@@ -308,5 +308,5 @@ def facts_of(crash: Crash, process: FaultingProcess) -> "dict[bytes, bytes]":
         b"CORE_COMM": process.comm,
         b"CORE_HOSTNAME": process.hostname,
         b"CORE_NODE": encode(posix.uname().nodename),
-        b"CORE_CONTAINER_ID": process.engine_id.encode(),
+        b"CORE_CONTAINER_ID": process.container_id.encode(),
     }

@@ -38,7 +38,7 @@ class Journal:
     def refuse(self, crash: "Crash", whereabouts: "tuple[bytes, str]", reason: str) -> None:
         """Tell that a core is not delegated; ``whereabouts`` are name and container of the process as far as is known."""
         comm, container = whereabouts
-        who = f'pid={crash.pid} uid={crash.uid} gid={crash.gid} comm="{escape(comm)}" container={container[:12] or "-"}'
+        who = f'pid={crash.pid} uid={crash.uid} gid={crash.gid} comm="{escape(comm)}" container={container}'
         self.error(f"{who}: core not delivered, 0 bytes: {reason}")
 
     def warning(self, text: str) -> None:
@@ -47,7 +47,7 @@ class Journal:
 
     def output(self, crash: "Crash", process: "FaultingProcess", line: bytes) -> None:
         """Pass on a line that the delegate wrote to its standard error."""
-        self._write(LOG_INFO, f"pid={crash.pid} container={process.engine_id[:12] or '-'}: delegate: {escape(line)}")
+        self._write(LOG_INFO, f"pid={crash.pid} container={process.container_name}: delegate: {escape(line)}")
 
     def conclude(
         self,
@@ -152,5 +152,5 @@ def describe(crash: "Crash", process: "FaultingProcess") -> str:
     return (
         f"pid={crash.pid} ({process.pid} in its namespace) uid={crash.uid} gid={crash.gid} signal={signal}"
         f' comm="{escape(process.comm)}" exe="{exe}"'
-        f' container={process.engine_id[:12] or "-"} host="{escape(process.hostname)}"'
+        f' container={process.container_name} host="{escape(process.hostname)}"'
     )

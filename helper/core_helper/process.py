@@ -78,7 +78,7 @@ class FaultingProcess:
         self.environ_file: int | None = procfs.open_file(task, "environ")
         self.label_kind, self.label = security_label(task)
         self.container_id = runtime.container_id(self.cgroups)
-        self.engine_id = runtime.engine_id(self.cgroups)
+        self.container_name = runtime.name_for_log(self.cgroups)
         self.hostname = b""  # deliver.py asks, when the process is verified.
         # A guess, until membership.check has compared it with the container's first process.
         self.confined = self.seccomp_filters > (1 if self.in_container() else 0)

@@ -19,13 +19,17 @@ def container_id(cgroups: "list[tuple[bytes, bytes]]") -> str:
     return "" if found is None else found[0]
 
 
-def engine_id(cgroups: "list[tuple[bytes, bytes]]") -> str:
-    """Return that id if root has made the control group that is named after it, else "": what logs and delegates are told.
+def name_for_log(cgroups: "list[tuple[bytes, bytes]]") -> str:
+    """Return the beginning of that id as the log names the container, "-" for none.
 
-    A user to whom root has given a part of the hierarchy could name a group there after the container of somebody else.
+    A user to whom root has given a part of the hierarchy could name a group there after the container of somebody else. So the
+    number of a user who has made the group stands before the id.
     """
     found = outermost_group(cgroups)
-    return found[0] if found is not None and maker_of(*found[1:]) == 0 else ""
+    if found is None:
+        return "-"
+    maker = maker_of(*found[1:])
+    return ("" if maker == 0 else "?:" if maker is None else f"{maker}:") + found[0][:12]
 
 
 def outermost_group(cgroups: "list[tuple[bytes, bytes]]") -> "tuple[str, bytes, bytes] | None":
@@ -126,11 +130,11 @@ def is_of_the_host(process: "FaultingProcess") -> bool:
 
 
 def whereabouts(pid: int) -> "tuple[bytes, str]":
-    """Return name and container id of process ``pid`` for a line in the log, empty where they cannot be had any more."""
+    """Return name and container of process ``pid`` for a line in the log, empty where they cannot be had any more."""
     try:
         directory = posix.open(f"/proc/{pid}", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
-        return procfs.read(directory, "comm").rstrip(b"\n"), engine_id(
+        return procfs.read(directory, "comm").rstrip(b"\n"), name_for_log(
             procfs.parse_cgroup(procfs.read(directory, "cgroup"))
         )
     except OSError:
-        return b"", ""
+        return b"", "-"

@@ -456,7 +456,7 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         "attack_21_cap_sys_ptrace_never_finds_a_process and leader",
     ),
     "15 a user may name a container": (
-        [("runtime.py", "maker_of(*found[1:]) == 0", "True")],
+        [("runtime.py", '"" if maker == 0 else', '"" if True else')],
         "attack_15_a_user",
     ),
     "22 all mounts are kept": (

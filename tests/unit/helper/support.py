@@ -135,7 +135,7 @@ def process(**facts: Any) -> Any:
         "policy": 0,
         "processors": set(),
         "container_id": "",
-        "engine_id": "",
+        "container_name": "-",
         "hostname": b"box",
         "comm": b"server",
         "exe": b"/usr/bin/server",

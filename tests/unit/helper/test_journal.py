@@ -124,9 +124,7 @@ def test_every_byte_that_a_container_chose_is_escaped_or_harmless() -> None:
 
 
 def test_a_crash_is_described_on_one_line(crash: Crash) -> None:
-    text = journal.describe(
-        crash, process(container_id="f" * 64, engine_id=ID, comm=b'a" uid=0', exe=b"/a b\n", hostname=b"h\xff")
-    )
+    text = journal.describe(crash, process(container_name=ID[:12], comm=b'a" uid=0', exe=b"/a b\n", hostname=b"h\xff"))
     assert text == (
         "pid=4711 (7 in its namespace) uid=1000 gid=100 signal=11 (SIGSEGV)"
         ' comm="a\\x22 uid=0" exe="/a b\\x0a" container=0123456789ab host="h\\xff"'
@@ -140,16 +138,16 @@ def test_what_is_not_known_of_a_crash_is_marked(crash: Crash) -> None:
 
 
 @pytest.mark.parametrize(
-    ("engine_id", "line", "written"),
+    ("name", "line", "written"),
     [
-        (ID, b"no bucket\x1b[0m", "container=0123456789ab: delegate: no bucket\\x1b[0m"),
-        ("", b"", "container=-: delegate: "),
+        (ID[:12], b"no bucket\x1b[0m", "container=0123456789ab: delegate: no bucket\\x1b[0m"),
+        ("-", b"", "container=-: delegate: "),
     ],
 )
 def test_a_line_of_the_delegate_says_whose_it_is(
-    kernel_log: Path, crash: Crash, engine_id: str, line: bytes, written: str
+    kernel_log: Path, crash: Crash, name: str, line: bytes, written: str
 ) -> None:
-    journal.Journal(Log()).output(crash, process(engine_id=engine_id), line)
+    journal.Journal(Log()).output(crash, process(container_name=name), line)
     assert re.fullmatch(rf"<30>{PREFIX}pid=4711 {re.escape(written)}\n", kernel_log.read_text())
 
 

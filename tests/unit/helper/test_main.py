@@ -207,7 +207,7 @@ def test_specifiers_are_those_of_core_5(crash: Crash) -> None:
 
 
 def test_the_facts_tell_the_delegate_about_the_crash(crash: Crash) -> None:
-    told = deliver.facts_of(crash, process(container_id="e" * 64, engine_id="f" * 64))
+    told = deliver.facts_of(crash, process(container_id="f" * 64))
     facts = {name: value for name, value in told.items() if name not in (b"CORE_LIMIT", b"CORE_NODE")}
     assert facts == {
         b"CORE_PID": b"7",

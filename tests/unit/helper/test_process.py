@@ -70,13 +70,13 @@ def describe(
         os.close(task)
 
 
-@pytest.mark.parametrize(("maker", "told"), [(0, ID), (1000, "")])
-def test_an_id_that_a_user_may_have_chosen_is_nobodys_name(
+@pytest.mark.parametrize(("maker", "told"), [(0, ID[:12]), (1000, f"1000:{ID[:12]}")])
+def test_an_id_that_a_user_may_have_chosen_is_named_with_that_user(
     directory: Path, monkeypatch: pytest.MonkeyPatch, maker: int, told: str
 ) -> None:
     monkeypatch.setattr(runtime, "maker_of", lambda controllers, above: maker)
     process = describe(directory)
-    assert (process.container_id, process.engine_id) == (ID, told)
+    assert (process.container_id, process.container_name) == (ID, told)
 
 
 def test_facts_are_those_of_the_files(directory: Path) -> None:

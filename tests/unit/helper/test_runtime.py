@@ -153,22 +153,22 @@ def test_who_may_make_control_groups_is_the_owner_of_the_one_above(
     assert asked == [b"/sys/fs/cgroup/systemd/docker/"]
 
 
-@pytest.mark.parametrize(("maker", "told"), [(0, ID), (1000, ""), (None, "")])
-def test_a_container_is_named_where_root_has_named_its_control_group(
+@pytest.mark.parametrize(("maker", "told"), [(0, ID[:12]), (1000, f"1000:{ID[:12]}"), (None, f"?:{ID[:12]}")])
+def test_the_log_names_a_container_and_the_user_who_may_have_named_it(
     monkeypatch: pytest.MonkeyPatch, maker: int | None, told: str
 ) -> None:
     monkeypatch.setattr(runtime, "maker_of", lambda controllers, above: maker if above == b"/docker/" else 0)
     groups = [(b"pids", f"/docker/{ID}/x/{OTHER_ID}".encode())]
-    assert runtime.engine_id(groups) == told
+    assert runtime.name_for_log(groups) == told
     assert runtime.container_id(groups) == ID
-    assert runtime.engine_id([(b"", b"/a/b")]) == ""
+    assert runtime.name_for_log([(b"", b"/a/b")]) == "-"
 
 
 def test_where_a_process_is_leaves_one_descriptor_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
     name, identifier = runtime.whereabouts(os.getpid())
     assert name == Path("/proc/self/comm").read_bytes().rstrip(b"\n")
     groups = procfs.parse_cgroup(Path("/proc/self/cgroup").read_bytes())
-    assert identifier == runtime.engine_id(groups)
-    monkeypatch.setattr(runtime, "engine_id", lambda cgroups: ID if cgroups == groups else "")
+    assert identifier == runtime.name_for_log(groups)
+    monkeypatch.setattr(runtime, "name_for_log", lambda cgroups: ID if cgroups == groups else "-")
     assert runtime.whereabouts(os.getpid()) == (name, ID)
-    assert runtime.whereabouts(1 << 22) == (b"", "")
+    assert runtime.whereabouts(1 << 22) == (b"", "-")

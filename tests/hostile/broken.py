@@ -421,7 +421,7 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         "attack_21_cap_sys_ptrace_floods",
     ),
     "22 who made a control group is not asked": (
-        [("slots.py", 'Holder(f"container {group[0]}", user_of(maker))', 'Holder(f"container {group[0]}", None)')],
+        [("slots.py", 'return Holder(f"{kind} {group[0]}", owner)', 'return Holder(f"{kind} {group[0]}", None)')],
         "attack_22_a_user_of_the_host_names",
     ),
     "22 a container is each of its pid namespaces": (

@@ -55,9 +55,9 @@ def check(process: "FaultingProcess") -> None:
             _check_group(process, first)
             _check_namespaces(process, first)
         joined = _may_have_joined(process, first)
+        _check_root(process, first, joined)
         if joined or (first is not None and process.inode("mnt") != first.mounts):
             _check_program(process, first)
-        _check_root(process, first, joined)
     finally:
         for member in members:
             member.close()

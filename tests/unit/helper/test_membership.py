@@ -109,7 +109,7 @@ def test_whoever_could_have_joined_other_mounts_must_see_the_files_of_its_contai
 def test_an_agent_in_another_containers_mounts_is_withheld(world: World, box: dict[str, Any]) -> None:
     # The first process of its container, which has joined the mounts, and a child of such a one in the host's pid namespace.
     world.process(30, "1", OTHER, FILES, exe=(77, "/agent"), **world.container(mnt=box["mnt"]))
-    assert "executes a program from outside of the mount namespace" in told(world.crashed(30))
+    assert "is in the mount namespace of another container" in told(world.crashed(30))
     world.process(31, cgroup=f"/docker/{'c3' * 32}", mountinfo=FILES, mnt=box["mnt"])
     assert "is in the mount namespace of another container" in told(world.crashed(31))
 

@@ -73,6 +73,19 @@ class Child:
         """
         return {0: self.core_read_end, 1: self.stdout_write_end, 2: self.stderr_write_end}
 
+    def left(self) -> int:
+        """Return the pid of a process of this child that was told to end and is still there, 0 if there is none.
+
+        As a rule it hangs in a file system of the container that does not answer.
+        """
+        for pid in (self.setup_pid, self.pid):
+            try:
+                if pid and posix.waitid(posix.P_PID, pid, posix.WEXITED | posix.WNOHANG) is None:
+                    return pid
+            except ChildProcessError:
+                pass  # Waited for already, as a rule.
+        return 0
+
     def close(self) -> None:
         """Close what the supervisor still holds, except ``core_write_end``, which the relay closes."""
         for descriptor in (self.status_read_end, self.stdout_read_end, self.stderr_read_end):

@@ -21,16 +21,15 @@ class ControlGroups:
 
     ``unified`` is the directory of the group in the unified hierarchy (version 2), for a fork right into that group; None where
     there is nothing to join. ``others`` are (name, descriptor or the reason why there is none), for joining by a write.
+    ``ways_out`` are the files by which a process leaves the groups that count processes, for the root groups of the helper.
     """
 
     def __init__(self) -> None:
         """Start with none."""
         self.unified: int | None = None
         self.others: list[tuple[str, int | OSError]] = []
-
-    @staticmethod
-    def _counts_processes(name: str) -> bool:
-        return name == UNIFIED or "pids" in name.split(",")
+        self.ways_out: list[bytes] = []
+        self._opened_ways_out: list[int] = []
 
     def add(self, name: str, file: bytes) -> None:
         """Open ``file``, by which a process joins the group ``name``."""
@@ -56,24 +55,43 @@ class ControlGroups:
             return pid
         return posix.fork()
 
-    def join(self, late: "bool | None" = None) -> "list[str]":
+    def join(self, counting_only: bool = False) -> "list[str]":
         """Join what was not joined by the fork, with the calling process; return a line for each that could not be.
 
-        ``late`` is None for all of them, True for those that count processes and so may forbid the next fork, False for the
-        others. The kernel checks the permission of the process that opened the file, so this works after the privileges were
-        dropped. It also works where pids.max is reached, which forbids only to fork within the group; cgroups(7).
+        With ``counting_only``, those that count processes. The kernel checks the permission of the process that opened the
+        file, so this works after the privileges were dropped. It also works where pids.max is reached, which forbids only to
+        fork within the group; cgroups(7).
         """
         failures = []
         for name, file in self.others:
-            if late is not None and self._counts_processes(name) is not late:
+            if counting_only and not _counts_processes(name):
                 continue
             try:
                 if isinstance(file, OSError):
                     raise file
-                posix.write(file, b"0")
+                _enter_group(file)
             except OSError as error:
                 failures.append(f"control group {name}: {error.strerror}")
         return failures
+
+    def prepare_to_leave(self) -> None:
+        """Have the next child start outside of the group, and able to ``leave`` what it joins. Raises OSError."""
+        self.unified = None
+        self._opened_ways_out = [posix.open(path, posix.O_WRONLY | posix.O_CLOEXEC) for path in self.ways_out]
+
+    def leave(self) -> None:
+        """Leave the groups that count processes and so may forbid the next fork. Raises OSError."""
+        for file in self._opened_ways_out:
+            _enter_group(file)
+
+
+def _counts_processes(name: str) -> bool:
+    return name == UNIFIED or "pids" in name.split(",")
+
+
+def _enter_group(file: int) -> None:
+    """Move the calling process into the group of the opened ``file``."""
+    posix.write(file, b"0")
 
 
 def cgroup_mounts(mountinfo: bytes) -> "dict[bytes, bytes]":
@@ -286,12 +304,14 @@ def open_control_groups(process: "FaultingProcess") -> ControlGroups:
             continue
         if mount_point is None:
             groups.others.append((name, OSError(2, "its hierarchy is not mounted on the host")))
-        elif controllers:
-            # A single thread joins an old hierarchy through "tasks": unlike cgroup.procs that takes no lock which every fork
-            # of the machine has to wait for (kernel/cgroup/cgroup.c, cgroup_procs_write_start).
-            groups.add(name, mount_point + path + b"/tasks")
-        else:
-            groups.add(name, mount_point + path + b"/cgroup.procs")
+            continue
+        # A single thread joins an old hierarchy through "tasks": unlike cgroup.procs that takes no lock which every fork of the
+        # machine has to wait for (kernel/cgroup/cgroup.c, cgroup_procs_write_start).
+        file = b"/tasks" if controllers else b"/cgroup.procs"
+        groups.add(name, mount_point + path + file)
+        if _counts_processes(name):
+            groups.ways_out.append(mount_point + file)
+        if not controllers:
             try:
                 groups.unified = posix.open(mount_point + path, posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
             except OSError:

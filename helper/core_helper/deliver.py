@@ -9,7 +9,7 @@ import _signal
 import posix
 
 from core_helper import container, joining, membership, runtime, supervisor, verification
-from core_helper.child import Child
+from core_helper.child import Child, Result
 from core_helper.configuration import CONFIGURATION, FALLBACK_VARIABLE, Configuration
 from core_helper.crash import Crash, Refused
 from core_helper.process import FaultingProcess, Withheld
@@ -19,7 +19,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable, NoReturn, Protocol
 
-    from core_helper.child import Result
     from core_helper.log import Log
     from core_helper.slots import Slot
     from core_helper.source import KernelPipe
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
 
 EXIT_OK, EXIT_NOT_DELIVERED = 0, 1
 TAKEN, ABSENT, FAILED = "taken", "absent", "failed"
+NO_SECOND = "no process enters the container where one hangs already"
 NO_DELEGATE = (
     f"no delegate is configured: name one in kernel.core_pattern, or by DOCKERCOREHELPER_DELEGATE in {CONFIGURATION}"
 )
@@ -82,6 +82,7 @@ class Delivery:
         # Whether the fallback file is wanted. The environment of the process may ask for it, too; only a child reads that.
         self.wants_file = configuration.fallback or FALLBACK_VARIABLE in posix.environ
         self.knows_environment = False
+        self.left = 0  # The pid of a child that not even SIGKILL has ended, if there is one.
         self._plan: joining.Plan | None = None
 
     @property
@@ -94,9 +95,14 @@ class Delivery:
     def run(self, run: "Callable[[Child], NoReturn]") -> "Result":
         """Give the core to a child that does ``run`` in the container, and return how that went.
 
-        Raises Refused where the child has found that the core must go nowhere.
+        Raises Refused where the child has found that the core must go nowhere. Starts none after one that could not be ended:
+        a slot counts for one such process.
         """
         plan, process = self.plan, self.process
+        if self.left:
+            result = Result()
+            result.failure = NO_SECOND
+            return result
         while True:
             child = Child(self.source, plan.groups, run)
             result = supervisor.supervise(
@@ -106,13 +112,23 @@ class Delivery:
                 self.deadline,
                 lambda line: self.log.lines.output(self.crash, process, line),
             )
+            self.left = child.left()
+            if self.left:
+                self.slot.keep_for(self.left)
+                text = f"pid {self.left} hangs in the container, and its slot stays taken"
+                if result.started:
+                    result.notes.append(text)
+                else:
+                    result.failure = f"{result.failure}; {text}"
+                break
             if result.mute and process.environ_file is not None:
                 # The memory of the process does not answer: try again, without the environment.
                 process.environ_file = None
             elif result.crowded and not plan.late and not membership.may_be_traced(process):
-                # The container is at its limit of processes: try again, and join the group that counts them after the last
-                # fork, which that group cannot forbid then. Not where the container could trace a process of ours before that.
-                plan.groups.unified, plan.late = None, True
+                # The container is at its limit of processes: try again, and leave the group that counts them for the last
+                # fork, which that group cannot forbid then. Not where the container could trace a process of ours meanwhile.
+                plan.groups.prepare_to_leave()
+                plan.late = True
             else:
                 break
         if result.refused or (result.stuck and not result.started):

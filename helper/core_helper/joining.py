@@ -38,7 +38,7 @@ class Plan:
     ) -> None:
         """Take the process to become; ``interpreter`` is device and inode of the helper's own, never to be executed.
 
-        ``late`` says whether the control group that counts processes is joined after the last fork.
+        ``late`` says whether the last fork happens outside of the control group that counts processes.
         """
         self.process = process
         self.late = False
@@ -163,16 +163,21 @@ def execute_delegate(plan: Plan, words: "list[bytes]", facts: "dict[bytes, bytes
             posix.fchown(end, process.uid, process.gid)
         descriptors = posix.open("/proc/self/fd", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
         status.note(process.notes)
+        # Before anything of the container is looked up: its file systems may hold this process for ever, and then it counts
+        # for the container. Also before the container can see a process of ours: it may trace that one, which must be under
+        # its rules for devices and memory.
+        status.step = "join control groups"
+        _check_groups(process, plan.groups.join(), status)
         enter(plan, status)
         # After the capabilities were dropped: the delegate must not be a file that the process itself could not reach.
         status.step = "open delegate"
         program = Program(words, plan.interpreter, descriptors)
         status.step = "take over label"  # With the next execve(2), so after everything that is opened.
         plan.label.at_exec()
-        # Before the container can see a process of ours: it may trace that one, which must be under its rules for devices and
-        # memory.
-        status.step = "join control groups"
-        _check_groups(process, plan.groups.join(late=False if plan.late else None), status)
+        if plan.late:
+            # After everything that is looked up.
+            status.step = "leave control group of processes"
+            plan.groups.leave()
         # From here on the container can see a process of ours. Whoever has CAP_SYS_PTRACE in the initial user namespace may
         # look at our descriptors: a directory of the host's among them would be a way out of the container.
         status.step = "start delegate"
@@ -199,11 +204,10 @@ def _check_groups(process: "FaultingProcess", failures: "list[str]", status: Sta
 def _become_delegate(plan: Plan, program: Program, environment: "dict[bytes, bytes]", status: StatusPipe) -> None:
     """In the process that the container sees: do the last steps and execute the ``program``. Raises OSError or Stopped."""
     process = plan.process
-    # Only after the last fork: at the first try, that fork has failed within a group at its pids.max. Nobody can trace this
-    # process.
+    # After the last fork: at the first try, that fork has failed within a group at its pids.max. Nobody can trace this process.
     if plan.late:
         status.step = "join control group of processes"
-        _check_groups(process, plan.groups.join(late=True), status)
+        _check_groups(process, plan.groups.join(counting_only=True), status)
     status.step = "take over session, umask and signals"
     posix.setsid()
     posix.umask(process.umask)

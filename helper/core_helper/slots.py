@@ -2,8 +2,8 @@
 
 A slot is a record in a file of root's; there is one for each core that may be delivered at a time. A slot is taken as long as
 its helper runs: the helper holds a lock on the record, which the kernel releases however the helper ends; fcntl_locking(2). A
-slot is also taken as long as the faulting process exists. That process may outlive its helper: if it waits for a mapped file
-that does not answer, not even SIGKILL ends it at once.
+slot is also taken as long as the faulting process exists, or the process of ours that has entered the container. Both may
+outlive the helper: if they wait for a file that does not answer, not even SIGKILL ends them at once.
 
 A container may take one more slot only while it holds fewer than are free, as in the dynamic thresholds of switches (Choudhury
 and Hahne, 1998). So three containers that take all they can get hold 32, 16 and 8 of 64 slots, and 8 are left. A user who can
@@ -29,7 +29,11 @@ MOST_SLOTS = 1 << 14
 # Process, faulting thread, start of the process in ticks, owner, group.
 RECORD = _struct.Struct("=IIQq104s")
 LONGEST_NAME = 104
+NAMES_PROCESS = 16  # Bytes of it: those before the owner.
 MUTEX = MOST_SLOTS * RECORD.size
+# A second table: the child of ours that could not be ended, and its start in ticks. No field of RECORD: both processes count.
+CHILD = _struct.Struct("=IQ")
+CHILDREN = MUTEX + RECORD.size
 OWNER_WEIGHT = 3
 RESERVE = 8  # One in so many slots is for containers and users that hold none.
 SUBUID, PASSWD = "/etc/subuid", "/etc/passwd"
@@ -68,13 +72,20 @@ class Slot:
         if self.file is None:
             return b""
         record = posix.pread(self.file, RECORD.size, self.index * RECORD.size)
-        posix.pwrite(self.file, bytes(RECORD.size), self.index * RECORD.size)
+        # Whose it is stays there: a child of ours may still count.
+        posix.pwrite(self.file, bytes(NAMES_PROCESS), self.index * RECORD.size)
         return record
 
     def reclaim(self, record: bytes) -> None:
         """Take the slot again after ``release``: nobody else can have taken it, because its lock was kept."""
         if self.file is not None:
             posix.pwrite(self.file, record, self.index * RECORD.size)
+
+    def keep_for(self, pid: int) -> None:
+        """Have the slot taken as long as our child ``pid`` exists, too, which could not be ended."""
+        started = start_of(f"/proc/{pid}/task/{pid}")
+        if self.file is not None and started is not None:
+            posix.pwrite(self.file, CHILD.pack(pid, started), CHILDREN + self.index * CHILD.size)
 
 
 def limit_of(configured: "int | None", kernel: int) -> int:
@@ -119,8 +130,10 @@ def _acquire(file: int, holder: Holder, limit: int, crash: "Crash") -> Slot:
     group = holder.group.encode()
     empty, used, of_group, of_owner = None, 0, 0, 0
     table = posix.pread(file, limit * RECORD.size, 0).ljust(limit * RECORD.size, b"\0")
-    for index, (pid, tid, started, owner, name) in enumerate(RECORD.iter_unpack(table)):
-        if pid and (_is_locked(file, index) or is_dumping(pid, tid, started)):
+    children = posix.pread(file, limit * CHILD.size, CHILDREN).ljust(limit * CHILD.size, b"\0")
+    rows = zip(RECORD.iter_unpack(table), CHILD.iter_unpack(children))
+    for index, ((pid, tid, started, owner, name), child) in enumerate(rows):
+        if (pid and (_is_locked(file, index) or is_dumping(pid, tid, started))) or is_there(*child):
             used += 1
             of_group += name.rstrip(b"\0") == group
             of_owner += owner == holder.owner != NOBODY
@@ -147,6 +160,8 @@ def _acquire(file: int, holder: Holder, limit: int, crash: "Crash") -> Slot:
         started = 0  # Gone.
     record = RECORD.pack(crash.pid, crash.tid or 0, started, holder.owner, group)
     posix.pwrite(file, record, empty * RECORD.size)
+    # Written, even if it is empty already, so that the disk has room for it later.
+    posix.pwrite(file, bytes(CHILD.size), CHILDREN + empty * CHILD.size)
     return Slot(file, empty)
 
 
@@ -187,6 +202,20 @@ def is_dumping(pid: int, tid: int, started: int) -> bool:
         return start_of(task) == started and procfs.still_dumping(procfs.read_path(f"{task}/status"))
     except OSError:
         return False
+
+
+def is_there(pid: int, started: int) -> bool:
+    """Tell whether the process ``pid`` that was ``started`` then still exists, and is no zombie."""
+    try:
+        fields = procfs.stat_fields(procfs.read_path(f"/proc/{pid}/task/{pid}/stat")) if pid else []
+        # Other threads may be left behind a leader that has ended.
+        return bool(fields) and int(fields[19]) == started and (fields[0] not in "ZX" or _has_threads(pid))
+    except OSError:
+        return False
+
+
+def _has_threads(pid: int) -> bool:
+    return len(posix.listdir(f"/proc/{pid}/task")) > 1
 
 
 def holder_of(crash: "Crash") -> Holder:

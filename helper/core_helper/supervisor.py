@@ -91,7 +91,7 @@ def _attend(
             if not moving.run(deadline) and child.ending.acquire(blocking=False):
                 _end(child, process)
             moving.finish()
-            _wait_for_end({child.pid}, 0)
+            _wait_for_end(child.pid, 0)
             _read_last_words(child, result)
         elif child.ending.acquire(blocking=False):
             _end(child, process)
@@ -145,8 +145,8 @@ def _adopt(child: "Child") -> "str | None":
 
     The pid came over a pipe that a process inside the container held, so no signal may go to it before that is sure.
     """
-    _wait_for_end({child.setup_pid}, 0)
-    child.setup_pid = 0
+    if _wait_for_end(child.setup_pid, 0):
+        child.setup_pid = 0
     if child.reported_pid:
         try:
             posix.waitid(posix.P_PID, child.reported_pid, posix.WEXITED | posix.WNOHANG | posix.WNOWAIT)
@@ -173,7 +173,8 @@ def _end_unknown(child: "Child") -> None:
         if name.isdigit() and _parent(proc, name) == own and _has_pipe(name, child.pipes):
             # It is our child, so the number stays its own until it is waited for.
             _signal_session(int(name), SIGKILL)
-            _wait_for_end({int(name)}, 0)
+            if not _wait_for_end(int(name), 0) and int(name) != child.setup_pid:
+                child.pid = int(name)
     posix.close(proc)
 
 
@@ -193,7 +194,7 @@ def _abandon(child: "Child") -> None:
         _adopt(child)
     if child.pid:
         posix.kill(child.pid, SIGKILL)
-        _wait_for_end({child.pid}, 0)
+        _wait_for_end(child.pid, 0)
 
 
 def _read_reports(child: "Child", result: "Result") -> bool:
@@ -237,11 +238,11 @@ def _end_family(child: "Child", process: "FaultingProcess") -> None:
     The family is the delegate's session, and every other process of the container that has inherited its pipes.
     """
     _signal_session(child.pid, SIGTERM)
-    _wait_for_end({child.pid}, posix.WNOWAIT)
+    _wait_for_end(child.pid, posix.WNOWAIT)
     # The delegate is reaped only after this: until then, no other process gets its pid, which is also the number of its group.
     _signal_session(child.pid, SIGKILL)
     _kill_holders(child, process)
-    _wait_for_end({child.pid}, 0)
+    _wait_for_end(child.pid, 0)
 
 
 def _kill_holders(child: "Child", process: "FaultingProcess") -> None:
@@ -258,19 +259,22 @@ def _signal_session(pid: int, number: int) -> None:
             pass  # Ended already.
 
 
-def _wait_for_end(pids: "set[int]", option: int) -> None:
-    """Wait for the end of our children ``pids``, at most the grace; WNOWAIT leaves them to be waited for again."""
+def _wait_for_end(pid: int, option: int) -> bool:
+    """Wait for the end of our child ``pid``, at most the grace, and tell whether it has ended.
+
+    WNOWAIT leaves it to be waited for again.
+    """
     limit = time.monotonic() + GRACE
-    for pid in pids - {0}:
-        while True:
-            try:
-                if posix.waitid(posix.P_PID, pid, posix.WEXITED | posix.WNOHANG | option) is not None:
-                    break
-            except ChildProcessError:
+    while pid:
+        try:
+            if posix.waitid(posix.P_PID, pid, posix.WEXITED | posix.WNOHANG | option) is not None:
                 break
-            if time.monotonic() > limit:
-                return
-            time.sleep(0.001)
+        except ChildProcessError:
+            break
+        if time.monotonic() > limit:
+            return False
+        time.sleep(0.001)
+    return True
 
 
 def _holders(child: "Child", process: "FaultingProcess") -> "list[int]":

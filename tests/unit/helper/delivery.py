@@ -55,7 +55,10 @@ def supervise(run: Callable[[Child], Any], core: bytes = b"", timeout: float = 1
         began = time.monotonic()
         result = supervisor.supervise(source, child, process(), began + timeout, lines.append)
         logged = [line.decode("latin-1") for line in lines]
-        return {**vars(result), "drained": source.drained, "logged": logged, "seconds": time.monotonic() - began}
+        seconds, left = time.monotonic() - began, child.left()
+        if left:
+            end(left)
+        return {**vars(result), "drained": source.drained, "logged": logged, "seconds": seconds, "left": left}
 
     return SimpleNamespace(**in_child(helper))
 

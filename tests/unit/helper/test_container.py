@@ -161,6 +161,34 @@ def test_root_groups_in_which_the_helper_is_already_are_not_opened(monkeypatch: 
     assert (groups.unified, groups.others) == (None, [])
 
 
+def test_the_groups_that_count_processes_can_be_left_for_the_root_groups(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    files = [f"{name}{group}/{file}" for name, file in FILES for group in ("", "/docker/x")]
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    mountinfo = (
+        b"1 0 0:1 / %s/memory rw - cgroup cgroup rw,memory\n2 0 0:2 / %s/pids rw - cgroup cgroup rw,pids\n"
+        b"3 0 0:3 / %s/v2 rw - cgroup2 none rw\n" % ((os.fsencode(tmp_path),) * 3)
+    )
+    groups = open_groups(monkeypatch, b"3:memory:/docker/x\n2:pids:/docker/x\n0::/docker/x\n", mountinfo)
+    groups.leave()
+    assert [name for name in files if (tmp_path / name).read_bytes()] == []
+    groups.prepare_to_leave()
+    assert groups.unified is None
+    groups.leave()
+    assert [name for name in files if (tmp_path / name).read_bytes()] == ["pids/tasks", "v2/cgroup.procs"]
+    # A directory of the host's hierarchies is closed before the container can see us.
+    assert len(groups.files()) == 3
+    assert groups.join(counting_only=True) == []
+    joined = [name for name in files if "docker" in name and (tmp_path / name).read_bytes()]
+    assert joined == ["pids/docker/x/tasks", "v2/docker/x/cgroup.procs"]
+
+
+FILES = (("memory", "tasks"), ("pids", "tasks"), ("v2", "cgroup.procs"))
+
+
 def test_a_hierarchy_that_is_not_mounted_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     groups = open_groups(monkeypatch, b"2:cpu:/docker/x\n0::/docker/x\n", b"")
     reason = "its hierarchy is not mounted on the host"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _signal
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -194,8 +195,15 @@ class Deliveries:
         self.plan = joining.Plan(stage.process, container.ControlGroups(), None, None)  # type: ignore[arg-type]
         self.plan.groups.unified = 99
         monkeypatch.setattr(joining, "prepare", lambda process: self.plan)
-        monkeypatch.setattr(deliver, "Child", lambda source, groups, run: run)
+        self.left = [0]
+        monkeypatch.setattr(deliver, "Child", lambda source, groups, run: SimpleNamespace(left=self.left_over))
         monkeypatch.setattr(supervisor, "supervise", self.supervise)
+
+    def left_over(self) -> int:
+        return self.left.pop() if len(self.left) > 1 else self.left[0]
+
+    def keep_for(self, pid: int) -> None:
+        self.told.append(("keep_for", pid))
 
     def supervise(self, source: object, run: object, process: Any, deadline: float, output: Any) -> Result:
         self.tried.append((process.environ_file is not None, not self.plan.late, deadline))
@@ -218,8 +226,8 @@ class Deliveries:
 
     def deliver(self) -> int:
         nothing: Any = None
-        log: Any = self
-        return deliver.deliver(nothing, self.stage.crash, self.stage.configuration, nothing, log, 100.0)
+        this: Any = self
+        return deliver.deliver(nothing, self.stage.crash, self.stage.configuration, this, this, 100.0)
 
 
 @pytest.fixture
@@ -277,6 +285,32 @@ def test_a_delegate_that_holds_its_pipes_is_the_last_one_that_is_tried(deliverie
         with pytest.raises(Refused, match="deadline passed"):
             deliveries.deliver()
     assert len(deliveries.tried) == 1
+
+
+@pytest.mark.parametrize("kind", ["mute", "crowded", "slow"])
+def test_after_a_child_that_hangs_no_other_one_is_started(deliveries: Deliveries, kind: str) -> None:
+    deliveries.stage.configuration.fallback = True
+    deliveries.left = [0, 4712]
+    deliveries.outcomes = [outcome(started=False, failure="why", **{kind: True})]
+    assert deliveries.deliver() == 1
+    assert len(deliveries.tried) == 1
+    told = "why; pid 4712 hangs in the container, and its slot stays taken"
+    assert deliveries.told[1:] == [
+        ("keep_for", 4712),
+        ("drop", f"{told}; no process enters the container where one hangs already", False),
+    ]
+
+
+def test_a_delegate_that_hangs_is_noted(deliveries: Deliveries) -> None:
+    deliveries.left = [4712]
+    result = outcome(failure="deadline passed")
+    deliveries.outcomes = [result]
+    deliveries.deliver()
+    assert deliveries.told[1] == ("keep_for", 4712)
+    assert (result.failure, result.notes) == (
+        "deadline passed",
+        ["pid 4712 hangs in the container, and its slot stays taken"],
+    )
 
 
 def test_what_fails_twice_is_told(deliveries: Deliveries) -> None:

@@ -141,8 +141,8 @@ def test_privileges_are_given_away_step_by_step_before_the_delegate_is_opened(re
     line = Line(recorder)
     line.execute()
     assert line.names() == [
-        *("read environment", "give pipes", *ENTRY, "open delegate", "take over label"),
-        *("join control groups", "start delegate"),
+        *("read environment", "give pipes", "join control groups", *ENTRY),
+        *("open delegate", "take over label", "start delegate"),
     ]
     assert (line.of("open label"), line.of("take over label")) == ([("open",)], [("at_exec",)])
     assert [line.of(step) for step in ENTRY[2:]] == [
@@ -202,7 +202,7 @@ KEPT = ("close_all_but", {60, 50, 70})
 def test_nothing_of_the_host_is_open_when_the_container_sees_us(recorder: Recorder) -> None:
     line = Line(recorder)
     line.groups.others = [("pids", 70)]
-    recorder.monkeypatch.setattr(line.groups, "join", lambda late: [])
+    recorder.monkeypatch.setattr(line.groups, "join", lambda: [])
     line.execute()
     # And the pipes are where the delegate has them: no other descriptor tells that it is one of ours.
     assert line.of("start delegate") == [*STREAMS, KEPT, ("fork",), ("send", "pid", "4711")]
@@ -212,7 +212,7 @@ def become(recorder: Recorder, **facts: Any) -> Line:
     """Return the line of the process that becomes the delegate."""
     line = Line(recorder, **facts)
     recorder.watch(posix, "fork", 0)
-    recorder.monkeypatch.setattr(line.groups, "join", lambda late=None: [])
+    recorder.monkeypatch.setattr(line.groups, "join", lambda counting_only=False: [])
     return line
 
 
@@ -254,13 +254,15 @@ def test_who_could_open_devices_has_the_device_rules_or_no_delegate(
     line = become(recorder, uid=uid, in_container=lambda: in_container)
     failures = ["control group a: why", "control group b: why"]
     for step, plan_is_late, fails in (
-        ("join control groups", False, None),
+        ("join control groups", False, False),
         ("join control groups", True, False),
         ("join control group of processes", True, True),
     ):
         line.plan.late = plan_is_late
         recorder.monkeypatch.setattr(
-            line.groups, "join", lambda late, fails=fails, failures=failures: failures if late is fails else []
+            line.groups,
+            "join",
+            lambda counting_only=False, fails=fails, failures=failures: failures if counting_only is fails else [],
         )
         recorder.done.clear()
         if stopped:
@@ -273,19 +275,30 @@ def test_who_could_open_devices_has_the_device_rules_or_no_delegate(
 
 
 @pytest.mark.parametrize("late", [True, False])
-def test_control_groups_are_joined_before_a_process_of_ours_is_seen(recorder: Recorder, late: bool) -> None:
+def test_control_groups_are_joined_before_anything_is_looked_up_or_a_process_of_ours_is_seen(
+    recorder: Recorder, late: bool
+) -> None:
     line = become(recorder)
     line.plan.late = late
 
-    def join(late: bool | None) -> list[str]:
-        recorder.done.append(("joined", late))
+    def join(counting_only: bool = False) -> list[str]:
+        recorder.done.append(("joined", counting_only))
         return []
 
     recorder.monkeypatch.setattr(line.groups, "join", join)
+    recorder.monkeypatch.setattr(line.groups, "leave", lambda: recorder.done.append(("left",)))
     line.execute()
-    joined = [words for words in recorder.done if words[0] in ("joined", "fork")]
-    # All, or all but the one that counts processes, which may have forbidden the fork.
-    assert joined == ([("joined", False), ("fork",), ("joined", True)] if late else [("joined", None), ("fork",)])
+    order = [
+        words[:2] if words[0] == "joined" else words[0]
+        for words in recorder.done
+        if words[0] in ("joined", "left", "join_namespaces", "enter_root", "Program", "fork")
+    ]
+    looked_up = ["join_namespaces", "enter_root", "Program"]
+    # All, but the one that counts processes may have forbidden the fork.
+    if late:
+        assert order == [("joined", False), *looked_up, "left", "fork", ("joined", True)]
+    else:
+        assert order == [("joined", False), *looked_up, "fork"]
 
 
 @pytest.mark.parametrize("in_container", [True, False])

@@ -7,6 +7,7 @@ import posix
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -251,13 +252,13 @@ class Stage:
         monkeypatch.setattr(membership, "check", lambda process: None)
         monkeypatch.setattr(container, "hostname_of", lambda process: process.hostname)
         monkeypatch.setattr(joining, "prepare", lambda process: plan)
-        monkeypatch.setattr(deliver, "Child", lambda source, groups, run: run)
+        monkeypatch.setattr(deliver, "Child", lambda source, groups, run: SimpleNamespace(run=run, left=lambda: 0))
         monkeypatch.setattr(joining, "execute_delegate", lambda plan, words, environment, child: ("execute", words))
         monkeypatch.setattr(fallback, "write", lambda plan, path, asked, child: ("write" if asked else "ask", path))
         monkeypatch.setattr(supervisor, "supervise", self.supervise)
 
-    def supervise(self, source: object, run: Any, *_: object) -> Result:
-        self.children.append((*run(None), self.groups.unified))
+    def supervise(self, source: object, child: Any, *_: object) -> Result:
+        self.children.append((*child.run(None), self.groups.unified))
         return self.outcomes.pop(0)
 
     def handle(self, crash: Crash, configuration: Configuration) -> int:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,7 +49,7 @@ def close(slot: slots.Slot) -> None:
 
 
 def records(file: Path) -> list[tuple[int, int, int, int, bytes]]:
-    return [record for record in slots.RECORD.iter_unpack(file.read_bytes()) if record[0]]
+    return [record for record in slots.RECORD.iter_unpack(file.read_bytes()[: slots.MUTEX]) if record[0]]
 
 
 @pytest.mark.parametrize("tid", [None, 1 << 22])
@@ -174,6 +178,118 @@ def test_a_process_that_is_gone_has_its_slot(file: Path) -> None:
     slot = slots.acquire(crash_of(1 << 22), 4, Log())
     assert [record[:3] for record in records(file)] == [(1 << 22, 0, 0)]
     close(slot)
+
+
+def fork_child(ends: bool = False) -> int:
+    """Fork a child that waits until it is killed, or is a zombie."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            while not ends:
+                signal.pause()
+        finally:
+            os._exit(0)
+    if ends:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    return pid
+
+
+def end_child(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+@pytest.mark.parametrize("dumping", [True, False])
+def test_a_slot_counts_as_long_as_the_process_is_there_or_the_child_that_was_left(
+    file: Path, monkeypatch: pytest.MonkeyPatch, dumping: bool
+) -> None:
+    there = dumping
+    monkeypatch.setattr(slots, "is_dumping", lambda pid, tid, started: there)
+    full = "container a has 2 crashes in flight, and 2 of 4 slots are free: "
+    children = [fork_child(), fork_child()]
+    for child in children:
+        slot = slots.acquire(crash_of(1 << 22), 4, Log())
+        slot.keep_for(child)
+        close(slot)
+        if not dumping and child == children[0]:
+            assert refusal(crash_of(os.getpid()), 4) == "slot 1"
+    assert refusal(crash_of(os.getpid()), 4).startswith(full)
+    # An older helper finds the record that it knows.
+    assert [record[:3] for record in records(file)[:2]] == [(1 << 22, 0, 0)] * 2
+    end_child(children[1])
+    # The process alone is enough, and so is the child.
+    assert refusal(crash_of(os.getpid()), 4).startswith(full if dumping else "slot 1")
+    there = False
+    assert refusal(crash_of(os.getpid()), 4) == "slot 1"
+    end_child(children[0])
+    assert refusal(crash_of(os.getpid()), 4) == "slot 0"
+
+
+def test_who_takes_a_slot_has_nothing_of_a_child_that_another_has_left(file: Path) -> None:
+    child = fork_child()
+    slot = slots.acquire(crash_of(1 << 22), 4, Log())
+    slot.keep_for(child)
+    close(slot)
+    end_child(child)
+    close(slots.acquire(crash_of(1 << 22), 4, Log()))
+    assert file.read_bytes()[slots.CHILDREN :] == bytes(slots.CHILD.size)
+
+
+def test_a_child_that_was_left_counts_for_its_container_while_the_previous_handler_has_the_process(file: Path) -> None:
+    child = fork_child()
+    slot = slots.acquire(crash_of(1 << 22), 4, Log())
+    slot.keep_for(child)
+    slot.release()
+    close(slot)
+    assert refusal(crash_of(os.getpid()), 2).startswith(
+        "container a has 1 crashes in flight, and 1 of 2 slots are free: "
+    )
+    end_child(child)
+    assert refusal(crash_of(os.getpid()), 2) == "slot 0"
+
+
+def test_a_child_that_has_ended_meanwhile_or_a_slot_without_a_record_keeps_nothing(file: Path) -> None:
+    slot = slots.acquire(crash_of(1 << 22), 4, Log())
+    slot.keep_for(1 << 22)
+    close(slot)
+    assert file.read_bytes()[slots.CHILDREN :] == bytes(slots.CHILD.size)
+    slots.Slot(None, 0).keep_for(os.getpid())
+
+
+def test_a_zombie_or_another_process_of_that_number_is_not_there() -> None:
+    child, zombie = fork_child(), fork_child(ends=True)
+    started = slots.start_of(f"/proc/{child}/task/{child}")
+    assert started is not None
+    assert slots.is_there(child, started)
+    assert not slots.is_there(child, started + 1)
+    assert not slots.is_there(0, 0)
+    started = slots.start_of(f"/proc/{zombie}/task/{zombie}")
+    assert started is not None
+    assert not slots.is_there(zombie, started)
+    end_child(child)
+    os.waitpid(zombie, 0)
+    assert not slots.is_there(zombie, started)
+
+
+def test_a_process_whose_first_thread_has_ended_is_there() -> None:
+    script = (
+        "import ctypes, threading, time\n"
+        "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
+        "ctypes.CDLL(None).pthread_exit(None)"
+    )
+    process = subprocess.Popen([sys.executable, "-ISc", script])
+    try:
+        status = Path(f"/proc/{process.pid}/status")
+        deadline = time.monotonic() + 10
+        while "\nState:\tZ" not in status.read_text():
+            assert time.monotonic() < deadline, "the first thread has not ended"
+            time.sleep(0.01)
+        started = slots.start_of(f"/proc/{process.pid}/task/{process.pid}")
+        assert started is not None
+        assert slots.is_there(process.pid, started)
+    finally:
+        process.kill()
+        process.wait()
 
 
 def gone(*words: object) -> str:

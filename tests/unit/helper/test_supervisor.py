@@ -132,6 +132,55 @@ def test_a_delegate_whose_pid_was_never_told_is_ended(
 
 
 @pytest.fixture
+def immortal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No signal of the supervisor ends a process: as if it hung in a file system that does not answer."""
+    monkeypatch.setattr(supervisor, "GRACE", 0.2)
+    for name in ("kill", "killpg"):
+        monkeypatch.setattr(posix, name, lambda pid, number: None)
+
+
+@pytest.mark.usefixtures("immortal")
+def test_an_entry_that_cannot_be_ended_is_left(tmp_path: Path) -> None:
+    def hang() -> None:
+        (tmp_path / "pid").write_text(str(os.getpid()))
+        time.sleep(60)
+
+    result = failing(hang)
+    assert result.failure == "deadline passed before the delegate was started"
+    assert result.left == int((tmp_path / "pid").read_text())
+
+
+@pytest.mark.usefixtures("immortal")
+def test_a_delegate_that_cannot_be_ended_is_left(tmp_path: Path) -> None:
+    result = deliver(shell('echo $$ >"$0"; exec sleep 60', tmp_path / "pid"), timeout=0.5)
+    assert (result.started, result.failure) == (True, "deadline passed")
+    assert result.left == int((tmp_path / "pid").read_text())
+
+
+@pytest.mark.usefixtures("immortal")
+def test_a_delegate_that_cannot_be_ended_and_whose_pid_was_never_told_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tell = joining.StatusPipe.send
+
+    def send(status: joining.StatusPipe, kind: str, text: str) -> None:
+        if kind == "pid":
+            (tmp_path / "pid").write_text(text)
+            os._exit(1)
+        tell(status, kind, text)
+
+    monkeypatch.setattr(joining.StatusPipe, "send", send)
+    result = deliver(shell("exec sleep 60"), timeout=0.5)
+    assert result.failure == "the process that enters the container was killed"
+    assert result.left == int((tmp_path / "pid").read_text())
+
+
+@pytest.mark.parametrize("script", ["cat >/dev/null", "exit 7", "sleep 60"])
+def test_of_a_delegate_that_has_ended_nothing_is_left(script: str) -> None:
+    assert deliver(shell(script), timeout=0.5).left == 0
+
+
+@pytest.fixture
 def innocent() -> Iterator[subprocess.Popen[bytes]]:
     """A process that is no child of the helper's."""
     process = subprocess.Popen(["/bin/sleep", "30"], start_new_session=True)

@@ -175,8 +175,8 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         [
             (
                 "supervisor.py",
-                "if time.monotonic() > limit:\n                return",
-                "if False:\n                return",
+                "if time.monotonic() > limit:\n            return False\n",
+                "if False:\n            return False\n",
             )
         ],
         "attack_11_the_container_is_frozen",
@@ -190,7 +190,7 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
             (
                 "joining.py",
                 "        try:\n            pid = posix.fork()",
-                "        plan.groups.join(late=True)\n        try:\n            pid = posix.fork()",
+                "        plan.groups.join(counting_only=True)\n        try:\n            pid = posix.fork()",
             )
         ],
         "attack_11_the_limit",
@@ -368,6 +368,21 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         [("slots.py", "(_is_locked(file, index) or is_dumping(pid, tid, started))", "_is_locked(file, index)")],
         "attack_23_a_mapped",
     ),
+    "23 a process of ours that hangs counts nowhere": (
+        [("slots.py", " or is_there(*child):", ":")],
+        "attack_23_a_process_of_ours",
+    ),
+    "23 control groups are joined after the delegate was opened": (
+        [
+            ("joining.py", "        _check_groups(process, plan.groups.join(), status)\n", ""),
+            (
+                "joining.py",
+                "        plan.label.at_exec()\n",
+                "        plan.label.at_exec()\n        _check_groups(process, plan.groups.join(), status)\n",
+            ),
+        ],
+        "attack_23_a_process_of_ours and CAP",
+    ),
     "24 filters are compared with a constant": (
         [
             (
@@ -406,13 +421,9 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
     ),
     "21 control groups are joined after the fork": (
         [
-            (
-                "joining.py",
-                "        _check_groups(process, plan.groups.join(late=False if plan.late else None), status)\n",
-                "",
-            ),
-            ("joining.py", "    if plan.late:\n", "    if True:\n"),
-            ("joining.py", "plan.groups.join(late=True)", "plan.groups.join()"),
+            ("joining.py", "        _check_groups(process, plan.groups.join(), status)\n", ""),
+            ("joining.py", "\n    if plan.late:\n", "\n    if True:\n"),
+            ("joining.py", "plan.groups.join(counting_only=True)", "plan.groups.join()"),
         ],
         "attack_21_cap_sys_ptrace_never_finds",
     ),

@@ -60,6 +60,7 @@
  *   bind-root=PATH the same directory, mounted anew, as root directory
  *   touch=FILE     makes an empty file
  *   fuse=KIND      a file system that never answers: serve starts it, map maps a page of its own, environ the one of its environment
+ *   silent=PATH    mounts a file system there that says of no name whether it exists
  */
 #include "../support/programs/facts.h"
 #include "locks.h"
@@ -650,8 +651,8 @@ static void limit(const char *text)
 			must(setrlimit(all[i].resource, &both), text);
 }
 
-/* A file system with one file, with a page for each pid, whose content never comes. */
-static void serve_fuse(int device)
+/* A file system with one file, with a page for each pid, whose content never comes; or with names that are never answered. */
+static void serve_fuse(int device, int silent)
 {
 	static char request[1 << 17];
 	for (;;) {
@@ -676,7 +677,7 @@ static void serve_fuse(int device)
 			size = sizeof out.init;
 			break;
 		case FUSE_LOOKUP:
-			if (getenv("SILENT"))
+			if (silent)
 				continue;
 			out.entry = (struct fuse_entry_out){.nodeid = 2, .attr_valid = 1000, .entry_valid = 1000, .attr = file};
 			size = sizeof out.entry;
@@ -703,19 +704,24 @@ static void serve_fuse(int device)
 	}
 }
 
+static void mount_fuse(const char *path, int silent)
+{
+	char options[128];
+	int device = open("/dev/fuse", O_RDWR);
+	must(device, "/dev/fuse");
+	snprintf(options, sizeof options, "fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other", device);
+	must(mount("fuse", path, "fuse", 0, options), "mount");
+	if (fork() == 0)
+		serve_fuse(device, silent);
+	close(device);
+}
+
 /* One server for all children: the first one who comes here starts it. */
 static void map_fuse(const char *kind)
 {
-	char options[128];
 	if (access("/tmp/fuse/file", F_OK)) {
-		int device = open("/dev/fuse", O_RDWR);
-		must(device, "/dev/fuse");
 		mkdir("/tmp/fuse", 0755);
-		snprintf(options, sizeof options, "fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other", device);
-		must(mount("fuse", "/tmp/fuse", "fuse", 0, options), "mount");
-		if (fork() == 0)
-			serve_fuse(device);
-		close(device);
+		mount_fuse("/tmp/fuse", 0);
 	}
 	if (!strcmp(kind, "serve"))
 		return;
@@ -1018,20 +1024,6 @@ static void make_directories(const char *path)
 	}
 }
 
-static void mount_silent_fuse(const char *where)
-{
-	char options[128];
-	int device = open("/dev/fuse", O_RDWR);
-	must(device, "/dev/fuse");
-	snprintf(options, sizeof options, "fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other", device);
-	must(mount("fuse", where, "fuse", 0, options), "mount fuse");
-	if (fork() == 0) {
-		setenv("SILENT", "1", 1);
-		serve_fuse(device);
-	}
-	close(device);
-}
-
 /* The helper opens on the host what the options of an overlay name. */
 static void overlay_with_path_of_the_host(void)
 {
@@ -1042,7 +1034,7 @@ static void overlay_with_path_of_the_host(void)
 	must(read(file, pid, sizeof pid - 1), "pid");
 	pid[strcspn(pid, "\n")] = 0;
 	mkdir("/tmp/fuse", 0755);
-	mount_silent_fuse("/tmp/fuse");
+	mount_fuse("/tmp/fuse", 1);
 	if (fork() == 0) {
 		unshare_mounts();
 		must(mount("fake", "/proc", "tmpfs", 0, "mode=0755"), "tmpfs");
@@ -1301,6 +1293,8 @@ static void act(char **actions)
 			bind_root(value);
 		else if (IS("touch"))
 			close(open(value, O_CREAT | O_WRONLY, 0666));
+		else if (IS("silent"))
+			mount_fuse(value, 1);
 		else
 			fail(*actions);
 	}

@@ -1,0 +1,69 @@
+"""Processes of ours that a file system of the container holds for ever: each counts for that container, and in its groups."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hostile.observe import pid_of, wait_until
+from support import lab
+from support.containers import MakeCrash
+
+TIMEOUT = 5  # Seconds; what run.py rolls out.
+LIMIT = 64  # Deliveries at a time; the role's default.
+WAYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "CAP_SYS_ADMIN": ((), ("--cap-add=SYS_ADMIN", "--security-opt=apparmor=unconfined")),
+    "a user namespace": (("sandbox=user", "sandbox=mounts"), ("--security-opt=seccomp=unconfined",)),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_attack_23_a_process_of_ours_that_hangs_in_a_file_system_counts_until_it_is_gone(
+    attack: MakeCrash, refusal: Callable[[str], str], way: str
+) -> None:
+    if not Path("/dev/fuse").exists():
+        pytest.skip("this machine has no /dev/fuse")
+    first, options = WAYS[way]
+    actions = ("leave=600", *first, "silent=/opt/bin", "wait=/out/go", "storm=40")
+    container = attack(*actions, options=(*options, "--device=/dev/fuse", "--pids-limit=150", "--detach"))
+    (container.records / "go").touch()
+    share = LIMIT // 2
+    refusal(f"container {container.identifier} has {share} crashes in flight")
+    wait_until(lambda: sum(not is_ours(parent) for _, parent in hanging()) >= share, "nothing hangs", TIMEOUT + 15)
+
+    # The helpers that started them are gone. Without a slot for each of them, more would come at once.
+    own = Path(f"/proc/{pid_of(container)}/cgroup").read_text()
+    for _ in range(20):
+        assert len(hanging()) <= share, "more hang than the container has slots"
+        time.sleep(0.2)
+    groups = [Path(f"/proc/{pid}/cgroup").read_text() for pid, _ in hanging()]
+    assert groups == [own] * share, "they cost others than their container"
+    other = attack("tiny")
+    assert ": delivered " in other.log("delivered")
+    # With the server, which dies with the container, they go, and so do the slots.
+    lab.output("docker", "kill", container.name)
+    wait_until(lambda: not hanging(), "a process of ours is left")
+
+
+def hanging() -> list[tuple[int, int]]:
+    """Pid and parent of each process of ours that no signal ends now."""
+    found = []
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            if is_ours(int(directory.name)):
+                state, parent = (directory / "stat").read_text().rpartition(")")[2].split()[:2]
+                if state == "D":
+                    found.append((int(directory.name), int(parent)))
+        except OSError:
+            continue
+    return found
+
+
+def is_ours(pid: int) -> bool:
+    """Whether a process is a helper, or the child of one that has not become the delegate."""
+    try:
+        return b"\0/opt/bin/docker_core_helper\0" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False

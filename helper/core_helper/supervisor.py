@@ -288,12 +288,15 @@ def _holders(child: "Child", process: "FaultingProcess") -> "list[int]":
         return []
     limit = time.monotonic() + GRACE
     holders = []
-    # The youngest first: on a host that is too busy to look at all in that time, those are the likely ones.
-    for name in reversed(posix.listdir("/proc")):
-        if not name.isdigit() or time.monotonic() > limit:
-            continue
+    # Those that got their numbers after the child come first: on a host that is too busy to look at all in that time, they are
+    # the likely ones. Pids are given in a circle.
+    pids = sorted(int(name) for name in posix.listdir("/proc") if name.isdigit())
+    for pid in sorted(pids, key=lambda pid: pid < (child.pid or child.setup_pid)):
+        if time.monotonic() > limit:
+            break
+        name = str(pid)
         try:
-            pidfd = linux.pidfd_open(int(name))
+            pidfd = linux.pidfd_open(pid)
         except OSError:
             continue  # Ended meanwhile.
         # Looked at after the pidfd was opened: so the signal goes to the process that was looked at, or to none.

@@ -252,7 +252,7 @@ def test_no_signal_is_sent_to_a_pid_that_was_reaped(tmp_path: Path, monkeypatch:
 def test_of_the_holders_of_a_pipe_only_those_of_the_container_and_user_are_ended() -> None:
     reading, writing = os.pipe()
     holder = subprocess.Popen(["/bin/sleep", "30"], stdin=reading, start_new_session=True)
-    child: Any = SimpleNamespace(pipes={f"pipe:[{os.fstat(writing).st_ino}]"})
+    child: Any = SimpleNamespace(pid=0, setup_pid=holder.pid, pipes={f"pipe:[{os.fstat(writing).st_ino}]"})
 
     def found(kind: str, uid: int) -> set[int]:
         namespace = os.open(f"/proc/self/ns/{kind}", os.O_RDONLY)
@@ -285,23 +285,28 @@ def test_of_the_holders_of_a_pipe_only_those_of_the_container_and_user_are_ended
         os.close(writing)
 
 
-def test_of_the_holders_the_youngest_are_looked_for_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Time for ten processes: it ends long before this one where the oldest ones come first.
+def test_of_the_holders_those_that_came_after_the_child_are_looked_for_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Time for ten processes: it ends long before this one where the others come first.
     times = itertools.count(0.0, supervisor.GRACE / 10)
     monkeypatch.setattr(supervisor, "time", SimpleNamespace(monotonic=lambda: next(times)))
+    looked_at: list[str] = []
+    monkeypatch.setattr(supervisor, "_is_of_the_family", lambda name, process: looked_at.append(name))
     reading, writing = os.pipe()
-    holder = subprocess.Popen(["/bin/sleep", "30"], stdin=reading, start_new_session=True)
-    child: Any = SimpleNamespace(pipes={f"pipe:[{os.fstat(writing).st_ino}]"})
-    namespace = os.open("/proc/self/ns/pid", os.O_RDONLY)
+    others = [subprocess.Popen(["/bin/sleep", "30"], stdin=reading) for _ in range(3)]
     try:
-        own = process(uid=os.getuid(), namespaces=[("pid", linux.CLONE_NEWPID, namespace)])
-        (pidfd,) = supervisor._holders(child, own)
-        os.close(pidfd)
+        pids = sorted(other.pid for other in others)
+        for pid, setup_pid in ((pids[1], 0), (0, pids[1])):
+            child: Any = SimpleNamespace(pid=pid, setup_pid=setup_pid, pipes=set())
+            looked_at.clear()
+            assert supervisor._holders(child, process(uid=os.getuid(), container_id="a1" * 32)) == []
+            assert looked_at[0] == str(pids[1])
+            assert str(pids[0]) not in looked_at and len(looked_at) <= 10
     finally:
-        holder.kill()
-        holder.wait()
-        for descriptor in (reading, writing, namespace):
-            os.close(descriptor)
+        for other in others:
+            other.kill()
+            other.wait()
+        os.close(reading)
+        os.close(writing)
 
 
 def test_notes_are_kept_in_order() -> None:

@@ -388,7 +388,7 @@ ANY_NAME = st.binary(max_size=64) | st.sampled_from([b'x" exe="/y', b"\nuid=0", 
 def test_nobody_can_forge_or_push_out_what_the_log_says_of_a_crash(
     log: list[bytes], comm: bytes, exe: bytes, host: bytes
 ) -> None:
-    process = support.process(comm=comm, exe=exe, hostname=host, container_id=readers.ID.decode())
+    process = support.process(comm=comm, exe=exe, hostname=host, container_name=readers.ID[:12].decode())
     result = Result()
     result.delivered, result.complete = 123, True
     journal.Journal(Log()).conclude(Crash(77, 1, 2), process, b"/opt/bin/up", result, 0.0)

@@ -21,6 +21,7 @@ from hostile import run
 from support import lab
 
 LIBRARY = Path("/opt/lib/docker_core_helper")
+USAGE = "usage: broken.py [BEGINNING...], for all of these names, or those with one of these beginnings:"
 Edit = tuple[str, str, str]  # A file of the library, what stands there, and what takes its place.
 
 NO_MAGICLINKS: Edit = ("linux.py", "resolve: int = RESOLVE_NO_MAGICLINKS", "resolve: int = 0")
@@ -651,12 +652,16 @@ def try_out(name: str) -> bool:
 
 def main() -> int:
     """Tries all, or those whose name begins with a word of the command line; returns the exit status."""
+    chosen = [name for name in BREAKS if not sys.argv[1:] or name.startswith(tuple(sys.argv[1:]))]
+    if not chosen:
+        # Also for --help: nothing on this machine is changed for that.
+        print(USAGE, *BREAKS, sep="\n  ")
+        return 0 if "--help" in sys.argv[1:] else 2
     for number in (signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, run.interrupt)
     try:
         lab.start()
         lab.playbook("site.yml", *lab.HERE, "-e", run.VARIABLES)
-        chosen = [name for name in BREAKS if not sys.argv[1:] or name.startswith(tuple(sys.argv[1:]))]
         shown = [try_out(name) for name in chosen]
     finally:
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):

@@ -99,6 +99,9 @@ def _share_unit(one: bytes, other: bytes) -> bool:
     units that have nothing to do with each other; systemd.unit(5).
     """
     parts = other.split(b"/")
+    if parts[-1] == b"init.scope" and len(parts) > 2:
+        # There is the systemd of a container, which makes the other groups of it beside that one.
+        parts.pop()
     if parts[-1].endswith(b".slice"):
         return False
     for end, part in enumerate(parts, 1):

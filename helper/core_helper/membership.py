@@ -75,15 +75,24 @@ def may_be_traced(process: "FaultingProcess") -> bool:
     hosts, users = namespaces.of_host("pid"), namespaces.of_host("user")
     seen = namespaces.lineage(namespace, hosts)
     limit = time.monotonic() + PATIENCE
-    for name in posix.listdir("/proc"):
-        if time.monotonic() > limit:
-            return True
-        inode = first_process.inode_of(f"/proc/{name}/ns/pid") if name.isdigit() else None
-        if inode is None or inode == hosts or inode not in seen:
-            continue
-        # All threads of a process have the same user namespace, but each thread has capabilities of its own.
-        if first_process.inode_of(f"/proc/{name}/ns/user") == users and _has_tracer(name, limit):
-            return True
+    known: set[str] = set()
+    some_ended = True
+    # A process that has ended before it was looked at may have left another one behind.
+    while some_ended:
+        some_ended = False
+        for name in set(posix.listdir("/proc")) - known:
+            if time.monotonic() > limit:
+                return True
+            known.add(name)
+            inode = _namespace_of(int(name), "pid") if name.isdigit() else hosts
+            some_ended = some_ended or inode is None
+            if inode is None or inode == hosts or inode not in seen:
+                continue
+            # All threads of a process have the same user namespace, but each thread has capabilities of its own.
+            user = _namespace_of(int(name), "user")
+            some_ended = some_ended or user is None
+            if user == users and _has_tracer(name, limit):
+                return True
     return False
 
 
@@ -247,11 +256,10 @@ def _same_root(task: int, other: int) -> bool:
     return ours is not None and ours == theirs
 
 
-def _mount_namespace(pid: int) -> "int | None":
-    """Return the inode of the mount namespace of process ``pid``; its leader may have exited."""
-    return first_process.inode_of(f"/proc/{pid}/ns/mnt") or first_process.inode_of(
-        f"{procfs.task_of(pid, None)}/ns/mnt"
-    )
+def _namespace_of(pid: int, kind: str) -> "int | None":
+    """Return the inode of the namespace of process ``pid``, None where it has ended; its leader alone may have exited."""
+    inode = first_process.inode_of(f"/proc/{pid}/ns/{kind}")
+    return inode or first_process.inode_of(f"{procfs.task_of(pid, None)}/ns/{kind}")
 
 
 def _check_root(process: "FaultingProcess", first: "Member | None", proof: bool) -> None:
@@ -324,7 +332,7 @@ def _refuse_strangers(
     """Raise Withheld where another container is at home in the mounts of ``process``, or ``place`` is in its root directory."""
     mounts = process.inode("mnt") if process.in_container() else None
     holds = _holders_of(place)
-    if _find_stranger(process, first, lambda pid: _mount_namespace(pid) == mounts or holds(pid)):
+    if _find_stranger(process, first, lambda pid: _namespace_of(pid, "mnt") == mounts or holds(pid)):
         raise withheld(process, _foreign(process, path))
 
 
@@ -347,7 +355,7 @@ def _holders_of(place: "tuple[bytes, bytes] | None") -> "Callable[[int], bool]":
     roots: dict[int, tuple[bytes, bytes] | None] = {}
 
     def holds(pid: int) -> bool:
-        inode = _mount_namespace(pid)
+        inode = _namespace_of(pid, "mnt")
         if inode in (host_mounts, None):
             return False
         if inode not in roots:

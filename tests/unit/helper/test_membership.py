@@ -249,6 +249,45 @@ def test_a_process_of_very_many_threads_may_trace(world: World, monkeypatch: pyt
     assert not membership._has_tracer("99", time.monotonic() + 60)
 
 
+def test_a_tracer_that_ends_before_it_is_looked_at_and_leaves_another_one_is_found(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = world.container()
+    world.process(10, "1", DOCKER, FILES, bounding=FEW, **box)
+    (world.proc / "30").mkdir()
+    real = membership._namespace_of
+
+    def ask(pid: int, kind: str) -> int | None:
+        if pid == 30 and not (world.proc / "31").exists():
+            world.process(31, "2", DOCKER, FILES, bounding=ALL, **box)
+        return real(pid, kind)
+
+    monkeypatch.setattr(membership, "_namespace_of", ask)
+    assert membership.may_be_traced(world.crashed(10))
+
+
+def test_a_tracer_whose_leading_thread_has_exited_is_found(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    box = world.container()
+    world.process(10, "1", DOCKER, FILES, bounding=FEW, **box)
+    world.process(11, "2", DOCKER, FILES, bounding=ALL, **box)
+    process = world.crashed(10)
+    for kind in ("pid", "user"):
+        os.link(world.proc / "11/ns" / kind, world.directory / f"thread-{kind}")
+        (world.proc / "11/ns" / kind).unlink()
+    real = first_process.inode_of
+    monkeypatch.setattr(procfs, "task_of", lambda pid, tid: f"/thread/{pid}")
+    monkeypatch.setattr(
+        first_process,
+        "inode_of",
+        lambda path: (
+            (world.directory / f"thread-{path.rpartition('/')[2]}").stat().st_ino
+            if path.startswith("/thread/11/")
+            else real(path)
+        ),
+    )
+    assert membership.may_be_traced(process)
+
+
 def test_who_is_below_sees_nothing_of_a_pid_namespace(world: World) -> None:
     outer = world.container()
     world.process(10, "1", DOCKER, FILES, bounding=FEW, **outer)
@@ -810,11 +849,11 @@ def test_the_mount_namespace_of_a_process_whose_leader_has_exited_is_that_of_its
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.process(21)
-    assert membership._mount_namespace(21) == world.host["mnt"].stat().st_ino
-    assert membership._mount_namespace(99) is None
+    assert membership._namespace_of(21, "mnt") == world.host["mnt"].stat().st_ino
+    assert membership._namespace_of(99, "mnt") is None
     (world.proc / "21" / "ns" / "mnt").unlink()
     monkeypatch.setattr(procfs, "task_of", lambda pid, tid: "/proc/self" if (pid, tid) == (21, None) else "/missing")
-    assert membership._mount_namespace(21) == world.host["mnt"].stat().st_ino
+    assert membership._namespace_of(21, "mnt") == world.host["mnt"].stat().st_ino
 
 
 # The same with the kernel's own namespaces.

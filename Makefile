@@ -34,7 +34,7 @@ lint: venv lint-ansible ## ruff, mypy, shellcheck, yamllint, ansible-lint
 	$(BIN)/yamllint --strict .
 
 unit: venv ## the tests that need no root; those of the helper on each Python 3.8 to 3.14 found
-	$(BIN)/python -m pytest --ignore tests/unit/helper tests/unit tests/fuzz
+	$(BIN)/python -m pytest --numprocesses auto --ignore tests/unit/helper tests/unit tests/fuzz
 	tests/unit.sh
 
 unit-sid: ## the unit tests that need no engine on Debian sid's Python 3.14 and ansible-core, about a minute

@@ -186,7 +186,9 @@ def test_attack_20_a_process_of_the_host_with_the_rights_of_one_container_in_the
     go = tmp_path / "go"
     own = attack("wait=/out/go", options=("--detach",))
     words = [
-        *(f"wait={go}", f"join=/proc/{pid_of(own)}/ns/pid", "fork=1", f"join=/proc/{pid_of(plain)}/ns/mnt"),
+        f"wait={go}",
+        *(f"join=/proc/{pid_of(own)}/ns/{name}" for name in ("net", "ipc", "uts")),
+        *(f"join=/proc/{pid_of(own)}/ns/pid", "fork=1", f"join=/proc/{pid_of(plain)}/ns/mnt"),
         *(f"bound={DEFAULT_CAPABILITIES}", "touch=/out/joined", "wait=/out/alone"),
     ]
     crash = subprocess.Popen([f"{lab.PROGRAMS}/victim", *words], env=OF_THE_HOST)

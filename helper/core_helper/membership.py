@@ -361,8 +361,11 @@ def _holders_of(place: "tuple[bytes, bytes] | None") -> "Callable[[int], bool]":
         if inode not in roots:
             try:
                 roots[inode] = _root_of(procfs.task_of(pid, None))
-            except (OSError, Refused):
+            except OSError:
                 return False
+            except Refused:
+                # More mounts than can be looked at: the other processes there show no fewer.
+                roots[inode] = None
         return roots[inode] != hosts and container.is_below(place, roots[inode])
 
     return holds

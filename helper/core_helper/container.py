@@ -146,6 +146,7 @@ class Mounts:
     def __init__(self, mountinfo: bytes) -> None:
         """Take the content of /proc/PID/mountinfo."""
         self.text = b"\n" + mountinfo
+        self._by_point: dict[bytes, Mount] = {}
 
     def __contains__(self, number: int) -> bool:
         """Tell whether there is a mount of that number."""
@@ -180,15 +181,36 @@ class Mounts:
                 yield Mount(self._line(self.text.rfind(b"\n", 0, begin) + 1))
                 begin += 1
 
+    def nearest(self, path: bytes) -> "Mount | None":
+        """Return the mount that an absolute ``path`` is on; no file system and no link is looked at."""
+        if not self._by_point:
+            mounts = map(Mount, filter(None, self.text.split(b"\n")))
+            # The last one at a mount point covers those before.
+            self._by_point = {mount.point: mount for mount in mounts}
+        while path not in self._by_point:
+            if path in (b"", b"/"):
+                return None
+            path = path.rpartition(b"/")[0] or b"/"
+        return self._by_point[path]
+
     def place_of(self, path: bytes) -> "tuple[bytes, bytes] | None":
-        """Return device and path within its file system of an absolute ``path``; no file system and no link is looked at."""
-        best: Mount | None = None
-        for line in self.text.split(b"\n"):
-            if line:
-                mount = Mount(line)
-                if mount.place_of(path) and (best is None or len(mount.point) >= len(best.point)):
-                    best = mount
-        return None if best is None else best.place_of(path)
+        """Return device and path within its file system of an absolute ``path``; no link is followed."""
+        mount = self.nearest(path)
+        return None if mount is None else mount.place_of(path)
+
+    def place_of_layer(self, path: bytes) -> "tuple[bytes, bytes] | None":
+        """Return the same of a layer, which Docker names by a symbolic link beside it. FUSE is not asked: it may hang."""
+        mount = self.nearest(path)
+        if mount is None or mount.kind.startswith(b"fuse"):
+            return None
+        try:
+            target = posix.readlink(path)
+        except OSError:
+            return mount.place_of(path)
+        directory = path.rpartition(b"/")[0]
+        while target.startswith(b"../"):
+            directory, target = directory.rpartition(b"/")[0], target[3:]
+        return self.place_of(target if target.startswith(b"/") else directory + b"/" + target)
 
     def place_of_root(self) -> "tuple[bytes, bytes] | None":
         """Return device and path of the root directory that the process sees, None where that is no mount."""
@@ -240,9 +262,30 @@ def mounts_of(directory: int) -> Mounts:
     return _bounded(procfs.read(directory, "mountinfo", procfs.MOUNTINFO_LIMIT))
 
 
-def mounts_at(path: str) -> Mounts:
-    """Return the mounts that the process at ``path``, which is /proc/PID, sees. Raises Refused like ``mounts_of``."""
-    return _bounded(procfs.read_path(f"{path}/mountinfo", procfs.MOUNTINFO_LIMIT))
+def mounts_of_host() -> Mounts:
+    """Return the mounts of the host, without those of FUSE that a user has made. Raises Refused like ``mounts_of``.
+
+    With fusermount3(1), a user can make the list longer than anybody could read.
+    """
+    file = posix.open("/proc/self/mountinfo", posix.O_RDONLY | posix.O_CLOEXEC)
+    kept, size, rest = [], 0, b""
+    try:
+        while part := posix.read(file, 65536):
+            *lines, rest = (rest + part).split(b"\n")
+            lines = [line for line in lines if b" - fuse" not in line or not _is_of_user(line)]
+            kept += lines
+            size += sum(map(len, lines)) + len(lines)
+            if size > procfs.MOUNTINFO_LIMIT:
+                raise Refused("the list of the host's mounts is too long: core not delegated")
+    finally:
+        posix.close(file)
+    return Mounts(b"\n".join([*kept, rest]))
+
+
+def _is_of_user(line: bytes) -> bool:
+    mount = Mount(line)
+    users = [option for option in mount.options.split(b",") if option.startswith(b"user_id=")]
+    return mount.kind.startswith(b"fuse") and mount.kind not in OVERLAYS and users not in ([], [b"user_id=0"])
 
 
 def mounts_of_namespace(namespace: int) -> Mounts:

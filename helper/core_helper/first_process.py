@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from core_helper.process import FaultingProcess
 
 MOST_GROUPS, MOST_PROCESSES = 256, 4096
-CAP_SYS_ADMIN = 1 << 21  # Lets a process make a pid namespace.
+DOCKER_CAPABILITIES = 0xA80425FB  # What Docker gives a container; who has no more cannot make a pid namespace.
 PATIENCE = 30.0  # Seconds for a look at all processes of the host.
 
 
@@ -81,14 +81,31 @@ def first_of(process: "FaultingProcess") -> "tuple[Member | None, list[Member]]"
         others.append(init)
     else:
         first = init
-        if process.user_namespace is not None or init.rights & CAP_SYS_ADMIN:
-            # ``init`` may be the first process of a sandbox, in a container that has no pid namespace of its own.
+        if _may_be_another(init, process, group):
+            # ``init`` may be the first process of a sandbox, in a container that has no pid namespace of its own; or of a pid
+            # namespace that somebody has made who has moved himself into the container's control group.
             eldest = eldest_of(*group)
             if eldest is not None and eldest.status["Tgid"] == init.status["Tgid"]:
                 eldest.close()
             else:
                 others.append(eldest)
     return first, [member for member in others if member is not None]
+
+
+def _may_be_another(init: Member, process: "FaultingProcess", group: "tuple[bytes, bytes]") -> bool:
+    """Tell whether ``init`` may be another process than the one that the engine has started first in the control ``group``.
+
+    Not so where it has no more than Docker gives, and was started from outside of the group. That spares a look at the group.
+    """
+    if process.user_namespace is not None or init.rights & ~DOCKER_CAPABILITIES:
+        return True
+    if any(process.descriptor(kind) is None for kind in ("net", "ipc", "uts")):
+        return True
+    try:
+        parent = procfs.parse_cgroup(procfs.read_path(f"/proc/{init.status['PPid']}/cgroup"))
+    except (OSError, KeyError):
+        return False  # It has ended; or, for 0, it is outside of all that we see.
+    return runtime.is_within(parent, [group])
 
 
 def _init_of(process: "FaultingProcess", namespace: int, depth: int) -> "Member | None":

@@ -50,11 +50,16 @@ def check(process: "FaultingProcess") -> None:
             return
         _check_owner(process)
         if not process.in_pid_namespace() and not process.container_id and _has_root_of_the_host(process):
+            _refuse_strangers(process, first, b"/", None)
             return
         if first is not None:
             _check_group(process, first)
-            _check_namespaces(process, first)
-        joined = _may_have_joined(process, first)
+        # The first process of its pid namespace may be its own, in the control group of a container.
+        group = runtime.named_group(process.cgroups)
+        eldest = [member for member in members if member is first or runtime.named_group(member.cgroups) == group]
+        for member in eldest:
+            _check_eldest(process, member)
+        joined = first is None or any(_may_have_joined(process, member) for member in eldest)
         _check_root(process, first, joined)
         if joined or (first is not None and process.inode("mnt") != first.mounts):
             _check_program(process, first)
@@ -117,7 +122,7 @@ def _has_tracer(name: str, limit: float) -> bool:
 def _has_root_of_the_host(process: "FaultingProcess") -> bool:
     """Tell whether ``process`` sees the host's files in mounts of its own, as the services of systemd do."""
     own = container.mounts_of(process.task).place_of_root()
-    return own is not None and own == container.mounts_at("/proc/self").place_of_root()
+    return own is not None and own == container.mounts_of_host().place_of_root()
 
 
 def _may_have_joined(process: "FaultingProcess", first: "Member | None") -> bool:
@@ -174,8 +179,15 @@ def _check_group(process: "FaultingProcess", first: Member) -> None:
     raise withheld(process, "it is in a container's namespaces, but in another control group")
 
 
-def _check_namespaces(process: "FaultingProcess", first: Member) -> None:
-    """Raise Withheld where ``process`` has kept a namespace of the host that its container does not have."""
+def _check_eldest(process: "FaultingProcess", first: Member) -> None:
+    """Raise Withheld where ``process`` has kept a namespace of the host that its container does not have.
+
+    Or where its pid namespace is neither that of the container nor one below.
+    """
+    namespace = process.descriptor("pid")
+    host = namespaces.of_host("pid")
+    if namespace is not None and first.processes not in [*namespaces.lineage(namespace, host), host]:
+        raise withheld(process, "it is in a container's control group, but in another pid namespace")
     for kind in ("net", "ipc", "uts"):
         if process.descriptor(kind) is None and first.namespace(kind) != namespaces.of_host(kind):
             raise withheld(process, f"it is in a container's control group, but in the host's {kind} namespace")
@@ -271,19 +283,19 @@ def _check_root(process: "FaultingProcess", first: "Member | None", proof: bool)
     """
     path = posix.readlink(b"/proc/self/fd/%d" % process.root)
     own = first is not None and process.inode("mnt") == first.mounts
-    if path == b"/" and (own or (not process.in_container() and _is_root_of_the_host(process.root))):
-        if proof and process.in_container():
-            _refuse_strangers(process, first, path, None)
+    if path == b"/" and not process.in_container() and _is_root_of_the_host(process.root):
+        return
+    number = container.mount_of(process.root)
+    if path == b"/" and first is not None and own and not proof and number == _mount_of(first.directory, "root"):
         return
     table = _mounts_around(process, path)
-    number = container.mount_of(process.root)
     if number not in table:
         raise withheld(process, "its root directory is in another mount namespace than the process")
     place = table[number].place_of(path)
-    home = _home(process, first, table if own else None)
+    home = _home(process, first)
     if process.in_container() and container.is_below(place, home):
         if proof:
-            _refuse_strangers(process, first, path, None)
+            _refuse_strangers(process, first, path, place)
         return
     if _is_of_an_engine(place, home):
         raise withheld(process, _foreign(process, path))
@@ -296,31 +308,46 @@ def _mounts_around(process: "FaultingProcess", path: bytes) -> container.Mounts:
     """Return the mounts among which the root directory of ``process`` is, whose ``path`` is that in its mount namespace."""
     namespace = process.descriptor("mnt")
     if namespace is None:
-        return container.mounts_at("/proc/self")
+        return container.mounts_of_host()
     return container.mounts_of(process.task) if path == b"/" else container.mounts_of_namespace(namespace)
 
 
-def _home(
-    process: "FaultingProcess", first: "Member | None", table: "container.Mounts | None"
-) -> "tuple[bytes, bytes] | None":
+def _home(process: "FaultingProcess", first: "Member | None") -> "tuple[bytes, bytes] | None":
     """Return the place of the root directory of the container of ``process``, or of the host; None where that is unknown.
 
-    ``table`` are the mounts of the mount namespace, where that is the one of the container's ``first`` process.
+    Of a process of the host with mounts of its own it is unknown: others in its control group prove nothing.
     """
     if not process.in_container():
-        table = container.mounts_at("/proc/self")
-    elif table is None and first is not None:
-        table = container.mounts_of(first.directory)
-    return None if table is None else table.place_of_root()
+        return container.mounts_of_host().place_of_root()
+    if first is None or not (process.in_pid_namespace() or process.container_id):
+        return None
+    return _root_of_mounts(first.directory)
+
+
+def _root_of_mounts(directory: int) -> "tuple[bytes, bytes] | None":
+    """Return the place of the root directory of the mount namespace of the process of the opened /proc/PID.
+
+    The process itself may have another one.
+    """
+    root = _open(directory, "root")
+    path = posix.readlink(b"/proc/self/fd/%d" % root)
+    posix.close(root)
+    if path == b"/":
+        return container.mounts_of(directory).place_of_root()
+    namespace = posix.open("ns/mnt", posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=directory)
+    try:
+        return container.mounts_of_namespace(namespace).place_of_root()
+    finally:
+        posix.close(namespace)
 
 
 def _is_of_an_engine(place: "tuple[bytes, bytes] | None", home: "tuple[bytes, bytes] | None") -> bool:
     """Tell whether a ``place`` lies in a root directory that an engine has mounted on the host, other than that at ``home``."""
-    host = container.mounts_at("/proc/self")
+    host = container.mounts_of_host()
     for overlay in host.overlays():
         if home is not None and overlay.device == home[0]:
             continue
-        trees = [(overlay.device, b"/"), *map(host.place_of, container.layers_of(overlay))]
+        trees = [(overlay.device, b"/"), *map(host.place_of_layer, container.layers_of(overlay))]
         if any(container.is_below(place, tree) for tree in trees):
             return True
     return False
@@ -350,7 +377,7 @@ def _holders_of(place: "tuple[bytes, bytes] | None") -> "Callable[[int], bool]":
     """
     if place is None:
         return lambda pid: False
-    hosts = container.mounts_at("/proc/self").place_of_root()
+    hosts = container.mounts_of_host().place_of_root()
     host_mounts = namespaces.of_host("mnt")
     roots: dict[int, tuple[bytes, bytes] | None] = {}
 
@@ -380,9 +407,11 @@ def _root_of(task: str) -> "tuple[bytes, bytes] | None":
         posix.close(owner)
         if inode != namespaces.of_host("user"):
             return None
-        # More mounts than can be looked at are cut off: the faulting process has not made them.
-        text = procfs.read_path(f"{task}/mountinfo", procfs.MOUNTINFO_LIMIT)
-        return container.Mounts(text).place_of_root() or container.mounts_of_namespace(namespace).place_of_root()
+        directory = posix.open(task, posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
+        try:
+            return _root_of_mounts(directory)
+        finally:
+            posix.close(directory)
     finally:
         posix.close(namespace)
 
@@ -412,6 +441,7 @@ def _find_stranger(process: "FaultingProcess", first: "Member | None", wanted: "
     Raises Refused where the host has too many processes to tell.
     """
     limit = time.monotonic() + PATIENCE
+    host = not process.in_pid_namespace() and not process.container_id
     for name in posix.listdir("/proc"):
         if time.monotonic() > limit:
             raise Refused("the host has too many processes to find out whose its files are: core not delegated")
@@ -422,7 +452,9 @@ def _find_stranger(process: "FaultingProcess", first: "Member | None", wanted: "
         except OSError:
             continue
         try:
-            if not _is_part(member, process, first) and _is_at_home(member):
+            # Whoever is of a container is a stranger to a process of the host, wherever that one came from.
+            strange = host and (len(member.pids) > 1 or runtime.named_group(member.cgroups) is not None)
+            if not _is_part(member, process, first) and (strange or _is_at_home(member)):
                 return True
         finally:
             member.close()

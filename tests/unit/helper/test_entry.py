@@ -203,7 +203,7 @@ def test_all_mounts_of_a_namespace_are_seen_by_a_visit() -> None:
         here = os.stat("/proc/self/ns/mnt").st_ino
         opened = os.listdir("/proc/self/fd")
         table = container.mounts_of_namespace(namespace)
-        assert b" visited " in table.text and b" visited " not in container.mounts_at("/proc/self").text
+        assert b" visited " in table.text and b" visited " not in container.mounts_of_host().text
         assert (os.stat("/proc/self/ns/mnt").st_ino, os.listdir("/proc/self/fd")) == (here, opened)
         os.close(namespace)
         process.stdin.close()
@@ -215,12 +215,16 @@ def test_more_mounts_than_can_be_looked_at_are_refused(world: World, monkeypatch
     world.process(21, mountinfo=TABLE)
     directory = world.open(world.proc / "21", os.O_PATH)
     monkeypatch.setattr(procfs, "MOUNTINFO_LIMIT", len(TABLE) + 1)
-    assert container.mounts_of(directory).place_of_root() == container.mounts_at("/proc/21").place_of_root()
+    assert (
+        container.mounts_of(directory).place_of_root()
+        == container.Mounts(procfs.read_path("/proc/21/mountinfo")).place_of_root()
+    )
+    (world.proc / "self" / "mountinfo").write_bytes(TABLE + b"\n")
     monkeypatch.setattr(procfs, "MOUNTINFO_LIMIT", len(TABLE))
     with pytest.raises(Refused, match="the list of its mounts is longer than"):
         container.mounts_of(directory)
-    with pytest.raises(Refused, match="the list of its mounts is longer than"):
-        container.mounts_at("/proc/21")
+    with pytest.raises(Refused, match="the list of the host's mounts is too long"):
+        container.mounts_of_host()
 
 
 @pytest.mark.parametrize(

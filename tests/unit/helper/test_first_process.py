@@ -16,6 +16,7 @@ from unit.helper.world import (
     OTHER,
     OTHER_FILES,
     OTHER_ID,
+    SYS_ADMIN,
     World,
     keeps_descriptors,
 )
@@ -31,9 +32,14 @@ def first_two(process: Any) -> list[str | None]:
 
 
 def test_the_first_process_of_a_container_is_its_init(world: World, box: dict[str, Any]) -> None:
-    # Whoever is older in its control group: without a right to make pid namespaces it has not made this one.
+    # Whoever is older in its control group is looked for where the first process has anything that an engine does not give.
     world.process(8, cgroup=DOCKER, started=1)
-    assert first_two(world.crashed(11)) == ["10"]
+    assert first_two(world.crashed(11)) == ["10", "8"]
+    own = {**world.container(), **{kind: world.namespace() for kind in ("net", "ipc", "uts")}}
+    world.process(30, "1", OTHER, OTHER_FILES, bounding=first_process.DOCKER_CAPABILITIES, **own)
+    world.process(31, "2", OTHER, OTHER_FILES, bounding=0, **own)
+    world.process(9, cgroup=OTHER, started=1)
+    assert first_two(world.crashed(31)) == ["30"]
 
 
 def test_the_kernel_names_the_first_process_where_it_can(world: World, box: dict[str, Any]) -> None:
@@ -176,7 +182,7 @@ def test_a_sandbox_in_a_container_of_the_hosts_pid_namespace_is_compared_with_th
     assert first_two(world.crashed(34)) == ["33", "30"]
     # What is not in the bounding set any more may still be permitted.
     last = world.container()
-    world.process(35, "1", DOCKER, started=6, bounding=0, permitted=first_process.CAP_SYS_ADMIN, **last)
+    world.process(35, "1", DOCKER, started=6, bounding=0, permitted=SYS_ADMIN, **last)
     world.process(36, "2", DOCKER, started=7, bounding=0, **last)
     assert first_two(world.crashed(36)) == ["35", "30"]
 

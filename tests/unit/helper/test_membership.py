@@ -173,6 +173,31 @@ def test_a_process_of_the_host_with_mounts_of_its_own_has_its_delegate(world: Wo
     assert told(world.crashed(22)) == ""
 
 
+def test_a_pid_namespace_of_its_own_does_not_make_a_process_the_first_of_a_container(world: World) -> None:
+    box = {**world.container(), **{kind: world.namespace() for kind in ("net", "ipc", "uts")}}
+    world.process(10, "1", DOCKER, FILES, bounding=FEW, started=1, **box)
+    # Moved into the control group, with the mounts: alone in its pid namespace, and the first one there.
+    for pid, parent in ((30, world.host["pid"]), (31, box["pid"])):
+        own: dict[str, Any] = {"pid": world.namespace(parent), "mnt": box["mnt"]}
+        world.process(pid, "1" if pid == 30 else "9 1", DOCKER, FILES, bounding=FEW, started=900, **own)
+    assert "but in another pid namespace" in told(world.crashed(30))
+    assert "but in the host's net namespace" in told(world.crashed(31))
+
+
+def test_a_sandbox_that_gave_up_everything_is_compared_with_who_made_it(world: World) -> None:
+    names: dict[str, Any] = {kind: world.namespace() for kind in ("net", "ipc", "uts")}
+    mounts = world.namespace(owner=world.host["user"])
+    world.process(10, cgroup=DOCKER, mountinfo=FILES, started=1, filters=0, mnt=mounts, **names)
+    pids = world.namespace(world.host["pid"])
+    for pid, inner in ((11, "1"), (12, "2")):
+        own: dict[str, Any] = {**names, "mnt": mounts, "pid": pids}
+        world.process(pid, inner, DOCKER, FILES, started=pid, parent=10, filters=1, bounding=0, **own)
+    process = world.crashed(12)
+    with contextlib.suppress(Withheld):
+        membership.check(process)
+    assert process.confined
+
+
 # What the container's filters and capabilities tell.
 
 
@@ -546,6 +571,8 @@ def test_a_container_whose_engine_makes_no_overlay_is_known_by_its_processes(wor
     assert "lies in the files of another container" in root_told(process)
     # All of its processes have changed their root directory: its mount namespace is looked at.
     (world.proc / "30" / "mountinfo").write_bytes(b"")
+    (world.proc / "30" / "root").unlink()
+    (world.proc / "30" / "root").symlink_to(world.file(40, "/jail"))
     world.monkeypatch.setattr(container, "mounts_of_namespace", lambda namespace: container.Mounts(directory))
     assert "lies in the files of another container" in root_told(process)
     assert keeps_descriptors(lambda: root_told(process))
@@ -556,7 +583,7 @@ def test_a_container_whose_engine_makes_no_overlay_is_known_by_its_processes(wor
     world.owners[box["mnt"].stat().st_ino] = world.host["user"]
     assert root_told(process) != ""
     # Who is no process by now holds nothing.
-    (world.proc / "30" / "mountinfo").unlink()
+    (world.proc / "30" / "root").unlink()
     assert root_told(process) == ""
 
 
@@ -614,17 +641,42 @@ def test_a_root_that_is_no_mount_is_found_in_the_mounts_of_its_namespace(world: 
     assert refused[23] == ""
 
 
-def test_the_root_of_a_mount_namespace_and_of_the_container_is_its_own(world: World, box: dict[str, Any]) -> None:
-    (world.proc / "10" / "mountinfo").write_bytes(MERGED + OTHER_FILES)
+@pytest.mark.parametrize("proof", [False, True])
+def test_the_root_of_a_mount_namespace_and_of_the_container_is_its_own(
+    world: World, box: dict[str, Any], proof: bool
+) -> None:
+    volume = b"50 40 0:60 / /var/merged rw - overlay overlay rw\n"
+    (world.proc / "10" / "mountinfo").write_bytes(FILES + volume)
     world.process(30, "1", OTHER, OTHER_FILES, **world.container())
-    world.process(31, "1", f"/docker/{'c3' * 32}", FILES, **world.container())
-    assert root_told(world.crashed(11, "/", 40), 10) == ""
-    world.process(13, "4", DOCKER, FILES, exe=(77, "/x"), **box)
-    assert root_told(world.crashed(13, "/", 50), 10) == ""
-    # On the file system that the first process has as its root anyway.
-    assert root_told(world.crashed(11, "/jail", 40), 10) == ""
+    for path in ("/", "/jail"):
+        assert root_told(world.crashed(11, path, 40), 10, proof) == ""
     world.process(12, "3", DOCKER, MERGED, exe=(50, "/var/merged/x"), **box)
-    assert "lies in the files" in root_told(world.crashed(12, "/var/merged", 50), 10)
+    assert "lies in the files" in root_told(world.crashed(12, "/var/merged", 50), 10, proof)
+    # By pivot_root(2), or a mount that covers the root directory: nothing but the mount tells.
+    world.process(13, "4", DOCKER, b"60 1 0:60 / / rw - overlay o rw\n", exe=(60, "/x"), **box)
+    assert "is in the mount namespace of another container" in root_told(world.crashed(13, "/", 60), 10, proof)
+
+
+def test_the_control_group_of_a_service_is_no_home(world: World) -> None:
+    layer = b"50 20 0:50 / /var/merged rw - overlay overlay rw,upperdir=/var/upper\n"
+    (world.proc / "self" / "mountinfo").write_bytes(ROOT_OF_HOST + layer)
+    mounts = world.namespace(owner=world.host["user"])
+    world.process(20, cgroup="/system.slice/a.service", started=1)
+    world.process(21, cgroup="/system.slice/a.service", mountinfo=b"", exe=(20, "/var/upper/x"), mnt=mounts)
+    world.process(22, cgroup="/system.slice/b.service", mountinfo=ROOT_OF_HOST, started=500, mnt=mounts)
+    assert "lies in the files of another container" in root_told(world.crashed(21, "/var/upper", 20), 20)
+
+
+def test_the_home_is_the_root_of_the_mounts_whatever_the_first_process_has_changed(
+    world: World, box: dict[str, Any]
+) -> None:
+    (world.proc / "self" / "mountinfo").write_bytes(ROOT_OF_HOST + b"50 20 0:60 / /m rw - overlay o rw\n")
+    (world.proc / "10" / "root").unlink()
+    (world.proc / "10" / "root").symlink_to(world.file(50, "/host"))
+    (world.proc / "10" / "mountinfo").write_bytes(FILES + b"50 40 0:60 / /host rw - overlay overlay rw\n")
+    first = first_process.Member(10)
+    assert membership._home(world.crashed(11), first) == (b"0:50", b"/")
+    first.close()
 
 
 def test_whoever_has_the_hosts_own_root_is_no_container(world: World) -> None:
@@ -643,16 +695,17 @@ def test_of_many_processes_in_one_mount_namespace_one_is_asked(world: World, mon
     for pid in range(30, 40):
         world.process(pid, mountinfo=b"" if pid == 30 else FILES, mnt=mounts)
     asked: list[str] = []
-    real = procfs.read_path
+    real = membership._root_of
 
-    def read(path: str, limit: int) -> bytes:
-        asked.append(path)
-        return real(path, limit)
+    def ask(task: str) -> tuple[bytes, bytes] | None:
+        asked.append(task)
+        if len(asked) == 1:
+            raise Refused("more mounts than can be looked at")
+        return real(task)
 
-    monkeypatch.setattr(procfs, "read_path", read)
+    monkeypatch.setattr(membership, "_root_of", ask)
     assert root_told(world.crashed(21, "/srv")) == ""
-    # One that shows nothing is no answer for the others; those of the host are not asked.
-    assert 1 <= len([path for path in asked if path.endswith("/mountinfo") and "/self/" not in path]) <= 2
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ class World:
         (directory / "task" / str(number)).symlink_to("..")
         for kind in KINDS:
             os.link(namespaces.get(kind, self.host[kind]), directory / "ns" / kind)
-        status = f"Name:\ta\nTgid:\t{number}\nNStgid:\t{number} {pids}\nCapBnd:\t{bounding:016x}\n"
+        status = f"Name:\ta\nTgid:\t{number}\nNStgid:\t{number} {pids}\nPPid:\t{parent}\nCapBnd:\t{bounding:016x}\n"
         status += f"CapPrm:\t{bounding if permitted is None else permitted:016x}\nCapInh:\t{inheritable:016x}\n"
         status += "" if filters is None else f"Seccomp_filters:\t{filters}\n"
         (directory / "status").write_text(status)

@@ -255,6 +255,23 @@ def moved_below(pid: int, parent: int, name: str) -> Iterator[None]:
                 directory.rmdir()
 
 
+def move_into(pid: int, name: str) -> list[Path]:
+    """Moves a process into a control group of that name in each hierarchy of version 1; returns those that were made."""
+    made = []
+    for hierarchy in Path("/sys/fs/cgroup").iterdir():
+        group = hierarchy / name
+        if hierarchy.is_symlink() or not (hierarchy / "tasks").exists():
+            continue
+        if not group.exists():
+            group.mkdir()
+            made.append(group)
+            for file in ("cpuset.cpus", "cpuset.mems"):
+                if (group / file).exists():
+                    (group / file).write_text((hierarchy / file).read_text())
+        (group / "cgroup.procs").write_text(str(pid))
+    return made
+
+
 def test_attack_20_a_process_of_the_host_that_has_kept_its_network(
     attack: MakeCrash, refusal: Refusal, tmp_path: Path
 ) -> None:

@@ -58,6 +58,7 @@
  *   jail-mounts=COUNT  16,384 mounts below a directory that is no mount, which is the root directory of that many processes
  *   claim=PATH     an overlay as root directory, whose options name a directory of the host
  *   bind-root=PATH the same directory, mounted anew, as root directory
+ *   cover=PATH     the same over the root directory that it has
  *   touch=FILE     makes an empty file
  *   fuse=KIND      a file system that never answers: serve starts it, map maps a page of its own, environ the one of its environment
  *   silent=PATH    mounts a file system there that says of no name whether it exists
@@ -1289,7 +1290,11 @@ static void act(char **actions)
 			jail_with_mounts(value);
 		else if (IS("claim"))
 			claim(value);
-		else if (IS("bind-root"))
+		else if (IS("cover")) {
+			must(mount(value, "/", NULL, MS_BIND, NULL), "bind");
+			must(chdir("/.."), "/..");
+			must(chroot("."), "chroot");
+		} else if (IS("bind-root"))
 			bind_root(value);
 		else if (IS("touch"))
 			close(open(value, O_CREAT | O_WRONLY, 0666));

@@ -1,0 +1,129 @@
+"""Whose the files are that a process sees: what a fifth stranger found."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hostile.observe import files_of, pid_of, processes_of, wait_until
+from hostile.test_fourth_membership import PROGRAM, assert_delivered_from, crash_on_host, jail, move_into, start
+from hostile.test_second_look import ADMINISTRATOR, IN_ROOT, NOT_FOR, OF_THE_HOST, UNCONFINED, assert_withheld
+from support import lab
+from support.containers import MakeCrash
+
+__all__ = ["jail"]  # A fixture.
+
+Refusal = Callable[[str], str]
+
+
+@pytest.mark.parametrize("program", ["execute=/usr/bin/victim", "bound=a80425fb"], ids=["theirs", "of the host"])
+def test_attack_20_a_pid_namespace_of_its_own_in_the_control_group_of_a_container(
+    attack: MakeCrash, refusal: Refusal, tmp_path: Path, program: str
+) -> None:
+    container = start(attack)
+    pid = pid_of(container)
+    crash_on_host("sandbox=pid", f"join=/proc/{pid}/ns/mnt", program, directory=tmp_path, group_of=pid)
+    assert_withheld(container, refusal)
+
+
+@pytest.fixture
+def service() -> Iterator[str]:
+    """The name of a control group of a service of the host, with one process in it."""
+    name = "lab.service"
+    elder = subprocess.Popen(["sleep", "100"])
+    made = move_into(elder.pid, name)
+    yield name
+    elder.kill()
+    elder.wait()
+    for directory in made:
+        wait_until(lambda of=directory: not (of / "cgroup.procs").read_text(), "a process is left")  # type: ignore[misc]
+        directory.rmdir()
+
+
+def test_attack_20_a_service_of_the_host_with_mounts_of_its_own_in_what_was_changed_in_a_container(
+    attack: MakeCrash, refusal: Refusal, service: str, tmp_path: Path
+) -> None:
+    container = start(attack)
+    go = tmp_path / "go"
+    words = [f"wait={go}", "own-mounts", f"root={files_of(container, 'UpperDir')}", "execute=/usr/bin/victim"]
+    crash = subprocess.Popen([PROGRAM, *words], env=OF_THE_HOST)
+    move_into(crash.pid, service)
+    go.touch()
+    crash.wait()
+    assert_withheld(container, refusal)
+
+
+def test_attack_20_an_agent_covers_its_root_directory_with_the_files_of_a_container(
+    attack: MakeCrash, refusal: Refusal
+) -> None:
+    container = start(attack)
+    files = Path(files_of(container))
+    volume = f"--volume={files.parent.parent}:/host"
+    options = (*ADMINISTRATOR, *UNCONFINED, volume, f"--env={IN_ROOT}")
+    attack("fork=1", f"cover=/host/{files.parent.name}/{files.name}", "execute=/usr/bin/victim", options=options)
+    assert_withheld(container, refusal)
+
+
+def test_attack_20_a_layer_of_an_image(attack: MakeCrash, refusal: Refusal, tmp_path: Path) -> None:
+    layer = files_of(start(attack), "LowerDir").split(":")[-1]
+    crash_on_host(f"root={layer}", "execute=/usr/bin/victim", directory=tmp_path)
+    assert "core not delivered, 0 bytes" in refusal(NOT_FOR)
+    assert not list(Path(layer).glob("delegate.*")), "the delegate was started"
+
+
+def test_attack_20_root_of_the_host_in_a_sandbox_that_a_container_has_made(
+    attack: MakeCrash, refusal: Refusal, tmp_path: Path
+) -> None:
+    container = attack("fork=1", "sandbox=root", "wait=/never", options=(*ADMINISTRATOR, *UNCONFINED, "--detach"))
+    own = os.readlink(f"/proc/{pid_of(container)}/ns/mnt")
+
+    def inside() -> list[int]:
+        found = [pid for pid, _ in processes_of(container)]
+        return [pid for pid in found if Path(f"/proc/{pid}/root/usr/bin/victim").exists() and mounts_of(pid) != own]
+
+    wait_until(inside, "there is no sandbox")
+    (pid,) = inside()
+    crash_on_host(f"join=/proc/{pid}/ns/mnt", "execute=/usr/bin/victim", directory=tmp_path)
+    assert "core not delivered, 0 bytes" in refusal(NOT_FOR)
+    assert not list(Path(f"/proc/{pid}/root").glob("delegate.*")), "the delegate was started"
+
+
+def mounts_of(pid: int) -> str:
+    """The mount namespace of a process."""
+    return os.readlink(f"/proc/{pid}/ns/mnt")
+
+
+MOUNTS_OF_A_USER = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+os.chdir(sys.argv[1])
+for _ in range(15):
+    os.mkdir(" " * 250)
+    os.chdir(" " * 250)
+number = 0
+while len(open("/proc/self/mountinfo").read()) < 1 << 22:
+    device = os.open("/dev/fuse", os.O_RDWR)
+    os.mkdir(str(number))
+    options = f"fd={device},rootmode=40000,user_id=1000,group_id=1000".encode()
+    assert libc.mount(b"x", str(number).encode(), b"fuse.sshfs", 6, options) == 0
+    number += 1
+print(flush=True)
+sys.stdin.readline()
+for one in range(number):
+    libc.umount2(str(one).encode(), 2)
+"""
+
+
+def test_attack_20_a_user_of_the_host_makes_its_list_of_mounts_very_long(jail: Path, tmp_path: Path) -> None:
+    # As fusermount3 does for the user, a thousand times if asked to.
+    words = [sys.executable, "-c", MOUNTS_OF_A_USER, tmp_path]
+    user = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert user.stdout is not None and user.stdout.readline() == "\n"
+        assert_delivered_from(jail)
+    finally:
+        user.communicate("\n")

@@ -336,7 +336,11 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
     ),
     "20 the root directory is not asked for": (
         [
-            ("membership.py", "    if path == b", "    if True or path == b"),
+            (
+                "membership.py",
+                '    path = posix.readlink(b"/proc/self/fd/%d" % process.root)\n    own',
+                '    return\n    path = b""\n    own',
+            ),
             ("container.py", "if mount != mount_of(root, proc_self) and", "if False and"),
         ],
         "attack_20",
@@ -409,7 +413,7 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         "attack_20_chroot_without",
     ),
     "20 the layers of an overlay are not looked at": (
-        [("membership.py", ", *map(host.place_of, container.layers_of(overlay))", "")],
+        [("membership.py", ", *map(host.place_of_layer, container.layers_of(overlay))", "")],
         "attack_20_root_of_the_host_in_what",
     ),
     "20 who has left the mounts of the first process is nowhere at home": (
@@ -519,12 +523,38 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         "attack_20_a_container_in_the_mounts",
     ),
     "20 the other namespaces are not asked for": (
-        [("membership.py", "            _check_namespaces(process, first)\n", "")],
+        [("membership.py", "            _check_eldest(process, member)\n", "            pass\n")],
         "attack_20_a_process_of_the_host_that_has_kept",
     ),
     "20 whatever a user mounts is his": (
         [("membership.py", '        if inode != namespaces.of_host("user"):', "        if False:")],
         "attack_20_a_user_of_the_host_claims_a_directory",
+    ),
+    "20 the first of a pid namespace is the first of a container": (
+        [("first_process.py", "        if _may_be_another(init, process, group):", "        if False:")],
+        "attack_20_a_pid_namespace_of_its_own",
+    ),
+    "20 the control group of a service tells its root directory": (
+        [
+            (
+                "membership.py",
+                "    if first is None or not (process.in_pid_namespace() or process.container_id):",
+                "    if first is None:",
+            )
+        ],
+        "attack_20_a_service_of_the_host",
+    ),
+    "20 a layer is not what its link leads to": (
+        [("container.py", "            target = posix.readlink(path)\n", "            raise OSError\n")],
+        "attack_20_a_layer_of_an_image",
+    ),
+    "20 who is not at home is no stranger to the host": (
+        [("membership.py", "            strange = host and (", "            strange = False and (")],
+        "attack_20_root_of_the_host_in_a_sandbox",
+    ),
+    "20 what a user has mounted is read": (
+        [("container.py", 'if b" - fuse" not in line or not _is_of_user(line)', "if True")],
+        "attack_20_a_user_of_the_host_makes",
     ),
     "20 every process is asked for its mounts": (
         [

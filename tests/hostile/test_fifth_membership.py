@@ -12,7 +12,6 @@ import pytest
 from hostile.observe import files_of, pid_of, processes_of, wait_until
 from hostile.test_fourth_membership import PROGRAM, assert_delivered_from, crash_on_host, jail, move_into, start
 from hostile.test_second_look import ADMINISTRATOR, IN_ROOT, NOT_FOR, OF_THE_HOST, UNCONFINED, assert_withheld
-from support import lab
 from support.containers import MakeCrash
 
 __all__ = ["jail"]  # A fixture.
@@ -120,7 +119,7 @@ for one in range(number):
 
 def test_attack_20_a_user_of_the_host_makes_its_list_of_mounts_very_long(jail: Path, tmp_path: Path) -> None:
     # As fusermount3 does for the user, a thousand times if asked to.
-    words = [sys.executable, "-c", MOUNTS_OF_A_USER, tmp_path]
+    words = [sys.executable, "-c", MOUNTS_OF_A_USER, str(tmp_path)]
     user = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert user.stdout is not None and user.stdout.readline() == "\n"

@@ -286,7 +286,12 @@ def _check_root(process: "FaultingProcess", first: "Member | None", proof: bool)
     if path == b"/" and not process.in_container() and _is_root_of_the_host(process.root):
         return
     number = container.mount_of(process.root)
-    if path == b"/" and first is not None and own and not proof and number == _mount_of(first.directory, "root"):
+    if path == b"/" and first is not None and own and number == _mount_of(first.directory, "root"):
+        if proof:
+            # More mounts than can be looked at are cut off: that of the root directory is one of the first.
+            table = container.Mounts(procfs.read(process.task, "mountinfo", procfs.MOUNTINFO_LIMIT))
+            place = table[number].place_of(path) if number in table else None
+            _refuse_strangers(process, first, path, place)
         return
     table = _mounts_around(process, path)
     if number not in table:

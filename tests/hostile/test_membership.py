@@ -55,8 +55,8 @@ AGENTS: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
     ),
     "of a pid namespace of its own": (("fork=1", "join=/host/{pid}/ns/mnt"), ("--volume=/proc:/host",), OTHER_MOUNTS),
     "itself the first of its pid namespace": (("join=/host/{pid}/ns/mnt",), ("--volume=/proc:/host",), OTHER_MOUNTS),
-    "with the root of the container": (("root=/host/{pid}/root",), ("--volume=/proc:/host",), OTHER_ROOT),
-    "with the root of it, in the host's pid namespace": (("root=/proc/{pid}/root",), ("--pid=host",), OTHER_ROOT),
+    "with the root of the container": (("root=/host/{pid}/root",), ("--volume=/proc:/host",), OTHER_PROGRAM),
+    "with the root of it, in the host's pid namespace": (("root=/proc/{pid}/root",), ("--pid=host",), OTHER_PROGRAM),
     "with the files of the container": (("fork=1", "root=/host{files}"), ("--volume=/:/host",), OTHER_ROOT),
     "in all namespaces but the mounts'": (
         ("join=/host/{pid}/ns/net", "join=/host/{pid}/ns/mnt"),

@@ -36,6 +36,8 @@ static void read_all(void)
 static void fill_own_input(void)
 {
 	char page[4096] = {0};
+	while (access("/out/held", F_OK))
+		usleep(10000);
 	int both = open("/proc/self/fd/0", O_RDWR | O_NONBLOCK);
 	if (both < 0 || write(both, page, sizeof page) != sizeof page)
 		fail("/proc/self/fd/0");

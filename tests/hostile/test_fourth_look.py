@@ -75,6 +75,7 @@ def test_attack_22_a_delegate_that_fills_its_own_input_costs_no_processor_time(
     held = hold("-I%I -d%d", before=("linux", "tee"))
     container = attack("tiny", options=("--env=ATTACK=fills-its-input", "--detach"))
     wait_until((held / "held").exists, "the helper has nothing to show")
+    (container.records / "held").touch()
     wait_until((container.records / "filled").exists, "the delegate has not filled its input")
     (held / "go").touch()
     time.sleep(1)

@@ -514,14 +514,6 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         ],
         "attack_20_root_of_the_host_with_mounts_of_its_own",
     ),
-    "20 a container in a container is a part of it": (
-        [
-            # A container in a container has no overlay on the host.
-            ("membership.py", "    if _is_of_an_engine(place, home):", "    if False:"),
-            ("membership.py", "return named[0] == named[1]", "return runtime.is_within(member.cgroups, first.cgroups)"),
-        ],
-        "attack_20_a_container_in_the_mounts",
-    ),
     "20 the other namespaces are not asked for": (
         [("membership.py", "            _check_eldest(process, member)\n", "            pass\n")],
         "attack_20_a_process_of_the_host_that_has_kept",

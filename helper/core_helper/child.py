@@ -3,7 +3,7 @@
 import _thread
 import posix
 
-from core_helper import container, linux
+from core_helper import control_groups, linux
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ class Child:
     """The process that enters the container, seen from the supervisor: its pipes and pids, and what it reported."""
 
     def __init__(
-        self, source: "KernelPipe", groups: container.ControlGroups, run: "Callable[[Child], NoReturn]"
+        self, source: "KernelPipe", groups: control_groups.ControlGroups, run: "Callable[[Child], NoReturn]"
     ) -> None:
         """Fork it into ``groups`` and have it ``run``, without the ``source`` of the core. Raises OSError.
 

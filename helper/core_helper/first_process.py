@@ -4,7 +4,7 @@ import fcntl
 import posix
 import time
 
-from core_helper import container, namespaces, procfs, runtime
+from core_helper import control_groups, namespaces, procfs, runtime
 from core_helper.crash import Refused
 
 TYPE_CHECKING = False
@@ -171,7 +171,7 @@ def eldest_of(controllers: bytes, path: bytes) -> "Member | None":
 
 def _processes_in(controllers: bytes, path: bytes) -> "list[int]":
     """Return the processes of a control group and the groups below it. Raises Refused where they are too many to tell."""
-    mounts = container.own_cgroup_mounts()
+    mounts = control_groups.own_cgroup_mounts()
     mount_point = mounts.get(controllers.split(b",")[0])
     if mount_point is None:
         return []

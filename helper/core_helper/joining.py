@@ -13,7 +13,7 @@ docs/contributing.md says where a new attribute of the process goes that the del
 import posix
 import sys
 
-from core_helper import container, linux, privileges, start
+from core_helper import container, control_groups, linux, privileges, start
 from core_helper.configuration import FALLBACK_VARIABLE
 from core_helper.crash import Refused
 from core_helper.program import Absent, Program, Stopped, identity
@@ -32,7 +32,7 @@ class Plan:
     def __init__(
         self,
         process: "FaultingProcess",
-        groups: container.ControlGroups,
+        groups: control_groups.ControlGroups,
         label: privileges.Label,
         interpreter: "tuple[int, int] | None",
     ) -> None:
@@ -54,7 +54,7 @@ def prepare(process: "FaultingProcess") -> Plan:
     if process.in_container():
         # Outside of containers the delegate may well be a script for the same Python.
         interpreter = identity(posix.stat("/proc/self/exe"))
-    return Plan(process, container.open_control_groups(process), privileges.Label(process), interpreter)
+    return Plan(process, control_groups.open_control_groups(process), privileges.Label(process), interpreter)
 
 
 class Crowded(Stopped):

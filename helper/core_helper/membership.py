@@ -14,7 +14,7 @@ import fcntl
 import posix
 import time
 
-from core_helper import container, first_process, namespaces, procfs, runtime
+from core_helper import first_process, mount_table, namespaces, procfs, runtime
 from core_helper.crash import Refused
 from core_helper.first_process import PATIENCE, Member
 from core_helper.process import Withheld
@@ -121,8 +121,8 @@ def _has_tracer(name: str, limit: float) -> bool:
 
 def _has_root_of_the_host(process: "FaultingProcess") -> bool:
     """Tell whether ``process`` sees the host's files in mounts of its own, as the services of systemd do."""
-    own = container.mounts_of(process.task).place_of_root()
-    return own is not None and own == container.mounts_of_host().place_of_root()
+    own = mount_table.mounts_of(process.task).place_of_root()
+    return own is not None and own == mount_table.mounts_of_host().place_of_root()
 
 
 def _may_have_joined(process: "FaultingProcess", first: "Member | None") -> bool:
@@ -237,14 +237,14 @@ def _mount_of(directory: int, name: str) -> int:
     """Return the number of the mount that the magic link ``name`` in the opened /proc/PID leads to."""
     file = _open(directory, name)
     try:
-        return container.mount_of(file)
+        return mount_table.mount_of(file)
     finally:
         posix.close(file)
 
 
 def _sees(directory: int, number: int) -> bool:
     """Tell whether the process of the opened /proc/PID sees the mount of that number, that of its root directory included."""
-    return number == _mount_of(directory, "root") or number in container.mounts_of(directory)
+    return number == _mount_of(directory, "root") or number in mount_table.mounts_of(directory)
 
 
 def _check_program(process: "FaultingProcess", first: "Member | None") -> None:
@@ -264,7 +264,7 @@ def _check_program(process: "FaultingProcess", first: "Member | None") -> None:
 
 def _same_root(task: int, other: int) -> bool:
     """Tell whether two processes, opened, have the same root directory, each in a mount namespace of its own."""
-    ours, theirs = (container.mounts_of(file).place_of_root() for file in (task, other))
+    ours, theirs = (mount_table.mounts_of(file).place_of_root() for file in (task, other))
     return ours is not None and ours == theirs
 
 
@@ -285,11 +285,11 @@ def _check_root(process: "FaultingProcess", first: "Member | None", proof: bool)
     own = first is not None and process.inode("mnt") == first.mounts
     if path == b"/" and not process.in_container() and _is_root_of_the_host(process.root):
         return
-    number = container.mount_of(process.root)
+    number = mount_table.mount_of(process.root)
     if path == b"/" and first is not None and own and number == _mount_of(first.directory, "root"):
         if proof:
             # More mounts than can be looked at are cut off: that of the root directory is one of the first.
-            table = container.Mounts(procfs.read(process.task, "mountinfo", procfs.MOUNTINFO_LIMIT))
+            table = mount_table.Mounts(procfs.read(process.task, "mountinfo", procfs.MOUNTINFO_LIMIT))
             place = table[number].place_of(path) if number in table else None
             _refuse_strangers(process, first, path, place)
         return
@@ -298,7 +298,7 @@ def _check_root(process: "FaultingProcess", first: "Member | None", proof: bool)
         raise withheld(process, "its root directory is in another mount namespace than the process")
     place = table[number].place_of(path)
     home = _home(process, first)
-    if process.in_container() and container.is_below(place, home):
+    if process.in_container() and mount_table.is_below(place, home):
         if proof:
             _refuse_strangers(process, first, path, place)
         return
@@ -309,12 +309,12 @@ def _check_root(process: "FaultingProcess", first: "Member | None", proof: bool)
     _refuse_strangers(process, first, path, place)
 
 
-def _mounts_around(process: "FaultingProcess", path: bytes) -> container.Mounts:
+def _mounts_around(process: "FaultingProcess", path: bytes) -> mount_table.Mounts:
     """Return the mounts among which the root directory of ``process`` is, whose ``path`` is that in its mount namespace."""
     namespace = process.descriptor("mnt")
     if namespace is None:
-        return container.mounts_of_host()
-    return container.mounts_of(process.task) if path == b"/" else container.mounts_of_namespace(namespace)
+        return mount_table.mounts_of_host()
+    return mount_table.mounts_of(process.task) if path == b"/" else mount_table.mounts_of_namespace(namespace)
 
 
 def _home(process: "FaultingProcess", first: "Member | None") -> "tuple[bytes, bytes] | None":
@@ -323,7 +323,7 @@ def _home(process: "FaultingProcess", first: "Member | None") -> "tuple[bytes, b
     Of a process of the host with mounts of its own it is unknown: others in its control group prove nothing.
     """
     if not process.in_container():
-        return container.mounts_of_host().place_of_root()
+        return mount_table.mounts_of_host().place_of_root()
     if first is None or not (process.in_pid_namespace() or process.container_id):
         return None
     return _root_of_mounts(first.directory)
@@ -338,22 +338,22 @@ def _root_of_mounts(directory: int) -> "tuple[bytes, bytes] | None":
     path = posix.readlink(b"/proc/self/fd/%d" % root)
     posix.close(root)
     if path == b"/":
-        return container.mounts_of(directory).place_of_root()
+        return mount_table.mounts_of(directory).place_of_root()
     namespace = posix.open("ns/mnt", posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=directory)
     try:
-        return container.mounts_of_namespace(namespace).place_of_root()
+        return mount_table.mounts_of_namespace(namespace).place_of_root()
     finally:
         posix.close(namespace)
 
 
 def _is_of_an_engine(place: "tuple[bytes, bytes] | None", home: "tuple[bytes, bytes] | None") -> bool:
     """Tell whether a ``place`` lies in a root directory that an engine has mounted on the host, other than that at ``home``."""
-    host = container.mounts_of_host()
+    host = mount_table.mounts_of_host()
     for overlay in host.overlays():
         if home is not None and overlay.device == home[0]:
             continue
-        trees = [(overlay.device, b"/"), *map(host.place_of_layer, container.layers_of(overlay))]
-        if any(container.is_below(place, tree) for tree in trees):
+        trees = [(overlay.device, b"/"), *map(host.place_of_layer, mount_table.layers_of(overlay))]
+        if any(mount_table.is_below(place, tree) for tree in trees):
             return True
     return False
 
@@ -382,7 +382,7 @@ def _holders_of(place: "tuple[bytes, bytes] | None") -> "Callable[[int], bool]":
     """
     if place is None:
         return lambda pid: False
-    hosts = container.mounts_of_host().place_of_root()
+    hosts = mount_table.mounts_of_host().place_of_root()
     host_mounts = namespaces.of_host("mnt")
     roots: dict[int, tuple[bytes, bytes] | None] = {}
 
@@ -398,7 +398,7 @@ def _holders_of(place: "tuple[bytes, bytes] | None") -> "Callable[[int], bool]":
             except Refused:
                 # More mounts than can be looked at: the other processes there show no fewer.
                 roots[inode] = None
-        return roots[inode] != hosts and container.is_below(place, roots[inode])
+        return roots[inode] != hosts and mount_table.is_below(place, roots[inode])
 
     return holds
 
@@ -421,12 +421,12 @@ def _root_of(task: str) -> "tuple[bytes, bytes] | None":
         posix.close(namespace)
 
 
-def _is_program_below(process: "FaultingProcess", table: container.Mounts, root: bytes) -> bool:
+def _is_program_below(process: "FaultingProcess", table: mount_table.Mounts, root: bytes) -> bool:
     """Tell whether the program that the process executes lies in the directory ``root`` of these mounts."""
     file = _open(process.task, "exe")
     try:
         path = posix.readlink(b"/proc/self/fd/%d" % file)
-        return container.mount_of(file) in table and container.is_below((b"", path), (b"", root))
+        return mount_table.mount_of(file) in table and mount_table.is_below((b"", path), (b"", root))
     finally:
         posix.close(file)
 
@@ -435,7 +435,7 @@ def _is_root_of_the_host(root: int) -> bool:
     """Tell whether the opened directory, which is the root of its mount, is on that of the helper's root directory."""
     own = posix.open("/", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
     try:
-        return container.mount_of(root) == container.mount_of(own)
+        return mount_table.mount_of(root) == mount_table.mount_of(own)
     finally:
         posix.close(own)
 

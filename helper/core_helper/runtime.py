@@ -2,7 +2,7 @@
 
 import posix
 
-from core_helper import procfs
+from core_helper import control_groups, procfs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,9 +58,8 @@ def maker_of(controllers: bytes, above: bytes) -> "int | None":
         except OSError:
             continue
     # Mounted elsewhere.
-    from core_helper import container
 
-    mount_point = container.own_cgroup_mounts().get(first)
+    mount_point = control_groups.own_cgroup_mounts().get(first)
     try:
         return None if mount_point is None else posix.stat(mount_point + above).st_uid
     except OSError:

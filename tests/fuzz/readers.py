@@ -13,7 +13,17 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-from core_helper import command_line, container, corefile, journal, procfs, relay, runtime, supervisor, verification
+from core_helper import (
+    command_line,
+    control_groups,
+    corefile,
+    journal,
+    procfs,
+    relay,
+    runtime,
+    supervisor,
+    verification,
+)
 from core_helper.child import Result
 from core_helper.configuration import LONGEST_TIMEOUT, Configuration, parse_configuration
 from core_helper.crash import Refused
@@ -84,7 +94,7 @@ def auxv(data: bytes) -> None:
 
 def mountinfo(data: bytes) -> None:
     """Mount points are words of the text without their escapes, and the controllers stand there too."""
-    mounts = container.cgroup_mounts(data)
+    mounts = control_groups.cgroup_mounts(data)
     escape = re.compile(rb"\\(040|011|012|134)")
     words = {escape.sub(lambda found: bytes([int(found[1], 8)]), word) for word in re.split(rb"[ \n]", data)}
     assert all(mount_point in words and controllers in data for controllers, mount_point in mounts.items())

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from core_helper import (
     command_line,
-    container,
+    control_groups,
     corefile,
     joining,
     journal,
@@ -242,7 +242,7 @@ def test_hierarchies_are_found_whatever_their_mount_points_are(unified: str, old
         f"24 30 0:22 / {unified.replace(' ', chr(92) + '040')} rw shared:4 - cgroup2 cgroup2 rw,nsdelegate",
         f"25 30 0:23 / {old.replace(' ', chr(92) + '040')} rw - cgroup cgroup rw,{','.join(controllers)}",
     ]
-    mounts = container.cgroup_mounts("\n".join(lines).encode())
+    mounts = control_groups.cgroup_mounts("\n".join(lines).encode())
     assert mounts[b""] == unified.encode()
     assert all(mounts[controller.encode()] == old.encode() for controller in controllers)
 

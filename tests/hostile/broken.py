@@ -165,7 +165,7 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         "attack_10_root or attack_10_file",
     ),
     "10 control groups are not joined": (
-        [("container.py", 'posix.write(file, b"0")', "pass")],
+        [("control_groups.py", 'posix.write(file, b"0")', "pass")],
         "attack_10_a_node or attack_11_the_limit",
     ),
     "11, 12 no deadline": (
@@ -341,7 +341,7 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
                 '    path = posix.readlink(b"/proc/self/fd/%d" % process.root)\n    own',
                 '    return\n    path = b""\n    own',
             ),
-            ("container.py", "if mount != mount_of(root, proc_self) and", "if False and"),
+            ("container.py", "if mount != mount_table.mount_of(root, proc_self) and", "if False and"),
         ],
         "attack_20",
     ),
@@ -413,7 +413,7 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         "attack_20_chroot_without",
     ),
     "20 the layers of an overlay are not looked at": (
-        [("membership.py", ", *map(host.place_of_layer, container.layers_of(overlay))", "")],
+        [("membership.py", ", *map(host.place_of_layer, mount_table.layers_of(overlay))", "")],
         "attack_20_root_of_the_host_in_what",
     ),
     "20 who has left the mounts of the first process is nowhere at home": (
@@ -478,7 +478,7 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
     "22 all mounts are kept": (
         [
             (
-                "container.py",
+                "mount_table.py",
                 '        self.text = b"\\n" + mountinfo\n',
                 '        self.text = b"\\n" + mountinfo\n'
                 '        self.kept = [Mount(line) for line in mountinfo.split(b"\\n") if line]\n',
@@ -503,8 +503,8 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         [
             (
                 "membership.py",
-                'container.mounts_of(process.task) if path == b"/" else container.mounts_of_namespace(namespace)',
-                "container.mounts_of(process.task)",
+                'mount_table.mounts_of(process.task) if path == b"/" else mount_table.mounts_of_namespace(namespace)',
+                "mount_table.mounts_of(process.task)",
             ),
             (
                 "membership.py",
@@ -537,7 +537,7 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         "attack_20_a_service_of_the_host",
     ),
     "20 a layer is not what its link leads to": (
-        [("container.py", "            target = posix.readlink(path)\n", "            raise OSError\n")],
+        [("mount_table.py", "            target = posix.readlink(path)\n", "            raise OSError\n")],
         "attack_20_a_layer_of_an_image",
     ),
     "20 who is not at home is no stranger to the host": (
@@ -545,7 +545,7 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         "attack_20_root_of_the_host_in_a_sandbox",
     ),
     "20 what a user has mounted is read": (
-        [("container.py", 'if b" - fuse" not in line or not _is_of_user(line)', "if True")],
+        [("mount_table.py", 'if b" - fuse" not in line or not _is_of_user(line)', "if True")],
         "attack_20_a_user_of_the_host_makes",
     ),
     "20 every process is asked for its mounts": (

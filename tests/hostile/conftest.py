@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from core_helper import container as engine
+from core_helper import control_groups
 from hostile.observe import wait_until
 from support import lab
 from support.containers import Container, MakeCrash, crash_in, read_log
@@ -104,7 +104,7 @@ def delegate_of_the_host() -> Iterator[None]:
 @pytest.fixture
 def group_of_user() -> Iterator[Path]:
     """A control group of the unified hierarchy whose subtree is that of user 1000."""
-    mounts = engine.cgroup_mounts(Path("/proc/self/mountinfo").read_bytes())
+    mounts = control_groups.cgroup_mounts(Path("/proc/self/mountinfo").read_bytes())
     group = Path(os.fsdecode(mounts[b""]), "lab-of-user-1000")
     (group / "start").mkdir(parents=True)
     for path in (group, group / "cgroup.procs", group / "start", group / "start/cgroup.procs"):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from core_helper import container, procfs
+from core_helper import control_groups, procfs
 from hostile.observe import files_of, pid_of, wait_until
 from support import lab
 from support.containers import Container, MakeCrash, wait_for_log
@@ -154,7 +154,7 @@ def test_attack_20_a_process_of_the_host_that_was_moved_into_the_control_groups(
     pid = pid_of(untouched)
     words = [f"{lab.PROGRAMS}/victim", f"wait={go}", *(f"join=/proc/{pid}/ns/{name}" for name in names)]
     crash = subprocess.Popen(words, env=OF_THE_HOST)
-    mounts = container.cgroup_mounts(Path("/proc/self/mountinfo").read_bytes())
+    mounts = control_groups.cgroup_mounts(Path("/proc/self/mountinfo").read_bytes())
     for controllers, path in procfs.parse_cgroup(Path(f"/proc/{pid}/cgroup").read_bytes()):
         with contextlib.suppress(KeyError):
             Path(os.fsdecode(mounts[controllers.split(b",")[0]] + path), "cgroup.procs").write_text(str(crash.pid))

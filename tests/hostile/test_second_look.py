@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from core_helper import container as engine
-from core_helper import procfs
+from core_helper import control_groups, procfs
 from hostile.observe import delegates_of, files_of, helpers, peak_of_helpers, pid_of, processes_of, wait_until
 from support import lab
 from support.containers import Container, MakeCrash, crash_in
@@ -205,7 +204,7 @@ def test_attack_20_a_process_of_the_host_with_the_rights_of_one_container_in_the
 
 def move(pid: int, to: int | None) -> None:
     """Moves a process into all control groups of another one, or into the root groups."""
-    mounts = engine.cgroup_mounts(Path("/proc/self/mountinfo").read_bytes())
+    mounts = control_groups.cgroup_mounts(Path("/proc/self/mountinfo").read_bytes())
     for controllers, path in procfs.parse_cgroup(Path(f"/proc/{to or pid}/cgroup").read_bytes()):
         group = mounts.get(controllers.split(b",")[0])
         if group is not None:

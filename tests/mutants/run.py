@@ -42,6 +42,8 @@ MODULES = {
     "procfs": ("procfs", "process", "descriptors", "slots"),
     "privileges": ("privileges", "entry"),
     "container": ("container", "entry"),
+    "control_groups": ("container", "entry"),
+    "mount_table": ("entry", "membership"),
     "membership": ("membership",),
     "first_process": ("first_process",),
     "runtime": ("runtime", "previous_handler", "slots_taken"),

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from core_helper import container, joining, supervisor
+from core_helper import control_groups, joining, supervisor
 from core_helper.child import Child
 from core_helper.source import KernelPipe
 from unit.helper.support import in_child, process
@@ -49,7 +49,7 @@ def supervise(run: Callable[[Child], Any], core: bytes = b"", timeout: float = 1
         reading, sink = os.pipe()
         source = KernelPipe(reading)
         # As the kernel does: no child has its end of the pipe.
-        child = Child(source, container.ControlGroups(), without(sink, run))
+        child = Child(source, control_groups.ControlGroups(), without(sink, run))
         threading.Thread(target=feed, args=(sink, core), daemon=True).start()
         lines: list[bytes] = []
         began = time.monotonic()
@@ -68,7 +68,7 @@ def deliver(
 ) -> Any:
     """Return what the supervisor says of the delegate ``words``."""
     label: Any = SimpleNamespace(open=lambda: None, at_exec=lambda: None)
-    plan = joining.Plan(process(), container.ControlGroups(), label, None)
+    plan = joining.Plan(process(), control_groups.ControlGroups(), label, None)
     encoded = [os.fsencode(word) for word in words]
     return supervise(lambda child: joining.execute_delegate(plan, encoded, environment or {}, child), core, timeout)
 

@@ -7,7 +7,7 @@ import posix
 from pathlib import Path
 
 import pytest
-from core_helper import container, linux, procfs, verification
+from core_helper import container, control_groups, linux, procfs, verification
 from unit.helper.support import in_child, process
 
 V1 = b"""\
@@ -26,12 +26,12 @@ V2 = b"""\
 
 
 def test_on_version_2_there_is_one_hierarchy() -> None:
-    assert container.cgroup_mounts(V2) == {b"": b"/sys/fs/cgroup"}
+    assert control_groups.cgroup_mounts(V2) == {b"": b"/sys/fs/cgroup"}
 
 
 @pytest.mark.parametrize("mountinfo", [V1, HYBRID])
 def test_on_version_1_each_controller_has_its_mount(mountinfo: bytes) -> None:
-    mounts = container.cgroup_mounts(mountinfo)
+    mounts = control_groups.cgroup_mounts(mountinfo)
     assert mounts[b"name=systemd"] == b"/sys/fs/cgroup/systemd"
     assert mounts[b"cpu"] == mounts[b"cpuacct"] == b"/sys/fs/cgroup/cpu,cpuacct"
     assert mounts[b"pids"] == b"/sys/fs/cgroup/pids"
@@ -40,19 +40,19 @@ def test_on_version_1_each_controller_has_its_mount(mountinfo: bytes) -> None:
 
 
 def test_on_a_hybrid_machine_the_unified_hierarchy_is_found_beside_the_others() -> None:
-    assert container.cgroup_mounts(HYBRID)[b""] == b"/sys/fs/cgroup/unified"
-    assert b"" not in container.cgroup_mounts(V1)
+    assert control_groups.cgroup_mounts(HYBRID)[b""] == b"/sys/fs/cgroup/unified"
+    assert b"" not in control_groups.cgroup_mounts(V1)
 
 
 def test_a_part_of_a_hierarchy_that_is_mounted_elsewhere_does_not_count() -> None:
     bind = b"90 80 0:26 /docker/x /var/lib/x/sys/fs/cgroup ro shared:9 - cgroup2 cgroup2 rw,nsdelegate\n"
-    assert container.cgroup_mounts(bind) == {}
-    assert container.cgroup_mounts(bind + V2)[b""] == b"/sys/fs/cgroup"
+    assert control_groups.cgroup_mounts(bind) == {}
+    assert control_groups.cgroup_mounts(bind + V2)[b""] == b"/sys/fs/cgroup"
 
 
 def test_the_first_of_two_mounts_counts() -> None:
     second = b"99 80 0:26 / /mnt/host/cgroup rw shared:9 - cgroup2 cgroup2 rw\n"
-    assert container.cgroup_mounts(V2 + second)[b""] == b"/sys/fs/cgroup"
+    assert control_groups.cgroup_mounts(V2 + second)[b""] == b"/sys/fs/cgroup"
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_the_first_of_two_mounts_counts() -> None:
 )
 def test_escapes_in_a_mount_point_are_decoded(written: bytes, mount_point: bytes) -> None:
     line = b"31 25 0:26 / " + written + b" rw - cgroup2 my\\040cgroup rw,nsdelegate\n"
-    assert container.cgroup_mounts(line)[b""] == mount_point
+    assert control_groups.cgroup_mounts(line)[b""] == mount_point
 
 
 @pytest.mark.parametrize(
@@ -82,11 +82,11 @@ def test_escapes_in_a_mount_point_are_decoded(written: bytes, mount_point: bytes
     ],
 )
 def test_lines_about_something_else_are_skipped(line: bytes) -> None:
-    assert container.cgroup_mounts(line + b"\n") == {}
+    assert control_groups.cgroup_mounts(line + b"\n") == {}
 
 
 def test_groups_are_joined_by_writing_0(tmp_path: Path) -> None:
-    groups = container.ControlGroups()
+    groups = control_groups.ControlGroups()
     for name in ("a", "b"):
         (tmp_path / name).touch()
         groups.add(name, os.fsencode(tmp_path / name))
@@ -97,7 +97,7 @@ def test_groups_are_joined_by_writing_0(tmp_path: Path) -> None:
 
 def test_each_group_that_cannot_be_joined_is_told_and_the_others_are_joined(tmp_path: Path) -> None:
     (tmp_path / "good").touch()
-    groups = container.ControlGroups()
+    groups = control_groups.ControlGroups()
     groups.add("missing", os.fsencode(tmp_path / "missing" / "cgroup.procs"))
     groups.add("full", b"/dev/full")
     groups.add("good", os.fsencode(tmp_path / "good"))
@@ -110,10 +110,10 @@ def test_each_group_that_cannot_be_joined_is_told_and_the_others_are_joined(tmp_
 
 @pytest.mark.parametrize("where", [None, "/"])
 def test_the_fork_falls_back_to_a_plain_one(where: str | None) -> None:
-    groups = container.ControlGroups()
+    groups = control_groups.ControlGroups()
     if where is not None:
         groups.unified = os.open(where, os.O_PATH | os.O_DIRECTORY)
-    groups.others = [(container.UNIFIED, OSError(2, "x"))]
+    groups.others = [(control_groups.UNIFIED, OSError(2, "x"))]
     pid = groups.fork()
     if pid == 0:
         os._exit(len(groups.others))
@@ -126,16 +126,16 @@ def test_the_fork_falls_back_to_a_plain_one(where: str | None) -> None:
 
 def test_a_child_that_was_forked_into_its_group_does_not_join_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linux, "fork_into_cgroup", lambda directory: 0)
-    groups = container.ControlGroups()
+    groups = control_groups.ControlGroups()
     groups.unified = 99
-    groups.others = [(container.UNIFIED, 98), ("pids", 97)]
+    groups.others = [(control_groups.UNIFIED, 98), ("pids", 97)]
     assert groups.fork() == 0
     assert groups.others == [("pids", 97)]
 
 
-def open_groups(monkeypatch: pytest.MonkeyPatch, theirs: bytes, mountinfo: bytes) -> container.ControlGroups:
-    monkeypatch.setattr(procfs, "read", lambda directory, name: mountinfo)
-    return container.open_control_groups(process(cgroups=procfs.parse_cgroup(theirs)))
+def open_groups(monkeypatch: pytest.MonkeyPatch, theirs: bytes, mountinfo: bytes) -> control_groups.ControlGroups:
+    monkeypatch.setattr(procfs, "read_path", lambda path, limit: mountinfo)
+    return control_groups.open_control_groups(process(cgroups=procfs.parse_cgroup(theirs)))
 
 
 def test_the_groups_of_the_process_are_opened_where_they_are_mounted(
@@ -248,7 +248,7 @@ def test_the_root_is_entered_by_its_descriptor_and_nothing_of_the_old_directory_
 
 def test_descriptors_of_groups_survive_until_the_child_joins(tmp_path: Path) -> None:
     (tmp_path / "procs").touch()
-    groups = container.ControlGroups()
+    groups = control_groups.ControlGroups()
     groups.add("x", os.fsencode(tmp_path / "procs"))
     assert in_child(groups.join) == []
     assert (tmp_path / "procs").read_bytes() == b"0"

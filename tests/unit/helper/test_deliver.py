@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from core_helper import (
     container,
+    control_groups,
     deliver,
     diagnosis,
     joining,
@@ -192,7 +193,7 @@ class Deliveries:
         self.outcomes: list[Result] = []
         self.tried: list[tuple[bool, bool, float]] = []
         self.told: list[Any] = []
-        self.plan = joining.Plan(stage.process, container.ControlGroups(), None, None)  # type: ignore[arg-type]
+        self.plan = joining.Plan(stage.process, control_groups.ControlGroups(), None, None)  # type: ignore[arg-type]
         self.plan.groups.unified = 99
         monkeypatch.setattr(joining, "prepare", lambda process: self.plan)
         self.left = [0]

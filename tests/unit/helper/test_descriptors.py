@@ -16,7 +16,6 @@ from unit.helper.support import PACKAGE, in_child
 READ_OR_LISTED = {
     ("verification", "examine", "/proc"),
     ("verification", "open_task", "{}/task"),
-    ("container", "open_control_groups", "/proc/self"),
     ("source", "release", "/proc"),
     ("supervisor", "_end_unknown", "/proc"),
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from core_helper import container, linux, privileges, procfs, seccomp, verification
+from core_helper import container, control_groups, linux, mount_table, privileges, procfs, seccomp, verification
 from core_helper.crash import Refused
 from unit.helper.support import in_child, process
 from unit.helper.world import Elsewhere, World, keeps_descriptors
@@ -116,7 +116,7 @@ def joining(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             assert os.path.samestat(os.fstat(descriptor), ours)
             return 20
 
-        monkeypatch.setattr(container, "mount_of", mount_of)
+        monkeypatch.setattr(mount_table, "mount_of", mount_of)
         joined.clear()
         container.join_namespaces(crashed)
 
@@ -138,10 +138,10 @@ def test_a_root_directory_of_other_mounts_is_refused(joining: Any) -> None:
 def test_the_mount_of_a_file_is_told_without_asking_its_file_system() -> None:
     descriptor = os.open("/proc", os.O_PATH)
     proc_self = os.open("/proc/self", os.O_PATH)
-    table = container.Mounts(Path("/proc/self/mountinfo").read_bytes())
+    table = mount_table.Mounts(Path("/proc/self/mountinfo").read_bytes())
     for proc in (None, proc_self):
-        assert keeps_descriptors(functools.partial(container.mount_of, descriptor, proc))
-        assert table[container.mount_of(descriptor, proc)].point == b"/proc"
+        assert keeps_descriptors(functools.partial(mount_table.mount_of, descriptor, proc))
+        assert table[mount_table.mount_of(descriptor, proc)].point == b"/proc"
     for file in (descriptor, proc_self):
         os.close(file)
 
@@ -156,7 +156,7 @@ x 20 0:50 / /mnt rw - ext4 a rw
 
 
 def test_the_mounts_of_a_process_are_those_of_its_table() -> None:
-    table = container.Mounts(TABLE)
+    table = mount_table.Mounts(TABLE)
     found = {number: table[number] for number in range(100) if number in table and number != 31}
     assert {number: (mount.point, mount.device, mount.root) for number, mount in found.items()} == {
         20: (b"/", b"8:1", b"/"),
@@ -169,12 +169,12 @@ def test_the_mounts_of_a_process_are_those_of_its_table() -> None:
 
 def test_the_directories_that_an_overlay_is_made_of_are_told() -> None:
     line = rb"40 20 0:60 / / rw shared:1 - overlay o rw,lowerdir=/l/A\040b:l/B,lowerdir+=/l/C,upperdir=/u,workdir=/w"
-    assert container.layers_of(container.Mount(line.replace(rb"\\", b"\\"))) == [b"/l/A b", b"/l/B", b"/l/C", b"/u"]
+    assert mount_table.layers_of(mount_table.Mount(line.replace(rb"\\", b"\\"))) == [b"/l/A b", b"/l/B", b"/l/C", b"/u"]
     # As Docker writes it for an image of many layers.
     line = rb"40 20 0:60 / /var/o/8/merged rw - overlay o rw,lowerdir=l/A:l/B,upperdir=8/diff,workdir=8/work"
-    layers = container.layers_of(container.Mount(line))
+    layers = mount_table.layers_of(mount_table.Mount(line))
     assert layers == [b"/var/o/l/A", b"/var/o/l/B", b"/var/o/8/diff"]
-    assert container.layers_of(container.Mount(TABLE.splitlines()[0])) == []
+    assert mount_table.layers_of(mount_table.Mount(TABLE.splitlines()[0])) == []
 
 
 def test_a_path_is_on_the_mount_that_is_nearest_above_and_was_made_last() -> None:
@@ -183,12 +183,12 @@ def test_a_path_is_on_the_mount_that_is_nearest_above_and_was_made_last() -> Non
 31 30 0:51 / /mnt/x rw - overlay o rw
 32 31 0:52 / /mnt/x rw - fuse.fuse-overlayfs o rw
 """
-    table = container.Mounts(text)
+    table = mount_table.Mounts(text)
     assert table.place_of(b"/srv/x") == (b"8:1", b"/srv/x")
     assert table.place_of(b"/mnt/y") == (b"0:50", b"/sub/y")
     assert table.place_of(b"/mnt2") == (b"8:1", b"/mnt2")
     assert table.place_of(b"/mnt/x/y") == (b"0:52", b"/y")
-    assert container.Mounts(b"").place_of(b"/") is None
+    assert mount_table.Mounts(b"").place_of(b"/") is None
     assert [mount.device for mount in table.overlays()] == [b"0:51", b"0:52"]
 
 
@@ -202,13 +202,13 @@ def test_all_mounts_of_a_namespace_are_seen_by_a_visit() -> None:
         namespace = os.open(f"/proc/{process.pid}/ns/mnt", os.O_RDONLY)
         here = os.stat("/proc/self/ns/mnt").st_ino
         opened = os.listdir("/proc/self/fd")
-        table = container.mounts_of_namespace(namespace)
-        assert b" visited " in table.text and b" visited " not in container.mounts_of_host().text
+        table = mount_table.mounts_of_namespace(namespace)
+        assert b" visited " in table.text and b" visited " not in mount_table.mounts_of_host().text
         assert (os.stat("/proc/self/ns/mnt").st_ino, os.listdir("/proc/self/fd")) == (here, opened)
         os.close(namespace)
         process.stdin.close()
     with open("/dev/null") as wrong, pytest.raises(Refused, match="cannot be looked at"):
-        container.mounts_of_namespace(wrong.fileno())
+        mount_table.mounts_of_namespace(wrong.fileno())
 
 
 def test_more_mounts_than_can_be_looked_at_are_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,15 +216,15 @@ def test_more_mounts_than_can_be_looked_at_are_refused(world: World, monkeypatch
     directory = world.open(world.proc / "21", os.O_PATH)
     monkeypatch.setattr(procfs, "MOUNTINFO_LIMIT", len(TABLE) + 1)
     assert (
-        container.mounts_of(directory).place_of_root()
-        == container.Mounts(procfs.read_path("/proc/21/mountinfo")).place_of_root()
+        mount_table.mounts_of(directory).place_of_root()
+        == mount_table.Mounts(procfs.read_path("/proc/21/mountinfo")).place_of_root()
     )
     (world.proc / "self" / "mountinfo").write_bytes(TABLE + b"\n")
     monkeypatch.setattr(procfs, "MOUNTINFO_LIMIT", len(TABLE))
     with pytest.raises(Refused, match="the list of its mounts is longer than"):
-        container.mounts_of(directory)
+        mount_table.mounts_of(directory)
     with pytest.raises(Refused, match="the list of the host's mounts is too long"):
-        container.mounts_of_host()
+        mount_table.mounts_of_host()
 
 
 @pytest.mark.parametrize(
@@ -243,15 +243,15 @@ def test_a_path_has_its_place_in_the_file_system_of_its_mount(
     point: bytes, root: bytes, path: bytes, place: bytes | None
 ) -> None:
     expected = None if place is None else (b"8:1", place)
-    mount = container.Mount(b"20 1 8:1 %s %s rw - ext4 a rw" % (root, point))
+    mount = mount_table.Mount(b"20 1 8:1 %s %s rw - ext4 a rw" % (root, point))
     assert mount.place_of(path) == expected
 
 
 def test_the_topmost_root_counts() -> None:
-    assert container.Mounts(TABLE).place_of_root() == (b"0:60", b"/")
-    assert [mount.device for mount in container.Mounts(TABLE).roots()] == [b"0:60", b"8:1"]
-    assert container.Mounts(b"30 20 0:50 / /mnt rw - ext4 a rw\n").place_of_root() is None
-    assert container.Mounts(b"").place_of_root() is None
+    assert mount_table.Mounts(TABLE).place_of_root() == (b"0:60", b"/")
+    assert [mount.device for mount in mount_table.Mounts(TABLE).roots()] == [b"0:60", b"8:1"]
+    assert mount_table.Mounts(b"30 20 0:50 / /mnt rw - ext4 a rw\n").place_of_root() is None
+    assert mount_table.Mounts(b"").place_of_root() is None
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_the_topmost_root_counts() -> None:
     ],
 )
 def test_what_lies_below_a_directory_is_on_its_device_too(place: Any, tree: Any, below: bool) -> None:
-    assert container.is_below(place, tree) is below
+    assert mount_table.is_below(place, tree) is below
 
 
 # Control groups and the host name.
@@ -280,7 +280,7 @@ def test_only_the_files_of_the_groups_stay_open(world: World) -> None:
     cgroups = [(b"", b"/a"), (b"cpu", b"/"), (b"pids", b"/missing")]
 
     def opened() -> None:
-        groups = container.open_control_groups(process(cgroups=cgroups))
+        groups = control_groups.open_control_groups(process(cgroups=cgroups))
         assert groups.unified is not None and len(groups.files()) == 1
         assert isinstance(groups.others[1][1], OSError)
         assert not os.get_inheritable(groups.unified)
@@ -294,19 +294,19 @@ def test_only_the_files_of_the_groups_stay_open(world: World) -> None:
 
 def test_a_hierarchy_of_the_container_alone_does_not_hide_those_that_follow(world: World) -> None:
     cgroups = [(b"name=systemd", b"/a"), (b"cpu", b"/"), (b"", b"/gone")]
-    groups = container.open_control_groups(process(cgroups=cgroups))
-    assert [name for name, _ in groups.others] == [container.UNIFIED]
+    groups = control_groups.open_control_groups(process(cgroups=cgroups))
+    assert [name for name, _ in groups.others] == [control_groups.UNIFIED]
 
 
 @pytest.mark.parametrize(
     ("line", "found"), [(b"31 25 0:26 / /x - cgroup2 c rw", True), (b"31 25 0:26 / - cgroup2 c rw", False)]
 )
 def test_a_line_needs_a_mount_point(line: bytes, found: bool) -> None:
-    assert container.cgroup_mounts(line + b"\n") == ({b"": b"/x"} if found else {})
+    assert control_groups.cgroup_mounts(line + b"\n") == ({b"": b"/x"} if found else {})
 
 
 def test_a_group_that_is_gone_is_told_and_the_rest_is_opened(world: World) -> None:
-    groups = container.open_control_groups(process(cgroups=[(b"", b"/gone")]))
+    groups = control_groups.open_control_groups(process(cgroups=[(b"", b"/gone")]))
     assert (groups.unified, groups.files()) == (None, [])
     assert groups.join() == ["control group unified: No such file or directory"]
 
@@ -317,15 +317,15 @@ def test_a_group_without_a_fork_into_it_is_joined_by_its_file(monkeypatch: pytes
 
     monkeypatch.setattr(linux, "fork_into_cgroup", fork)
     monkeypatch.setattr(posix, "fork", lambda: 0)
-    groups = container.ControlGroups()
-    groups.unified, groups.others = 99, [(container.UNIFIED, 98)]
-    assert (groups.fork(), groups.others) == (0, [(container.UNIFIED, 98)])
+    groups = control_groups.ControlGroups()
+    groups.unified, groups.others = 99, [(control_groups.UNIFIED, 98)]
+    assert (groups.fork(), groups.others) == (0, [(control_groups.UNIFIED, 98)])
 
 
 def test_the_parent_of_a_fork_into_the_group_keeps_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linux, "fork_into_cgroup", lambda directory: 4711)
-    groups = container.ControlGroups()
-    groups.unified, groups.others = 99, [(container.UNIFIED, 98), ("pids", 97)]
+    groups = control_groups.ControlGroups()
+    groups.unified, groups.others = 99, [(control_groups.UNIFIED, 98), ("pids", 97)]
     assert groups.fork() == 4711
     assert groups.files() == [98, 97]
 

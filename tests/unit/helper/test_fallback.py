@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from core_helper import container, fallback, joining
+from core_helper import control_groups, fallback, joining
 from unit.helper.delivery import supervise
 from unit.helper.support import process
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("without_entry")
 
 def write(path: Path, core: bytes) -> Any:
     label: Any = SimpleNamespace(at_once=lambda: None)
-    plan = joining.Plan(process(), container.ControlGroups(), label, None)
+    plan = joining.Plan(process(), control_groups.ControlGroups(), label, None)
     return supervise(lambda child: fallback.write(plan, os.fsencode(path), True, child), core)
 
 

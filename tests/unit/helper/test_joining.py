@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from core_helper import container, fallback, joining, linux, privileges, start
+from core_helper import container, control_groups, fallback, joining, linux, privileges, start
 from core_helper.configuration import FALLBACK_VARIABLE
 from core_helper.crash import Refused
 from core_helper.program import Absent, Stopped
@@ -51,7 +51,7 @@ class Line:
     def __init__(self, recorder: Recorder, **facts: Any) -> None:
         self.recorder = recorder
         self.process = process(**{"limits": {}, "nice": 0, "notes": ["a note"], "read_environ": dict, **facts})
-        self.groups = container.ControlGroups()
+        self.groups = control_groups.ControlGroups()
         self.steps: list[tuple[str, str]] = []
         label = SimpleNamespace(**{name: self.noted(name) for name in ("open", "at_exec", "at_once")})
         self.plan = joining.Plan(self.process, self.groups, label, None)  # type: ignore[arg-type]
@@ -312,7 +312,7 @@ def test_the_interpreter_of_the_helper_is_forbidden_in_containers(recorder: Reco
 
 
 def test_what_cannot_be_taken_over_is_refused_before_anything_is_opened(recorder: Recorder) -> None:
-    recorder.watch(container, "open_control_groups")
+    recorder.watch(control_groups, "open_control_groups")
     with pytest.raises(Refused):
         joining.prepare(process(seccomp=1))
     assert recorder.done == []

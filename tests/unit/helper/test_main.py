@@ -15,6 +15,7 @@ from core_helper import (
     __version__,
     command_line,
     container,
+    control_groups,
     deliver,
     fallback,
     joining,
@@ -242,7 +243,7 @@ class Stage:
         self.process = process(signal=6)
         self.outcomes: list[Result] = []
         self.children: list[Any] = []
-        self.groups = container.ControlGroups()
+        self.groups = control_groups.ControlGroups()
         self.groups.unified = 99
         plan = joining.Plan(self.process, self.groups, None, None)  # type: ignore[arg-type]
         log.touch()

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from core_helper import container, first_process, membership, procfs, verification
+from core_helper import first_process, membership, mount_table, procfs, verification
 from core_helper.crash import Refused
 from core_helper.process import FaultingProcess, Withheld
 from unit.helper.support import HELPER
@@ -573,7 +573,7 @@ def test_a_container_whose_engine_makes_no_overlay_is_known_by_its_processes(wor
     (world.proc / "30" / "mountinfo").write_bytes(b"")
     (world.proc / "30" / "root").unlink()
     (world.proc / "30" / "root").symlink_to(world.file(40, "/jail"))
-    world.monkeypatch.setattr(container, "mounts_of_namespace", lambda namespace: container.Mounts(directory))
+    world.monkeypatch.setattr(mount_table, "mounts_of_namespace", lambda namespace: mount_table.Mounts(directory))
     assert "lies in the files of another container" in root_told(process)
     assert keeps_descriptors(lambda: root_told(process))
     # A mount namespace of a user namespace is what any user can make: he owns nothing of the host for that.

@@ -11,7 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from core_helper import container, first_process, membership, namespaces, procfs, runtime, slots, start, verification
+from core_helper import (
+    container,
+    control_groups,
+    first_process,
+    membership,
+    mount_table,
+    namespaces,
+    procfs,
+    runtime,
+    slots,
+    start,
+    verification,
+)
 from core_helper import process as process_module
 from core_helper.crash import Refused
 from core_helper.process import FaultingProcess
@@ -68,8 +80,10 @@ class World:
         self.opened: list[int] = []
         for module in (
             container,
+            control_groups,
             first_process,
             membership,
+            mount_table,
             namespaces,
             process_module,
             procfs,
@@ -80,8 +94,8 @@ class World:
         ):
             monkeypatch.setattr(module, "posix", Elsewhere(self.proc))
         monkeypatch.setattr(fcntl, "ioctl", self.ioctl)
-        monkeypatch.setattr(container, "mount_of", self.mount_of)
-        monkeypatch.setattr(container, "mounts_of_namespace", self.mounts_of_namespace)
+        monkeypatch.setattr(mount_table, "mount_of", self.mount_of)
+        monkeypatch.setattr(mount_table, "mounts_of_namespace", self.mounts_of_namespace)
         self.host = {kind: self.namespace() for kind in KINDS}
         for kind in KINDS:
             self.owners[self.host[kind].stat().st_ino] = self.host["user"]
@@ -112,13 +126,13 @@ class World:
         number = os.readlink(f"/proc/self/fd/{descriptor}").rpartition("/")[2].partition("!")[0]
         return int(number) if number.isdigit() else 20
 
-    def mounts_of_namespace(self, descriptor: int) -> container.Mounts:
+    def mounts_of_namespace(self, descriptor: int) -> mount_table.Mounts:
         """Return the mounts that the first process of a mount namespace shows which shows any; a child would visit it."""
         inode = os.fstat(descriptor).st_ino
         for directory in sorted(self.proc.iterdir()):
             namespace, mountinfo = directory / "ns/mnt", directory / "mountinfo"
             if namespace.exists() and namespace.stat().st_ino == inode and mountinfo.stat().st_size:
-                return container.Mounts(mountinfo.read_bytes())
+                return mount_table.Mounts(mountinfo.read_bytes())
         raise Refused("the mounts of its mount namespace cannot be looked at: core not delegated")
 
     def container(self, **namespaces: Path) -> dict[str, Any]:

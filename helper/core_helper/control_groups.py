@@ -1,0 +1,145 @@
+"""Joins the control groups of the faulting process; cgroups(7)."""
+
+import posix
+
+from core_helper import linux, mount_table, procfs
+
+UNIFIED = "unified"
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from core_helper.process import FaultingProcess
+
+
+class ControlGroups:
+    """The control groups of the process, opened on the host: the container's own mounts cannot be trusted.
+
+    ``unified`` is the directory of the group in the unified hierarchy (version 2), for a fork right into that group; None where
+    there is nothing to join. ``others`` are (name, descriptor or the reason why there is none), for joining by a write.
+    ``ways_out`` are the files by which a process leaves the groups that count processes, for the root groups of the helper.
+    """
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self.unified: int | None = None
+        self.others: list[tuple[str, int | OSError]] = []
+        self.ways_out: list[bytes] = []
+        self._opened_ways_out: list[int] = []
+
+    def add(self, name: str, file: bytes) -> None:
+        """Open ``file``, by which a process joins the group ``name``."""
+        try:
+            self.others.append((name, posix.open(file, posix.O_WRONLY | posix.O_CLOEXEC)))
+        except OSError as error:
+            self.others.append((name, error))
+
+    def files(self) -> "list[int]":
+        """Return the descriptors of those that are joined by a write."""
+        return [file for _name, file in self.others if isinstance(file, int)]
+
+    def fork(self) -> int:
+        """Fork; the child is in the unified group. Like posix.fork() where the kernel or the group's pids.max forbids that."""
+        if self.unified is not None:
+            try:
+                pid = linux.fork_into_cgroup(self.unified)
+            except OSError:
+                return posix.fork()
+            if pid == 0:
+                # The fork has joined it already; without its entry, nothing can write to its file by mistake.
+                self.others = [(name, file) for name, file in self.others if name != UNIFIED]
+            return pid
+        return posix.fork()
+
+    def join(self, counting_only: bool = False) -> "list[str]":
+        """Join what was not joined by the fork, with the calling process; return a line for each that could not be.
+
+        With ``counting_only``, those that count processes. The kernel checks the permission of the process that opened the
+        file, so this works after the privileges were dropped. It also works where pids.max is reached, which forbids only to
+        fork within the group; cgroups(7).
+        """
+        failures = []
+        for name, file in self.others:
+            if counting_only and not _counts_processes(name):
+                continue
+            try:
+                if isinstance(file, OSError):
+                    raise file
+                _enter_group(file)
+            except OSError as error:
+                failures.append(f"control group {name}: {error.strerror}")
+        return failures
+
+    def prepare_to_leave(self) -> None:
+        """Have the next child start outside of the group, and able to ``leave`` what it joins. Raises OSError."""
+        self.unified = None
+        self._opened_ways_out = [posix.open(path, posix.O_WRONLY | posix.O_CLOEXEC) for path in self.ways_out]
+
+    def leave(self) -> None:
+        """Leave the groups that count processes and so may forbid the next fork. Raises OSError."""
+        for file in self._opened_ways_out:
+            _enter_group(file)
+
+
+def _counts_processes(name: str) -> bool:
+    return name == UNIFIED or "pids" in name.split(",")
+
+
+def _enter_group(file: int) -> None:
+    """Move the calling process into the group of the opened ``file``."""
+    posix.write(file, b"0")
+
+
+def cgroup_mounts(mountinfo: bytes) -> "dict[bytes, bytes]":
+    """Return the mount point of each hierarchy by its controllers as /proc/PID/cgroup names them, b"" for the unified.
+
+    ``mountinfo`` is /proc/PID/mountinfo of the host; proc_pid_mountinfo(5).
+    """
+    mounts: dict[bytes, bytes] = {}
+    for line in mountinfo.split(b"\n"):
+        left, _dash, right = line.partition(b" - cgroup")
+        fields, tail = left.split(b" "), right.split(b" ")
+        if len(tail) < 3 or len(fields) < 5 or fields[3] != b"/":
+            continue
+        mount_point = mount_table.decoded(fields[4])
+        if tail[0] == b"2":
+            mounts.setdefault(b"", mount_point)
+        elif tail[0] == b"":
+            # The superblock's options hold the controllers, besides rw, xattr, release_agent= and the like.
+            for option in tail[2].split(b","):
+                mounts.setdefault(option, mount_point)
+    return mounts
+
+
+def own_cgroup_mounts() -> "dict[bytes, bytes]":
+    """Return the mount point of each hierarchy that the helper sees, by its controllers. Raises OSError."""
+    return cgroup_mounts(procfs.read_path("/proc/self/mountinfo", procfs.MOUNTINFO_LIMIT))
+
+
+def open_control_groups(process: "FaultingProcess") -> ControlGroups:
+    """Open the control groups of ``process`` except root groups, in which the kernel starts the helper; cgroups(7)."""
+    mounts = own_cgroup_mounts()
+    groups = ControlGroups()
+    for controllers, path in process.cgroups:
+        if path == b"/":
+            continue
+        mount_point = mounts.get(controllers.split(b",")[0])
+        name = controllers.decode("latin-1") or UNIFIED
+        if mount_point is None and controllers.startswith(b"name="):
+            # systemd-nspawn of systemd 252 mounts name=systemd in the container alone. It cannot be joined from here, and need
+            # not: a hierarchy without controllers limits nothing.
+            continue
+        if mount_point is None:
+            groups.others.append((name, OSError(2, "its hierarchy is not mounted on the host")))
+            continue
+        # A single thread joins an old hierarchy through "tasks": unlike cgroup.procs that takes no lock which every fork of the
+        # machine has to wait for (kernel/cgroup/cgroup.c, cgroup_procs_write_start).
+        file = b"/tasks" if controllers else b"/cgroup.procs"
+        groups.add(name, mount_point + path + file)
+        if _counts_processes(name):
+            groups.ways_out.append(mount_point + file)
+        if not controllers:
+            try:
+                groups.unified = posix.open(mount_point + path, posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
+            except OSError:
+                pass  # add() has noted why.
+    return groups

@@ -1,0 +1,222 @@
+"""Reads the lists of mounts that processes see, and says where a path lies; proc_pid_mountinfo(5)."""
+
+import posix
+
+from core_helper import linux, procfs
+from core_helper.crash import Refused
+
+OVERLAYS = (b"overlay", b"fuse.fuse-overlayfs", b"aufs")
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Iterator
+
+
+class Mount:
+    """A mount: where it is, on which device its file system is, and which directory of that it shows; proc_pid_mountinfo(5)."""
+
+    def __init__(self, line: bytes) -> None:
+        """Take a line of /proc/PID/mountinfo."""
+        left, _dash, right = line.partition(b" - ")
+        fields = left.split(b" ")
+        self.device = fields[2]
+        self.root = decoded(fields[3])
+        self.point = decoded(fields[4])
+        tail = right.split(b" ")
+        self.kind, self.options = tail[0], tail[-1]  # Both of the file system.
+
+    def place_of(self, path: bytes) -> "tuple[bytes, bytes] | None":
+        """Return the device of a ``path`` on this mount, and the path within that file system; None where it is not on it."""
+        if not is_below((b"", path), (b"", self.point)):
+            return None
+        return self.device, self.root.rstrip(b"/") + b"/" + path[len(self.point) :].lstrip(b"/")
+
+
+class Mounts:
+    """The mounts that a process sees, by their numbers. Kept as the kernel's text: a mount namespace may have 100,000."""
+
+    def __init__(self, mountinfo: bytes) -> None:
+        """Take the content of /proc/PID/mountinfo."""
+        self.text = b"\n" + mountinfo
+        self._by_point: dict[bytes, Mount] = {}
+
+    def __contains__(self, number: int) -> bool:
+        """Tell whether there is a mount of that number."""
+        return b"\n%d " % number in self.text
+
+    def __getitem__(self, number: int) -> Mount:
+        """Return the mount of that number. Raises KeyError."""
+        begin = self.text.find(b"\n%d " % number)
+        if begin < 0:
+            raise KeyError(number)
+        return Mount(self._line(begin + 1))
+
+    def roots(self) -> "Iterator[Mount]":
+        """Yield what is mounted at the root directory, the topmost mount first; none after chroot(2)."""
+        end = len(self.text)
+        while True:
+            # The blank before the mount point, which may be that before the root within the file system, too.
+            end = self.text.rfind(b" / ", 0, end)
+            if end < 0:
+                return
+            begin = self.text.rfind(b"\n", 0, end) + 1
+            line = self._line(begin)
+            if line.split(b" ", 5)[4:5] == [b"/"]:
+                yield Mount(line)
+                end = begin
+
+    def overlays(self) -> "Iterator[Mount]":
+        """Yield the mounts that an engine makes of the layers of an image."""
+        for kind in OVERLAYS:
+            begin = 0
+            while (begin := self.text.find(b" - %s " % kind, begin)) >= 0:
+                yield Mount(self._line(self.text.rfind(b"\n", 0, begin) + 1))
+                begin += 1
+
+    def nearest(self, path: bytes) -> "Mount | None":
+        """Return the mount that an absolute ``path`` is on; no file system and no link is looked at."""
+        if not self._by_point:
+            mounts = map(Mount, filter(None, self.text.split(b"\n")))
+            # The last one at a mount point covers those before.
+            self._by_point = {mount.point: mount for mount in mounts}
+        while path not in self._by_point:
+            if path in (b"", b"/"):
+                return None
+            path = path.rpartition(b"/")[0] or b"/"
+        return self._by_point[path]
+
+    def place_of(self, path: bytes) -> "tuple[bytes, bytes] | None":
+        """Return device and path within its file system of an absolute ``path``; no link is followed."""
+        mount = self.nearest(path)
+        return None if mount is None else mount.place_of(path)
+
+    def place_of_layer(self, path: bytes) -> "tuple[bytes, bytes] | None":
+        """Return the same of a layer, which Docker names by a symbolic link beside it. FUSE is not asked: it may hang."""
+        mount = self.nearest(path)
+        if mount is None or mount.kind.startswith(b"fuse"):
+            return None
+        try:
+            target = posix.readlink(path)
+        except OSError:
+            return mount.place_of(path)
+        directory = path.rpartition(b"/")[0]
+        while target.startswith(b"../"):
+            directory, target = directory.rpartition(b"/")[0], target[3:]
+        return self.place_of(target if target.startswith(b"/") else directory + b"/" + target)
+
+    def place_of_root(self) -> "tuple[bytes, bytes] | None":
+        """Return device and path of the root directory that the process sees, None where that is no mount."""
+        root = next(self.roots(), None)
+        return None if root is None else root.place_of(b"/")
+
+    def _line(self, begin: int) -> bytes:
+        end = self.text.find(b"\n", begin)
+        return self.text[begin : len(self.text) if end < 0 else end]
+
+
+def layers_of(mount: Mount) -> "list[bytes]":
+    """Return the directories of which an overlay ``mount`` is made, its upper one first, as absolute paths; none for others.
+
+    With many layers, Docker gives paths that are relative to the directory above that of the mount point.
+    """
+    paths = []
+    base = mount.point.rpartition(b"/")[0].rpartition(b"/")[0]
+    for option in mount.options.split(b","):
+        name, _equals, value = option.partition(b"=")
+        if name in (b"upperdir", b"lowerdir", b"lowerdir+", b"datadir+"):
+            layers = [decoded(path) for path in value.split(b":") if path]
+            paths += [path if path.startswith(b"/") else base + b"/" + path for path in layers]
+    return paths
+
+
+def is_below(place: "tuple[bytes, bytes] | None", tree: "tuple[bytes, bytes] | None") -> bool:
+    """Tell whether a place, device and path, is ``tree`` or lies below it."""
+    if place is None or tree is None:
+        return False
+    return place[0] == tree[0] and (place[1].rstrip(b"/") + b"/").startswith(tree[1].rstrip(b"/") + b"/")
+
+
+def mount_of(descriptor: int, proc_self: "int | None" = None) -> int:
+    """Return the number of the mount that the opened ``descriptor`` is on, without access to that mount; proc_pid_fdinfo(5).
+
+    ``proc_self`` is the opened /proc/self of the host where the host's /proc is out of reach.
+    """
+    directory = "" if proc_self is not None else "/proc/self/"
+    file = posix.open(f"{directory}fdinfo/{descriptor}", posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=proc_self)
+    try:
+        return int(procfs.parse_status(procfs.read_all(file))["mnt_id"])
+    finally:
+        posix.close(file)
+
+
+def mounts_of(directory: int) -> Mounts:
+    """Return the mounts that the process of the opened /proc/PID sees. Raises Refused where they are too many to look at."""
+    return _bounded(procfs.read(directory, "mountinfo", procfs.MOUNTINFO_LIMIT))
+
+
+def mounts_of_host() -> Mounts:
+    """Return the mounts of the host, without those of FUSE that a user has made. Raises Refused like ``mounts_of``.
+
+    With fusermount3(1), a user can make the list longer than anybody could read.
+    """
+    file = posix.open("/proc/self/mountinfo", posix.O_RDONLY | posix.O_CLOEXEC)
+    kept, size, rest = [], 0, b""
+    try:
+        while part := posix.read(file, 65536):
+            *lines, rest = (rest + part).split(b"\n")
+            lines = [line for line in lines if b" - fuse" not in line or not _is_of_user(line)]
+            kept += lines
+            size += sum(map(len, lines)) + len(lines)
+            if size > procfs.MOUNTINFO_LIMIT:
+                raise Refused("the list of the host's mounts is too long: core not delegated")
+    finally:
+        posix.close(file)
+    return Mounts(b"\n".join([*kept, rest]))
+
+
+def _is_of_user(line: bytes) -> bool:
+    mount = Mount(line)
+    users = [option for option in mount.options.split(b",") if option.startswith(b"user_id=")]
+    return mount.kind.startswith(b"fuse") and mount.kind not in OVERLAYS and users not in ([], [b"user_id=0"])
+
+
+def mounts_of_namespace(namespace: int) -> Mounts:
+    """Return all mounts of the opened mount ``namespace``, by the short visit of a child; setns(2).
+
+    A process shows only what lies below its root directory. Raises Refused like ``mounts_of``, and where nobody can look.
+    """
+    reading, writing = posix.pipe()
+    pid = posix.fork()
+    if pid == 0:
+        try:
+            # Of the child: after the visit begins, there may be no /proc, or a false one.
+            own = posix.open("/proc/self", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
+            linux.setns(namespace, linux.CLONE_NEWNS)
+            text = procfs.read(own, "mountinfo", procfs.MOUNTINFO_LIMIT)
+            while text:
+                text = text[posix.write(writing, text) :]
+        finally:
+            posix._exit(0)
+    posix.close(writing)
+    try:
+        text = procfs.read_all(reading, procfs.MOUNTINFO_LIMIT)
+    finally:
+        posix.close(reading)
+        posix.waitpid(pid, 0)
+    if not text:
+        raise Refused("the mounts of its mount namespace cannot be looked at: core not delegated")
+    return _bounded(text)
+
+
+def _bounded(mountinfo: bytes) -> Mounts:
+    if len(mountinfo) == procfs.MOUNTINFO_LIMIT:
+        raise Refused(f"the list of its mounts is longer than {procfs.MOUNTINFO_LIMIT >> 20} MiB: core not delegated")
+    return Mounts(mountinfo)
+
+
+def decoded(path: bytes) -> bytes:
+    """Return ``path`` without the octal escapes of /proc/PID/mountinfo; proc_pid_mountinfo(5)."""
+    # The backslash comes last: one that is part of a name is escaped itself, so none of the others begins with it.
+    for escape, character in ((b"\\040", b" "), (b"\\011", b"\t"), (b"\\012", b"\n"), (b"\\134", b"\\")):
+        path = path.replace(escape, character)
+    return path

@@ -124,7 +124,7 @@ class Delivery:
             if result.mute and process.environ_file is not None:
                 # The memory of the process does not answer: try again, without the environment.
                 process.environ_file = None
-            elif result.crowded and not plan.late and not membership.may_be_traced(process):
+            elif result.crowded and not plan.late and not _may_be_traced(process):
                 # The container is at its limit of processes: try again, and leave the group that counts them for the last
                 # fork, which that group cannot forbid then. Not where the container could trace a process of ours meanwhile.
                 plan.groups.prepare_to_leave()
@@ -134,6 +134,12 @@ class Delivery:
         if result.refused or (result.stuck and not result.started):
             raise Refused(str(result.failure))
         return result
+
+
+def _may_be_traced(process: FaultingProcess) -> bool:
+    from core_helper import tracing  # Rarely asked.
+
+    return tracing.may_be_traced(process)
 
 
 def deliver(
@@ -181,7 +187,7 @@ def look(crash: Crash) -> "tuple[FaultingProcess, Withheld | None]":
         raise Refused(f"{error}: {diagnosis.of_missing(crash)}") from None
     except Withheld as error:
         return error.process, error
-    if crash.exposed and membership.may_be_traced(process):
+    if crash.exposed and _may_be_traced(process):
         text = f"its container may have CAP_SYS_PTRACE, and could overwrite the helper's interpreter: {crash.exposed}"
         return process, Withheld(text, process)
     return process, None

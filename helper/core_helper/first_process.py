@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from core_helper.process import FaultingProcess
 
 MOST_GROUPS, MOST_PROCESSES = 256, 4096
+# What lets a process into the mounts of others: setns(2) takes the second one, /proc/PID/root the first.
+CAP_SYS_PTRACE, CAP_SYS_ADMIN = 19, 21
 DOCKER_CAPABILITIES = 0xA80425FB  # What Docker gives a container; who has no more cannot make a pid namespace.
 PATIENCE = 30.0  # Seconds for a look at all processes of the host.
 
@@ -40,6 +42,10 @@ class Member:
     def namespace(self, name: str) -> int:
         """Return the inode of the namespace ``name``."""
         return posix.stat(f"ns/{name}", dir_fd=self.directory).st_ino
+
+    def has_group(self) -> bool:
+        """Tell whether it is in a control group other than the root ones."""
+        return any(path != b"/" for _controllers, path in self.cgroups)
 
     def close(self) -> None:
         """Close it."""
@@ -198,3 +204,8 @@ def inode_of(path: str) -> "int | None":
         return posix.stat(path).st_ino
     except OSError:
         return None
+
+
+def namespace_of(pid: int, kind: str) -> "int | None":
+    """Return the inode of the namespace of process ``pid``, None where it has ended; its leader alone may have exited."""
+    return inode_of(f"/proc/{pid}/ns/{kind}") or inode_of(f"{procfs.task_of(pid, None)}/ns/{kind}")

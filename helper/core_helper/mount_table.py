@@ -149,9 +149,33 @@ def mount_of(descriptor: int, proc_self: "int | None" = None) -> int:
         posix.close(file)
 
 
+def open_link(directory: int, name: str) -> int:
+    """Open a magic link of /proc/PID, without access to its file system: a container may have made one that does not answer."""
+    return posix.open(name, posix.O_PATH | posix.O_CLOEXEC, dir_fd=directory)
+
+
+def mount_of_link(directory: int, name: str) -> int:
+    """Return the number of the mount that the magic link ``name`` in the opened /proc/PID leads to."""
+    file = open_link(directory, name)
+    try:
+        return mount_of(file)
+    finally:
+        posix.close(file)
+
+
 def mounts_of(directory: int) -> Mounts:
     """Return the mounts that the process of the opened /proc/PID sees. Raises Refused where they are too many to look at."""
     return _bounded(procfs.read(directory, "mountinfo", procfs.MOUNTINFO_LIMIT))
+
+
+def first_mounts_of(directory: int) -> Mounts:
+    """Return the same, but where they are too many, only the first ones."""
+    return Mounts(procfs.read(directory, "mountinfo", procfs.MOUNTINFO_LIMIT))
+
+
+def sees(directory: int, number: int) -> bool:
+    """Tell whether the process of the opened /proc/PID sees the mount of that number, that of its root directory included."""
+    return number == mount_of_link(directory, "root") or number in mounts_of(directory)
 
 
 def mounts_of_host() -> Mounts:
@@ -206,6 +230,23 @@ def mounts_of_namespace(namespace: int) -> Mounts:
     if not text:
         raise Refused("the mounts of its mount namespace cannot be looked at: core not delegated")
     return _bounded(text)
+
+
+def root_of_namespace(directory: int) -> "tuple[bytes, bytes] | None":
+    """Return the place of the root directory of the mount namespace of the process of the opened /proc/PID.
+
+    The process itself may have another one.
+    """
+    root = open_link(directory, "root")
+    path = procfs.path_of(root)
+    posix.close(root)
+    if path == b"/":
+        return mounts_of(directory).place_of_root()
+    namespace = posix.open("ns/mnt", posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=directory)
+    try:
+        return mounts_of_namespace(namespace).place_of_root()
+    finally:
+        posix.close(namespace)
 
 
 def _bounded(mountinfo: bytes) -> Mounts:

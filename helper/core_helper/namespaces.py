@@ -21,6 +21,15 @@ def of_host(kind: str) -> int:
         return posix.stat(f"/proc/self/ns/{kind}").st_ino
 
 
+def owner_of(namespace: int) -> int:
+    """Return the inode of the user namespace that the opened ``namespace`` belongs to."""
+    owner = fcntl.ioctl(namespace, NS_GET_USERNS)
+    try:
+        return posix.fstat(owner).st_ino
+    finally:
+        posix.close(owner)
+
+
 def lineage(namespace: int, last: int) -> "list[int]":
     """Return the inodes of the opened ``namespace`` and its ancestors, up to that of the inode ``last``. Raises OSError."""
     inodes = [posix.fstat(namespace).st_ino]

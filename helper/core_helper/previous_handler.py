@@ -6,7 +6,7 @@ format_corename and umh_coredump_setup, and kernel/umh.c.
 
 import posix
 
-from core_helper import linux, start
+from core_helper import linux, procfs, start
 from core_helper.configuration import CONFIGURATION
 from core_helper.words import shown
 
@@ -124,7 +124,7 @@ def _core_limit(crash: "Crash", process: "FaultingProcess") -> bytes:
 
 def path_of_root(process: "FaultingProcess") -> bytes:
     """Return the path of the root directory of the process, seen from that of its mount namespace."""
-    return posix.readlink(b"/proc/self/fd/%d" % process.root)
+    return procfs.path_of(process.root)
 
 
 def path_of_program(process: "FaultingProcess") -> bytes:

@@ -129,6 +129,13 @@ class FaultingProcess:
         return self.descriptor("pid") is not None
 
 
+def withheld(process: FaultingProcess, reason: str) -> Withheld:
+    """Return why the core of ``process`` is withheld, and whether it is the host's own."""
+    # A process in the pid and user namespace of the host, whose control group has no engine's id, belongs to no container.
+    of_the_host = process.user_namespace is None and not process.in_pid_namespace() and not process.container_id
+    return Withheld(f"{reason}: its core is not for a program of that container's image", process, of_the_host)
+
+
 def ids_of(status: "dict[str, str]", field: str) -> "list[int]":
     return [int(value) for value in status[field].split()]
 

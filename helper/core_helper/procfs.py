@@ -43,6 +43,11 @@ def read_all(descriptor: int, limit: int = FILE_LIMIT) -> bytes:
     return b"".join(parts)
 
 
+def path_of(descriptor: int) -> bytes:
+    """Return the path of the opened ``descriptor``, in its own mount namespace; proc_pid_fd(5)."""
+    return posix.readlink(b"/proc/self/fd/%d" % descriptor)
+
+
 def task_of(pid: int, tid: "int | None") -> str:
     """Return the path of the faulting thread's directory: of ``tid``, or else of the first thread that still has namespaces.
 

@@ -127,7 +127,7 @@ def is_of_the_host(process: "FaultingProcess") -> bool:
         "cgroup" not in foreign
         and not process.container_id
         and posix.fstat(process.root)[1:3] == posix.stat("/")[1:3]
-        and posix.readlink(b"/proc/self/fd/%d" % process.root) == b"/"
+        and procfs.path_of(process.root) == b"/"
     )
 
 

@@ -315,11 +315,11 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         "attack_20",
     ),
     "20 who is at home there is not asked": (
-        [("membership.py", "    if _find_stranger(process", "    if False and _find_stranger(process")],
+        [("strangers.py", "    if find(process", "    if False and find(process")],
         "attack_20_the_first_process_of_an_agent_is_no_proof",
     ),
     "20 the program is not asked for": (
-        [("membership.py", '    number = _mount_of(process.task, "exe")\n', "    return\n")],
+        [("foreign_files.py", '    number = mount_table.mount_of_link(task, "exe")\n', "    return\n")],
         "attack_20_an_agent_in_the_files_of_a_container or attack_20 and itself",
     ),
     "20 the pid namespace is not asked for": (
@@ -337,9 +337,9 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
     "20 the root directory is not asked for": (
         [
             (
-                "membership.py",
-                '    path = posix.readlink(b"/proc/self/fd/%d" % process.root)\n    own',
-                '    return\n    path = b""\n    own',
+                "foreign_files.py",
+                "    process, path = view.process, view.path\n",
+                "    return\n    process, path = view.process, view.path\n",
             ),
             ("container.py", "if mount != mount_table.mount_of(root, proc_self) and", "if False and"),
         ],
@@ -406,22 +406,22 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         [
             (
                 "membership.py",
-                "        _check_root(process, first, joined)\n",
-                "        if joined:\n            _check_root(process, first, joined)\n",
+                "        foreign_files.check_root(view, joined)\n",
+                "        if joined:\n            foreign_files.check_root(view, joined)\n",
             )
         ],
         "attack_20_chroot_without",
     ),
     "20 the layers of an overlay are not looked at": (
-        [("membership.py", ", *map(host.place_of_layer, mount_table.layers_of(overlay))", "")],
+        [("foreign_files.py", ", *map(host.place_of_layer, mount_table.layers_of(overlay))", "")],
         "attack_20_root_of_the_host_in_what",
     ),
     "20 who has left the mounts of the first process is nowhere at home": (
-        [("membership.py", ' or _sees(member.directory, _mount_of(member.directory, "exe"))', "")],
+        [("strangers.py", "        return mount_table.sees(member.directory, executed)", "        return False")],
         "attack_20_the_first_process_of_an_agent_in_mounts",
     ),
     "20 other mounts than those of the first process need no proof": (
-        [("membership.py", 'if joined or (first is not None and process.inode("mnt") != first.mounts):', "if joined:")],
+        [("membership.py", "        if joined or not view.own:", "        if joined:")],
         "attack_20_a_process_of_the_host_with_the_rights and ended",
     ),
     "21 control groups are joined after the fork": (
@@ -468,7 +468,7 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         "attack_21_cap_sys_ptrace_never_finds_the_interpreter",
     ),
     "21 the leader stands for all threads": (
-        [("membership.py", 'threads = posix.listdir(f"/proc/{name}/task")', "threads = [name]")],
+        [("tracing.py", 'threads = posix.listdir(f"/proc/{name}/task")', "threads = [name]")],
         "attack_21_cap_sys_ptrace_never_finds_a_process and leader",
     ),
     "15 a user may name a container": (
@@ -496,19 +496,19 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         "attack_23_the_delegate_has_the_kernel and thread",
     ),
     "20 what engines have mounted on the host is not looked at": (
-        [("membership.py", "    if _is_of_an_engine(place, home):", "    if False:")],
+        [("foreign_files.py", "        if _is_of_an_engine(place, home, view.host()):", "        if False:")],
         "attack_20_the_files_of_a_container_that_hides",
     ),
     "20 a root directory that is no mount is nobody's": (
         [
             (
-                "membership.py",
-                'mount_table.mounts_of(process.task) if path == b"/" else mount_table.mounts_of_namespace(namespace)',
-                "mount_table.mounts_of(process.task)",
+                "foreign_files.py",
+                "        return mount_table.mounts_of_namespace(namespace)",
+                "        return mount_table.mounts_of(self.process.task)",
             ),
             (
-                "membership.py",
-                "    if number not in table:\n",
+                "foreign_files.py",
+                "    if number not in table and not unchanged:\n",
                 "    if number not in table:\n        return\n    if False:\n",
             ),
         ],
@@ -519,7 +519,7 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         "attack_20_a_process_of_the_host_that_has_kept",
     ),
     "20 whatever a user mounts is his": (
-        [("membership.py", '        if inode != namespaces.of_host("user"):', "        if False:")],
+        [("strangers.py", ' if owner == namespaces.of_host("user") else None', "")],
         "attack_20_a_user_of_the_host_claims_a_directory",
     ),
     "20 the first of a pid namespace is the first of a container": (
@@ -529,9 +529,9 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
     "20 the control group of a service tells its root directory": (
         [
             (
-                "membership.py",
-                "    if first is None or not (process.in_pid_namespace() or process.container_id):",
-                "    if first is None:",
+                "foreign_files.py",
+                "        if self.first is None or not (self.process.in_pid_namespace() or self.process.container_id):",
+                "        if self.first is None:",
             )
         ],
         "attack_20_a_service_of_the_host",
@@ -541,7 +541,7 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         "attack_20_a_layer_of_an_image",
     ),
     "20 who is not at home is no stranger to the host": (
-        [("membership.py", "            strange = host and (", "            strange = False and (")],
+        [("strangers.py", "            strange = host and (", "            strange = False and (")],
         "attack_20_root_of_the_host_in_a_sandbox",
     ),
     "20 what a user has mounted is read": (
@@ -550,8 +550,8 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
     ),
     "20 every process is asked for its mounts": (
         [
-            ("membership.py", '        if inode != namespaces.of_host("user"):', "        if False:"),
-            ("membership.py", "        if inode not in roots:", "        if not roots.get(inode):"),
+            ("strangers.py", ' if owner == namespaces.of_host("user") else None', ""),
+            ("strangers.py", "        if inode not in roots:", "        if not roots.get(inode):"),
         ],
         "attack_20_many_mounts_and_many_processes",
     ),

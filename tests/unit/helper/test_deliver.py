@@ -17,6 +17,7 @@ from core_helper import (
     previous_handler,
     runtime,
     supervisor,
+    tracing,
     verification,
 )
 from core_helper.child import Result
@@ -38,7 +39,7 @@ class Stage:
         monkeypatch.setattr(verification, "examine", self.examine)
         monkeypatch.setattr(membership, "check", lambda process: self.note("check"))
         self.traced = False
-        monkeypatch.setattr(membership, "may_be_traced", lambda process: self.traced)
+        monkeypatch.setattr(tracing, "may_be_traced", lambda process: self.traced)
         monkeypatch.setattr(diagnosis, "of_missing", lambda crash: "the diagnosis")
         monkeypatch.setattr(container, "hostname_of", lambda process: b"visited")
         monkeypatch.setattr(_signal, "alarm", self.alarm)

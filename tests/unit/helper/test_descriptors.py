@@ -19,7 +19,7 @@ READ_OR_LISTED = {
     ("source", "release", "/proc"),
     ("supervisor", "_end_unknown", "/proc"),
 }
-MAGIC_LINK = ("membership", "_open", "")  # A program or a directory, of a file system that is not asked.
+MAGIC_LINK = ("mount_table", "open_link", "")  # A program or a directory, of a file system that is not asked.
 DIRECTORIES = {"/", "/proc", "/proc/self", "/proc/self/fd", "/proc/thread-self", "/proc/{}", "root", "{}/task"}
 
 

@@ -14,9 +14,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from core_helper import first_process, membership, mount_table, procfs, verification
+from core_helper import first_process, foreign_files, membership, mount_table, procfs, strangers, tracing, verification
 from core_helper.crash import Refused
-from core_helper.process import FaultingProcess, Withheld
+from core_helper.process import FaultingProcess, Withheld, withheld
 from unit.helper.support import HELPER
 from unit.helper.support import process as crashed
 from unit.helper.world import (
@@ -248,8 +248,8 @@ def test_a_process_of_ours_may_be_traced_by_whoever_is_in_its_pid_namespace_or_a
     (world.proc / "99").mkdir()
     for pid in (10, 11, 12):
         process = world.crashed(pid)
-        assert membership.may_be_traced(process) is traced
-        assert keeps_descriptors(functools.partial(membership.may_be_traced, process))
+        assert tracing.may_be_traced(process) is traced
+        assert keeps_descriptors(functools.partial(tracing.may_be_traced, process))
 
 
 @pytest.mark.parametrize("sets", [{"permitted": SYS_PTRACE}, {"inheritable": SYS_PTRACE}])
@@ -264,14 +264,14 @@ def test_whoever_has_the_right_to_trace_outside_of_its_bounding_set_has_it(
         world.process("other", bounding=FEW, **sets)
         (world.proc / "11" / "task" / "12").symlink_to(world.proc / "other")
         (world.proc / "10" / "task" / "13").mkdir()
-    assert membership.may_be_traced(world.crashed(10))
+    assert tracing.may_be_traced(world.crashed(10))
 
 
 def test_a_process_of_very_many_threads_may_trace(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.process(10, "1", DOCKER, FILES, bounding=FEW, **world.container())
-    assert membership._has_tracer("10", time.monotonic() - 1)
-    assert not membership._has_tracer("10", time.monotonic() + 60)
-    assert not membership._has_tracer("99", time.monotonic() + 60)
+    assert tracing._has_tracer("10", time.monotonic() - 1)
+    assert not tracing._has_tracer("10", time.monotonic() + 60)
+    assert not tracing._has_tracer("99", time.monotonic() + 60)
 
 
 def test_a_tracer_that_ends_before_it_is_looked_at_and_leaves_another_one_is_found(
@@ -280,15 +280,15 @@ def test_a_tracer_that_ends_before_it_is_looked_at_and_leaves_another_one_is_fou
     box = world.container()
     world.process(10, "1", DOCKER, FILES, bounding=FEW, **box)
     (world.proc / "30").mkdir()
-    real = membership._namespace_of
+    real = first_process.namespace_of
 
     def ask(pid: int, kind: str) -> int | None:
         if pid == 30 and not (world.proc / "31").exists():
             world.process(31, "2", DOCKER, FILES, bounding=ALL, **box)
         return real(pid, kind)
 
-    monkeypatch.setattr(membership, "_namespace_of", ask)
-    assert membership.may_be_traced(world.crashed(10))
+    monkeypatch.setattr(first_process, "namespace_of", ask)
+    assert tracing.may_be_traced(world.crashed(10))
 
 
 def test_a_tracer_whose_leading_thread_has_exited_is_found(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,14 +310,14 @@ def test_a_tracer_whose_leading_thread_has_exited_is_found(world: World, monkeyp
             else real(path)
         ),
     )
-    assert membership.may_be_traced(process)
+    assert tracing.may_be_traced(process)
 
 
 def test_who_is_below_sees_nothing_of_a_pid_namespace(world: World) -> None:
     outer = world.container()
     world.process(10, "1", DOCKER, FILES, bounding=FEW, **outer)
     world.process(12, "3 1", DOCKER, FILES, bounding=ALL, **{**outer, "pid": world.namespace(outer["pid"])})
-    assert [membership.may_be_traced(world.crashed(pid)) for pid in (10, 12)] == [False, True]
+    assert [tracing.may_be_traced(world.crashed(pid)) for pid in (10, 12)] == [False, True]
 
 
 def test_in_the_pid_namespace_of_the_host_a_container_may_trace_and_the_host_does_not_count(
@@ -326,10 +326,10 @@ def test_in_the_pid_namespace_of_the_host_a_container_may_trace_and_the_host_doe
     world.process(20, cgroup="/system.slice/a.service")
     world.process(21, cgroup=DOCKER)
     world.process(22, mnt=world.namespace(owner=world.host["user"]))
-    assert [membership.may_be_traced(world.crashed(pid)) for pid in (20, 21, 22)] == [False, True, True]
-    monkeypatch.setattr(membership, "PATIENCE", -1.0)
+    assert [tracing.may_be_traced(world.crashed(pid)) for pid in (20, 21, 22)] == [False, True, True]
+    monkeypatch.setattr(tracing, "PATIENCE", -1.0)
     world.process(23, "1", bounding=FEW, **world.container())
-    assert membership.may_be_traced(world.crashed(23))
+    assert tracing.may_be_traced(world.crashed(23))
 
 
 # Whether a core that is withheld is the host's own.
@@ -347,7 +347,7 @@ def test_in_the_pid_namespace_of_the_host_a_container_may_trace_and_the_host_doe
 def test_what_has_nothing_of_a_container_is_of_the_host(world: World, facts: dict[str, Any], of_the_host: bool) -> None:
     world.process(21)
     process = world.crashed(21, **{"namespaces": [("mnt", 0, 9)], **facts})
-    error = membership.withheld(process, "why")
+    error = withheld(process, "why")
     assert (error.process, error.of_the_host) == (process, of_the_host)
     assert str(error) == "why: its core is not for a program of that container's image"
 
@@ -464,10 +464,13 @@ def test_who_may_have_joined_mounts_needs_a_proof(
 
 def test_only_what_sees_the_hosts_files_has_the_root_of_the_host(world: World, box: dict[str, Any]) -> None:
     world.process(21, mnt=world.namespace(owner=world.host["user"]))
-    assert [membership._has_root_of_the_host(world.crashed(pid)) for pid in (21, 11)] == [True, False]
+    assert [foreign_files.has_root_of_the_host(foreign_files.View(world.crashed(pid), None)) for pid in (21, 11)] == [
+        True,
+        False,
+    ]
     for pid in ("21", "self"):
         (world.proc / pid / "mountinfo").write_bytes(b"")
-    assert not membership._has_root_of_the_host(world.crashed(21))
+    assert not foreign_files.has_root_of_the_host(foreign_files.View(world.crashed(21), None))
 
 
 @pytest.mark.parametrize(
@@ -487,7 +490,7 @@ def test_only_a_group_that_is_no_root_group_tells(world: World) -> None:
     world.process(31)
     members = [first_process.Member(pid) for pid in (30, 31)]
     members[0].cgroups = [(b"cpu", b"/"), (b"", b"/a")]
-    assert [membership._has_group(member) for member in (*members, None)] == [True, False, False]
+    assert [member.has_group() for member in members] == [True, False]
     for member in members:
         member.close()
 
@@ -525,14 +528,14 @@ def test_two_have_the_same_root_if_device_and_directory_are_the_same(world: Worl
     for number, mountinfo in enumerate(roots):
         world.process(30 + number, mountinfo=mountinfo)
     files = [world.open(world.proc / str(30 + number), os.O_PATH) for number in range(len(roots))]
-    assert [membership._same_root(files[0], file) for file in files] == [True, True, False, False, False, False]
-    assert not membership._same_root(files[4], files[5])
+    assert [foreign_files._same_root(files[0], file) for file in files] == [True, True, False, False, False, False]
+    assert not foreign_files._same_root(files[4], files[5])
 
 
 def root_told(process: Any, first: int | None = None, proof: bool = True) -> str:
     member = None if first is None else first_process.Member(first)
     try:
-        membership._check_root(process, member, proof)
+        foreign_files.check_root(foreign_files.View(process, member), proof)
     except Withheld as error:
         return str(error)
     finally:
@@ -675,7 +678,7 @@ def test_the_home_is_the_root_of_the_mounts_whatever_the_first_process_has_chang
     (world.proc / "10" / "root").symlink_to(world.file(50, "/host"))
     (world.proc / "10" / "mountinfo").write_bytes(FILES + b"50 40 0:60 / /host rw - overlay overlay rw\n")
     first = first_process.Member(10)
-    assert membership._home(world.crashed(11), first) == (b"0:50", b"/")
+    assert foreign_files.View(world.crashed(11), first).home() == (b"0:50", b"/")
     first.close()
 
 
@@ -695,7 +698,7 @@ def test_of_many_processes_in_one_mount_namespace_one_is_asked(world: World, mon
     for pid in range(30, 40):
         world.process(pid, mountinfo=b"" if pid == 30 else FILES, mnt=mounts)
     asked: list[str] = []
-    real = membership._root_of
+    real = strangers._root_of
 
     def ask(task: str) -> tuple[bytes, bytes] | None:
         asked.append(task)
@@ -703,7 +706,7 @@ def test_of_many_processes_in_one_mount_namespace_one_is_asked(world: World, mon
             raise Refused("more mounts than can be looked at")
         return real(task)
 
-    monkeypatch.setattr(membership, "_root_of", ask)
+    monkeypatch.setattr(strangers, "_root_of", ask)
     assert root_told(world.crashed(21, "/srv")) == ""
     assert len(asked) == 1
 
@@ -783,13 +786,13 @@ def test_what_is_no_process_is_nobody(world: World, box: dict[str, Any]) -> None
     asked: list[int] = []
     first = first_process.Member(10)
     # append() returns None: nobody is wanted.
-    assert not membership._find_stranger(world.crashed(11), first, asked.append)  # type: ignore[arg-type]
+    assert not strangers.find(world.crashed(11), first, asked.append)  # type: ignore[arg-type]
     first.close()
     assert sorted(asked) == [10, 11, 21, 99]
     process = world.crashed(21)
-    assert keeps_descriptors(lambda: membership._find_stranger(process, None, lambda pid: pid in (10, 99)))
-    assert membership._find_stranger(process, None, lambda pid: pid == 10)
-    assert not membership._find_stranger(process, None, lambda pid: False)
+    assert keeps_descriptors(lambda: strangers.find(process, None, lambda pid: pid in (10, 99)))
+    assert strangers.find(process, None, lambda pid: pid == 10)
+    assert not strangers.find(process, None, lambda pid: False)
 
 
 def test_a_stranger_is_found_behind_one_that_is_gone(
@@ -806,23 +809,23 @@ def test_a_stranger_is_found_behind_one_that_is_gone(
             raise ProcessLookupError(3, "No such process")
         return real(pid)
 
-    monkeypatch.setattr(membership, "Member", member)
-    assert membership._find_stranger(world.crashed(21), None, lambda pid: pid in (10, 30))
+    monkeypatch.setattr(strangers, "Member", member)
+    assert strangers.find(world.crashed(21), None, lambda pid: pid in (10, 30))
     assert sorted(opened) == [10, 30]
 
 
 def test_a_host_with_too_many_processes_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.process(21)
-    monkeypatch.setattr(membership, "PATIENCE", -1.0)
+    monkeypatch.setattr(strangers, "PATIENCE", -1.0)
     with pytest.raises(Refused, match="the host has too many processes"):
-        membership._find_stranger(world.crashed(21), None, lambda pid: False)
+        strangers.find(world.crashed(21), None, lambda pid: False)
 
 
 def part(process: Any, pid: int, first: int | None) -> bool:
     members = [None if number is None else first_process.Member(number) for number in (pid, first)]
     try:
         assert members[0] is not None
-        return membership._is_part(members[0], process, members[1])
+        return strangers._is_part(members[0], process, members[1])
     finally:
         for member in members:
             if member is not None:
@@ -875,7 +878,7 @@ def test_outside_of_pid_namespaces_who_has_no_container_is_part(world: World, bo
 def at_home(pid: int) -> bool:
     member = first_process.Member(pid)
     try:
-        return membership._is_at_home(member)
+        return strangers._is_at_home(member)
     finally:
         member.close()
 
@@ -902,11 +905,11 @@ def test_the_mount_namespace_of_a_process_whose_leader_has_exited_is_that_of_its
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.process(21)
-    assert membership._namespace_of(21, "mnt") == world.host["mnt"].stat().st_ino
-    assert membership._namespace_of(99, "mnt") is None
+    assert first_process.namespace_of(21, "mnt") == world.host["mnt"].stat().st_ino
+    assert first_process.namespace_of(99, "mnt") is None
     (world.proc / "21" / "ns" / "mnt").unlink()
     monkeypatch.setattr(procfs, "task_of", lambda pid, tid: "/proc/self" if (pid, tid) == (21, None) else "/missing")
-    assert membership._namespace_of(21, "mnt") == world.host["mnt"].stat().st_ino
+    assert first_process.namespace_of(21, "mnt") == world.host["mnt"].stat().st_ino
 
 
 # The same with the kernel's own namespaces.

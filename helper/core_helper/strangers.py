@@ -1,0 +1,152 @@
+"""Finds processes of another container that are at home where the faulting process is."""
+
+import posix
+import time
+
+from core_helper import first_process, mount_table, namespaces, procfs, runtime
+from core_helper.crash import Refused
+from core_helper.first_process import PATIENCE, Member
+from core_helper.process import withheld
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Callable
+
+    from core_helper.foreign_files import View
+    from core_helper.process import FaultingProcess
+
+
+def refuse(view: "View", place: "tuple[bytes, bytes] | None") -> None:
+    """Raise Withheld where another container is at home in the mounts of the process, or ``place`` is in its root directory."""
+    process = view.process
+    mounts = process.inode("mnt") if process.in_container() else None
+    holds = _holders_of(place, view)
+
+    def wanted(pid: int) -> bool:
+        inode = first_process.namespace_of(pid, "mnt")
+        return inode is not None and (inode == mounts or holds(pid, inode))
+
+    if find(process, view.first, wanted):
+        raise withheld(process, reason(view))
+
+
+def reason(view: "View") -> str:
+    """Return why a process is withheld whose root directory is another container's."""
+    if view.process.in_container() and view.path == b"/":
+        return "it is in the mount namespace of another container"
+    return "its root directory lies in the files of another container"
+
+
+def _holders_of(place: "tuple[bytes, bytes] | None", view: "View") -> "Callable[[int, int], bool]":
+    """Return a function that tells whether a place, device and path, lies in what a process has as its root directory.
+
+    It takes the pid and the inode of the mount namespace of that process. Asked where engines make no overlay. Of each mount
+    namespace, one process is asked: it may have thousands of mounts. A mount namespace that belongs to a user namespace is not
+    asked: any user can make such a one, and mount there whatever he reads.
+    """
+    if place is None:
+        return lambda pid, inode: False
+    hosts = view.host().place_of_root()
+    host_mounts = namespaces.of_host("mnt")
+    roots: dict[int, tuple[bytes, bytes] | None] = {}
+
+    def holds(pid: int, inode: int) -> bool:
+        if inode == host_mounts:
+            return False
+        if inode not in roots:
+            try:
+                roots[inode] = _root_of(procfs.task_of(pid, None))
+            except OSError:
+                return False
+            except Refused:
+                # More mounts than can be looked at: the other processes there show no fewer.
+                roots[inode] = None
+        return roots[inode] != hosts and mount_table.is_below(place, roots[inode])
+
+    return holds
+
+
+def _root_of(task: str) -> "tuple[bytes, bytes] | None":
+    """Return the place of the root directory of the mount namespace of a thread, None for that of a user namespace."""
+    directory = posix.open(task, posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
+    try:
+        namespace = posix.open("ns/mnt", posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=directory)
+        try:
+            owner = namespaces.owner_of(namespace)
+        finally:
+            posix.close(namespace)
+        return mount_table.root_of_namespace(directory) if owner == namespaces.of_host("user") else None
+    finally:
+        posix.close(directory)
+
+
+def find(process: "FaultingProcess", first: "Member | None", wanted: "Callable[[int], bool]") -> bool:
+    """Tell whether one of the ``wanted`` processes is at home in a container other than that of ``process``.
+
+    Raises Refused where the host has too many processes to tell.
+    """
+    limit = time.monotonic() + PATIENCE
+    host = not process.in_pid_namespace() and not process.container_id
+    for name in posix.listdir("/proc"):
+        if time.monotonic() > limit:
+            raise Refused("the host has too many processes to find out whose its files are: core not delegated")
+        if not name.isdigit() or not wanted(int(name)):
+            continue
+        try:
+            member = Member(int(name))
+        except OSError:
+            continue
+        try:
+            # Whoever is of a container is a stranger to a process of the host, wherever that one came from.
+            strange = host and (len(member.pids) > 1 or runtime.named_group(member.cgroups) is not None)
+            if not _is_part(member, process, first) and (strange or _is_at_home(member)):
+                return True
+        finally:
+            member.close()
+    return False
+
+
+def _is_part(member: Member, process: "FaultingProcess", first: "Member | None") -> bool:
+    """Tell whether ``member`` belongs to the container of ``process``: by the control group, else by the pid namespace."""
+    named = runtime.named_group(member.cgroups), None if first is None else runtime.named_group(first.cgroups)
+    if any(named):
+        # The innermost ones: a container may have containers of its own.
+        return named[0] == named[1]
+    if first is not None and first.has_group() and not runtime.is_within(member.cgroups, first.cgroups):
+        return False
+    if not process.in_pid_namespace():
+        if member.processes == process.inode("pid"):
+            return True
+        # A container may have been started from the very login that the process is of.
+        return first is not None and first.has_group() and process.inode("mnt") == first.mounts
+    namespace = posix.open("ns/pid", posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=member.directory)
+    try:
+        host = namespaces.of_host("pid")
+        below = namespaces.lineage(namespace, host)
+        above = namespaces.lineage(process.descriptor("pid"), host)  # type: ignore[arg-type]
+        return process.inode("pid") in below or (member.processes != host and member.processes in above)
+    finally:
+        posix.close(namespace)
+
+
+def _is_at_home(member: Member) -> bool:
+    """Tell whether ``member`` is in the mount namespace of its own container, not in one that it has joined.
+
+    The first process of a container may have changed its own mounts since. Then the other processes execute programs that lie
+    in their own mounts.
+    """
+    if len(member.pids) > 1 and member.pids[-1] == "1":
+        return True
+    group = runtime.named_group(member.cgroups)
+    eldest = first_process.eldest_of(*group) if group else None
+    if eldest is None:
+        return False
+    try:
+        if eldest.mounts == member.mounts:
+            return True
+        executed = mount_table.mount_of_link(member.directory, "exe")
+        return mount_table.sees(member.directory, executed)
+    except Refused:
+        return True  # It has more mounts than can be looked at.
+    finally:
+        eldest.close()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from core_helper import control_groups
-from hostile.observe import wait_until
+from hostile.intruders import ADMINISTRATOR
+from hostile.observe import processes_of, wait_until
 from support import lab
 from support.containers import Container, MakeCrash, crash_in, read_log
 from support.hosts import HELPER, delegate_on_host, records_of_host
@@ -161,3 +163,23 @@ def hold(kernel: Callable[[str, str], None], records: Path) -> Iterator[Callable
 
     yield install
     script.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def other(attack: MakeCrash) -> Container:
+    """Another container, whose delegate nobody may start; its program and its delegate are among what was changed in it."""
+    container = attack("idle", "sandbox=mounts", "wait=/out/go", options=(*ADMINISTRATOR, "--detach"))
+    wait_until(lambda: len(processes_of(container)) == 2, "the container does not run")
+    lab.output("docker", "exec", container.name, "touch", "/usr/bin/victim", "/opt/bin/delegate")
+    return container
+
+
+@pytest.fixture
+def jail() -> Iterator[Path]:
+    """A directory of the host with the program that crashes and a delegate."""
+    directory = lab.DIRECTORY / "jails/jail"
+    for source, name in (("victim", "usr/bin/victim"), ("delegate", "opt/bin/delegate")):
+        (directory / name).parent.mkdir(parents=True)
+        lab.command("cp", lab.PROGRAMS / source, directory / name)
+    yield directory
+    shutil.rmtree(directory.parent)

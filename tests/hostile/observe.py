@@ -7,11 +7,14 @@ import re
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from support import lab
 from support.containers import Container
 from support.hosts import HELPER
+
+LIMIT = 64  # Deliveries at a time; the role's default.
 
 
 def wait_until(condition: Callable[[], object], what: str, seconds: float = 10) -> None:
@@ -58,28 +61,28 @@ def is_dumping(pid: int) -> bool:
         return False
 
 
+def running(program: Path = HELPER) -> list[Path]:
+    """The directories in /proc of the processes whose command line has this program as one of its words."""
+    found = []
+    for directory in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if b"\0%s\0" % os.fsencode(program) in b"\0" + (directory / "cmdline").read_bytes():
+                found.append(directory)
+    return found
+
+
 def helpers() -> int:
     """How many crashes are in flight."""
-    count = 0
-    for directory in Path("/proc").glob("[0-9]*"):
-        try:
-            count += b"\0/opt/bin/docker_core_helper\0" in (directory / "cmdline").read_bytes()
-        except OSError:
-            continue
-    return count
+    return len(running())
 
 
 def cpu_of_helpers(program: Path = HELPER) -> float:
     """How many seconds of processor time the helpers in flight have used, with those of their children that have ended."""
-    word = b"\0%s\0" % os.fsencode(program)
     used = 0.0
-    for directory in Path("/proc").glob("[0-9]*"):
-        try:
-            if word in (directory / "cmdline").read_bytes():
-                fields = (directory / "stat").read_text().rpartition(")")[2].split()
-                used += sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
-        except OSError:
-            continue
+    for directory in running(program):
+        with suppress(OSError):
+            fields = (directory / "stat").read_text().rpartition(")")[2].split()
+            used += sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
     return used
 
 
@@ -88,12 +91,9 @@ def peak_of_helpers(seconds: float = 30) -> int:
     peaks = [0]
     deadline = time.monotonic() + seconds
     seen = False
-    while (helpers() or not seen) and time.monotonic() < deadline:
-        for status in Path("/proc").glob("[0-9]*/status"):
-            try:
-                if b"\0/opt/bin/docker_core_helper\0" in (status.parent / "cmdline").read_bytes():
-                    seen = True
-                    peaks += [int(kib) << 10 for kib in re.findall(r"VmHWM:\s*(\d+)", status.read_text())]
-            except OSError:
-                continue
+    while ((found := running()) or not seen) and time.monotonic() < deadline:
+        for directory in found:
+            seen = True
+            with suppress(OSError):
+                peaks += [int(kib) << 10 for kib in re.findall(r"VmHWM:\s*(\d+)", (directory / "status").read_text())]
     return max(peaks)

@@ -5,18 +5,26 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hostile.groups import move_into
+from hostile.intruders import (
+    ADMINISTRATOR,
+    IN_ROOT,
+    NOT_FOR,
+    OF_THE_HOST,
+    PROGRAM,
+    UNCONFINED,
+    Refusal,
+    assert_delivered_from,
+    assert_withheld,
+    crash_on_host,
+    start,
+)
 from hostile.observe import files_of, pid_of, processes_of, wait_until
-from hostile.test_fourth_membership import PROGRAM, assert_delivered_from, crash_on_host, jail, move_into, start
-from hostile.test_second_look import ADMINISTRATOR, IN_ROOT, NOT_FOR, OF_THE_HOST, UNCONFINED, assert_withheld
 from support.containers import MakeCrash
-
-__all__ = ["jail"]  # A fixture.
-
-Refusal = Callable[[str], str]
 
 
 @pytest.mark.parametrize("program", ["execute=/usr/bin/victim", "bound=a80425fb"], ids=["theirs", "of the host"])

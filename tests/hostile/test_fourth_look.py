@@ -11,17 +11,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hostile.observe import cpu_of_helpers, helpers, wait_until
+from hostile.intruders import DEFAULT_CAPABILITIES
+from hostile.observe import LIMIT, cpu_of_helpers, helpers, running, wait_until
 from support import lab
 from support.containers import MakeCrash, read_log
 from support.hosts import DELEGATE, HELPER
 
 TRACER = ("--cap-add=SYS_PTRACE", "--detach")
-# What the engine gives a container, in the first 32 bits.
-DEFAULT_CAPABILITIES = "a80425fb"
 CAP_SYS_PTRACE = 19
 HELD = lab.DIRECTORY / "hold"  # What the fixture ``hold`` has the kernel start.
-LIMIT = 64  # Deliveries at a time; the role's default.
 
 
 # 22
@@ -59,12 +57,7 @@ def test_attack_22_users_who_hold_slots_leave_the_last_ones_to_others(
 
 def delegates_on_host() -> list[int]:
     """The pids of the delegates on the host itself, or anywhere else."""
-    found = []
-    for directory in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if (directory / "cmdline").read_bytes().startswith(b"%s\0" % os.fsencode(DELEGATE)):
-                found.append(int(directory.name))
-    return found
+    return [int(directory.name) for directory in running(DELEGATE)]
 
 
 @pytest.mark.usefixtures("patient")

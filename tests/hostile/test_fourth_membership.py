@@ -6,32 +6,32 @@ import hashlib
 import io
 import json
 import os
-import shutil
 import signal
 import subprocess
 import tarfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from hostile.observe import files_of, pid_of, processes_of, wait_until
-from hostile.test_second_look import (
+from hostile.groups import moved_below
+from hostile.intruders import (
     ADMINISTRATOR,
     DEFAULT_CAPABILITIES,
     IN_ROOT,
     NOT_FOR,
-    OF_THE_HOST,
+    PROGRAM,
     UNCONFINED,
+    Refusal,
+    assert_delivered_from,
     assert_withheld,
-    move,
-    other,
+    crash_on_host,
+    start,
 )
+from hostile.observe import files_of, pid_of, processes_of, wait_until
 from support import lab
-from support.containers import Container, MakeCrash, wait_for_log
+from support.containers import Container, MakeCrash
 
-__all__ = ["other"]  # A fixture.
-PROGRAM = f"{lab.PROGRAMS}/victim"
 AGENT = ("--cap-add=SYS_ADMIN", "--cap-add=SYS_PTRACE", *UNCONFINED, "--volume=/proc:/host", f"--env={IN_ROOT}")
 # What a container does to be no one's container: its leading thread ends, its root directory is another one.
 HIDES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -39,15 +39,6 @@ HIDES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "has changed its root directory": (("root=/jail",), ()),
     "has moved its root directory": (("sandbox=root",), (*ADMINISTRATOR, *UNCONFINED)),
 }
-
-Refusal = Callable[[str], str]
-
-
-def start(attack: MakeCrash, *actions: str, options: tuple[str, ...] = (), image: str = "hostile") -> Container:
-    """Starts a container whose delegate nobody else may start; its program and its delegate are what was changed in it."""
-    container = attack("wait=/out/go", *actions, "wait=/never", options=(*options, "--detach"), image=image)
-    lab.output("docker", "exec", container.name, "touch", "/usr/bin/victim", "/opt/bin/delegate")
-    return container
 
 
 def let_go(container: Container) -> None:
@@ -71,19 +62,6 @@ def crash_as_agent(attack: MakeCrash, container: Container, kind: str, *before: 
     files = Path(files_of(container, kind))
     volume = f"--volume={files.parent.parent}:/host"
     attack(*before, f"root=/host/{files.parent.name}/{files.name}", options=(volume, f"--env={IN_ROOT}"))
-
-
-def crash_on_host(
-    *actions: str, directory: Path, group_of: int | None = None, then: Callable[[], None] | None = None
-) -> None:
-    """Has a process of the host's root do the actions, and crash; its control groups are the root ones, or another's."""
-    go = directory / "go"
-    crash = subprocess.Popen([PROGRAM, f"wait={go}", *actions], env=OF_THE_HOST)
-    move(crash.pid, group_of)
-    go.touch()
-    if then is not None:
-        then()
-    crash.wait()
 
 
 # 20: whoever executes a program of the container's files.
@@ -223,55 +201,6 @@ def test_attack_20_a_container_in_the_mounts_of_one_that_it_contains(attack: Mak
         assert_withheld(inner, refusal)
 
 
-@contextmanager
-def moved_below(pid: int, parent: int, name: str) -> Iterator[None]:
-    """Has a process in control groups below those of another one, as an engine in a container makes them."""
-    made: list[Path] = []
-    before = Path(f"/proc/{pid}/cgroup").read_text()
-    try:
-        for line in Path(f"/proc/{parent}/cgroup").read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            group = Path(f"/sys/fs/cgroup/{controllers.removeprefix('name=')}{path}")
-            if not controllers or path == "/" or not (group / "cgroup.procs").exists():
-                continue
-            for directory in (group / Path(name).parent, group / name):
-                directory.mkdir()
-                made.append(directory)
-                for file in ("cpuset.cpus", "cpuset.mems"):
-                    if (directory / file).exists():
-                        (directory / file).write_text((directory.parent / file).read_text())
-            (group / name / "cgroup.procs").write_text(str(pid))
-        assert made, "this host has no control groups of version 1: nothing was shown"
-        yield
-    finally:
-        for line in before.splitlines():
-            _, controllers, path = line.split(":", 2)
-            procs = Path(f"/sys/fs/cgroup/{controllers.removeprefix('name=')}{path}/cgroup.procs")
-            if controllers and procs.exists():
-                procs.write_text(str(pid))
-        for directory in reversed(made):
-            # The engine removes them with those of a container that has ended.
-            with suppress(FileNotFoundError):
-                directory.rmdir()
-
-
-def move_into(pid: int, name: str) -> list[Path]:
-    """Moves a process into a control group of that name in each hierarchy of version 1; returns those that were made."""
-    made = []
-    for hierarchy in Path("/sys/fs/cgroup").iterdir():
-        group = hierarchy / name
-        if hierarchy.is_symlink() or not (hierarchy / "tasks").exists():
-            continue
-        if not group.exists():
-            group.mkdir()
-            made.append(group)
-            for file in ("cpuset.cpus", "cpuset.mems"):
-                if (group / file).exists():
-                    (group / file).write_text((hierarchy / file).read_text())
-        (group / "cgroup.procs").write_text(str(pid))
-    return made
-
-
 def test_attack_20_a_process_of_the_host_that_has_kept_its_network(
     attack: MakeCrash, refusal: Refusal, tmp_path: Path
 ) -> None:
@@ -300,24 +229,6 @@ def test_attack_20_many_mounts_and_many_processes_do_not_cost_others_their_cores
     wait_until((container.records / "ready").exists, "the mounts are not there", 60)
     assert attack("tiny", options=("--pid=host",)).delegate
     assert_delivered_from(jail)
-
-
-@pytest.fixture
-def jail() -> Iterator[Path]:
-    """A directory of the host with the program that crashes and a delegate."""
-    directory = lab.DIRECTORY / "jails/jail"
-    for source, name in (("victim", "usr/bin/victim"), ("delegate", "opt/bin/delegate")):
-        (directory / name).parent.mkdir(parents=True)
-        lab.command("cp", lab.PROGRAMS / source, directory / name)
-    yield directory
-    shutil.rmtree(directory.parent)
-
-
-def assert_delivered_from(jail: Path) -> None:
-    """A crash of the host's root in the jail has its delegate."""
-    crash = subprocess.Popen(["chroot", jail, "/usr/bin/victim"], env=OF_THE_HOST)
-    crash.wait()
-    assert ": delivered " in wait_for_log(f"pid={crash.pid} ", ": delivered ")
 
 
 @contextmanager

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hostile.observe import pid_of, wait_until
+from hostile.intruders import ADMINISTRATOR, UNCONFINED
+from hostile.observe import LIMIT, pid_of, running, wait_until
+from hostile.run import TIMEOUT
 from support import lab
 from support.containers import MakeCrash
 
-TIMEOUT = 5  # Seconds; what run.py rolls out.
-LIMIT = 64  # Deliveries at a time; the role's default.
 WAYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "CAP_SYS_ADMIN": ((), ("--cap-add=SYS_ADMIN", "--security-opt=apparmor=unconfined")),
-    "a user namespace": (("sandbox=user", "sandbox=mounts"), ("--security-opt=seccomp=unconfined",)),
+    "CAP_SYS_ADMIN": ((), ADMINISTRATOR),
+    "a user namespace": (("sandbox=user", "sandbox=mounts"), UNCONFINED),
 }
 
 
@@ -50,20 +51,14 @@ def test_attack_23_a_process_of_ours_that_hangs_in_a_file_system_counts_until_it
 def hanging() -> list[tuple[int, int]]:
     """Pid and parent of each process of ours that no signal ends now."""
     found = []
-    for directory in Path("/proc").glob("[0-9]*"):
-        try:
-            if is_ours(int(directory.name)):
-                state, parent = (directory / "stat").read_text().rpartition(")")[2].split()[:2]
-                if state == "D":
-                    found.append((int(directory.name), int(parent)))
-        except OSError:
-            continue
+    for directory in running():
+        with suppress(OSError):
+            state, parent = (directory / "stat").read_text().rpartition(")")[2].split()[:2]
+            if state == "D":
+                found.append((int(directory.name), int(parent)))
     return found
 
 
 def is_ours(pid: int) -> bool:
     """Whether a process is a helper, or the child of one that has not become the delegate."""
-    try:
-        return b"\0/opt/bin/docker_core_helper\0" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False
+    return Path(f"/proc/{pid}") in running()

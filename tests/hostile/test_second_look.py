@@ -6,30 +6,29 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from core_helper import control_groups, procfs
-from hostile.observe import delegates_of, files_of, helpers, peak_of_helpers, pid_of, processes_of, wait_until
+from hostile.groups import move
+from hostile.intruders import (
+    ADMINISTRATOR,
+    DEFAULT_CAPABILITIES,
+    IN_ROOT,
+    OF_THE_HOST,
+    UNCONFINED,
+    Refusal,
+    assert_withheld,
+    start,
+)
+from hostile.observe import LIMIT, delegates_of, files_of, helpers, peak_of_helpers, pid_of, processes_of, wait_until
+from hostile.run import TIMEOUT
 from support import lab
 from support.containers import Container, MakeCrash, crash_in
 
-TIMEOUT = 5  # Seconds; what run.py rolls out.
-LIMIT = 64  # Deliveries at a time; the role's default.
 MEMORY = 64 << 20  # Bytes that a helper may have.
 TRACER = ("--cap-add=SYS_PTRACE",)
-UNCONFINED = ("--security-opt=seccomp=unconfined",)
-ADMINISTRATOR = ("--cap-add=SYS_ADMIN", "--security-opt=apparmor=unconfined")
 ENDLESS = ("--env=ATTACK=never-ends", "--detach")
-# There the delegate records what it is in its root directory, wherever that is: there is no volume.
-IN_ROOT = "RECORD_DIRECTORY=/"
-OF_THE_HOST = {"RECORD_DIRECTORY": "/", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
-NOT_FOR = "not for a program of that container's image"
-# What the engine gives a container, in the first 32 bits.
-DEFAULT_CAPABILITIES = "a80425fb"
-
-Refusal = Callable[[str], str]
 
 
 @pytest.fixture
@@ -105,28 +104,9 @@ def test_attack_21_cap_sys_ptrace_floods_the_helper_with_reports(attack: MakeCra
 
 
 @pytest.fixture
-def other(attack: MakeCrash) -> Container:
-    """Another container, whose delegate nobody may start; its program and its delegate are among what was changed in it."""
-    container = attack("idle", "sandbox=mounts", "wait=/out/go", options=(*ADMINISTRATOR, "--detach"))
-    wait_until(lambda: len(processes_of(container)) == 2, "the container does not run")
-    lab.output("docker", "exec", container.name, "touch", "/usr/bin/victim", "/opt/bin/delegate")
-    return container
-
-
-@pytest.fixture
 def plain(attack: MakeCrash) -> Container:
-    """The same without any capability of its own, its first process where the engine has put it."""
-    container = attack("wait=/out/go", options=("--detach",))
-    lab.output("docker", "exec", container.name, "touch", "/usr/bin/victim", "/opt/bin/delegate")
-    return container
-
-
-def assert_withheld(container: Container, refusal: Refusal) -> None:
-    """The delegate of a container was not started, and the log says why."""
-    changed = lab.output("docker", "diff", container.name)
-    assert "/delegate." not in changed, f"its delegate was started: {changed}"
-    assert container.of("delegate") == []
-    assert "core not delivered, 0 bytes" in refusal(NOT_FOR)
+    """A container without any capability of its own, its first process where the engine has put it."""
+    return start(attack)
 
 
 @pytest.mark.parametrize("kind", ["MergedDir", "UpperDir"])
@@ -200,15 +180,6 @@ def test_attack_20_a_process_of_the_host_with_the_rights_of_one_container_in_the
     (plain.records / "alone").touch()
     crash.wait()
     assert_withheld(plain, refusal)
-
-
-def move(pid: int, to: int | None) -> None:
-    """Moves a process into all control groups of another one, or into the root groups."""
-    mounts = control_groups.cgroup_mounts(Path("/proc/self/mountinfo").read_bytes())
-    for controllers, path in procfs.parse_cgroup(Path(f"/proc/{to or pid}/cgroup").read_bytes()):
-        group = mounts.get(controllers.split(b",")[0])
-        if group is not None:
-            Path(os.fsdecode(group + (path if to else b"/")), "cgroup.procs").write_text(str(pid))
 
 
 # 24

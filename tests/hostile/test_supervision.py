@@ -10,14 +10,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hostile.observe import delegates_of, helpers, kill_dumper, processes_of, wait_until
+from hostile.observe import LIMIT, delegates_of, helpers, kill_dumper, processes_of, wait_until
+from hostile.run import TIMEOUT
 from support import lab
 from support.containers import Container, MakeCrash, read_log
 from support.records import is_whole
-
-TIMEOUT = 5  # Seconds; what run.py rolls out.
-LIMIT = 64  # Deliveries at a time; the role's default.
-
 
 # 11 and 12. All of these wait for the deadline, so they do it at the same time.
 

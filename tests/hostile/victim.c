@@ -990,19 +990,20 @@ static void execute_from_memory(char **rest)
 	fail(path);
 }
 
-/* Each step doubles them: a mount with all below it is mounted once more below itself. */
-static void make_mounts(int power)
+/* Two to the power of that many mounts, below a new one. Each step doubles them: a mount with all below it is mounted once more
+ * below itself, under the name and the number of the step. */
+static void make_mounts(const char *where, const char *name, int power)
 {
 	char path[64];
-	must(mount("mounts", "/tmp", "tmpfs", 0, NULL), "tmpfs");
-	must(mount(NULL, "/tmp", NULL, MS_PRIVATE, NULL), "private");
+	must(mount("mounts", where, "tmpfs", 0, NULL), "tmpfs");
+	must(mount(NULL, where, NULL, MS_PRIVATE, NULL), "private");
 	for (int i = 0; i < power; i++) {
-		snprintf(path, sizeof path, "/tmp/a-mount-number-%02d", i);
+		snprintf(path, sizeof path, "%s/%s-%02d", where, name, i);
 		must(mkdir(path, 0755), path);
 	}
 	for (int i = 0; i < power; i++) {
-		snprintf(path, sizeof path, "/tmp/a-mount-number-%02d", i);
-		must(mount("/tmp", path, NULL, MS_BIND | MS_REC, NULL), path);
+		snprintf(path, sizeof path, "%s/%s-%02d", where, name, i);
+		must(mount(where, path, NULL, MS_BIND | MS_REC, NULL), path);
 	}
 }
 
@@ -1057,18 +1058,9 @@ static void overlay_with_path_of_the_host(void)
 /* Many mounts below a directory that is no mount, which is the root directory of many processes. */
 static void jail_with_mounts(const char *value)
 {
-	char path[64];
-	int power = 14, count = atoi(value);
+	int count = atoi(value);
 	unshare_mounts();
-	must(mount("mounts", "/jail/out", "tmpfs", 0, NULL), "tmpfs");
-	for (int i = 0; i < power; i++) {
-		snprintf(path, sizeof path, "/jail/out/a-mount-number-which-is-long-%02d", i);
-		must(mkdir(path, 0755), path);
-	}
-	for (int i = 0; i < power; i++) {
-		snprintf(path, sizeof path, "/jail/out/a-mount-number-which-is-long-%02d", i);
-		must(mount("/jail/out", path, NULL, MS_BIND | MS_REC, NULL), path);
-	}
+	make_mounts("/jail/out", "a-mount-number-which-is-long", 14);
 	int ready = open("/out", O_PATH | O_DIRECTORY);
 	change_root("/jail");
 	for (int i = 0; i < count; i++)
@@ -1078,6 +1070,13 @@ static void jail_with_mounts(const char *value)
 	close(openat(ready, "ready", O_CREAT | O_WRONLY, 0666));
 	for (;;)
 		pause();
+}
+
+static void claim_root(const char *path)
+{
+	change_root(path);
+	printf("claimed\n");
+	fflush(stdout);
 }
 
 /* Whoever reads the options of this overlay takes a directory of the host for one of ours. */
@@ -1091,18 +1090,14 @@ static void claim(const char *path)
 	must(mkdir("/var/overlay", 0755), "overlay");
 	snprintf(options, sizeof options, "lowerdir=%s:/var/two", path);
 	must(mount("overlay", "/var/overlay", "overlay", 0, options), "mount overlay");
-	change_root("/var/overlay");
-	printf("claimed\n");
-	fflush(stdout);
+	claim_root("/var/overlay");
 }
 
 static void bind_root(const char *path)
 {
 	unshare_mounts();
 	must(mount(path, "/mnt", NULL, MS_BIND | MS_REC, NULL), "bind");
-	change_root("/mnt");
-	printf("claimed\n");
-	fflush(stdout);
+	claim_root("/mnt");
 }
 
 static void act(char **actions);
@@ -1271,7 +1266,7 @@ static void act(char **actions)
 		else if (IS("memfd"))
 			execute_from_memory(actions + 1);
 		else if (IS("mounts"))
-			make_mounts(atoi(value));
+			make_mounts("/tmp", "a-mount-number", atoi(value));
 		else if (IS("idle"))
 			leave_idle_child();
 		else if (IS("seize"))

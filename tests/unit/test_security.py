@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hostile.broken import BREAKS
+from hostile.defences import BREAKS
 
 PROJECT = Path(__file__).parents[2]
 PACKAGE = PROJECT / "helper/core_helper"

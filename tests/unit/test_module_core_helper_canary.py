@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from core_helper import journal
 from core_helper.configuration import Configuration, parse_configuration
 from support.project import load, shared
 
@@ -290,3 +291,10 @@ esac
     monkeypatch.setattr(module, "JOURNAL", str(tmp_path / "socket"))
     monkeypatch.setattr(module, "KERNEL_LOG", str(tmp_path / "nowhere"))
     assert module.Log().read(CONTAINER) == [DELIVERED]
+
+
+def test_the_canary_reads_a_path_as_the_helper_writes_it() -> None:
+    """The module goes to the host alone, so it cannot import the helper."""
+    load(MODULE)
+    path = "".join(map(chr, range(1, 256))) + "\N{EURO SIGN}"
+    assert shared("canary_container").escape(path) == journal.escape(path.encode())

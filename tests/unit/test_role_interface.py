@@ -207,6 +207,16 @@ def test_an_ansible_core_that_is_too_old_is_refused(version: str) -> None:
     assert problem.startswith(f"ansible-core {version} is too old: 2.19 or newer is needed") is old
 
 
+def test_the_oldest_ansible_core_is_the_same_everywhere() -> None:
+    pytest.importorskip("ansible.plugins.action")
+    oldest = project.load(PROJECT / "plugins/action/core_helper_preflight.py").OLDEST_ANSIBLE
+    said = ".".join(map(str, oldest))
+    assert f'requires_ansible: ">={said}.0"' in (PROJECT / "meta/runtime.yml").read_text()
+    assert f"version('{said}.0', '<')" in (PROJECT / "playbooks/vars/hosts.yml").read_text()
+    for meta in PROJECT.glob("roles/*/meta/main.yml"):
+        assert f'min_ansible_version: "{said}"' in meta.read_text(), meta
+
+
 def test_the_role_says_so_where_its_ansible_core_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     """Such a one lacks what the action imports; the message must not be about that."""
     errors = pytest.importorskip("ansible.errors")

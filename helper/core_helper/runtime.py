@@ -2,7 +2,7 @@
 
 import posix
 
-from core_helper import control_groups, procfs
+from core_helper import procfs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ def maker_of(controllers: bytes, above: bytes) -> "int | None":
         except OSError:
             continue
     # Mounted elsewhere.
+    from core_helper import control_groups
 
     mount_point = control_groups.own_cgroup_mounts().get(first)
     try:

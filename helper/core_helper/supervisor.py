@@ -290,8 +290,8 @@ def _holders(child: "Child", process: "FaultingProcess") -> "list[int]":
     holders = []
     # Those that got their numbers after the child come first: on a host that is too busy to look at all in that time, they are
     # the likely ones. Pids are given in a circle.
-    pids = sorted(int(name) for name in posix.listdir("/proc") if name.isdigit())
-    for pid in sorted(pids, key=lambda pid: pid < (child.pid or child.setup_pid)):
+    pids = map(int, filter(str.isdigit, posix.listdir("/proc")))
+    for pid in sorted(pids, key=lambda pid: (pid < (child.pid or child.setup_pid), pid)):
         if time.monotonic() > limit:
             break
         name = str(pid)

@@ -51,6 +51,17 @@ def test_what_is_needed_only_after_the_delegate_started_is_not_imported_before_t
     }
 
 
+def test_a_crash_that_is_refused_for_its_slot_pays_for_nothing_that_looks_at_a_container() -> None:
+    assert not imported("core_helper.main") & {
+        f"core_helper.{name}"
+        for name in ("control_groups", "mount_table", "process", "membership", "foreign_files", "strangers", "tracing")
+    }
+
+
+def test_who_may_trace_is_rarely_asked_and_not_imported_for_each_crash() -> None:
+    assert "core_helper.tracing" not in imported("core_helper.main", "core_helper.deliver")
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
 def test_a_source_file_is_of_python_3_8_and_compiles_here(path: Path) -> None:
     source = path.read_text(encoding="utf-8")

@@ -50,7 +50,7 @@ class View:
         """
         if not self.process.in_container():
             return self.host().place_of_root()
-        if self.first is None or not (self.process.in_pid_namespace() or self.process.container_id):
+        if self.first is None or self.process.is_outside():
             return None
         return mount_table.root_of_namespace(self.first.directory)
 

@@ -41,7 +41,7 @@ def check(process: "FaultingProcess") -> None:
             return
         _check_owner(process)
         view = foreign_files.View(process, first)
-        if not process.in_pid_namespace() and not process.container_id and foreign_files.has_root_of_the_host(view):
+        if process.is_outside() and foreign_files.has_root_of_the_host(view):
             strangers.refuse(view, None)
             return
         if first is not None:

@@ -86,7 +86,7 @@ def find(process: "FaultingProcess", first: "Member | None", wanted: "Callable[[
     Raises Refused where the host has too many processes to tell.
     """
     limit = time.monotonic() + PATIENCE
-    host = not process.in_pid_namespace() and not process.container_id
+    host = process.is_outside()
     for name in posix.listdir("/proc"):
         if time.monotonic() > limit:
             raise Refused("the host has too many processes to find out whose its files are: core not delegated")

@@ -284,7 +284,7 @@ def _holders(child: "Child", process: "FaultingProcess") -> "list[int]":
     socket, a pipe can be passed on to anybody, even to a daemon of the host. In the pid namespace of the host they must also be
     in the control group of the container. A process of the host that is root's has no such family.
     """
-    if not process.in_pid_namespace() and not process.container_id and process.uid == 0:
+    if process.is_outside() and process.uid == 0:
         return []
     limit = time.monotonic() + GRACE
     holders = []

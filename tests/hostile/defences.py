@@ -510,7 +510,7 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         [
             (
                 "foreign_files.py",
-                "        if self.first is None or not (self.process.in_pid_namespace() or self.process.container_id):",
+                "        if self.first is None or self.process.is_outside():",
                 "        if self.first is None:",
             )
         ],

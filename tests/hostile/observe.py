@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from support import lab
-from support.containers import Container
+from support.containers import Container, read_log
 from support.hosts import HELPER
 
 LIMIT = 64  # Deliveries at a time; the role's default.
@@ -97,3 +97,37 @@ def peak_of_helpers(seconds: float = 30) -> int:
             with suppress(OSError):
                 peaks += [int(kib) << 10 for kib in re.findall(r"VmHWM:\s*(\d+)", (directory / "status").read_text())]
     return max(peaks)
+
+
+def count_log_lines() -> Callable[[], int]:
+    """Begins to count the lines that the helper writes to the log, and returns what tells their number.
+
+    The kernel's log is a ring: a record that it has overwritten counts as the helper's (Documentation/ABI/testing/dev-kmsg).
+    """
+    if Path("/dev/log").exists():
+        before = len(read_log().splitlines())
+        return lambda: len(read_log().splitlines()) - before
+    last = max(number for number, _ in records_of_kernel())
+
+    def count() -> int:
+        records = [(number, text) for number, text in records_of_kernel() if number > last]
+        overwritten = min((number for number, _ in records), default=last + 1) - last - 1
+        return overwritten + sum(b";docker_core_helper[" in text for _, text in records)
+
+    return count
+
+
+def records_of_kernel() -> list[tuple[int, bytes]]:
+    """The records of the kernel's log, with the sequence number of each."""
+    records = []
+    log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        while True:
+            # EPIPE: the record to be read next was overwritten; the read(2) after that is at the oldest one.
+            with suppress(BrokenPipeError):
+                text = os.read(log, 8192)
+                records.append((int(text.split(b",", 2)[1]), text))
+    except BlockingIOError:
+        return records
+    finally:
+        os.close(log)

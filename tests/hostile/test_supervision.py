@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hostile.observe import LIMIT, delegates_of, helpers, kill_dumper, processes_of, wait_until
+from hostile.observe import LIMIT, count_log_lines, delegates_of, helpers, kill_dumper, processes_of, wait_until
 from hostile.run import TIMEOUT
 from support import lab
 from support.containers import Container, MakeCrash, read_log
@@ -274,27 +274,25 @@ def test_attack_22_a_container_in_the_hosts_pid_namespace_has_its_share(attack: 
 
 @pytest.mark.usefixtures("patient")
 def test_attack_22_four_hundred_crash_loops(attack: MakeCrash, capsys: pytest.CaptureFixture[str]) -> None:
-    before = log_lines()
+    written = count_log_lines()
     other = attack("wait=/out/go", "series=15", "tiny", options=("--detach",))
     flood = attack("storm=400", options=("--env=ATTACK=fails", "--detach"))
     time.sleep(3)
     (other.records / "go").touch()
+    started = time.monotonic()
     try:
-        wait_until(lambda: "ended" in lab.output("docker", "logs", other.name), "the series does not end", 100)
+        # On two processors that others use, too, this has taken 60 to 110 seconds.
+        wait_until(lambda: "ended" in lab.output("docker", "logs", other.name), "the series does not end", 280)
     finally:
-        written = log_lines() - before
         lab.output("docker", "kill", flood.name)
+    seconds = time.monotonic() - started
+    lines = written()
+    arrived = len(other.of("delegate"))
     with capsys.disabled():
-        print(f"\n{len(other.of('delegate'))} of 15 cores arrived; the helper wrote {written} lines meanwhile")
-    assert len(other.of("delegate")) >= 14
+        print(f"\n{arrived} of 15 cores arrived in {seconds:.0f} s; meanwhile the log took {lines} lines")
+    assert arrived >= 14
     # Some 200 crashes a second, each with its line, are rationed to a burst and some lines a second.
-    assert written < 3000
-
-
-def log_lines() -> int:
-    """How many lines of the helper the log has taken; the kernel's may forget old ones, so its counter is asked."""
-    lines = [line for line in read_log().splitlines() if "docker_core_helper" in line]
-    return len(lines)
+    assert 0 < lines < 1000 + 20 * seconds
 
 
 def test_attack_22_a_flood_of_lines_is_rationed_over_all_crashes(attack: MakeCrash) -> None:

@@ -19,7 +19,9 @@ OUTPUT_LIMIT = 65536
 OUTPUT_LINES = 200
 # The bytes that a delegate may write before it has to wait, and the seconds that it then waits for each read of 64 KiB. A
 # delegate that writes without end would otherwise cost the host several times the processor time that the container is allowed.
+# A read costs the host the same for one byte as for a page: it counts as a page at least.
 OUTPUT_FREE = 1 << 20
+OUTPUT_READ = 1 << 12
 OUTPUT_PAUSE = 0.02
 DEADLINE = "deadline passed"
 TRACED_PAUSE = 0.05  # Seconds between two checks whether a traced delegate has ended.
@@ -48,7 +50,7 @@ class Output:
             return
         if not part:
             self.streams.discard(stream)
-        self.amount += len(part)
+        self.amount += max(len(part), OUTPUT_READ)
         if self.amount > OUTPUT_FREE:
             self.resume = time.monotonic() + OUTPUT_PAUSE
         if stream != self.stderr or self.left <= 0:

@@ -345,6 +345,10 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         [("relay.py", "OUTPUT_PAUSE = 0.02", "OUTPUT_PAUSE = 0.0")],
         "attack_22_a_flood_of_output",
     ),
+    "22 a read of one byte counts as one byte": (
+        [("relay.py", "max(len(part), OUTPUT_READ)", "len(part)")],
+        "attack_22_a_flood_of_output and drips",
+    ),
     "23 what does not end is not killed": (
         [("source.py", "        linux.pidfd_send_signal(crash.handle, SIGKILL)\n", "")],
         "attack_23_the_kernel",

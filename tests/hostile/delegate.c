@@ -209,6 +209,9 @@ int main(int argc, char **argv)
 		for (int i = 0; i < 1 << 20; i++)
 			if (write(1, line, sizeof line) < 0)
 				break;
+	} else if (is("drips")) {
+		while (write(2, "x", 1) == 1)
+			continue;
 	} else if (is("fails")) {
 		read_all();
 		return 7;

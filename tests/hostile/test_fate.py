@@ -101,8 +101,9 @@ def test_attack_22_two_hundred_thousand_variables(attack: MakeCrash) -> None:
     assert is_whole(container.delegate.core.read_bytes())
 
 
-def test_attack_22_a_flood_of_output_costs_the_host_nothing(attack: MakeCrash) -> None:
-    container = attack("keep=60", options=("--env=ATTACK=floods", "--detach"))
+@pytest.mark.parametrize("does", ["floods", "drips"])
+def test_attack_22_a_flood_of_output_costs_the_host_nothing(attack: MakeCrash, does: str) -> None:
+    container = attack("keep=60", options=(f"--env=ATTACK={does}", "--detach"))
     wait_until(lambda: delegates_of(container), "no delegate")
     time.sleep(3)
     assert helpers() == 1

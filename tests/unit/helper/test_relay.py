@@ -6,9 +6,11 @@ import hashlib
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from core_helper import linux
+from core_helper import linux, relay
 from unit.helper.delivery import LONG, deliver, shell
 from unit.helper.support import elf
 
@@ -110,6 +112,23 @@ def test_standard_error_is_logged_line_by_line() -> None:
 def test_standard_output_goes_nowhere_and_never_blocks() -> None:
     result = deliver(shell("head -c 3000000 /dev/zero; cat >/dev/null"), b"core")
     assert (result.failure, result.complete, result.logged) == (None, True, [])
+
+
+@pytest.mark.parametrize(("piece", "free"), [(b"x", 256), (bytes(4096), 256), (bytes(65536), 16)])
+def test_a_delegate_that_writes_much_or_in_many_pieces_has_to_wait(piece: bytes, free: int) -> None:
+    errors, stderr = os.pipe()
+    words, stdout = os.pipe()
+    child: Any = SimpleNamespace(stderr_read_end=errors, stdout_read_end=words)
+    output = relay.Output(child, lambda line: None)
+    try:
+        for number in range(free + 1):
+            assert output.resume == 0, number
+            os.write(stderr, piece)
+            output.read(errors)
+        assert output.resume > 0
+    finally:
+        for descriptor in (errors, stderr, words, stdout):
+            os.close(descriptor)
 
 
 @pytest.mark.parametrize(("text", "lines"), [("x" * 1999, 34), ("x" * 99, 201), ("", 201)])

@@ -60,10 +60,10 @@ class Journal:
     ) -> bool:
         """Tell how the delivery to ``target`` ended, and return whether all of the core arrived there.
 
-        ``reason`` says why no other destination has taken the core before.
+        ``reason`` says why no delegate has taken the core before. It stands last: see ``drop``.
         """
-        name = f"{describe(crash, process)}: {reason}: " if reason else f"{describe(crash, process)}: "
-        notes = "".join(f"; {note}" for note in result.notes)
+        name = f"{describe(crash, process)}: "
+        notes = "".join(f"; {note}" for note in result.notes) + (f"; no delegate took it: {reason}" if reason else "")
         amount = f"{result.delivered} bytes to {escape(target)} in {time.monotonic() - began:.3f} s"
         if result.untouched and result.failure is None:
             self._write(

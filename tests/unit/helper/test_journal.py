@@ -197,9 +197,13 @@ def test_the_outcome_is_one_line_and_success_is_never_claimed_wrongly(
     assert re.fullmatch(rf"<{severity}>{PREFIX}{who}{expected}\n", line)
 
 
-def test_the_reason_for_another_target_stands_before_the_outcome(kernel_log: Path, crash: Crash) -> None:
-    journal.Journal(Log()).conclude(crash, process(), b"/tmp/core.1.2.3", outcome(), time.monotonic(), "no delegate")
-    assert ": no delegate: delivered 4096 bytes to /tmp/core.1.2.3 in" in kernel_log.read_text()
+def test_a_reason_of_the_container_does_not_push_the_outcome_out_of_the_line(kernel_log: Path, crash: Crash) -> None:
+    reason = "/" + "x" * 5000 + ": not executable"
+    journal.Journal(Log()).conclude(crash, process(), b"/tmp/core.1.2.3", outcome(), time.monotonic(), reason)
+    line = kernel_log.read_text()
+    assert re.search(r": delivered 4096 bytes to /tmp/core\.1\.2\.3 in 0\.\d{3} s; no delegate took it: /xxx", line), (
+        line
+    )
 
 
 @pytest.mark.parametrize(

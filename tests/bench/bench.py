@@ -31,7 +31,7 @@ posix.execv("{PROGRAM}", ["latency", "{RECORD}"])
 """
 
 
-class Victim:
+class Crasher:
     """A program that crashes on demand, on this machine or in a container."""
 
     def __init__(self, words: list[str | Path], pattern: str) -> None:
@@ -51,7 +51,7 @@ class Victim:
             raise RuntimeError(f"the kernel has cut off {self.pattern}")
         self.process.stdin.write(b"x")
         if not self.process.stdout.read(1):
-            raise RuntimeError("the victim did not survive the crash of its child")
+            raise RuntimeError("the crasher did not survive the crash of its child")
         deadline = time.monotonic() + 10
         while "delegate" not in RECORD.read_text():
             if time.monotonic() > deadline:
@@ -68,16 +68,16 @@ class Victim:
         self.process.wait()
 
 
-def victims(mib: int) -> dict[str, Victim]:
-    """A victim for each handler."""
-    local: list[str | Path] = [PROGRAM, "victim", RECORD, str(mib)]
+def crashers(mib: int) -> dict[str, Crasher]:
+    """A crasher for each handler."""
+    local: list[str | Path] = [PROGRAM, "crasher", RECORD, str(mib)]
     mount = f"--volume={lab.RECORDS}:/out"
     docker = ["docker", "run", "--rm", "--interactive", "--label=core-lab", "--network=none", mount, "core-lab/latency"]
     return {
-        "Python that only executes, host": Victim(local, f"|{FLOOR}"),
-        "docker_core_helper, host": Victim(local, f"{HELPER} {PROGRAM} {RECORD}"),
-        "docker_core_helper, Docker": Victim(
-            [*docker, "/usr/bin/latency", "victim", "/out/r", str(mib)],
+        "Python that only executes, host": Crasher(local, f"|{FLOOR}"),
+        "docker_core_helper, host": Crasher(local, f"{HELPER} {PROGRAM} {RECORD}"),
+        "docker_core_helper, Docker": Crasher(
+            [*docker, "/usr/bin/latency", "crasher", "/out/r", str(mib)],
             f"{HELPER} /usr/bin/latency /out/r",
         ),
     }
@@ -85,17 +85,17 @@ def victims(mib: int) -> dict[str, Victim]:
 
 def measure(mib: int, rounds: int) -> None:
     """Prints a table of medians, and of their ratios to the first row."""
-    running = victims(mib)
+    running = crashers(mib)
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in running}
     try:
         for number in range(rounds + 1):
-            for name, victim in running.items():
-                result = victim.crash()
+            for name, crasher in running.items():
+                result = crasher.crash()
                 if number:  # The first is for warming up.
                     times[name].append(result)
     finally:
-        for victim in running.values():
-            victim.stop()
+        for crasher in running.values():
+            crasher.stop()
     print(f"\n{rounds} crashes each, {mib} MiB of memory, medians:")
     print(f"{'handler':34} {'to delegate':>12} {'ratio':>6} {'to end of core':>15} {'ratio':>6}")
     floor: tuple[float, float] | None = None

@@ -1,7 +1,7 @@
 /*
  * Both ends of the time from a crash to its delegate.
  *
- *   latency victim FILE [MIB]  for each byte on standard input, forks a child that crashes, with MIB of memory in its core,
+ *   latency crasher FILE [MIB]  for each byte on standard input, forks a child that crashes, with MIB of memory in its core,
  *                              writes the time of the crash to FILE and answers with a byte
  *   latency FILE               as a delegate: writes to FILE the time at which it was started, and that at which the core had ended
  */
@@ -50,7 +50,7 @@ int main(int argc, char **argv)
     char byte;
 
     if (argc < 2)
-        errx(2, "usage: latency [victim] FILE [MIB]");
+        errx(2, "usage: latency [crasher] FILE [MIB]");
     if (argc == 2) {
         double started = now();
         while (read(0, buffer, sizeof buffer) > 0)

@@ -189,12 +189,12 @@ def test_a_host_that_answers_nonsense_is_a_wrong_row_and_not_the_end(
 def test_a_link_in_the_place_of_the_report_is_replaced_and_not_followed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    victim = tmp_path / "victim"
-    victim.write_text("mine")
+    other = tmp_path / "other"
+    other.write_text("mine")
     for name in ("json", "html"):
-        (tmp_path / f"verify.{name}").symlink_to(victim)
+        (tmp_path / f"verify.{name}").symlink_to(other)
     report(tmp_path, {"web01": SNAPSHOT}, monkeypatch)
-    assert victim.read_text() == "mine"
+    assert other.read_text() == "mine"
     assert json.loads((tmp_path / "verify.json").read_text())[0]["host"] == "web01"
 
 

@@ -46,21 +46,21 @@ main(sys.argv)
 @pytest.fixture(scope="session", autouse=True)
 def image() -> None:
     """Compiles the programs and puts them into an image of their own."""
-    for program in ("victim", "delegate"):
+    for program in ("crasher", "delegate"):
         flags = ("-static", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread")
         lab.command("gcc", *flags, "-o", lab.PROGRAMS / program, HERE / f"{program}.c")
     alone = ("-nostdlib", "-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", "-Wl,--entry=_start")
     lab.command("gcc", *alone, "-o", lab.PROGRAMS / "planted", HERE / "planted.c")
-    victim = lab.PROGRAMS / "victim"
-    files = {"usr/bin/victim": victim, "usr/bin/setid": victim, "opt/bin/delegate": lab.PROGRAMS / "delegate"}
+    crasher = lab.PROGRAMS / "crasher"
+    files = {"usr/bin/crasher": crasher, "usr/bin/setid": crasher, "opt/bin/delegate": lab.PROGRAMS / "delegate"}
     lab.import_image("hostile", files)
 
 
 @pytest.fixture(scope="module")
 def attack() -> Iterator[MakeCrash]:
-    """Runs the victim in a container: ``attack(*its_actions, options=...)``."""
+    """Runs the crasher in a container: ``attack(*its_actions, options=...)``."""
     containers: list[Container] = []
-    yield crash_in(containers, "hostile", "victim")
+    yield crash_in(containers, "hostile", "crasher")
     for container in containers:
         container.remove()
 
@@ -170,7 +170,7 @@ def other(attack: MakeCrash) -> Container:
     """Another container, whose delegate nobody may start; its program and its delegate are among what was changed in it."""
     container = attack("idle", "sandbox=mounts", "wait=/out/go", options=(*ADMINISTRATOR, "--detach"))
     wait_until(lambda: len(processes_of(container)) == 2, "the container does not run")
-    lab.output("docker", "exec", container.name, "touch", "/usr/bin/victim", "/opt/bin/delegate")
+    lab.output("docker", "exec", container.name, "touch", "/usr/bin/crasher", "/opt/bin/delegate")
     return container
 
 
@@ -178,7 +178,7 @@ def other(attack: MakeCrash) -> Container:
 def jail() -> Iterator[Path]:
     """A directory of the host with the program that crashes and a delegate."""
     directory = lab.DIRECTORY / "jails/jail"
-    for source, name in (("victim", "usr/bin/victim"), ("delegate", "opt/bin/delegate")):
+    for source, name in (("crasher", "usr/bin/crasher"), ("delegate", "opt/bin/delegate")):
         (directory / name).parent.mkdir(parents=True)
         lab.command("cp", lab.PROGRAMS / source, directory / name)
     yield directory

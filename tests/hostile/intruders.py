@@ -10,7 +10,7 @@ from hostile.groups import move
 from support import lab
 from support.containers import Container, MakeCrash, wait_for_log
 
-PROGRAM = f"{lab.PROGRAMS}/victim"
+PROGRAM = f"{lab.PROGRAMS}/crasher"
 UNCONFINED = ("--security-opt=seccomp=unconfined",)
 ADMINISTRATOR = ("--cap-add=SYS_ADMIN", "--security-opt=apparmor=unconfined")
 # There the delegate records what it is in its root directory, wherever that is: there is no volume.
@@ -26,7 +26,7 @@ Refusal = Callable[[str], str]
 def start(attack: MakeCrash, *actions: str, options: tuple[str, ...] = (), image: str = "hostile") -> Container:
     """Starts a container whose delegate nobody else may start; its program and its delegate are what was changed in it."""
     container = attack("wait=/out/go", *actions, "wait=/never", options=(*options, "--detach"), image=image)
-    lab.output("docker", "exec", container.name, "touch", "/usr/bin/victim", "/opt/bin/delegate")
+    lab.output("docker", "exec", container.name, "touch", "/usr/bin/crasher", "/opt/bin/delegate")
     return container
 
 
@@ -53,6 +53,6 @@ def assert_withheld(container: Container, refusal: Refusal) -> None:
 
 def assert_delivered_from(jail: Path) -> None:
     """A crash of the host's root in the jail has its delegate."""
-    crash = subprocess.Popen(["chroot", jail, "/usr/bin/victim"], env=OF_THE_HOST)
+    crash = subprocess.Popen(["chroot", jail, "/usr/bin/crasher"], env=OF_THE_HOST)
     crash.wait()
     assert ": delivered " in wait_for_log(f"pid={crash.pid} ", ": delivered ")

@@ -48,7 +48,7 @@ def delegates_of(container: Container) -> list[int]:
 
 def kill_dumper(container: Container) -> None:
     """Kills the process in a container that came last, which dumps core, and waits until it does so no more."""
-    dumper = max(pid for pid, words in processes_of(container) if words.startswith("victim"))
+    dumper = max(pid for pid, words in processes_of(container) if words.startswith("crasher"))
     os.kill(dumper, signal.SIGKILL)
     wait_until(lambda: not is_dumping(dumper), "the killed process dumps core for ever")
 

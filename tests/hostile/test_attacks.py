@@ -245,7 +245,7 @@ def take_pid(pid: int, *actions: str, environment: dict[str, str]) -> subprocess
     """Starts a process with that very pid: root of the host can ask for it, others try until they have it."""
     for _ in range(200):
         Path("/proc/sys/kernel/ns_last_pid").write_text(str(pid - 1))
-        process = subprocess.Popen([lab.PROGRAMS / "victim", *actions], env=environment)
+        process = subprocess.Popen([lab.PROGRAMS / "crasher", *actions], env=environment)
         if process.pid == pid:
             return process
         process.kill()
@@ -268,7 +268,7 @@ def test_attack_07_the_pid_is_reused_before_the_helper_looks(
 ) -> None:
     directory = hold(options, becomes="-F" not in options)
     environment = {"RECORD_DIRECTORY": str(directory)}
-    dumper = subprocess.Popen([lab.PROGRAMS / "victim", "tiny"], env=environment)
+    dumper = subprocess.Popen([lab.PROGRAMS / "crasher", "tiny"], env=environment)
     wait_until((directory / "held.1").exists, "no helper")
     dumper.kill()
     dumper.wait()

@@ -27,7 +27,7 @@ from hostile.observe import files_of, pid_of, processes_of, wait_until
 from support.containers import MakeCrash
 
 
-@pytest.mark.parametrize("program", ["execute=/usr/bin/victim", "bound=a80425fb"], ids=["theirs", "of the host"])
+@pytest.mark.parametrize("program", ["execute=/usr/bin/crasher", "bound=a80425fb"], ids=["theirs", "of the host"])
 def test_attack_20_a_pid_namespace_of_its_own_in_the_control_group_of_a_container(
     attack: MakeCrash, refusal: Refusal, tmp_path: Path, program: str
 ) -> None:
@@ -56,7 +56,7 @@ def test_attack_20_a_service_of_the_host_with_mounts_of_its_own_in_what_was_chan
 ) -> None:
     container = start(attack)
     go = tmp_path / "go"
-    words = [f"wait={go}", "own-mounts", f"root={files_of(container, 'UpperDir')}", "execute=/usr/bin/victim"]
+    words = [f"wait={go}", "own-mounts", f"root={files_of(container, 'UpperDir')}", "execute=/usr/bin/crasher"]
     crash = subprocess.Popen([PROGRAM, *words], env=OF_THE_HOST)
     move_into(crash.pid, service)
     go.touch()
@@ -71,13 +71,13 @@ def test_attack_20_an_agent_covers_its_root_directory_with_the_files_of_a_contai
     files = Path(files_of(container))
     volume = f"--volume={files.parent.parent}:/host"
     options = (*ADMINISTRATOR, *UNCONFINED, volume, f"--env={IN_ROOT}")
-    attack("fork=1", f"cover=/host/{files.parent.name}/{files.name}", "execute=/usr/bin/victim", options=options)
+    attack("fork=1", f"cover=/host/{files.parent.name}/{files.name}", "execute=/usr/bin/crasher", options=options)
     assert_withheld(container, refusal)
 
 
 def test_attack_20_a_layer_of_an_image(attack: MakeCrash, refusal: Refusal, tmp_path: Path) -> None:
     layer = files_of(start(attack), "LowerDir").split(":")[-1]
-    crash_on_host(f"root={layer}", "execute=/usr/bin/victim", directory=tmp_path)
+    crash_on_host(f"root={layer}", "execute=/usr/bin/crasher", directory=tmp_path)
     assert "core not delivered, 0 bytes" in refusal(NOT_FOR)
     assert not list(Path(layer).glob("delegate.*")), "the delegate was started"
 
@@ -90,11 +90,11 @@ def test_attack_20_root_of_the_host_in_a_sandbox_that_a_container_has_made(
 
     def inside() -> list[int]:
         found = [pid for pid, _ in processes_of(container)]
-        return [pid for pid in found if Path(f"/proc/{pid}/root/usr/bin/victim").exists() and mounts_of(pid) != own]
+        return [pid for pid in found if Path(f"/proc/{pid}/root/usr/bin/crasher").exists() and mounts_of(pid) != own]
 
     wait_until(inside, "there is no sandbox")
     (pid,) = inside()
-    crash_on_host(f"join=/proc/{pid}/ns/mnt", "execute=/usr/bin/victim", directory=tmp_path)
+    crash_on_host(f"join=/proc/{pid}/ns/mnt", "execute=/usr/bin/crasher", directory=tmp_path)
     assert "core not delivered, 0 bytes" in refusal(NOT_FOR)
     assert not list(Path(f"/proc/{pid}/root").glob("delegate.*")), "the delegate was started"
 

@@ -45,7 +45,7 @@ def test_attack_22_users_who_hold_slots_leave_the_last_ones_to_others(
 ) -> None:
     other = attack("wait=/out/go", "fork=1", "tiny", options=("--detach",))
     for user in range(1000, 1004):
-        words = [f"{lab.PROGRAMS}/victim", "fork=60", "sandbox=user", "sandbox=pid", "tiny"]
+        words = [f"{lab.PROGRAMS}/crasher", "fork=60", "sandbox=user", "sandbox=pid", "tiny"]
         environment = {"ATTACK": "never-ends"}
         options = {"user": user, "group": user, "extra_groups": [], "start_new_session": True}
         users.append(subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, **options))  # type: ignore[call-overload]
@@ -140,7 +140,7 @@ echo $$ > {group}/start/cgroup.procs
 exec setpriv --reuid=1000 --regid=1000 --clear-groups --no-new-privs sh -c '
 mkdir {group}/{name}
 echo $$ > {group}/{name}/cgroup.procs
-exec {victim} tiny'
+exec {crasher} tiny'
 """
 
 
@@ -149,7 +149,7 @@ def test_attack_15_a_user_of_the_host_names_a_control_group_after_a_container(
     attack: MakeCrash, group_of_user: Path, records: Path
 ) -> None:
     other = attack("wait=/out/go", options=("--detach",))
-    script = USER_OF_THE_HOST.format(group=group_of_user, name=other.identifier, victim=f"{lab.PROGRAMS}/victim")
+    script = USER_OF_THE_HOST.format(group=group_of_user, name=other.identifier, crasher=f"{lab.PROGRAMS}/crasher")
     crash = subprocess.Popen(["sh", "-c", script], env={**os.environ, "RECORD_DIRECTORY": str(records)})
     crash.wait()
     written: list[str] = []

@@ -67,7 +67,7 @@ def crash_as_agent(attack: MakeCrash, container: Container, kind: str, *before: 
 # 20: whoever executes a program of the container's files.
 
 
-@pytest.mark.parametrize("actions", [("execute=/usr/bin/victim",), ("execute=/usr/bin/victim", "fork=1")])
+@pytest.mark.parametrize("actions", [("execute=/usr/bin/crasher",), ("execute=/usr/bin/crasher", "fork=1")])
 def test_attack_20_the_first_process_of_an_agent_is_no_proof_of_itself(
     attack: MakeCrash, refusal: Refusal, actions: tuple[str, ...]
 ) -> None:
@@ -80,7 +80,7 @@ def test_attack_20_the_first_process_of_an_agent_in_mounts_that_the_first_proces
     attack: MakeCrash, other: Container, refusal: Refusal
 ) -> None:
     (child,) = (pid for pid, _ in processes_of(other) if pid != pid_of(other))
-    attack(f"join=/host/{child}/ns/mnt", "execute=/usr/bin/victim", options=AGENT)
+    attack(f"join=/host/{child}/ns/mnt", "execute=/usr/bin/crasher", options=AGENT)
     assert_withheld(other, refusal)
 
 
@@ -105,7 +105,7 @@ def test_attack_20_the_files_of_a_container_that_hides(
         if who == "agent":
             crash_as_agent(attack, container, kind, "fork=1")
         else:
-            crash_on_host(f"root={files_of(container, kind)}", "execute=/usr/bin/victim", directory=tmp_path)
+            crash_on_host(f"root={files_of(container, kind)}", "execute=/usr/bin/crasher", directory=tmp_path)
         assert not list(Path(files_of(container)).glob("delegate.*")), "its delegate was started"
     assert "core not delivered, 0 bytes" in refusal(NOT_FOR)
 
@@ -118,7 +118,7 @@ def test_attack_20_the_mounts_of_a_container_that_hides(
     namespace = f"/proc/{pid_of(container)}/ns/mnt"
     crash_on_host(
         f"join={namespace}",
-        "execute=/usr/bin/victim",
+        "execute=/usr/bin/crasher",
         "touch=/out/joined",
         "wait=/out/alone",
         directory=tmp_path,
@@ -147,7 +147,7 @@ def test_attack_20_an_image_of_so_many_layers_that_their_paths_are_relative(
 
 def import_layers(count: int) -> None:
     """Makes the image ``layers`` of that many layers."""
-    programs = {"usr/bin/victim": lab.PROGRAMS / "victim", "opt/bin/delegate": lab.PROGRAMS / "delegate"}
+    programs = {"usr/bin/crasher": lab.PROGRAMS / "crasher", "opt/bin/delegate": lab.PROGRAMS / "delegate"}
     layers = [lab.root_archive(programs), *(archive_of({f"layer-{number}": b""}) for number in range(count))]
     digests = [hashlib.sha256(layer).hexdigest() for layer in layers]
     roots = {"type": "layers", "diff_ids": [f"sha256:{digest}" for digest in digests]}
@@ -174,7 +174,7 @@ def test_attack_20_root_of_the_host_with_mounts_of_its_own_in_what_was_changed_i
 ) -> None:
     container = start(attack)
     crash_on_host(
-        "own-mounts", f"root={files_of(container, 'UpperDir')}", "execute=/usr/bin/victim", directory=tmp_path
+        "own-mounts", f"root={files_of(container, 'UpperDir')}", "execute=/usr/bin/crasher", directory=tmp_path
     )
     assert_withheld(container, refusal)
 
@@ -188,13 +188,13 @@ def test_attack_20_an_agent_with_mounts_of_its_own_in_what_was_changed_in_a_cont
     options = UNCONFINED if "sandbox=user" in sandbox else (*ADMINISTRATOR, *UNCONFINED)
     root = f"root=/host/{files.parent.name}/{files.name}"
     volume = f"--volume={files.parent.parent}:/host"
-    attack("fork=1", *sandbox, root, "execute=/usr/bin/victim", options=(*options, volume, f"--env={IN_ROOT}"))
+    attack("fork=1", *sandbox, root, "execute=/usr/bin/crasher", options=(*options, volume, f"--env={IN_ROOT}"))
     assert_withheld(container, refusal)
 
 
 def test_attack_20_a_container_in_the_mounts_of_one_that_it_contains(attack: MakeCrash, refusal: Refusal) -> None:
     inner = start(attack)
-    actions = ("fork=1", "wait=/out/go", f"join=/host/{pid_of(inner)}/ns/mnt", "execute=/usr/bin/victim")
+    actions = ("fork=1", "wait=/out/go", f"join=/host/{pid_of(inner)}/ns/mnt", "execute=/usr/bin/crasher")
     outer = attack(*actions, options=(*AGENT, "--detach"))
     with moved_below(pid_of(inner), pid_of(outer), "docker/" + "ab" * 32):
         (outer.records / "go").touch()
@@ -219,9 +219,9 @@ def test_attack_20_a_container_has_the_helper_of_another_one_open_what_does_not_
     container = attack("leave=600", "overlay-of-host", "wait=/never", options=options)
     (container.records / "pid").write_text(str(pid_of(container)))
     wait_until((container.records / "ready").exists, "the overlay is not there", 15)
-    victim = attack("tiny", options=("--pid=host", "--detach"))
-    assert ": delivered " in victim.log(": delivered ")
-    assert victim.delegate
+    crasher = attack("tiny", options=("--pid=host", "--detach"))
+    assert ": delivered " in crasher.log(": delivered ")
+    assert crasher.delegate
 
 
 def test_attack_20_many_mounts_and_many_processes_do_not_cost_others_their_cores(attack: MakeCrash, jail: Path) -> None:

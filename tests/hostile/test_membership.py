@@ -49,7 +49,7 @@ AGENTS: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
     "of the host's pid namespace": (("fork=1", "join=/proc/{pid}/ns/mnt"), ("--pid=host",), OTHER_MOUNTS),
     "itself the first process": (("join=/proc/{pid}/ns/mnt",), ("--pid=host",), OTHER_MOUNTS),
     "itself the first process, with a program of the container": (
-        ("join=/proc/{pid}/ns/mnt", "execute=/usr/bin/victim"),
+        ("join=/proc/{pid}/ns/mnt", "execute=/usr/bin/crasher"),
         ("--pid=host",),
         OTHER_MOUNTS,
     ),
@@ -78,21 +78,21 @@ def test_attack_20_an_agent_in_the_files_of_another_container(
 
 
 OF_HOST: dict[str, tuple[list[str], str]] = {
-    "nsenter --mount": (["nsenter", "--mount", "--target={pid}", "/usr/bin/victim"], "mount namespace"),
-    "setns alone": ([f"{lab.PROGRAMS}/victim", "join=/proc/{pid}/ns/mnt"], "mount namespace"),
-    "the engine's directory of what was changed": ([f"{lab.PROGRAMS}/victim", "root={changes}"], OTHER_ROOT),
-    "its own chroot to the engine's directory": ([f"{lab.PROGRAMS}/victim", "root={files}"], OTHER_ROOT),
+    "nsenter --mount": (["nsenter", "--mount", "--target={pid}", "/usr/bin/crasher"], "mount namespace"),
+    "setns alone": ([f"{lab.PROGRAMS}/crasher", "join=/proc/{pid}/ns/mnt"], "mount namespace"),
+    "the engine's directory of what was changed": ([f"{lab.PROGRAMS}/crasher", "root={changes}"], OTHER_ROOT),
+    "its own chroot to the engine's directory": ([f"{lab.PROGRAMS}/crasher", "root={files}"], OTHER_ROOT),
     "nsenter of all but users": (
-        ["nsenter", "--mount", "--uts", "--ipc", "--net", "--pid", "--target={pid}", "/usr/bin/victim"],
+        ["nsenter", "--mount", "--uts", "--ipc", "--net", "--pid", "--target={pid}", "/usr/bin/crasher"],
         "control group",
     ),
     "nsenter --mount --pid, root alone": (
-        ["nsenter", "--mount", "--pid", "--target={pid}", "/usr/bin/victim", "user"],
+        ["nsenter", "--mount", "--pid", "--target={pid}", "/usr/bin/crasher", "user"],
         "control group",
     ),
-    "chroot /proc/PID/root": (["chroot", "/proc/{pid}/root", "/usr/bin/victim"], OTHER_ROOT),
-    "chroot to the engine's directory": (["chroot", "{files}", "/usr/bin/victim"], OTHER_ROOT),
-    "chroot below it": (["chroot", "{files}", "/usr/bin/victim", "root=/jail"], OTHER_ROOT),
+    "chroot /proc/PID/root": (["chroot", "/proc/{pid}/root", "/usr/bin/crasher"], OTHER_ROOT),
+    "chroot to the engine's directory": (["chroot", "{files}", "/usr/bin/crasher"], OTHER_ROOT),
+    "chroot below it": (["chroot", "{files}", "/usr/bin/crasher", "root=/jail"], OTHER_ROOT),
 }
 
 
@@ -152,7 +152,7 @@ def test_attack_20_a_process_of_the_host_that_was_moved_into_the_control_groups(
 ) -> None:
     go = tmp_path / "go"
     pid = pid_of(untouched)
-    words = [f"{lab.PROGRAMS}/victim", f"wait={go}", *(f"join=/proc/{pid}/ns/{name}" for name in names)]
+    words = [f"{lab.PROGRAMS}/crasher", f"wait={go}", *(f"join=/proc/{pid}/ns/{name}" for name in names)]
     crash = subprocess.Popen(words, env=OF_THE_HOST)
     mounts = control_groups.cgroup_mounts(Path("/proc/self/mountinfo").read_bytes())
     for controllers, path in procfs.parse_cgroup(Path(f"/proc/{pid}/cgroup").read_bytes()):
@@ -170,7 +170,7 @@ def test_attack_20_root_of_the_host_in_the_files_of_a_user_namespace(tmp_path: P
         own = Path("/proc/self/ns/mnt").readlink()
         wait_until(lambda: namespace.readlink() != own, "no mount namespace")
         crash = subprocess.Popen(
-            ["nsenter", f"--mount={namespace}", lab.PROGRAMS / "victim", f"join={namespace}"], env=OF_THE_HOST
+            ["nsenter", f"--mount={namespace}", lab.PROGRAMS / "crasher", f"join={namespace}"], env=OF_THE_HOST
         )
         crash.wait()
         assert "without being in its user namespace" in wait_for_log(f"pid={crash.pid} ", "user namespace")
@@ -212,6 +212,6 @@ def test_a_container_has_its_own_delegate_whatever_namespaces_it_shares(
 
 def test_a_process_that_the_engine_has_put_into_a_container_has_its_delegate(attack: MakeCrash) -> None:
     container = attack("wait=/out/go", options=("--detach",))
-    lab.command("docker", "exec", container.name, "victim", check=False)
+    lab.command("docker", "exec", container.name, "crasher", check=False)
     wait_until(lambda: container.of("delegate"), "no delegate")
     assert container.delegate.links["ns/mnt"] == Path(f"/proc/{pid_of(container)}/ns/mnt").readlink().name

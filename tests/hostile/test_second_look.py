@@ -33,9 +33,9 @@ ENDLESS = ("--env=ATTACK=never-ends", "--detach")
 
 @pytest.fixture
 def attack() -> Iterator[MakeCrash]:
-    """Runs the victim in a container, which is removed after the test: some of these take slots, or hold a helper."""
+    """Runs the crasher in a container, which is removed after the test: some of these take slots, or hold a helper."""
     containers: list[Container] = []
-    yield crash_in(containers, "hostile", "victim")
+    yield crash_in(containers, "hostile", "crasher")
     for container in containers:
         # The engine takes its time for those that stay in the host's pid namespace without their first process.
         with contextlib.suppress(subprocess.CalledProcessError, ProcessLookupError):
@@ -120,7 +120,7 @@ def test_attack_20_chroot_without_more_capabilities_into_the_files_of_another_co
 
 
 def test_attack_20_root_of_the_host_in_what_was_changed_in_a_container(plain: Container, refusal: Refusal) -> None:
-    subprocess.run(["chroot", files_of(plain, "UpperDir"), "/usr/bin/victim"], env=OF_THE_HOST)
+    subprocess.run(["chroot", files_of(plain, "UpperDir"), "/usr/bin/crasher"], env=OF_THE_HOST)
     assert_withheld(plain, refusal)
 
 
@@ -131,8 +131,8 @@ def test_attack_20_root_of_the_host_in_a_mount_namespace_that_the_first_process_
     (child,) = (pid for pid, _ in processes_of(other) if pid != first)
     assert Path(f"/proc/{first}/ns/mnt").readlink() != Path(f"/proc/{child}/ns/mnt").readlink()
     go = tmp_path / "go"
-    words = [f"wait={go}", f"join=/proc/{child}/ns/mnt", "execute=/usr/bin/victim"]
-    crash = subprocess.Popen([f"{lab.PROGRAMS}/victim", *words], env=OF_THE_HOST)
+    words = [f"wait={go}", f"join=/proc/{child}/ns/mnt", "execute=/usr/bin/crasher"]
+    crash = subprocess.Popen([f"{lab.PROGRAMS}/crasher", *words], env=OF_THE_HOST)
     # As by a login of root's without systemd: no control group says whose it is.
     move(crash.pid, None)
     go.touch()
@@ -145,8 +145,8 @@ def test_attack_20_root_of_the_host_in_a_mount_namespace_that_the_container_has_
 ) -> None:
     (child,) = (pid for pid, _ in processes_of(other) if pid != pid_of(other))
     go = tmp_path / "go"
-    words = [f"wait={go}", f"join=/proc/{child}/ns/mnt", "execute=/usr/bin/victim", "wait=/out/alone"]
-    crash = subprocess.Popen([f"{lab.PROGRAMS}/victim", *words], env=OF_THE_HOST)
+    words = [f"wait={go}", f"join=/proc/{child}/ns/mnt", "execute=/usr/bin/crasher", "wait=/out/alone"]
+    crash = subprocess.Popen([f"{lab.PROGRAMS}/crasher", *words], env=OF_THE_HOST)
     move(crash.pid, None)
     go.touch()
     joined = Path(f"/proc/{crash.pid}/ns/mnt")
@@ -170,7 +170,7 @@ def test_attack_20_a_process_of_the_host_with_the_rights_of_one_container_in_the
         *(f"join=/proc/{pid_of(own)}/ns/pid", "fork=1", f"join=/proc/{pid_of(plain)}/ns/mnt"),
         *(f"bound={DEFAULT_CAPABILITIES}", "touch=/out/joined", "wait=/out/alone"),
     ]
-    crash = subprocess.Popen([f"{lab.PROGRAMS}/victim", *words], env=OF_THE_HOST)
+    crash = subprocess.Popen([f"{lab.PROGRAMS}/crasher", *words], env=OF_THE_HOST)
     move(crash.pid, pid_of(own))
     go.touch()
     wait_until((plain.records / "joined").exists, "the mounts were not joined")
@@ -220,9 +220,9 @@ def test_attack_22_eight_containers_take_all_slots_they_get(attack: MakeCrash) -
 
 def has_all_it_gets(flood: Container, each: int = 1) -> bool:
     """Whether all crashes of a container that have no delegate are over; a crash counts as so many processes."""
-    victims = [pid for pid, words in processes_of(flood) if words.startswith("victim")]
+    crashers = [pid for pid, words in processes_of(flood) if words.startswith("crasher")]
     # The first process stays, and its child, which waits for those that crash, until there are none.
-    return len(victims) == 1 or 0 < len(delegates_of(flood)) * each == len(victims) - 2
+    return len(crashers) == 1 or 0 < len(delegates_of(flood)) * each == len(crashers) - 2
 
 
 def assert_is_handled(container: Container) -> None:
@@ -237,7 +237,7 @@ exec setpriv --reuid=1000 --regid=1000 --clear-groups --no-new-privs sh -c '
 for number in $(seq 70); do
     name={group}/$(printf %064x $number)
     mkdir $name
-    (sh -c "echo \\$\\$ > $name/cgroup.procs && exec {victim} {actions} tiny" &)
+    (sh -c "echo \\$\\$ > $name/cgroup.procs && exec {crasher} {actions} tiny" &)
 done'
 """
 
@@ -248,7 +248,7 @@ def test_attack_22_a_user_of_the_host_names_control_groups_as_an_engine_does(
     attack: MakeCrash, group_of_user: Path, actions: str
 ) -> None:
     other = attack("wait=/out/go", "fork=1", "tiny", options=("--detach",))
-    script = USER_OF_THE_HOST.format(group=group_of_user, victim=f"{lab.PROGRAMS}/victim", actions=actions)
+    script = USER_OF_THE_HOST.format(group=group_of_user, crasher=f"{lab.PROGRAMS}/crasher", actions=actions)
     subprocess.run(["sh", "-c", script], env={**os.environ, "ATTACK": "never-ends"}, stdout=subprocess.DEVNULL)
     wait_until(lambda: rests(group_of_user, len(actions.split())), "the user does not come to rest", 60)
     assert len(commands(group_of_user, "/opt/bin/delegate")) <= LIMIT * 3 // 4
@@ -279,7 +279,7 @@ def test_attack_22_a_container_with_very_many_mounts_costs_the_helper_no_memory(
 
 @pytest.mark.usefixtures("delegate_of_the_host")
 def test_attack_22_a_user_of_the_host_with_very_many_mounts_costs_the_helper_no_memory() -> None:
-    words = [f"{lab.PROGRAMS}/victim", "sandbox=user", "sandbox=mounts", "mounts=16", "tiny"]
+    words = [f"{lab.PROGRAMS}/crasher", "sandbox=user", "sandbox=mounts", "mounts=16", "tiny"]
     crash = subprocess.Popen(words, env={"ATTACK": "never-ends"}, user=1000, group=1000, extra_groups=[])
     try:
         assert peak_of_helpers(60) < MEMORY
@@ -292,11 +292,11 @@ def test_attack_22_a_user_of_the_host_with_very_many_mounts_costs_the_helper_no_
 
 SANDBOXES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "a root directory of its own in a user namespace": (
-        ("fork=1", "user", "sandbox=user", "sandbox=root", "execute=/usr/bin/victim"),
+        ("fork=1", "user", "sandbox=user", "sandbox=root", "execute=/usr/bin/crasher"),
         UNCONFINED,
     ),
     "a root directory of its own": (
-        ("fork=1", "sandbox=root", "execute=/usr/bin/victim"),
+        ("fork=1", "sandbox=root", "execute=/usr/bin/crasher"),
         (*ADMINISTRATOR, *UNCONFINED),
     ),
     "a program in memory, in a user namespace": (("fork=1", "sandbox=user", "memfd"), UNCONFINED),

@@ -106,7 +106,7 @@ def test_attack_11_the_container_is_frozen_before_the_delegate_starts(
         assert told.format(dumper) in line
     finally:
         lab.output("docker", "unpause", container.name)
-    wait_until(lambda: all("victim" in words for _, words in processes_of(container)), "a process of ours is left")
+    wait_until(lambda: all("crasher" in words for _, words in processes_of(container)), "a process of ours is left")
     assert container.of("delegate") == []
 
 
@@ -214,7 +214,7 @@ ENDLESS_DELEGATE = ("--env=ATTACK=never-ends", "--detach")
 
 def host_crash(records: Path) -> subprocess.Popen[bytes]:
     """A process of the host that crashes."""
-    return subprocess.Popen([lab.PROGRAMS / "victim"], env={"RECORD_DIRECTORY": str(records)})
+    return subprocess.Popen([lab.PROGRAMS / "crasher"], env={"RECORD_DIRECTORY": str(records)})
 
 
 @pytest.mark.usefixtures("delegate_of_the_host")
@@ -233,11 +233,11 @@ def test_attack_13_one_container_crashes_too_much(
     wait_until(lambda: len(delegates_of(flood)) == share and helpers() == share, "the flood did not fill its share", 4)
 
     (other.records / "go").touch()
-    victim = host_crash(records)
-    assert victim.wait() == -signal.SIGSEGV
+    crasher = host_crash(records)
+    assert crasher.wait() == -signal.SIGSEGV
     wait_until(lambda: other.of("delegate"), "the crash of the other container was not handled", 2)
     assert is_whole(other.delegate.core.read_bytes())
-    assert is_whole((records / f"delegate.{victim.pid}" / "core").read_bytes())
+    assert is_whole((records / f"delegate.{crasher.pid}" / "core").read_bytes())
     assert len(delegates_of(flood)) == share, "the flood was over too early: nothing was shown"
 
 
@@ -255,10 +255,10 @@ def test_attack_22_three_containers_take_all_slots_they_get(attack: MakeCrash, r
     wait_until(lambda: taken() >= LIMIT * 3 // 4 and helpers() == taken(), "the floods did not fill their shares", 6)
 
     (other.records / "go").touch()
-    victim = host_crash(records)
-    assert victim.wait() == -signal.SIGSEGV
+    crasher = host_crash(records)
+    assert crasher.wait() == -signal.SIGSEGV
     wait_until(lambda: other.of("delegate"), "the crash of the fourth container was not handled", 2)
-    assert is_whole((records / f"delegate.{victim.pid}" / "core").read_bytes())
+    assert is_whole((records / f"delegate.{crasher.pid}" / "core").read_bytes())
     assert taken() >= LIMIT * 3 // 4, "the floods were over too early: nothing was shown"
 
 
@@ -327,7 +327,7 @@ def test_attack_23_a_mapped_file_that_never_answers_counts_until_its_process_is_
     wait_until(lambda: helpers() == 0, "the helpers do not end", TIMEOUT + 15)
     # All helpers are gone, and their processes are not: the container has nothing left, and others have.
     before = set(read_log().splitlines())
-    lab.command("docker", "exec", container.name, "victim", "tiny", check=False)
+    lab.command("docker", "exec", container.name, "crasher", "tiny", check=False)
     told = f"container {container.identifier} has {LIMIT // 2} crashes in flight"
     wait_until(lambda: any(told in line for line in set(read_log().splitlines()) - before), "it was not refused")
     other = attack("tiny")

@@ -18,7 +18,7 @@ class Container(Crash):
     def __init__(self, image: str, words: tuple[str, ...], options: tuple[str, ...]) -> None:
         """Runs the crash to its end."""
         # The host name leads from a line in the log to the container; with --uts=host there is none to set.
-        self.name = f"victim-{uuid.uuid4().hex[:12]}"
+        self.name = f"crash-{uuid.uuid4().hex[:12]}"
         records = lab.RECORDS / self.name
         records.mkdir()
         records.chmod(0o777)

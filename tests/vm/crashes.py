@@ -40,10 +40,10 @@ IN_CONTAINER = f"run --rm --network=none --volume={{out}}:/out {IMAGE} crash"
 # container that of its image.
 PROCESS = f"RECORD_DIRECTORY={{out}} {ROOT}/usr/bin/crash"
 WAYS = {
-    "service": "systemd-run --quiet --wait --collect --unit=victim --property=User=someone --property=PrivateTmp=yes"
+    "service": "systemd-run --quiet --wait --collect --unit=crasher --property=User=someone --property=PrivateTmp=yes"
     f" --property=MemoryMax=64M --setenv=RECORD_DIRECTORY={{out}} {ROOT}/usr/bin/crash",
     # Each filter is one of the whole service's, and so no sandbox within it.
-    "hardened-service": "systemd-run --quiet --wait --collect --unit=victim --property=ProtectSystem=strict"
+    "hardened-service": "systemd-run --quiet --wait --collect --unit=crasher --property=ProtectSystem=strict"
     " --property=SystemCallFilter=@system-service --property=RestrictNamespaces=yes --property=NoNewPrivileges=yes"
     f" --property=ReadWritePaths={{out}} --setenv=RECORD_DIRECTORY={{out}} --setenv={KEPT} {ROOT}/usr/bin/crash",
     "chroot": f"""
@@ -125,7 +125,7 @@ def coredumpctl(machine: Machine) -> dict[str, str]:
     """Crashes a process of the host; returns what ``coredumpctl list`` shows, and the fields of the journal behind it."""
     pid, shown, entry = machine.run(f"""
         directory=$(mktemp --directory)
-        systemd-run --quiet --wait --collect --unit=victim --property=LimitCORE=infinity \
+        systemd-run --quiet --wait --collect --unit=crasher --property=LimitCORE=infinity \
             --setenv=RECORD_DIRECTORY="$directory" {ROOT}/usr/bin/crash
         pid=$(ls "$directory" | sed -n 's/^process[.]//p')
         for i in $(seq 60); do

@@ -69,11 +69,11 @@ def crash(delegate: str, timeout: float) -> dict[str, object]:
     limit = int(kernel.get("core_pipe_limit") or 0)
     began = time.monotonic()
     # Not process 1 itself: it ignores signals from its own namespace.
-    victim = subprocess.Popen(
+    crasher = subprocess.Popen(
         ["/bin/sh", "-c", "kill -s SEGV $$"], env={**ENVIRONMENT, "CANARY": token}, preexec_fn=become_nobody
     )
     # With a limit, the kernel keeps the process until its delegate has ended: no core will come after that.
-    while victim.poll() is None if limit else not os.path.exists(f"{OUT}/core"):
+    while crasher.poll() is None if limit else not os.path.exists(f"{OUT}/core"):
         if time.monotonic() > began + timeout:
             raise LostError(f"no core came to {delegate} within {timeout:g} seconds")
         time.sleep(0.002)

@@ -1,4 +1,4 @@
-"""victim.examine on a made-up /proc: what is asked, when, and what becomes of a process that changes meanwhile."""
+"""verification.examine on a made-up /proc: what is asked, when, and what becomes of a process that changes meanwhile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""victim: what is read from the texts of /proc, most of which a container chose."""
+"""procfs: what is read from the texts of /proc, most of which a container chose."""
 
 from __future__ import annotations
 

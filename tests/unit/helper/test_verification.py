@@ -1,4 +1,4 @@
-"""victim: the process opened, verified, described. No process here crashes: those that are looked at are our own."""
+"""verification: the process opened, verified, described. No process here crashes: those that are looked at are our own."""
 
 from __future__ import annotations
 

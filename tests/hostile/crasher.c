@@ -1,5 +1,5 @@
 /*
- * victim ACTION... does one thing after the other, then dies of SIGSEGV.
+ * crasher ACTION... does one thing after the other, then dies of SIGSEGV.
  *
  *   fork=COUNT     that many children go on; the parent waits, says "children ended" and ends
  *   keep=SECONDS   a child goes on; the parent waits, says "child ended", and keeps the container alive
@@ -197,7 +197,7 @@ static void start_receiver(int user, const char *does)
 	must(setresgid(user, user, user), "setresgid");
 	must(setresuid(user, user, user), "setresuid");
 	/* Under a name of its own, by which the test finds it. */
-	execl("/usr/bin/victim", "receiver", does, NULL);
+	execl("/usr/bin/crasher", "receiver", does, NULL);
 	fail("receiver");
 }
 
@@ -296,7 +296,7 @@ static void copy_program(const char *to)
 {
 	char buffer[1 << 16];
 	ssize_t length;
-	int from = open("/usr/bin/victim", O_RDONLY | O_CLOEXEC), file = open(to, O_CREAT | O_WRONLY | O_CLOEXEC, 0755);
+	int from = open("/usr/bin/crasher", O_RDONLY | O_CLOEXEC), file = open(to, O_CREAT | O_WRONLY | O_CLOEXEC, 0755);
 	must(file, to);
 	while ((length = read(from, buffer, sizeof buffer)) > 0)
 		must(write(file, buffer, length), to);
@@ -309,7 +309,7 @@ static void take_long_path(int length, char **rest)
 {
 	char name[201];
 	must(chdir("/tmp"), "/tmp");
-	for (int left = length - (int)strlen("/tmp/victim"); left > 0; left -= (int)strlen(name) + 1) {
+	for (int left = length - (int)strlen("/tmp/crasher"); left > 0; left -= (int)strlen(name) + 1) {
 		/* Of two what is left is no more than one of them, each with its slash. */
 		int size = left > 400 ? 200 : left > 201 ? left / 2 - 1 : left - 1;
 		memset(name, 'x', size);
@@ -317,16 +317,16 @@ static void take_long_path(int length, char **rest)
 		must(mkdir(name, 0755), "mkdir");
 		must(chdir(name), "chdir");
 	}
-	copy_program("victim");
-	execv("./victim", rest - 1);
-	fail("victim");
+	copy_program("crasher");
+	execv("./crasher", rest - 1);
+	fail("crasher");
 }
 
 static void take_strange_names(char **rest)
 {
 	static const char path[] = "/tmp/a \"b\" \n0 0 0 %P \x1b[31m\xff\xfe";
 	must(sethostname("h 0 0\n\"%s\x1b\xff", 11), "sethostname");
-	must(link("/usr/bin/victim", path), path);
+	must(link("/usr/bin/crasher", path), path);
 	execv(path, rest - 1);
 	fail(path);
 }
@@ -354,7 +354,7 @@ static void change_environment(const char *kind, char **rest)
 			many[i] = "a=";
 		environment = many;
 	}
-	execve("/usr/bin/victim", rest - 1, environment);
+	execve("/usr/bin/crasher", rest - 1, environment);
 	fail("execve");
 }
 
@@ -492,7 +492,7 @@ static int is_ours(pid_t pid)
 {
 	char target[PATH_MAX];
 	int error = exe_of(pid, target, sizeof target);
-	return error == EACCES || error == EPERM || (!error && strcmp(target, DELEGATE) && strcmp(target, "/usr/bin/victim"));
+	return error == EACCES || error == EPERM || (!error && strcmp(target, DELEGATE) && strcmp(target, "/usr/bin/crasher"));
 }
 
 /* What was got counts only if the process had not executed the delegate yet: there is no way back from that. */
@@ -570,7 +570,7 @@ static int hold_interpreter(pid_t pid)
 	snprintf(path, sizeof path, "/proc/self/fd/%d", file);
 	ssize_t length = readlink(path, target, sizeof target - 1);
 	target[length < 0 ? 0 : length] = 0;
-	if (!strcmp(target, DELEGATE) || !strcmp(target, "/usr/bin/victim")) {
+	if (!strcmp(target, DELEGATE) || !strcmp(target, "/usr/bin/crasher")) {
 		close(file);
 		return -1;
 	}
@@ -982,7 +982,7 @@ static void bound_capabilities(unsigned mask)
 static void execute_from_memory(char **rest)
 {
 	char path[64];
-	int file = memfd_create("victim", 0);
+	int file = memfd_create("crasher", 0);
 	must(file, "memfd_create");
 	snprintf(path, sizeof path, "/proc/self/fd/%d", file);
 	copy_program(path);

@@ -8,12 +8,12 @@ A crash goes through the modules in one direction::
 
 ``main`` receives the crash: it parses the ``command_line``, reads the ``configuration``, makes the ``crash``, the ``source`` of
 the core and the ``log``, and has ``start`` protect the helper itself. ``deliver`` examines the faulting process, chooses
-destinations for its core, and tries them. ``process`` describes the faulting process; ``namespaces``, ``runtime`` and
-``first_process`` say what belongs to which container; ``foreign_files`` and ``strangers`` ask whose the files are, ``tracing``
-whether a container could trace a process of ours. ``procfs`` reads /proc, ``mount_table`` the lists of mounts in it,
-``corefile`` the core. ``control_groups`` joins those of the process. ``words`` splits command lines. ``linux`` holds system
-calls, ``seccomp`` the filter. ``journal`` writes the log, ``quota`` limits it, ``diagnosis`` explains why a process is not
-there.
+destinations for its core, and tries them; ``filters`` knows the cores that nobody wants. ``process`` describes the faulting
+process; ``namespaces``, ``runtime`` and ``first_process`` say what belongs to which container; ``foreign_files`` and
+``strangers`` ask whose the files are, ``tracing`` whether a container could trace a process of ours. ``procfs`` reads /proc,
+``mount_table`` the lists of mounts in it, ``corefile`` the core. ``control_groups`` joins those of the process. ``words`` splits
+command lines. ``linux`` holds system calls, ``seccomp`` the filter. ``journal`` writes the log, ``quota`` limits it,
+``diagnosis`` explains why a process is not there.
 
 The package is imported at every crash. So it imports only modules that are built into the interpreter (``posix`` is what ``os``
 is made of), and not ``__future__``: annotations that Python 3.8 cannot evaluate are quoted. A module that is not needed before

@@ -2,6 +2,7 @@
 
 import posix
 
+from core_helper.crash import SIGNALS
 from core_helper.words import WordError, expand, shown, split_words, unquote
 
 CONFIGURATION = "/etc/docker_core_helper.conf"
@@ -24,6 +25,9 @@ class Configuration:
         self.pipe_limit: int | None = None
         self.chain: list[bytes] = []
         self.chain_containers = False
+        self.obey_core_limit = True
+        self.ignore_signals: list[int] = []
+        self.ignore_programs: list[bytes] = []
         self.problems: list[str] = []
 
 
@@ -95,12 +99,33 @@ def _take_line(line: bytes, configuration: "Configuration") -> None:
         configuration.chain = words
     elif key == b"DOCKERCOREHELPER_CHAIN_CONTAINERS":
         # Here the value counts, unlike that of the fallback: this key opens a way from containers to a program of the host.
-        if value not in (b"0", b"1"):
-            raise WordError(f"{key.decode()}={shown(value)} must be 0 or 1")
-        configuration.chain_containers = value == b"1"
+        configuration.chain_containers = _switch(key, value)
+    elif key == b"DOCKERCOREHELPER_OBEY_CORE_LIMIT":
+        configuration.obey_core_limit = _switch(key, value)
+    elif key == b"DOCKERCOREHELPER_IGNORE_SIGNALS":
+        configuration.ignore_signals = [_signal_number(key, word) for word in split_words(value)]
+    elif key == b"DOCKERCOREHELPER_IGNORE_PROGRAMS":
+        words = split_words(value)
+        for word in words:
+            if not word.startswith((b"/", b"*")):
+                raise WordError(f"{key.decode()}: {shown(word)} must be a path that begins with / or *")
+        configuration.ignore_programs = words
     else:
         blank = ": no blank may stand before the =" if key != key.strip() else ""
         raise WordError(f"unknown key {shown(key)}{blank}")
+
+
+def _switch(key: bytes, value: bytes) -> bool:
+    if value not in (b"0", b"1"):
+        raise WordError(f"{key.decode()}={shown(value)} must be 0 or 1")
+    return value == b"1"
+
+
+def _signal_number(key: bytes, word: bytes) -> int:
+    for number, name in SIGNALS.items():
+        if word == name.encode():
+            return number
+    raise WordError(f"{key.decode()}: {shown(word)} must be one of {' '.join(SIGNALS.values())}")
 
 
 def _number(key: bytes, value: bytes, what: str, most: int) -> int:

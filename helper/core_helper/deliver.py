@@ -8,7 +8,7 @@ that is tried.
 import _signal
 import posix
 
-from core_helper import container, joining, membership, runtime, supervisor, verification
+from core_helper import container, filters, joining, membership, runtime, supervisor, verification
 from core_helper.child import Child, Result
 from core_helper.configuration import CONFIGURATION, FALLBACK_VARIABLE, Configuration
 from core_helper.crash import Crash, Refused
@@ -206,12 +206,29 @@ def choose(delivery: Delivery, refusal: "Withheld | None") -> "list[Destination]
         destinations.append(PreviousHandler(only_if_absent=False))
     if refusal is not None:
         return destinations
+    reason = filters.unwanted(crash, process, configuration)
+    if reason:
+        return [*destinations, Unwanted(reason)]
     words = crash.delegate or [expand(word, specifiers(crash, process)) for word in configuration.delegate]
     destinations.append(Delegate(words) if words else NoDelegate())
     if configuration.chain and configuration.chain_containers and not of_the_host:
         destinations.append(PreviousHandler(only_if_absent=True))
     destinations.append(CoreFile())
     return destinations
+
+
+class Unwanted:
+    """Stands for the delegate, and for all that would come after it, of a core that nobody wants."""
+
+    only_if_absent = False
+
+    def __init__(self, reason: str) -> None:
+        """Take why nobody wants the core."""
+        self.reason = reason
+
+    def attempt(self, delivery: Delivery, reason: str) -> Outcome:
+        """Say why."""
+        return Outcome(ABSENT, self.reason)
 
 
 class NoDelegate:

@@ -36,6 +36,8 @@ OPTIONS = ("-F%F", "-I%I", "-s%s", "-t%t", "-d%d", "-c%c")
 PROCESS = ["%P", "%u", "%g"]
 # The helper takes no larger number; see MOST_DELIVERIES of helper/core_helper/configuration.py.
 MOST_DELIVERIES = 16384
+# The signals that leave a core; see SIGNALS of helper/core_helper/crash.py.
+SIGNALS = ["SIGQUIT", "SIGILL", "SIGTRAP", "SIGABRT", "SIGBUS", "SIGFPE", "SIGSEGV", "SIGXCPU", "SIGXFSZ", "SIGSYS"]
 # More processes than this cannot exist at a time: PID_MAX_LIMIT of include/linux/threads.h.
 MOST_CRASHES = 4194304
 # The value of canary for a crash through the delegate itself.
@@ -88,6 +90,7 @@ def problems(defaults: dict[str, Any], known: dict[str, Any]) -> Iterator[str]:
             words = f"true, false or {REAL}" if name == "canary" else "true or false"
             yield f"{PREFIX}{name} must be {words}: {shown(known[name])}"
     yield from problems_of_canary(known)
+    yield from problems_of_filters(known["ignore_signals"], known["ignore_programs"])
     delegate, chain = known["delegate"], known["chain"]
     for name, reason in (("bin_dir", ", because the kernel splits its pattern at spaces"), ("lib_dir", "")):
         if not PATH.fullmatch(str(known[name])):
@@ -157,6 +160,19 @@ def problems_of_limits(deliveries: Any, limit: Any) -> Iterator[str]:
             f" delivered: {shown(limit)} is less than {shown(deliveries)}; raise {PREFIX}kernel_limit or leave it out,"
             f" or lower {PREFIX}pipe_limit"
         )
+
+
+def problems_of_filters(signals: Any, programs: Any) -> Iterator[str]:
+    """Yield what is wrong with the cores that nobody wants."""
+    if not isinstance(signals, list) or any(name not in SIGNALS for name in signals):
+        yield f"{PREFIX}ignore_signals must be a list of {', '.join(SIGNALS)}: {shown(signals)}"
+    if not isinstance(programs, list) or not all(re.match("[/*]", str(path)) for path in programs):
+        yield (
+            f"{PREFIX}ignore_programs must be a list of paths, such as [/usr/bin/chrome, '/opt/*'], each beginning with"
+            f" / or *: {shown(programs)}"
+        )
+    elif any(CONTROL.search(str(path)) for path in programs):
+        yield f"{PREFIX}ignore_programs must not hold newlines or other control characters: {shown(programs)}"
 
 
 def problems_of_canary(known: dict[str, Any]) -> Iterator[str]:

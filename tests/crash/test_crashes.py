@@ -94,6 +94,20 @@ def test_nothing_is_written_where_the_image_has_no_delegate(crash: MakeCrash) ->
     assert lab.output("docker", "diff", container.name) == ""
 
 
+def test_a_hard_limit_of_0_for_core_files_means_no_core(crash: MakeCrash, tmp_path: Path) -> None:
+    tmp_path.parent.chmod(0o755)
+    tmp_path.chmod(0o1777)
+    options = ("--ulimit=core=0", "--env=DOCKERCOREHELPER_FALLBACK_CORE=1", f"--volume={tmp_path}:/tmp")
+    container = crash(options=options)
+    assert "core dropped: not wanted: its hard limit for core files is 0" in container.log("core dropped")
+    assert container.of("delegate") == [] and list(tmp_path.iterdir()) == []
+
+
+def test_a_soft_limit_of_0_for_core_files_says_nothing(crash: MakeCrash) -> None:
+    container = crash(options=("--ulimit=core=0:4096",))
+    assert is_whole(container.delegate.core.read_bytes())
+
+
 def test_what_the_delegate_says_on_standard_error_is_in_the_log_of_the_host(crash: MakeCrash) -> None:
     text = f"the bucket is full {time.monotonic()}"
     container = crash(options=(f"--env=PROBE_STDERR={text}", "--env=PROBE_EXIT=7"))

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 from core_helper.configuration import Configuration, parse_configuration
+from core_helper.crash import SIGNALS
 from support import project
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -40,6 +41,8 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "no_delegate": {"delegate": []},
     "canary_true": {"canary": True},
     "canary_delegate": {"canary": "delegate", "canary_image": "shop:1.0", "canary_options": ["--env-file", "/etc/x"]},
+    "unwanted": {"ignore_signals": ["SIGQUIT", "SIGSYS"], "ignore_programs": ["/opt/a b/*", "*/it's", '/"$x`\\']},
+    "unlimited": {"obey_core_limit": False},
     "no_chain": {"chain": "none"},
     "chain": {"chain": ["/usr/share/apport/apport", "-p%p", "--", "%E"], "chain_containers": True},
     "chain_quotes": {"chain": ["/opt/a b", 'say "hello"', "it's", "%", "%x", ""]},
@@ -122,6 +125,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "canary_pull": ({"canary_pull": "never"}, "docker_core_helper_canary_pull must be true or false"),
     "fallback_core": ({"fallback_core": 2}, "docker_core_helper_fallback_core must be true or false: 2"),
     "chain_containers": ({"chain_containers": []}, "docker_core_helper_chain_containers must be true or false"),
+    "obey_core_limit": ({"obey_core_limit": "never"}, "docker_core_helper_obey_core_limit must be true or false"),
+    "ignore_signals": ({"ignore_signals": ["QUIT"]}, "_ignore_signals must be a list of SIGQUIT, SIGILL, SIGTRAP"),
+    "ignore_signals_string": ({"ignore_signals": "SIGQUIT"}, "docker_core_helper_ignore_signals must be a list of"),
+    "ignore_programs": ({"ignore_programs": ["chrome"]}, "_ignore_programs must be a list of paths, such as [/usr/"),
+    "ignore_programs_string": ({"ignore_programs": "/x"}, "docker_core_helper_ignore_programs must be a list of paths"),
+    "ignore_programs_newline": ({"ignore_programs": ["/a\nb"]}, "docker_core_helper_ignore_programs must not hold"),
     "python_number": ({"python": 3.12}, "docker_core_helper_python must be an absolute path"),
     "python": ({"python": "python3"}, "docker_core_helper_python must be an absolute path"),
 }
@@ -187,6 +196,9 @@ def test_the_helper_reads_in_the_configuration_what_the_user_has_written(message
     chain = expected.get("chain", "previous")
     assert configuration.chain == ([word.encode() for word in chain] if isinstance(chain, list) else [])
     assert configuration.chain_containers == bool(expected.get("chain_containers"))
+    assert configuration.obey_core_limit == expected.get("obey_core_limit", True)
+    assert [SIGNALS[number] for number in configuration.ignore_signals] == expected.get("ignore_signals", [])
+    assert configuration.ignore_programs == [path.encode() for path in expected.get("ignore_programs", [])]
     assert configuration.pipe_limit == int(expected.get("pipe_limit", 64))
 
 
@@ -197,6 +209,11 @@ def test_the_kernel_lets_more_crashes_to_the_helper_than_are_delivered_at_once(
     limits = ACCEPTED[case]
     expected = limits.get("kernel_limit", max(512, int(limits.get("pipe_limit", 64))))
     assert messages[case].split()[1] == str(expected)
+
+
+def test_the_signals_that_leave_a_core_are_those_of_the_helper() -> None:
+    pytest.importorskip("ansible.plugins.action")
+    assert list(SIGNALS.values()) == project.load(PROJECT / "plugins/action/core_helper_preflight.py").SIGNALS
 
 
 @pytest.mark.parametrize("version", ["2.9.27", "2.16.19", "2.18.0rc1", "2.19.0", "2.19.0b1", "2.21.3", "3.0"])

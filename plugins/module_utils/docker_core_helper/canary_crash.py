@@ -24,8 +24,12 @@ class LostError(Exception):
 
 def become_nobody() -> None:
     """Drop all privileges, and undo every setting that could keep the crash from happening."""
-    # With a limit of 0 bytes, only a pipe takes a core: not even a wrong core pattern can leave a file behind.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # With a limit of 0 bytes, only a pipe takes a core: not even a wrong core pattern can leave a file behind. A hard limit of
+    # 0 would say that nobody wants the core; helper/core_helper/filters.py.
+    try:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.RLIM_INFINITY))
+    except ValueError:  # Root without CAP_SYS_RESOURCE.
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     signal.signal(signal.SIGSEGV, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     os.setgroups([])

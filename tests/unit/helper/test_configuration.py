@@ -108,6 +108,42 @@ def test_an_unclear_word_hands_no_container_on(read: Read, value: bytes) -> None
     assert "must be 0 or 1" in configuration.problems[0]
 
 
+@pytest.mark.parametrize(("value", "obey"), [(b"1", True), (b"0", False)])
+def test_the_limit_of_core_files_is_not_obeyed_only_by_a_clear_word(read: Read, value: bytes, obey: bool) -> None:
+    configuration = read(b"DOCKERCOREHELPER_OBEY_CORE_LIMIT=" + value)
+    assert (configuration.obey_core_limit, configuration.problems) == (obey, [])
+
+
+def test_cores_that_nobody_wants_are_named(read: Read) -> None:
+    configuration = read(
+        b"DOCKERCOREHELPER_IGNORE_SIGNALS='SIGQUIT SIGXCPU'\nDOCKERCOREHELPER_IGNORE_PROGRAMS=\"'/opt/a b/*' */chrome\"\n"
+    )
+    assert (configuration.ignore_signals, configuration.ignore_programs) == ([3, 24], [b"/opt/a b/*", b"*/chrome"])
+    assert configuration.problems == []
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (b"OBEY_CORE_LIMIT=no", "DOCKERCOREHELPER_OBEY_CORE_LIMIT='no' must be 0 or 1"),
+        (b"IGNORE_SIGNALS=SIGTERM", "DOCKERCOREHELPER_IGNORE_SIGNALS: 'SIGTERM' must be one of SIGQUIT SIGILL"),
+        (b"IGNORE_SIGNALS=SIGQUIT 6", "DOCKERCOREHELPER_IGNORE_SIGNALS: '6' must be one of SIGQUIT SIGILL"),
+        (
+            b"IGNORE_PROGRAMS=chrome",
+            "DOCKERCOREHELPER_IGNORE_PROGRAMS: 'chrome' must be a path that begins with / or *",
+        ),
+    ],
+)
+def test_what_could_leave_out_the_wrong_cores_leaves_out_none(read: Read, line: bytes, problem: str) -> None:
+    configuration = read(b"DOCKERCOREHELPER_" + line)
+    assert problem in configuration.problems[0]
+    assert (configuration.obey_core_limit, configuration.ignore_signals, configuration.ignore_programs) == (
+        True,
+        [],
+        [],
+    )
+
+
 @pytest.mark.parametrize("value", [b"", b"0", b"no", b'""'])
 def test_the_fallback_counts_when_it_is_defined_whatever_its_value(read: Read, value: bytes) -> None:
     assert read(b"DOCKERCOREHELPER_FALLBACK_CORE=" + value).fallback is True

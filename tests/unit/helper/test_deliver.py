@@ -331,6 +331,26 @@ def test_a_core_that_is_refused_in_the_container_goes_nowhere(deliveries: Delive
     assert len(deliveries.tried) == 1
 
 
+@pytest.mark.parametrize("chain", [True, False])
+def test_a_core_that_nobody_wants_goes_nowhere_but_to_the_previous_handler_of_the_host(
+    deliveries: Deliveries, monkeypatch: pytest.MonkeyPatch, chain: bool
+) -> None:
+    configuration = deliveries.stage.configuration
+    configuration.chain, configuration.chain_containers = [b"/handler"], True
+    configuration.fallback, configuration.ignore_signals = True, [6]
+    monkeypatch.setattr(runtime, "is_of_the_host", lambda process: chain)
+    given: list[Any] = []
+
+    def attempt(handler: object, *words: object) -> deliver.Outcome:
+        given.append(words)
+        return deliver.Outcome(deliver.ABSENT)
+
+    monkeypatch.setattr(deliver.PreviousHandler, "attempt", attempt)
+    assert deliveries.deliver() == 0
+    assert len(given) == chain and deliveries.tried == []
+    assert deliveries.told[-1] == ("drop", "not wanted: DOCKERCOREHELPER_IGNORE_SIGNALS names SIGABRT", True)
+
+
 @pytest.mark.parametrize(
     ("chain_containers", "absent", "handed_on"),
     [(True, True, True), (False, True, False), (True, False, False)],

@@ -6,13 +6,13 @@ A crash goes through the modules in one direction::
                         |                                         \\-> supervisor -> relay
                         \\-> joining (the delegate), fallback (the fallback file), previous_handler
 
-``main`` receives the crash: it parses the ``command_line``, reads the ``configuration``, makes the ``crash``, the ``source`` of
-the core and the ``log``, and has ``start`` protect the helper itself. ``deliver`` examines the faulting process, chooses
+``main`` receives the crash: it parses the ``command_line``, reads the ``configuration``, makes the ``crash``, the ``source``
+of the core and the ``log``, and has ``start`` protect the helper itself. ``deliver`` examines the faulting process, chooses
 destinations for its core, and tries them; ``filters`` knows the cores that nobody wants. ``process`` describes the faulting
 process; ``namespaces``, ``runtime`` and ``first_process`` say what belongs to which container; ``foreign_files`` and
 ``strangers`` ask whose the files are, ``tracing`` whether a container could trace a process of ours. ``procfs`` reads /proc,
-``mount_table`` the lists of mounts in it, ``corefile`` the core. ``control_groups`` joins those of the process. ``words`` splits
-command lines. ``linux`` holds system calls, ``seccomp`` the filter. ``journal`` writes the log, ``quota`` limits it,
+``mount_table`` the lists of mounts in it, ``corefile`` the core. ``control_groups`` joins those of the process. ``words``
+splits command lines. ``linux`` holds system calls, ``seccomp`` the filter. ``journal`` writes the log, ``quota`` limits it,
 ``diagnosis`` explains why a process is not there.
 
 The package is imported at every crash. So it imports only modules that are built into the interpreter (``posix`` is what ``os``

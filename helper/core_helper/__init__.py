@@ -1,23 +1,27 @@
 """Hands the core dump of a process to a delegate in the container of that process, at the privilege of that process.
 
-A crash goes through the modules in one direction::
+The modules that a crash goes through, those that ``deliver`` calls from top to bottom::
 
-    main -> slots -> deliver -> verification -> membership -> child -(fork)-> joining -> container -> privileges -> program
-                        |                                         \\-> supervisor -> relay
-                        \\-> joining (the delegate), fallback (the fallback file), previous_handler
+    main -> command_line, configuration, slots, start (executes the helper again)
+     \\-> deliver
+           |-> verification -> process
+           |-> membership -> first_process, foreign_files -> strangers
+           |-> child -(fork)-> joining -> control_groups, then privileges and container in turn, program
+           |-> supervisor -> relay -> corefile
+           \\-> fallback in place of joining; previous_handler in place of child and all that follows
 
 ``main`` receives the crash: it parses the ``command_line``, reads the ``configuration``, makes the ``crash``, the ``source``
 of the core and the ``log``, and has ``start`` protect the helper itself. ``deliver`` examines the faulting process, chooses
 destinations for its core, and tries them; ``filters`` knows the cores that nobody wants. ``process`` describes the faulting
 process; ``namespaces``, ``runtime`` and ``first_process`` say what belongs to which container; ``foreign_files`` and
 ``strangers`` ask whose the files are, ``tracing`` whether a container could trace a process of ours. ``procfs`` reads /proc,
-``mount_table`` the lists of mounts in it, ``corefile`` the core. ``control_groups`` joins those of the process. ``words``
-splits command lines. ``linux`` holds system calls, ``seccomp`` the filter. ``journal`` writes the log, ``quota`` limits it,
-``diagnosis`` explains why a process is not there.
+``mount_table`` the lists of mounts in it, ``corefile`` the first bytes of the core, which say how long it must be.
+``control_groups`` joins the control groups of the process. ``words`` splits command lines. ``linux`` holds system calls,
+``seccomp`` the filter. ``journal`` writes the log, ``quota`` limits it, ``diagnosis`` explains why a process is not there.
 
-The package is imported at every crash. So it imports only modules that are built into the interpreter (``posix`` is what ``os``
-is made of), and not ``__future__``: annotations that Python 3.8 cannot evaluate are quoted. A module that is not needed before
-the delegate runs is imported after that.
+The package is imported at every crash. So it imports no module of the standard library that is written in Python (``posix`` is
+what ``os`` is made of), and of those in C only some that load fast. Not even ``__future__``: annotations that Python 3.8
+cannot evaluate are quoted. A module that is not needed before the delegate runs is imported after that.
 """
 
 import marshal
@@ -33,7 +37,7 @@ _bundle: "list[tuple[str, bytes]]" = []
 
 
 def _open_bundle() -> None:
-    """Read the bundle, the one file with all modules that every crash needs: half the time of a dozen imports.
+    """Read the bundle, the one file with all modules that every crash needs: half the time of importing each on its own.
 
     Where there is no bundle for this very Python, the modules are imported as usual.
     """

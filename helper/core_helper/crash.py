@@ -35,11 +35,11 @@ class Crash:
         self.dumpable: int | None = None
         self.limit: int | None = None
         self.pidfd: int | None = None
+        self.delegate: list[bytes] = []
         # Not told: a pidfd, the kernel's or else one that the helper has opened, and why a container could overwrite the
         # helper's interpreter, "" where none could.
         self.handle: int | None = None
         self.exposed = ""
-        self.delegate: list[bytes] = []
 
     def signal_name(self) -> str:
         """Return the name of the signal, "" if the kernel did not say it; signal(7)."""

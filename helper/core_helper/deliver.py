@@ -79,7 +79,8 @@ class Delivery:
         self.log = log
         self.began = began
         self.deadline = began + configuration.timeout
-        # Whether the fallback file is wanted. The environment of the process may ask for it, too; only a child reads that.
+        # Whether the fallback file is wanted: by the configuration, or by the helper's own environment. That of the faulting
+        # process may ask for it, too; only a child reads that.
         self.wants_file = configuration.fallback or FALLBACK_VARIABLE in posix.environ
         self.knows_environment = False
         self.left = 0  # The pid of a child that not even SIGKILL has ended, if there is one.

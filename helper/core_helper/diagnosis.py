@@ -1,4 +1,4 @@
-"""Says for the log why a crash cannot be handled; imported only then."""
+"""Says for the log what is wrong with a crash, or with the settings of the kernel; imported only then."""
 
 from core_helper import procfs
 

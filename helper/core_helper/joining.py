@@ -4,7 +4,7 @@ Two processes run here. The *joining process* enters the container with the help
 Only then it forks the second process, which appears in the container's pid namespace and becomes the delegate. So the container
 never sees a process of ours that has more privilege than the faulting process.
 
-From ``container.enter_root`` on, every path is the container's. Nothing may be looked up by a path any more, except the
+From ``container.join_namespaces`` on, no path is the host's any more. Nothing may be looked up by a path any more, except the
 delegate itself: no module, no name of a user, no locale (CVE-2022-28657).
 
 docs/contributing.md says where a new attribute of the process goes that the delegate shall take over.

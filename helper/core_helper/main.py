@@ -1,7 +1,7 @@
 """Receives a crash: the kernel starts the helper at each one; core(5).
 
-Only this module knows that the core is on standard input and the facts are in the command line. It is imported first, and
-imports little: a crash may be refused here already.
+Only this module and ``start`` know that the core comes on standard input, and only this one that the facts are in the command
+line. It is imported first, and imports little: a crash may be refused here already.
 """
 
 import _signal

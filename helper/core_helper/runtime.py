@@ -1,4 +1,4 @@
-"""Reads the names that container runtimes give to control groups, and says who is in no container; cgroups(7)."""
+"""Reads the names that container engines give to control groups, and says who is in no container; cgroups(7)."""
 
 import posix
 

@@ -7,8 +7,8 @@ outlive the helper: if they wait for a file that does not answer, not even SIGKI
 
 A container may take one more slot only while it holds fewer than are free, as in the dynamic thresholds of switches (Choudhury
 and Hahne, 1998). So three containers that take all they can get hold 32, 16 and 8 of 64 slots, and 8 are left. A user who can
-make any number of containers or processes has a limit, too. Together they may take one more slot only while they hold fewer
-than three times the free ones.
+make any number of containers or processes has a limit, too: all of that user's together may take one more slot only while they
+hold fewer than three times the free ones. One slot in eight is left to those that hold none.
 """
 
 import _struct
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 FILE = "/run/docker_core_helper.slots"
 DEFAULT_LIMIT = 64
 MOST_SLOTS = 1 << 14
-# Process, faulting thread, start of the process in ticks, owner, group.
+# Process, faulting thread, start of that thread in ticks, owner, group.
 RECORD = _struct.Struct("=IIQq104s")
 LONGEST_NAME = 104
-NAMES_PROCESS = 16  # Bytes of it: those before the owner.
+NAMES_PROCESS = 16  # The bytes of a record before the owner: they name the process.
 MUTEX = MOST_SLOTS * RECORD.size
 # A second table: the child of ours that could not be ended, and its start in ticks. No field of RECORD: both processes count.
 CHILD = _struct.Struct("=IQ")

@@ -1,4 +1,7 @@
-"""What the helper does to itself before it looks at a crash: signals, descriptors, and the file that it is executed from."""
+"""What the helper does to itself: signals, "dumpable", descriptors, and the file that it is executed from.
+
+Its children reset their signals here, too.
+"""
 
 import _signal
 import fcntl

@@ -1,4 +1,7 @@
-"""Tells whether a container could trace a process of ours. Imported only where a container is at its limit of processes."""
+"""Tells whether a container could trace a process of ours. Rarely imported.
+
+That is where a container is at its limit of processes, or could overwrite the helper's interpreter.
+"""
 
 import posix
 import time

@@ -44,7 +44,7 @@ def open_task(proc: int, pid: int, tid: "int | None") -> int:
             return _open_directory(proc, f"{pid}/task/{tid}")
         tasks = posix.open(f"{pid}/task", posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC, dir_fd=proc)
         try:
-            for candidate in sorted(posix.listdir(tasks), key=int):
+            for candidate in sorted(posix.listdir(tasks), key=lambda name: (name != str(pid), int(name))):
                 task = _open_directory(tasks, candidate)
                 if link_of(task, "ns/mnt"):
                     return task

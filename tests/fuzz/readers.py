@@ -17,7 +17,9 @@ from core_helper import (
     command_line,
     control_groups,
     corefile,
+    filters,
     journal,
+    mount_table,
     procfs,
     relay,
     runtime,
@@ -98,6 +100,41 @@ def mountinfo(data: bytes) -> None:
     escape = re.compile(rb"\\(040|011|012|134)")
     words = {escape.sub(lambda found: bytes([int(found[1], 8)]), word) for word in re.split(rb"[ \n]", data)}
     assert all(mount_point in words and controllers in data for controllers, mount_point in mounts.items())
+
+
+def mounts(data: bytes) -> None:
+    """A mount point is on the last mount there, and the root directory on those at it; whatever a mount point is called."""
+    points = [b"/" + point.strip(b"/") for point in data.split(b"\n")]
+    table = mount_table.Mounts(b"".join(mount_line(number, point) for number, point in enumerate(points, 1)))
+    for number, point in enumerate(points, 1):
+        assert number in table and table[number].point == point
+        last = len(points) - points[::-1].index(point)
+        assert table.place_of(point) == (b"0:%d" % last, b"/")
+    assert [mount.device for mount in table.roots()] == [
+        b"0:%d" % number for number, point in reversed([*enumerate(points, 1)]) if point == b"/"
+    ]
+
+
+def mount_line(number: int, point: bytes, options: bytes = b"rw") -> bytes:
+    """A line of /proc/PID/mountinfo, names escaped as the kernel does; fs/proc_namespace.c, mangle."""
+    point, options = (re.sub(rb"[ \t\n\\]", lambda found: b"\\%03o" % ord(found[0]), text) for text in (point, options))
+    return b"%d 1 0:%d / %s rw - overlay overlay %s\n" % (number, number, point, options)
+
+
+def layers(data: bytes) -> None:
+    """The layers of an overlay are absolute paths, whatever its options say."""
+    found = mount_table.layers_of(mount_table.Mount(mount_line(1, b"/run/merged", b"rw," + data).rstrip(b"\n")))
+    assert all(path.startswith(b"/") for path in found)
+
+
+def pattern(data: bytes) -> None:
+    """A pattern of programs means what the same regular expression means."""
+    text, _nul, wanted = data.partition(b"\0")
+    parts = {ord("*"): b".*", ord("?"): b"."}
+    expression = b"".join(parts.get(byte, re.escape(bytes([byte]))) for byte in re.sub(rb"\*+", b"*", wanted))
+    found = filters.matches(text, wanted)
+    if expression.count(b".*") <= 4:  # More would take the regular expression too long.
+        assert found is (re.fullmatch(expression, text, re.S) is not None)
 
 
 def script_line(data: bytes) -> None:
@@ -272,6 +309,9 @@ READERS: dict[str, Callable[[bytes], None]] = {
         environ,
         auxv,
         mountinfo,
+        mounts,
+        layers,
+        pattern,
         script_line,
         arguments,
         configuration,
@@ -308,6 +348,9 @@ SEEDS: dict[str, list[bytes]] = {
         _proc("mountinfo"),
         b"30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n31 23 0:27 / /c/cpu\\040x rw - cgroup cgroup rw,cpu,cpuacct\n",
     ],
+    "mounts": [b"/\n/a\n/a b\n/a\n/a/\\040", b"/\n/\n/var/lib/docker/overlay2/" + ID + b"/merged"],
+    "layers": [b"lowerdir=/a:/b\\:c,upperdir=l/X,workdir=w", b"lowerdir+=/a,datadir+=b"],
+    "pattern": [b"/usr/bin/x\0/usr/*", b"/a/b\0*/?", b"/aab\0/*ab*"],
     "script_line": [b"/bin/sh -e\n", b" /usr/bin/env  python3 -u \n", b"/a \0", b" " * 200 + b"/a" * 27, b"/a" * 200],
     "arguments": [
         b"-F3\0-I12\0-s11\0-t1700000000\0-d1\0-c-1\x0012\x000\x000\0/opt/bin/uploader.sh\0s3://b/",

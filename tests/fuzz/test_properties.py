@@ -72,6 +72,9 @@ PIECES: dict[str, list[bytes]] = {
         b" ",
         b"\\040",
     ],
+    "mounts": [b"/", b"/a", b"a b", b"\n", b"\\", b"040", b" / ", b"\t"],
+    "layers": [b"lowerdir=", b"upperdir=", b"lowerdir+=", b",", b":", b"/a", b"b", b"\\072", b" ", b"="],
+    "pattern": [b"/a", b"*", b"?", b"\0", b"b", b"[a]", b"\n", b"\xff"],
     "script_line": [b"/bin/sh", b" ", b"\t", b"\n", b"\0", b"a" * 50, b" " * 50, b"\t" * 120, b"-e"],
     "arguments": [b"-F", b"-", b"--", b"-c-1", b"\0", b"3", b"1\x002\x003\0", b"/a", b"\xff", "²".encode(), b"9" * 25],
     "configuration": [

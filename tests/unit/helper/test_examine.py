@@ -330,6 +330,16 @@ def test_the_first_thread_that_has_its_namespaces_stands_for_the_process(crashin
     os.close(task)
 
 
+def test_the_leader_stands_for_the_process_though_another_thread_has_a_smaller_number(crashing: Crashing) -> None:
+    # Numbers had come to their end and begun anew.
+    proc = tasks(crashing, 101)
+    (crashing.task / "ns" / "mnt").unlink()
+    (crashing.task / "ns" / "mnt").symlink_to("mnt:[1]")
+    task = verification.open_task(proc, PID, None)
+    assert os.path.samestat(os.fstat(task), os.stat(crashing.task.parent / str(PID)))
+    os.close(task)
+
+
 def test_a_process_none_of_whose_threads_has_namespaces_is_gone(crashing: Crashing) -> None:
     proc = tasks(crashing, 7, 8)
 

@@ -132,6 +132,7 @@ def enter(plan: Plan, status: StatusPipe) -> None:
     plan.label.open()
     status.step = "take over scheduling"  # Files of the host's /proc are written, so before the mount namespace.
     status.note(privileges.take_over_scheduling(process))
+    status.note(privileges.go_first())
     privileges.raise_hard_limits(process)
     status.step = "join namespaces"  # All but the user namespace. The mount namespace is the last one of them.
     container.join_namespaces(process)

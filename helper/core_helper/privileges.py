@@ -33,6 +33,11 @@ RESOURCES = {
     "Max realtime priority": 14,
     "Max realtime timeout": 15,
 }
+# A soft limit is what the process was content with; an upload needs other things. This one says how memory is laid out, too.
+KEEPS_SOFT_LIMIT = "Max stack size"
+# The kernel counts the processes of a user over all containers. A user at the limit could deliver no core.
+COUNTS_PROCESSES, MORE_PROCESSES = "Max processes", 64
+FIRST_TO_GO = b"1000"  # The highest value of oom_score_adj; proc_pid_oom_score_adj(5).
 
 
 def check(process: "FaultingProcess") -> None:
@@ -84,24 +89,29 @@ class Label:
 
 
 def take_over_scheduling(process: "FaultingProcess") -> "list[str]":
-    """Take over nice value and out-of-memory score; return a line for each that could not be."""
-    failures = []
+    """Take over the nice value; return a line if that could not be."""
     try:
-        if process.nice != 0:  # The kernel starts the helper with 0 and 0.
+        if process.nice != 0:  # The kernel starts the helper with 0.
             posix.setpriority(posix.PRIO_PROCESS, 0, process.nice)
     except OSError as error:
-        failures.append(f"nice {process.nice}: {error.strerror}")
-    if process.oom_score_adj == b"0":
-        return failures
+        return [f"nice {process.nice}: {error.strerror}"]
+    return []
+
+
+def go_first() -> "list[str]":
+    """Have the kernel kill this process, and the delegate after it, before all others if memory ends; return a line if not.
+
+    Otherwise the upload of a core could end what it shares the container with: the process that is being dumped, or PID 1.
+    """
     try:
         descriptor = posix.open("/proc/self/oom_score_adj", posix.O_WRONLY | posix.O_CLOEXEC)
         try:
-            posix.write(descriptor, process.oom_score_adj)
+            posix.write(descriptor, FIRST_TO_GO)
         finally:
             posix.close(descriptor)
     except OSError as error:
-        failures.append(f"oom_score_adj {process.oom_score_adj.decode('latin-1')}: {error.strerror}")
-    return failures
+        return [f"oom_score_adj {FIRST_TO_GO.decode()}: {error.strerror}"]
+    return []
 
 
 def take_over_processors(process: "FaultingProcess") -> "list[str]":
@@ -128,14 +138,22 @@ def limit_file_size(process: "FaultingProcess") -> None:
     """Take over the limit of a file's size, for a process that writes one itself; EFBIG, setrlimit(2)."""
     name = "Max file size"
     if name in process.limits:
-        linux.setrlimit(RESOURCES[name], *process.limits[name])
+        linux.setrlimit(RESOURCES[name], *limits_of(process, name))
+
+
+def limits_of(process: "FaultingProcess", name: str) -> "tuple[int, int]":
+    """Return soft and hard limit of the delegate, from the row ``name`` of the limits of ``process``."""
+    soft, hard = process.limits[name]
+    if name == COUNTS_PROCESSES and hard != -1:
+        hard += MORE_PROCESSES
+    return soft if name == KEEPS_SOFT_LIMIT else hard, hard
 
 
 def raise_hard_limits(process: "FaultingProcess") -> None:
-    """Raise our hard limits to those of ``process`` where ours are lower; done early, because it needs privileges."""
+    """Raise our hard limits to those of the delegate where ours are lower; done early, because it needs privileges."""
     for name, number in RESOURCES.items():
         if name in process.limits:
-            hard = process.limits[name][1]
+            hard = limits_of(process, name)[1]
             soft, own = linux.getrlimit(number)
             if own != -1 and (hard == -1 or hard > own):
                 try:
@@ -145,12 +163,15 @@ def raise_hard_limits(process: "FaultingProcess") -> None:
 
 
 def set_limits(process: "FaultingProcess") -> "list[str]":
-    """Take over the resource limits; return a line for each that could not be. Last, as they may be tight; setrlimit(2)."""
+    """Take over the resource limits; return a line for each that could not be. Last, as they may be tight; setrlimit(2).
+
+    The soft limits are raised to the hard ones, as the process itself could have done.
+    """
     failures = []
     for name, number in RESOURCES.items():
         if name not in process.limits:
             continue
-        soft, hard = process.limits[name]
+        soft, hard = limits_of(process, name)
         try:
             linux.setrlimit(number, soft, hard)
         except OSError:

@@ -69,7 +69,6 @@ class FaultingProcess:
         self.policy = int(stat[38])
         self.processors = procfs.parse_processors(status.get("Cpus_allowed_list", ""))
         self.signal = _exit_signal(task)
-        self.oom_score_adj = procfs.read(task, "oom_score_adj").strip()
         self.limits = procfs.parse_limits(procfs.read(task, "limits"))
         self.cgroups = procfs.parse_cgroup(procfs.read(task, "cgroup"))
         self.notes: list[str] = []

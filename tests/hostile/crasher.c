@@ -240,10 +240,11 @@ static void unshare_user_namespace(const char *kind)
 
 static void change_limits(void)
 {
-	struct rlimit files = {100, 200}, stack = {1 << 20, 2 << 20}, lock = {4096, 8192};
+	struct rlimit files = {100, 200}, stack = {1 << 20, 2 << 20}, lock = {4096, 8192}, processes = {50, 100};
 	must(setrlimit(RLIMIT_NOFILE, &files), "nofile");
 	must(setrlimit(RLIMIT_STACK, &stack), "stack");
 	must(setrlimit(RLIMIT_MEMLOCK, &lock), "memlock");
+	must(setrlimit(RLIMIT_NPROC, &processes), "nproc");
 	must(setpriority(PRIO_PROCESS, 0, 7), "setpriority");
 	write_file("/proc/self/oom_score_adj", "321");
 	umask(027);

@@ -602,11 +602,21 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         ],
         "no_more and limits",
     ),
-    "attributes: nice and out-of-memory score": (
-        [
-            ("privileges.py", "if process.nice != 0:", "if False:"),
-            ("privileges.py", 'if process.oom_score_adj == b"0":', "if True:"),
-        ],
+    "fate: a neighbour of the delegate goes first": (
+        [("privileges.py", "posix.write(descriptor, FIRST_TO_GO)", "pass")],
+        "if_memory_ends",
+    ),
+    "fate: no process more than the limit": (
+        [("privileges.py", '"Max processes", 64', '"Max processes", 0')],
+        "limit_of_processes",
+    ),
+    "attributes: nice": ([("privileges.py", "if process.nice != 0:", "if False:")], "no_more and limits"),
+    "attributes: out-of-memory score": (
+        [("privileges.py", "posix.write(descriptor, FIRST_TO_GO)", "pass")],
+        "no_more and limits",
+    ),
+    "attributes: more processes": (
+        [("privileges.py", '"Max processes", 64', '"Max processes", 65')],
         "no_more and limits",
     ),
     "attributes: umask": ([("joining.py", "posix.umask(process.umask)", "pass")], "no_more and limits"),

@@ -209,6 +209,12 @@ int main(int argc, char **argv)
 		for (int i = 0; i < 1 << 20; i++)
 			if (write(1, line, sizeof line) < 0)
 				break;
+	} else if (is("eats")) {
+		for (;;) {
+			char *block = malloc(1 << 20);
+			if (block)
+				memset(block, 1, 1 << 20);
+		}
 	} else if (is("drips")) {
 		/* A pause after each byte: so the helper finds one byte at a time. */
 		while (write(2, "x", 1) == 1)

@@ -126,6 +126,24 @@ def test_attack_23_an_environment_in_a_file_that_never_answers(attack: MakeCrash
     assert len(container.delegate.environment.get("LONG", "")) < 20000
 
 
+def test_if_memory_ends_the_delegate_goes_and_its_neighbours_stay(
+    attack: MakeCrash, tmp_path: Path, fallback: tuple[str, ...]
+) -> None:
+    # Both processes of the container are larger than the delegate can become.
+    options = (*fallback, "--memory=64m", "--memory-swap=64m", "--env=ATTACK=eats")
+    container = attack("memory=40", "fork=1", options=options)
+    assert "it was killed by signal 9 before it read a byte" in container.log("before it read a byte")
+    assert (container.exit_status, container.output) == (0, "children ended\n")
+    assert is_whole(core_file(tmp_path))
+
+
+def test_a_user_whose_limit_of_processes_is_used_up_has_a_core_all_the_same(attack: MakeCrash) -> None:
+    uploader = f"--volume={lab.PROJECT}/container_scripts/uploader.sh:/opt/bin/delegate:ro"
+    options = ("--user=4711", "--ulimit=nproc=1", uploader, "--env=CORE_DESTINATION=/out")
+    container = attack("tiny", options=options)
+    assert ": delivered " in container.log(": delivered "), container.log("pid=")
+
+
 def test_the_uploader_that_may_start_no_process_leaves_the_whole_core(
     attack: MakeCrash, tmp_path: Path, fallback: tuple[str, ...]
 ) -> None:

@@ -351,7 +351,7 @@ def test_the_host_name_of_a_container_is_seen_by_a_visit(monkeypatch: pytest.Mon
 def test_an_ordinary_process_is_taken_over_without_a_system_call(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("setpriority", "open", "sched_setaffinity", "sched_setscheduler"):
         monkeypatch.setattr(posix, name, None)
-    assert privileges.take_over_scheduling(process(nice=0, oom_score_adj=b"0")) == []
+    assert privileges.take_over_scheduling(process(nice=0)) == []
     own = posix.sched_getaffinity(0)
     for processors in (set(), own):
         assert privileges.take_over_processors(process(processors=processors, policy=posix.SCHED_OTHER)) == []
@@ -387,10 +387,9 @@ def test_processors_are_those_of_the_process_and_what_fails_is_told(monkeypatch:
     assert failures == ["processors [7, 4095]: Invalid argument", "scheduling policy 5: Invalid argument"]
 
 
-def test_the_score_of_memory_is_written_and_its_file_closed() -> None:
-    score = Path("/proc/self/oom_score_adj").read_bytes().strip()
-    monkeyed = process(nice=0, oom_score_adj=score if score != b"0" else b"00")
-    assert keeps_descriptors(lambda: privileges.take_over_scheduling(monkeyed))
+def test_the_score_of_memory_is_written_and_its_file_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(privileges, "FIRST_TO_GO", Path("/proc/self/oom_score_adj").read_bytes().strip())
+    assert keeps_descriptors(privileges.go_first)
 
 
 def test_the_limit_of_a_files_size_is_that_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -398,7 +397,7 @@ def test_the_limit_of_a_files_size_is_that_of_the_process(monkeypatch: pytest.Mo
     monkeypatch.setattr(linux, "setrlimit", lambda *words: done.append(words))
     privileges.limit_file_size(process(limits={"Max open files": (1, 2)}))
     privileges.limit_file_size(process(limits={"Max file size": (1, 2)}))
-    assert done == [(1, 1, 2)]
+    assert done == [(1, 2, 2)]
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ class Line:
         self.steps: list[tuple[str, str]] = []
         label = SimpleNamespace(**{name: self.noted(name) for name in ("open", "at_exec", "at_once")})
         self.plan = joining.Plan(self.process, self.groups, label, None)  # type: ignore[arg-type]
-        for name in ("take_over_scheduling", "take_over_processors", "set_limits"):
+        for name in ("take_over_scheduling", "go_first", "take_over_processors", "set_limits"):
             recorder.watch(privileges, name, [name])
         for name in PRIVILEGES:
             recorder.watch(privileges, name)
@@ -170,6 +170,8 @@ def test_what_cannot_be_taken_over_of_the_scheduling_is_a_note_and_limits_get_ro
     assert line.of("take over scheduling") == [
         ("take_over_scheduling", line.process),
         ("send", "note", "take_over_scheduling"),
+        ("go_first",),
+        ("send", "note", "go_first"),
         ("raise_hard_limits", line.process),
     ]
 

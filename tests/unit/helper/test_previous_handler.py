@@ -35,7 +35,7 @@ def root() -> Any:
 
 def crashed(**facts: Any) -> Any:
     """Return a stand-in for the faulting process with all that the handler's words may ask for."""
-    return process(**{"host_tid": 4712, "tid": 8, "cpu": 1, "signal": 11, "oom_score_adj": b"0", **facts})
+    return process(**{"host_tid": 4712, "tid": 8, "cpu": 1, "signal": 11, **facts})
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,27 @@ def test_limits_are_those_of_the_process() -> None:
 
     failures, found = in_child(become)
     assert failures == []
-    assert {name: tuple(pair) for name, pair in found.items()} == limits
+    soft = {"Max stack size": 1 << 20}
+    assert {name: tuple(pair) for name, pair in found.items()} == {
+        name: (soft.get(name, hard), hard) for name, (_, hard) in limits.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs", "expected"),
+    [
+        ("Max processes", (1, 1), (65, 65)),
+        ("Max processes", (5, 100), (164, 164)),
+        ("Max processes", (5, -1), (-1, -1)),
+        ("Max stack size", (8, 9), (8, 9)),
+        ("Max open files", (1024, 4096), (4096, 4096)),
+        ("Max file size", (0, 0), (0, 0)),
+    ],
+)
+def test_the_delegate_may_use_what_the_process_could_have_used(
+    name: str, theirs: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    assert privileges.limits_of(process(limits={name: theirs}), name) == expected
 
 
 def test_limits_that_are_not_told_stay() -> None:
@@ -80,7 +100,7 @@ def test_the_limit_of_the_core_size_is_never_taken_over() -> None:
 
 @pytest.mark.parametrize(
     ("theirs", "expected"),
-    [((60, 300), (60, 200)), ((250, 300), (200, 200)), ((-1, -1), (200, 200)), ((0, 300), (0, 200))],
+    [((60, 300), (200, 200)), ((250, 300), (200, 200)), ((-1, -1), (200, 200))],
 )
 def test_a_limit_above_our_own_is_told_and_set_as_high_as_it_may_be(
     theirs: tuple[int, int], expected: tuple[int, int]
@@ -121,33 +141,46 @@ def test_room_is_made_with_the_soft_limit_kept(monkeypatch: pytest.MonkeyPatch) 
     calls: list[tuple[int, int, int]] = []
     monkeypatch.setattr(linux, "getrlimit", lambda number: (100, 200))
     monkeypatch.setattr(linux, "setrlimit", lambda *arguments: calls.append(arguments))
-    limits = {"Max open files": (50, 300), "Max processes": (1, 200), "Max stack size": (1, -1)}
+    limits = {"Max open files": (50, 300), "Max processes": (1, 136), "Max stack size": (1, -1)}
     privileges.raise_hard_limits(process(limits=limits))
     assert calls == [(resource.RLIMIT_STACK, 100, -1), (resource.RLIMIT_NOFILE, 100, 300)]
+    calls.clear()
+    privileges.raise_hard_limits(process(limits={"Max processes": (1, 137)}))
+    assert calls == [(resource.RLIMIT_NPROC, 100, 201)]
     calls.clear()
     monkeypatch.setattr(linux, "getrlimit", lambda number: (100, -1))
     privileges.raise_hard_limits(process(limits=limits))
     assert calls == []
 
 
-def test_nice_value_and_memory_score_are_taken_over() -> None:
+def test_the_nice_value_is_taken_over() -> None:
     def become() -> object:
-        score = int(Path("/proc/self/oom_score_adj").read_text()) + 1
-        failures = privileges.take_over_scheduling(process(nice=os.nice(0) + 3, oom_score_adj=b"%d" % score))
-        return failures, os.nice(0), int(Path("/proc/self/oom_score_adj").read_text()) - score
+        failures = privileges.take_over_scheduling(process(nice=os.nice(0) + 3))
+        return failures, os.nice(0)
 
-    nice = os.nice(0)
-    assert in_child(become) == [[], nice + 3, 0]
+    assert in_child(become) == [[], os.nice(0) + 3]
+
+
+def test_if_memory_ends_the_delegate_goes_first() -> None:
+    def become() -> object:
+        return privileges.go_first(), Path("/proc/self/oom_score_adj").read_text()
+
+    assert in_child(become) == [[], "1000\n"]
 
 
 def test_what_cannot_be_taken_over_of_the_scheduling_is_told() -> None:
     def become() -> object:
         os.nice(5)
         linux.capset(0, 0, 0)
-        return privileges.take_over_scheduling(process(nice=-20, oom_score_adj=b"1001"))
+        return privileges.take_over_scheduling(process(nice=-20))
 
-    first, second = in_child(become)
-    assert first.startswith("nice -20: ") and second == "oom_score_adj 1001: Invalid argument"
+    (told,) = in_child(become)
+    assert told.startswith("nice -20: ")
+
+
+def test_a_process_that_cannot_go_first_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(privileges, "FIRST_TO_GO", b"1001")
+    assert privileges.go_first() == ["oom_score_adj 1001: Invalid argument"]
 
 
 def test_the_child_is_hidden() -> None:

@@ -43,7 +43,6 @@ FILES = {
     b"Max open files            1024                 4096                 files     \n",
     "cgroup": f"0::/system.slice/docker-{ID}.scope\n".encode(),
     "environ": b"A=1\0B=2",
-    "oom_score_adj": b"-998\n",
 }
 
 
@@ -89,7 +88,7 @@ def test_facts_are_those_of_the_files(directory: Path) -> None:
     assert (process.seccomp, process.umask, process.nice) == (2, 0o077, -5)
     assert process.signal == 11
     assert (process.comm, process.exe) == (b"a) b) R (c", b"/usr/bin/server (deleted)")
-    assert (process.oom_score_adj, process.limits) == (b"-998", {"Max open files": (1024, 4096)})
+    assert process.limits == {"Max open files": (1024, 4096)}
     assert (process.container_id, process.cgroups) == (ID, [(b"", f"/system.slice/docker-{ID}.scope".encode())])
     assert (process.policy, process.processors) == (41, {0, 1, 2, 3, 8})
     # Each child that is tried reads it, by the same file.

@@ -133,7 +133,7 @@ def test_if_memory_ends_the_delegate_goes_and_its_neighbours_stay(
     options = (*fallback, "--memory=64m", "--memory-swap=64m", "--env=ATTACK=eats")
     container = attack("memory=40", "fork=1", options=options)
     assert "it was killed by signal 9 before it read a byte" in container.log("before it read a byte")
-    assert (container.exit_status, container.output) == (0, "children ended\n")
+    assert (container.exit_status, container.output) == (0, "child ended\n")
     assert is_whole(core_file(tmp_path))
 
 

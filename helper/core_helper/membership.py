@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from core_helper.process import FaultingProcess
 
 INTRUDING = 1 << CAP_SYS_ADMIN | 1 << CAP_SYS_PTRACE
+SHOWING_ORIGIN = ("net", "ipc", "uts")  # Namespaces that a process may have kept from where it was before.
 
 
 def check(process: "FaultingProcess") -> None:
@@ -68,8 +69,12 @@ def _may_have_joined(process: "FaultingProcess", first: "Member | None") -> bool
     if first is None or not process.in_pid_namespace():
         return True
     # Capabilities in a user namespace that was made in the container do not count outside of that user namespace.
-    rights = 0 if _is_in_sandbox(process, first) else process.permitted | process.bounding
+    sandboxed = _is_in_sandbox(process, first)
+    rights = 0 if sandboxed else process.permitted | process.bounding
     if rights & ~first.rights:
+        return True
+    # It may have kept them when it came from another container.
+    if not sandboxed and any(process.inode(kind) != first.namespace(kind) for kind in SHOWING_ORIGIN):
         return True
     joins = process.user_namespace is None or runtime.named_group(process.cgroups) is not None
     return joins and first.rights & INTRUDING != 0
@@ -111,7 +116,7 @@ def _check_eldest(process: "FaultingProcess", first: Member) -> None:
     namespace = process.descriptor("pid")
     if namespace is not None and first.processes not in namespaces.lineage(namespace, namespaces.of_host("pid")):
         raise withheld(process, "it is in a container's control group, but in another pid namespace")
-    for kind in ("net", "ipc", "uts"):
+    for kind in SHOWING_ORIGIN:
         if process.descriptor(kind) is None and first.namespace(kind) != namespaces.of_host(kind):
             raise withheld(process, f"it is in a container's control group, but in the host's {kind} namespace")
 
@@ -121,12 +126,12 @@ def _is_in_user_namespace(process: "FaultingProcess", first: Member) -> bool:
     if process.user_namespace is None or first.namespace("user") not in _user_namespaces(process):
         return False
     groups = [process.gid, *process.groups]
-    return _are_mapped(first, "uid_map", [process.uid]) and _are_mapped(first, "gid_map", groups)
+    return _are_mapped(first.directory, "uid_map", [process.uid]) and _are_mapped(first.directory, "gid_map", groups)
 
 
-def _are_mapped(first: Member, name: str, ids: "list[int]") -> bool:
-    """Tell whether the user namespace of ``first`` has all ``ids`` of the host; user_namespaces(7)."""
-    ranges = [[int(word) for word in line.split()] for line in procfs.read(first.directory, name).splitlines()]
+def _are_mapped(directory: int, name: str, ids: "list[int]") -> bool:
+    """Tell whether the user namespace of the opened /proc/PID has all ``ids`` of the host; user_namespaces(7)."""
+    ranges = [[int(word) for word in line.split()] for line in procfs.read(directory, name).splitlines()]
     return all(any(begin <= number < begin + count for _inside, begin, count in ranges) for number in ids)
 
 
@@ -139,7 +144,17 @@ def _user_namespaces(process: "FaultingProcess") -> "list[int]":
 def _check_owner(process: "FaultingProcess") -> None:
     """Raise Withheld where the mount namespace belongs to a user namespace that the process is neither in nor below.
 
-    Root of that user namespace chooses the files, and the process has rights outside of it.
+    Root of that user namespace chooses the files, and the process has rights outside of it. A process that has only joined it,
+    as by ``nsenter --preserve-credentials``, is of a user whom that user namespace does not have, and who has not made it.
     """
-    if namespaces.owner_of(process.descriptor("mnt")) not in _user_namespaces(process):  # type: ignore[arg-type]
+    owner = namespaces.owner_of(process.descriptor("mnt"))  # type: ignore[arg-type]
+    if owner not in _user_namespaces(process):
         raise withheld(process, "it is in the mount namespace of a container without being in its user namespace")
+    if process.user_namespace is None or owner == namespaces.of_host("user"):
+        return
+    # Only a user whom the parent has can make a user namespace (kernel/user_namespace.c, create_user_ns).
+    if (
+        not _are_mapped(process.task, "uid_map", [process.uid])
+        and namespaces.maker_of(process.user_namespace) != process.uid
+    ):
+        raise withheld(process, f"it is in a user namespace that does not have its user, {process.uid}")

@@ -2,6 +2,7 @@
 
 import fcntl
 import posix
+import sys
 
 NS_GET_USERNS = 0xB701
 NS_GET_PARENT = 0xB702
@@ -28,6 +29,13 @@ def owner_of(namespace: int) -> int:
         return posix.fstat(owner).st_ino
     finally:
         posix.close(owner)
+
+
+def maker_of(user_namespace: int) -> int:
+    """Return the user of the host who has made the opened ``user_namespace``."""
+    owner = bytearray(4)
+    fcntl.ioctl(user_namespace, NS_GET_OWNER_UID, owner, True)
+    return int.from_bytes(owner, sys.byteorder)
 
 
 def lineage(namespace: int, last: int) -> "list[int]":

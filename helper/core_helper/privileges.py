@@ -150,11 +150,14 @@ def limits_of(process: "FaultingProcess", name: str) -> "tuple[int, int]":
 
 
 def raise_hard_limits(process: "FaultingProcess") -> None:
-    """Raise our hard limits to those of the delegate where ours are lower; done early, because it needs privileges."""
+    """Raise our hard limits to those of the delegate where ours are lower; done early, because it needs privileges.
+
+    That of processes counts those of the user in all containers, and would forbid the fork of the delegate: none for us.
+    """
     for name, number in RESOURCES.items():
         if name in process.limits:
-            hard = limits_of(process, name)[1]
             soft, own = linux.getrlimit(number)
+            soft, hard = (-1, -1) if name == COUNTS_PROCESSES else (soft, limits_of(process, name)[1])
             if own != -1 and (hard == -1 or hard > own):
                 try:
                     linux.setrlimit(number, soft, hard)

@@ -242,7 +242,39 @@ def _end_family(child: "Child", process: "FaultingProcess") -> None:
     # The delegate is reaped only after this: until then, no other process gets its pid, which is also the number of its group.
     _signal_session(child.pid, SIGKILL)
     _kill_holders(child, process)
-    _wait_for_end(child.pid, 0)
+    if not _wait_for_end(child.pid, 0) and _kill_tracers(child.pid, process):
+        _wait_for_end(child.pid, 0)
+
+
+def _kill_tracers(pid: int, process: "FaultingProcess") -> bool:
+    """End the processes of the family that trace the delegate ``pid``, and tell whether there were any; ptrace(2).
+
+    With PTRACE_O_TRACEEXIT, a tracer stops a process that SIGKILL has ended as long as it likes.
+    """
+    found = False
+    for tracer in _tracers_of(pid):
+        try:
+            pidfd = linux.pidfd_open(tracer)
+        except OSError:
+            continue  # Ended meanwhile.
+        # Looked at once more: so the signal goes to the tracer, or to none.
+        if tracer in _tracers_of(pid) and _has_family(process) and _is_of_the_family(str(tracer), process):
+            linux.pidfd_send_signal(pidfd, SIGKILL)
+            found = True
+        posix.close(pidfd)
+    return found
+
+
+def _tracers_of(pid: int) -> "set[int]":
+    """Return the pids of the processes that trace a thread of process ``pid``; proc_pid_status(5)."""
+    tracers = set()
+    try:
+        for thread in posix.listdir(f"/proc/{pid}/task"):
+            status = procfs.parse_status(procfs.read_path(f"/proc/{pid}/task/{thread}/status"))
+            tracers.add(int(status.get("TracerPid", "0")))
+    except OSError:
+        pass  # Ended meanwhile.
+    return tracers - {0}
 
 
 def _kill_holders(child: "Child", process: "FaultingProcess") -> None:
@@ -282,9 +314,9 @@ def _holders(child: "Child", process: "FaultingProcess") -> "list[int]":
 
     Only those of the same user in the same pid namespace, or in one below, which the delegate could signal itself: over a
     socket, a pipe can be passed on to anybody, even to a daemon of the host. In the pid namespace of the host they must also be
-    in the control group of the container. A process of the host that is root's has no such family.
+    in the control group of the container.
     """
-    if process.is_outside() and process.uid == 0:
+    if not _has_family(process):
         return []
     limit = time.monotonic() + GRACE
     holders = []
@@ -305,6 +337,11 @@ def _holders(child: "Child", process: "FaultingProcess") -> "list[int]":
         else:
             posix.close(pidfd)
     return holders
+
+
+def _has_family(process: "FaultingProcess") -> bool:
+    """Tell whether other processes may be ended with the delegate of ``process``: not those of the host's root."""
+    return not process.is_outside() or process.uid != 0
 
 
 def _is_of_the_family(name: str, process: "FaultingProcess") -> bool:

@@ -9,6 +9,7 @@
  *   join=FILE      joins the namespace of that file
  *   execute=PATH   executes that program, which goes on
  *   root=PATH      makes that directory its root directory
+ *   own-network    a network namespace of its own
  *   own-mounts     a mount namespace of its own; jail: with /jail as the root of it
  *   receiver=USER  a process of that user holds the descriptor that it is sent over /out/socket
  *   locker=USER    the same, and has the kernel lock it
@@ -50,6 +51,7 @@
  *   mounts=POWER   makes two to the power of that many mounts
  *   idle           a child does nothing for ever; the parent goes on
  *   seize=SECONDS  a child crashes; its delegate is traced that long, and nobody waits for it
+ *   seize-exit=SECONDS  the same, and whatever ends the delegate, the tracer stops its end
  *   catch=SECONDS  makes children crash, traces each process that then appears, and looks at its control group of devices
  *   catch-pids=SECONDS  the same with children that may trace nobody, at the group that counts processes
  *   reports=SECONDS  the same, and writes to the pipe by which the process reports to the helper
@@ -774,7 +776,7 @@ static void watch(double seconds)
 
 /* Attacks 21 and 23: whoever traces a process of ours. */
 
-static void seize(double seconds)
+static void seize(double seconds, long options)
 {
 	char target[PATH_MAX];
 	pid_t child = fork();
@@ -783,7 +785,7 @@ static void seize(double seconds)
 		raise(SIGSEGV);
 	for (double end = now() + 10; now() < end;)
 		if (!exe_of(child + 1, target, sizeof target) && !strcmp(target, DELEGATE) &&
-		    !ptrace(PTRACE_SEIZE, child + 1, NULL, NULL)) {
+		    !ptrace(PTRACE_SEIZE, child + 1, NULL, options)) {
 			close(open("/out/go", O_CREAT | O_WRONLY, 0666));
 			break;
 		}
@@ -1173,6 +1175,8 @@ static void act(char **actions)
 			fail(value);
 		} else if (IS("root"))
 			change_root(value);
+		else if (IS("own-network"))
+			must(unshare(CLONE_NEWNET), "unshare");
 		else if (IS("own-mounts")) {
 			must(unshare(CLONE_NEWNS), "unshare");
 			if (value)
@@ -1271,7 +1275,9 @@ static void act(char **actions)
 		else if (IS("idle"))
 			leave_idle_child();
 		else if (IS("seize"))
-			seize(atof(value));
+			seize(atof(value), 0);
+		else if (IS("seize-exit"))
+			seize(atof(value), PTRACE_O_TRACEEXIT);
 		else if (IS("catch"))
 			catch_groups(atof(value), "devices", stop_next);
 		else if (IS("catch-pids"))

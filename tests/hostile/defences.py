@@ -349,6 +349,18 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         [("relay.py", "max(len(part), OUTPUT_READ)", "len(part)")],
         "attack_22_a_flood_of_output and drips",
     ),
+    "20 other networks are not asked": (
+        [("membership.py", "process.inode(kind) != first.namespace(kind) for kind", "False for kind")],
+        "attack_20_an_intruder_that_has_kept",
+    ),
+    "20 a user namespace is not asked for its user": (
+        [("membership.py", 'if not _are_mapped(process.task, "uid_map", [process.uid])', "if False")],
+        "attack_20_no_program_of_a_user and group",
+    ),
+    "23 tracers are not ended": (
+        [("supervisor.py", " and _kill_tracers(child.pid, process):", " and False:")],
+        "attack_23_a_delegate_whose_end",
+    ),
     "23 what does not end is not killed": (
         [("source.py", "        linux.pidfd_send_signal(crash.handle, SIGKILL)\n", "")],
         "attack_23_the_kernel",

@@ -450,12 +450,17 @@ ROOTLESS: dict[str, Any] = {"user_namespace": 9}
         ({**ROOTLESS, "permitted": 1, "sandbox": True}, SYS_ADMIN, False),
         ({**ROOTLESS, "bounding": ALL, "sandbox": True, "cgroups": [(b"", DOCKER.encode())]}, FEW, False),
         ({**ROOTLESS, "sandbox": True, "cgroups": [(b"", DOCKER.encode())]}, SYS_ADMIN, True),
+        # It has another network, unless that is the sandbox's.
+        *(({"other": kind}, FEW, True) for kind in ("net", "ipc", "uts")),
+        ({"other": "time"}, FEW, False),
+        ({**ROOTLESS, "sandbox": True, "other": "net"}, FEW, False),
     ],
 )
 def test_who_may_have_joined_mounts_needs_a_proof(
     monkeypatch: pytest.MonkeyPatch, facts: dict[str, Any], first: int | None, may: bool
 ) -> None:
-    facts = {"in_pid_namespace": lambda: True, "permitted": 0, "bounding": 0, "sandbox": False, **facts}
+    facts = {"in_pid_namespace": lambda: True, "permitted": 0, "bounding": 0, "sandbox": False, "other": "", **facts}
+    facts["inode"] = lambda kind: 3 if kind == facts["other"] else 2
     # The host's, that of the container, and one below.
     monkeypatch.setattr(membership, "_user_namespaces", lambda process: [3, 2, 1] if process.sandbox else [2, 1])
     member: Any = None if first is None else SimpleNamespace(rights=first, namespace=lambda kind: 2)
@@ -518,6 +523,35 @@ def test_mounts_that_belong_to_a_user_namespace_below_are_not_for_the_process(wo
     assert keeps_descriptors(lambda: membership._check_owner(plain))
     # Part of the check of whoever has mounts of its own.
     assert "without being in its user namespace" in told(world.crashed(31))
+
+
+@pytest.mark.parametrize(
+    ("uid", "ids", "made", "fine"),
+    [
+        (1000, "0 1000 1", True, True),
+        (1000, "0 2000 1", True, True),
+        (1000, "", True, True),
+        (1000, "0 1000 1", False, True),
+        (0, "0 1000 1", True, False),
+        (0, "", True, False),
+        (2000, "0 1000 1000", True, False),
+        (1999, "0 1000 1000", False, True),
+    ],
+)
+def test_who_has_only_joined_a_user_namespace_is_refused(
+    world: World, uid: int, ids: str, made: bool, fine: bool
+) -> None:
+    users = world.namespace(world.host["user"])
+    world.makers[users.stat().st_ino] = 1000 if made else 3000
+    world.process(31, mnt=world.namespace(owner=users), user=users)
+    (world.proc / "31" / "uid_map").write_text(ids and ids + "\n")
+    refused = owner_told(world.crashed(31, uid=uid))
+    assert refused.startswith("" if fine else f"it is in a user namespace that does not have its user, {uid}")
+    assert bool(refused) is not fine
+    # Whose mounts belong to the host need not be asked.
+    world.process(32, mnt=world.namespace(owner=world.host["user"]), user=users)
+    (world.proc / "32" / "uid_map").write_text(ids and ids + "\n")
+    assert owner_told(world.crashed(32, uid=uid)) == ""
 
 
 # Whose the files are.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import os
 import posix
@@ -18,7 +19,8 @@ from core_helper import joining, linux, procfs, supervisor
 from core_helper.child import Child
 from core_helper.program import Stopped
 from unit.helper.delivery import LONG, deliver, end, is_gone, shell, supervise
-from unit.helper.support import process
+from unit.helper.support import PTRACE_TRACEME, process
+from unit.helper.world import keeps_descriptors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -425,3 +427,41 @@ def test_a_delegate_that_is_slow_to_start_has_until_the_deadline_once_the_enviro
 
     result = supervise(run, timeout=0.5)
     assert (result.mute, result.failure) == (False, "deadline passed before the delegate was started")
+
+
+# Who does not let the delegate end.
+
+
+def test_whoever_traces_a_thread_of_the_delegate_is_found() -> None:
+    pid = os.fork()
+    if pid == 0:
+        if ctypes.CDLL(None).ptrace(PTRACE_TRACEME, 0, None, None) == 0:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        os._exit(77)
+    _, status = os.waitpid(pid, 0)
+    if not os.WIFSTOPPED(status):
+        pytest.skip("ptrace(2) is forbidden here")
+    assert supervisor._tracers_of(pid) == {os.getpid()}
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert supervisor._tracers_of(pid) == set() == supervisor._tracers_of(os.getpid())
+
+
+@pytest.mark.parametrize(
+    ("again", "family", "of_it", "ended"),
+    [(True, True, True, True), (False, True, True, False), (True, False, True, False), (True, True, False, False)],
+)
+def test_only_a_tracer_of_the_family_is_ended(
+    monkeypatch: pytest.MonkeyPatch, again: bool, family: bool, of_it: bool, ended: bool
+) -> None:
+    looks = [{4711}, {4711} if again else set()]
+    signals: list[tuple[int, int]] = []
+    monkeypatch.setattr(supervisor, "_tracers_of", lambda pid: looks.pop(0))
+    monkeypatch.setattr(supervisor, "_has_family", lambda process: family)
+    monkeypatch.setattr(supervisor, "_is_of_the_family", lambda name, process: of_it and name == "4711")
+    monkeypatch.setattr(linux, "pidfd_open", lambda pid: os.open("/", os.O_PATH))
+    monkeypatch.setattr(linux, "pidfd_send_signal", lambda pidfd, number: signals.append((pidfd, number)))
+    found: list[bool] = []
+    assert keeps_descriptors(lambda: found.append(supervisor._kill_tracers(1, process())))
+    assert found == [ended]
+    assert [number for _, number in signals] == ([9] if ended else [])

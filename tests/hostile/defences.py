@@ -355,7 +355,7 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
     ),
     "20 a user namespace is not asked for its user": (
         [("membership.py", 'if not _are_mapped(process.task, "uid_map", [process.uid])', "if False")],
-        "attack_20_no_program_of_a_user and group",
+        "attack_20_no_program_of_a_user and without",
     ),
     "23 tracers are not ended": (
         [("supervisor.py", " and _kill_tracers(child.pid, process):", " and False:")],

@@ -314,7 +314,9 @@ def test_the_fallback_is_written_only_where_it_is_defined(
         assert told in stage.log.read_text()
     else:
         assert (written, code) == ([FILE], 0)
-        assert "why: delivered 5 bytes to /tmp/core.4711.1000.100" in stage.log.read_text()
+        line = stage.log.read_text()
+        assert ": delivered 5 bytes to /tmp/core.4711.1000.100 in " in line, line
+        assert line.endswith("; no delegate took it: why\n"), line
     assert len(stage.log.read_text().splitlines()) == 1
 
 
@@ -338,7 +340,9 @@ def test_a_delegate_that_read_nothing_leaves_the_whole_core_if_it_failed(
     stage.outcomes = [outcome(started=True, untouched=True, failure=failure), outcome(**DELIVERED)]
     assert stage.handle(crash, configuration) == 0
     assert [child[0] for child in stage.children] == ["execute", *(["write"] if status else [])]
-    told = "/d: it ended with exit code 1 before it read a byte: delivered" if status else "not wanted by /d"
+    told = (
+        "; no delegate took it: /d: it ended with exit code 1 before it read a byte" if status else "not wanted by /d"
+    )
     assert told in stage.log.read_text()
 
 

@@ -848,6 +848,25 @@ def test_a_stranger_is_found_behind_one_that_is_gone(
     assert sorted(opened) == [10, 30]
 
 
+def test_only_to_a_process_of_the_host_is_a_stranger_whoever_is_of_a_container(
+    world: World, box: dict[str, Any]
+) -> None:
+    # An agent of another container, one of a sandbox that has no name, and two services of the host: nobody is at home there.
+    mounts = world.namespace(owner=world.host["user"])
+    agent: dict[str, Any] = {"mountinfo": FILES, "started": 500, "exe": (77, "/agent")}
+    world.process(30, "1", OTHER, OTHER_FILES, **world.container())
+    world.process(31, cgroup=OTHER, mnt=box["mnt"], **agent)
+    world.process(32, "2", "/sandbox", **world.container(mnt=mounts), **agent)
+    for pid, service in ((21, "a"), (22, "b")):
+        world.process(pid, cgroup=f"/system.slice/{service}.service", mnt=mounts)
+    found = {}
+    for pid, number, other in ((11, 10, 31), (21, 21, 31), (21, 21, 32), (21, 21, 22)):
+        first = first_process.Member(number)
+        found[pid, other] = strangers.find(world.crashed(pid), first, other.__eq__)
+        first.close()
+    assert found == {(11, 31): False, (21, 31): True, (21, 32): True, (21, 22): False}
+
+
 def test_a_host_with_too_many_processes_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.process(21)
     monkeypatch.setattr(strangers, "PATIENCE", -1.0)

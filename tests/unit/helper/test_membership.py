@@ -656,6 +656,17 @@ def test_the_files_of_its_own_container_are_for_the_process(world: World, box: d
     assert root_told(process, 10) == ""
 
 
+@pytest.mark.parametrize("proof", [False, True])
+def test_a_container_with_more_mounts_than_can_be_looked_at_has_its_delegate_unless_it_changes_its_root(
+    world: World, box: dict[str, Any], monkeypatch: pytest.MonkeyPatch, proof: bool
+) -> None:
+    monkeypatch.setattr(procfs, "MOUNTINFO_LIMIT", len(FILES))
+    monkeypatch.setattr(mount_table, "mounts_of_host", lambda: mount_table.Mounts(ROOT_OF_HOST))
+    assert root_told(world.crashed(11), 10, proof) == ""
+    with pytest.raises(Refused, match="the list of its mounts is longer"):
+        root_told(world.crashed(11, "/jail", 40), 10, proof)
+
+
 def test_a_root_on_a_mount_that_is_nowhere_in_the_mount_namespace_is_withheld(
     world: World, box: dict[str, Any]
 ) -> None:
@@ -936,7 +947,9 @@ def at_home(pid: int) -> bool:
         member.close()
 
 
-def test_whoever_is_first_or_has_the_mounts_of_the_eldest_is_at_home(world: World, box: dict[str, Any]) -> None:
+def test_whoever_is_first_or_has_the_mounts_of_the_eldest_is_at_home(
+    world: World, box: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     world.process(12, "3", DOCKER, started=500, **{**box, "mnt": world.namespace()})
     world.process(13, "1", "/", **world.container())
     world.process(14, "2", "/", **world.container())
@@ -949,9 +962,15 @@ def test_whoever_is_first_or_has_the_mounts_of_the_eldest_is_at_home(world: Worl
         *(True, True, True, True, False),
         *(True, False, False),
     ]
-    world.process(17, "4", DOCKER, OTHER_FILES, started=501, exe=(77, "/agent"), **{**box, "mnt": world.namespace()})
+    agent: dict[str, Any] = {**box, "mnt": world.namespace(), "started": 501, "exe": (77, "/agent")}
+    world.process(17, "4", DOCKER, OTHER_FILES, **agent)
     assert not at_home(17)
     assert keeps_descriptors(lambda: at_home(11))
+    # Nobody can tell of one with more mounts than can be looked at.
+    world.process(18, "5", DOCKER, 50 * OTHER_FILES, **agent)
+    monkeypatch.setattr(procfs, "MOUNTINFO_LIMIT", 50 * len(OTHER_FILES))
+    assert at_home(18)
+    assert keeps_descriptors(lambda: at_home(18))
 
 
 def test_the_mount_namespace_of_a_process_whose_leader_has_exited_is_that_of_its_threads(

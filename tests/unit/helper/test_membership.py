@@ -171,6 +171,9 @@ def test_a_process_of_the_host_with_mounts_of_its_own_has_its_delegate(world: Wo
     for pid in (21, 22):
         world.process(pid, cgroup="/system.slice/a.service", mnt=mounts)
     assert told(world.crashed(22)) == ""
+    # Not where a container is at home in those mounts.
+    world.process(30, "1", OTHER, **world.container(mnt=mounts))
+    assert "is in the mount namespace of another container" in told(world.crashed(22))
 
 
 def test_a_pid_namespace_of_its_own_does_not_make_a_process_the_first_of_a_container(world: World) -> None:
@@ -808,6 +811,18 @@ def test_the_first_process_of_an_agent_is_no_proof_of_itself(world: World, box: 
     assert "is in the mount namespace of another container" in told(world.crashed(30))
     world.process(31, "2", OTHER, FILES, pid=world.proc / "30/ns/pid", mnt=box["mnt"])
     assert "is in the mount namespace of another container" in told(world.crashed(31))
+
+
+@pytest.mark.parametrize("kind", ["net", "ipc", "uts"])
+def test_the_container_whose_pid_namespace_is_shared_does_not_tell_what_may_be_the_hosts(
+    world: World, kind: str
+) -> None:
+    box = {**world.container(), kind: world.namespace()}
+    world.process(10, "1", DOCKER, FILES, bounding=FEW, **box)
+    mounts = world.namespace(owner=world.host["user"])
+    for pid in (30, 31):
+        world.process(pid, str(pid), OTHER, OTHER_FILES, started=pid, bounding=FEW, pid=box["pid"], mnt=mounts)
+    assert told(world.crashed(31)) == ""
 
 
 @pytest.mark.parametrize("kind", ["net", "ipc", "uts"])

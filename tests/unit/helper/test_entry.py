@@ -192,6 +192,37 @@ def test_a_path_is_on_the_mount_that_is_nearest_above_and_was_made_last() -> Non
     assert [mount.device for mount in table.overlays()] == [b"0:51", b"0:52"]
 
 
+@pytest.mark.parametrize(
+    ("link", "place"),
+    [
+        *(("../8/diff", "o/8/diff"), ("../../p/9", "p/9"), ("other", "o/l/other"), ("/p/9", None), (None, "o/l/A")),
+    ],
+)
+def test_a_layer_is_where_the_link_leads_that_stands_for_it(
+    tmp_path: Path, link: str | None, place: str | None
+) -> None:
+    (tmp_path / "o" / "l").mkdir(parents=True)
+    layer = tmp_path / "o" / "l" / "A"
+    if link is not None:
+        layer.symlink_to(link)
+    path, leads_to = os.fsencode(layer), b"/p/9" if place is None else os.fsencode(tmp_path / place)
+    assert mount_table.Mounts(b"20 1 8:1 / / rw - ext4 a rw\n").place_of_layer(path) == (b"8:1", leads_to)
+    # No link is read that is on no mount that we know, or on one of FUSE.
+    assert mount_table.Mounts(b"").place_of_layer(path) is None
+    assert mount_table.Mounts(b"20 1 0:9 / / rw - fuse.sshfs a rw\n").place_of_layer(path) is None
+
+
+def test_of_the_hosts_mounts_those_of_fuse_that_a_user_has_made_are_left_out(world: World) -> None:
+    kinds = (
+        *((b"fuse.sshfs", b"rw,user_id=1000,group_id=0"), (b"fuse", b"rw,user_id=0,group_id=0"), (b"fusectl", b"rw")),
+        *((b"fuse.fuse-overlayfs", b"rw,user_id=1000"), (b"fuse", b"user_id=1"), (b"ext4", b"rw,user_id=1000")),
+    )
+    lines = [b"%d 20 0:5 / /mnt rw - %s a %s\n" % (number, *words) for number, words in enumerate(kinds, 50)]
+    (world.proc / "self" / "mountinfo").write_bytes(b"".join(lines))
+    table = mount_table.mounts_of_host()
+    assert [number for number in range(50, 56) if number in table] == [51, 52, 53, 55]
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="to join a mount namespace needs root")
 def test_all_mounts_of_a_namespace_are_seen_by_a_visit() -> None:
     words = ["unshare", "--mount", "sh", "-c", "mount -t tmpfs -o size=1M visited /mnt && echo && exec cat"]

@@ -174,6 +174,10 @@ def test_destinations_are_tried_in_this_order(stage: Stage, monkeypatch: pytest.
     host = True
     assert chosen(stage) == [("PreviousHandler", False), ("Delegate", False), ("CoreFile", False)]
     assert chosen(stage, refusal) == [("PreviousHandler", False)]
+    stage.configuration.ignore_signals, stage.crash.signal = [6], 6
+    assert chosen(stage) == [("PreviousHandler", False), ("Unwanted", False)]
+    host = False
+    assert chosen(stage) == [("Unwanted", False)]
 
 
 # How often a delivery is tried.

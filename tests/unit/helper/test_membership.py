@@ -277,6 +277,14 @@ def test_a_process_of_very_many_threads_may_trace(world: World, monkeypatch: pyt
     assert not tracing._has_tracer("99", time.monotonic() + 60)
 
 
+def test_a_thread_that_may_trace_is_found_behind_one_that_is_gone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.process(10, "1", DOCKER, FILES, bounding=ALL, **world.container())
+    monkeypatch.setattr(tracing, "posix", SimpleNamespace(listdir=lambda path: ["99", "10"]))
+    assert tracing._has_tracer("10", time.monotonic() + 60)
+
+
 def test_a_tracer_that_ends_before_it_is_looked_at_and_leaves_another_one_is_found(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -113,7 +113,7 @@ from typing import NoReturn  # noqa: E402
 
 from ansible.module_utils.basic import AnsibleModule  # noqa: E402
 
-from ..module_utils.docker_core_helper import files, kernel  # noqa: E402
+from ..module_utils.docker_core_helper import files, kernel, owners  # noqa: E402
 from ..module_utils.docker_core_helper.canary_container import crash_in_container  # noqa: E402
 from ..module_utils.docker_core_helper.canary_crash import LostError, crash  # noqa: E402
 from ..module_utils.docker_core_helper.canary_root import (  # noqa: E402
@@ -143,7 +143,7 @@ def configured_delegate() -> str:
     words = pattern.lstrip("|").split()
     position = next((index for index, word in enumerate(words) if os.path.basename(word) == HELPER), None)
     if not pattern.startswith("|") or position is None:
-        raise UntriedError(f"kernel.core_pattern does not start {HELPER}: {pattern!r}")
+        raise UntriedError(f"kernel.core_pattern does not start {HELPER}: {owners.shown(pattern)}")
     words = words[position + 1 :]
     while words and words[0].startswith("-"):
         words.pop(0)

@@ -47,6 +47,13 @@ options:
     type: str
     choices: [fail, take_over]
     default: fail
+  hand_on:
+    description:
+      - Whether the program that the pattern named before the first change is to get the host's core dumps.
+      - If the pattern named a socket, that is an error before anything is changed, because only the kernel gives cores to it.
+    type: bool
+    default: false
+    version_added: 1.1.0
 attributes:
   check_mode:
     support: full
@@ -73,7 +80,7 @@ RETURN = r"""
 live:
   description:
     - The live C(kernel.core_pattern) that this run has found, before it changed anything.
-    - This and the next five are returned if the module fails, too.
+    - This and the next six are returned if the module fails, too.
   returned: always
   type: str
   sample: core
@@ -92,6 +99,11 @@ next_boot_file:
   returned: always
   type: str
   sample: /etc/sysctl.d/99-kernel_core_pattern.conf
+next_boot_owner:
+  description: Who gets the cores by the pattern of the next boot, empty if the pattern says that itself.
+  returned: always
+  type: str
+  sample: Dynatrace OneAgent
 conflicts:
   description: A line for each who would win over the wanted values at the next boot. O(conflicts=take_over) takes these over.
   returned: always
@@ -122,10 +134,11 @@ previous:
 
 from ansible.module_utils.basic import AnsibleModule  # noqa: E402 (Ansible wants the documentation first)
 
-from ..module_utils.docker_core_helper import files, kernel  # noqa: E402
+from ..module_utils.docker_core_helper import files, kernel, next_boot, owners  # noqa: E402
 from ..module_utils.docker_core_helper.change import Change  # noqa: E402
 from ..module_utils.docker_core_helper.kernel import SettingError  # noqa: E402
 from ..module_utils.docker_core_helper.next_boot import NextBoot  # noqa: E402
+from ..module_utils.docker_core_helper.owners import ONEAGENT  # noqa: E402
 from ..module_utils.docker_core_helper.places import RECORD, SYSCTL_FILE, WRITTEN, is_ours, last_of  # noqa: E402
 from ..module_utils.docker_core_helper.record import Record  # noqa: E402
 from ..module_utils.docker_core_helper.takeover import Takeover  # noqa: E402
@@ -167,6 +180,7 @@ class Settings:
             "pipe_limit": int(limit) if limit.isdigit() else 0,
             "next_boot": value,
             "next_boot_file": file,
+            "next_boot_owner": owners.owner_of(value),
             "conflicts": self.conflicts,
             "record": self.record.path,
             "previous_handler": kernel.handler_of(self.record.previous["core_pattern"]),
@@ -178,9 +192,11 @@ class Settings:
         """Set the wanted values and return the result for Ansible."""
         parameters = self.module.params
         wanted = {"core_pattern": parameters["pattern"], "core_pipe_limit": str(parameters["pipe_limit"])}
-        self.record.warn_of_files(self.module, self.live["core_pattern"])
         self.change.refuse_files_of_others()
         self.conflicts = self.others.conflicts(self.sysctl_file, wanted)
+        if parameters["hand_on"]:
+            self.refuse_to_hand_on()
+        self.record.warn_of_files(self.module, self.live["core_pattern"])
         if self.conflicts and parameters["conflicts"] == "fail":
             raise ConflictError(" | ".join(self.conflicts))
         self.sysctl_file = self.takeover.plan(self.others, self.sysctl_file, wanted)
@@ -214,10 +230,17 @@ class Settings:
         if kernel.starts_the_helper(pattern) or pattern == previous["core_pattern"]:
             wanted = previous
         else:
+            owner = owners.owner_of(pattern)
             self.module.warn(
-                f"somebody else has set kernel.core_pattern meanwhile: left as it is, {self.live};"
+                f"somebody else has set kernel.core_pattern meanwhile: left as it is, {self.live}{owner and f', {owner}'};"
                 f" before the first run it was {previous}"
             )
+        for path, kept in owners.kept_patterns(next_boot.ROOT):
+            if kernel.starts_the_helper(kept):
+                self.module.warn(
+                    f"{path} names the helper, which is removed: write the pattern {previous['core_pattern']!r} into that file,"
+                    " which Dynatrace OneAgent goes by at each crash and when it is uninstalled"
+                )
         # What somebody else has under our names was refused, and stays.
         own: dict[str, str | None] = {
             path: None
@@ -240,6 +263,24 @@ class Settings:
                     self.takeover.enable(service)
                 files.write_or_remove(self.module, self.record.path, None)
         return self.result(wanted, own, None)
+
+    def refuse_to_hand_on(self) -> None:
+        """Raise SettingError if whoever got the host's cores before cannot get them from the helper."""
+        pattern = self.record.previous["core_pattern"]
+        if owners.socket_of(pattern):
+            raise SettingError(
+                f"docker_core_helper_chain=previous cannot hand a core on to {owners.owner_of(pattern)}, which is"
+                f" kernel.core_pattern from before the first run, {pattern!r}: name a program of this host in"
+                " docker_core_helper_chain, such as [/usr/lib/systemd/systemd-coredump, ...] with the words of"
+                " /usr/lib/sysctl.d/50-coredump.conf, or set docker_core_helper_chain=none"
+            )
+        for path, kept in owners.kept_patterns(next_boot.ROOT):
+            if ONEAGENT.has_set(pattern) and kernel.starts_the_helper(kept):
+                raise SettingError(
+                    f"{path} names the helper, and docker_core_helper_chain=previous is Dynatrace OneAgent: they would hand"
+                    " each core on to one another without end. Write the pattern from before OneAgent into that file, such as"
+                    " core, or set docker_core_helper_chain=none"
+                )
 
     # -- what Ansible gets
 
@@ -280,6 +321,7 @@ def main() -> None:
             "record": {"type": "str", "default": RECORD},
             "sysctl_file": {"type": "str", "default": SYSCTL_FILE},
             "conflicts": {"type": "str", "choices": ["fail", "take_over"], "default": "fail"},
+            "hand_on": {"type": "bool", "default": False},
         },
         required_if=[("state", "present", ["pattern", "pipe_limit"])],
         supports_check_mode=True,

@@ -157,13 +157,16 @@ def test_a_helper_that_never_ends_is_not_waited_for(host: Host) -> None:
     assert "within 1 seconds" in result["msg"]
 
 
-@pytest.mark.parametrize("pattern", ["core", "/tmp/core.%p", "|/bin/false", "|/usr/share/apport/apport %p"])
+@pytest.mark.parametrize(
+    "pattern", ["core", "/tmp/core.%p", "|/bin/false", "|/usr/share/apport/apport %p", "@@/run/mine"]
+)
 def test_with_a_pattern_of_somebody_else_no_crash_is_tried(host: Host, pattern: str) -> None:
     host.set(pattern)
     result = host.canary()
     assert (result["failed"], result["outcome"]) == (True, "skipped")
     says = "the canary was not tried, and no crash was made: kernel.core_pattern does not start docker_core_helper"
-    assert result["msg"] == f"{says}: {pattern!r}"
+    owner = ", Apport" if "apport" in pattern else ", the socket /run/mine" if "@" in pattern else ""
+    assert result["msg"] == f"{says}: {pattern!r}{owner}"
 
 
 @pytest.mark.parametrize("delegate", ["relative", "/opt/%e"])

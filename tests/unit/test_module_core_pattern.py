@@ -17,6 +17,10 @@ testing = pytest.importorskip("ansible.module_utils.testing")
 MODULE = Path(__file__).resolve().parents[2] / "plugins/modules/core_pattern.py"
 PATTERN = "|/opt/bin/docker_core_helper %P %u %g"
 APPORT = "|/usr/share/apport/apport -p%p -s%s"
+SOCKET = "@@/run/systemd/coredumpd/kernel"
+REGISTER = "systemd-coredump-register.service"
+ONEAGENT = "|/opt/dynatrace/oneagent/agent/rdp -p %p -e %e -s %s"
+KEPT = "var/lib/dynatrace/oneagent/agent/backup/original_core_pattern"
 
 
 class Kernel:
@@ -150,8 +154,9 @@ def test_check_mode_tells_what_a_run_does_and_does_nothing(kernel: Kernel, state
     assert (kernel.files() != before) == real["changed"]
 
 
-def test_removal_restores_the_values_from_before_the_first_run(kernel: Kernel) -> None:
-    kernel.set(APPORT, "16")
+@pytest.mark.parametrize("pattern", [APPORT, ONEAGENT, SOCKET, "@/run/a socket"])
+def test_removal_restores_the_values_from_before_the_first_run(kernel: Kernel, pattern: str) -> None:
+    kernel.set(pattern, "16")
     before = kernel.files()
     kernel.run()
     kernel.run(pattern=PATTERN + " /opt/bin/other", pipe_limit=8)
@@ -178,6 +183,45 @@ def test_removal_leaves_a_pattern_that_somebody_else_has_set(kernel: Kernel) -> 
     assert not kernel.record.exists()
 
 
+def test_a_socket_that_somebody_else_has_set_is_called_one(kernel: Kernel) -> None:
+    kernel.run()
+    kernel.set(SOCKET, "0")
+    kernel.run("absent")
+    assert "the socket /run/systemd/coredumpd/kernel (systemd-coredump); before the first run" in str(kernel.warned)
+
+
+def test_a_socket_gets_no_cores_any_more_and_is_no_file_name(kernel: Kernel) -> None:
+    kernel.set(SOCKET, "0")
+    kernel.run()
+    (warning,) = kernel.warned
+    assert "the socket /run/systemd/coredumpd/kernel (systemd-coredump), which gets no cores any more" in warning
+    assert "file name" not in warning
+    kernel.run()
+    assert kernel.warned == []
+
+
+@pytest.mark.parametrize("pattern", [SOCKET, "@/run/mine"])
+def test_no_core_is_handed_on_to_a_socket_and_nothing_is_changed(kernel: Kernel, pattern: str) -> None:
+    kernel.set(pattern, "0")
+    before = kernel.files()
+    for check in (True, False):
+        message = kernel.run(check=check, hand_on=True)["msg"]
+        assert f"cannot hand a core on to the socket {pattern.lstrip('@')}" in message and repr(pattern) in message
+        assert "name a program of this host in docker_core_helper_chain" in message
+        assert "or set docker_core_helper_chain=none; the kernel's values and those of the next boot are as" in message
+        assert (kernel.files(), kernel.written, kernel.warned) == (before, [], [])
+    # Also once the pattern is ours: what counts is what was there before the first run.
+    kernel.run()
+    assert "cannot hand a core on to the socket" in kernel.run(hand_on=True)["msg"]
+    assert kernel.run("absent", hand_on=True)["core_pattern"] == pattern
+
+
+@pytest.mark.parametrize("pattern", [APPORT, "core", "@relative", "/var/cores/@@/core"])
+def test_what_is_no_socket_can_be_handed_on_to_or_is_not_there(kernel: Kernel, pattern: str) -> None:
+    kernel.set(pattern, "0")
+    assert kernel.run(hand_on=True)["changed"]
+
+
 def test_our_own_pattern_is_never_recorded_as_the_one_from_before(kernel: Kernel) -> None:
     kernel.set("|/usr/bin/env A=1 /opt/bin/docker_core_helper %P %u %g /opt/bin/uploader.sh", "0")
     kernel.run()
@@ -197,6 +241,14 @@ def test_a_value_that_reads_back_differently_fails_and_is_taken_back(
     assert result["failed"]
     assert "the kernel shows '|/opt/bin/docker_cor'" in result["msg"]
     assert kernel.files() == before
+
+
+def test_a_socket_that_is_read_back_is_called_one(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    get = kernel.live_values.get
+    # Whoever registers a socket at the same moment.
+    monkeypatch.setattr(kernel.live_values, "get", lambda name, *_: SOCKET if name == "core_pattern" else get(name))
+    shows = f"but the kernel shows {SOCKET!r}, the socket /run/systemd/coredumpd/kernel (systemd-coredump)"
+    assert shows in kernel.run()["msg"]
 
 
 @pytest.mark.parametrize("name", ["core_pattern", "core_pipe_limit"])
@@ -423,12 +475,77 @@ def enable(kernel: Kernel, service: str, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["unit", "script"])
-@pytest.mark.parametrize("service", ["apport.service", "abrt-ccpp.service"])
+@pytest.mark.parametrize("service", ["apport.service", "abrt-ccpp.service", "memfaultd.service"])
 def test_a_service_that_sets_the_pattern_is_named(kernel: Kernel, service: str, how: str) -> None:
     enable(kernel, service, how)
     result = kernel.run()
     assert f"{service} is enabled and sets kernel.core_pattern when it starts: disable it, or set" in result["msg"]
     assert (result["next_boot"], result["next_boot_file"]) == ("", service)
+
+
+def test_the_service_that_registers_a_socket_is_named_although_no_link_enables_it(kernel: Kernel) -> None:
+    # systemd's own units start it.
+    unit = add(kernel, f"usr/lib/systemd/system/{REGISTER}", "[Service]\n")
+    before = tree(kernel)
+    result = kernel.run()
+    how = f"mask it, by systemctl mask {REGISTER}, or set docker_core_helper_conflicts=take_over"
+    assert f"{REGISTER} is enabled and sets kernel.core_pattern when it starts: {how}" in result["msg"]
+    assert (result["next_boot"], result["next_boot_file"], result["next_boot_owner"]) == ("", REGISTER, "")
+    assert tree(kernel) == before
+    # What is in force is what it has set, if it is its socket, and not that of the program of the same name.
+    kernel.set("|/usr/lib/systemd/systemd-coredump %P", "0")
+    assert kernel.run()["next_boot"] == ""
+    kernel.set(SOCKET, "0")
+    result = kernel.run()
+    assert (result["next_boot"], result["next_boot_file"]) == (SOCKET, REGISTER)
+    assert result["next_boot_owner"] == "the socket /run/systemd/coredumpd/kernel (systemd-coredump)"
+    mask = link(kernel, f"etc/systemd/system/{REGISTER}", "/dev/null")
+    assert kernel.run(check=True)["conflicts"] == []
+    mask.unlink()
+    unit.unlink()
+    assert kernel.run(check=True)["conflicts"] == []
+
+
+def test_a_line_of_a_known_owner_names_that_owner(kernel: Kernel) -> None:
+    file = add(kernel, "etc/sysctl.conf", f"kernel.core_pattern = {ONEAGENT}\n")
+    result = kernel.run()
+    assert (
+        f"{file}, line 1, sets kernel.core_pattern = {ONEAGENT} (Dynatrace OneAgent) and is read last" in result["msg"]
+    )
+    assert result["next_boot_owner"] == "Dynatrace OneAgent"
+    kernel.run(**TAKE)
+    assert f"= {ONEAGENT}" in file.read_text() and kernel.run()["conflicts"] == []
+    kernel.run("absent")
+    assert file.read_text() == f"kernel.core_pattern = {ONEAGENT}\n"
+
+
+@pytest.mark.parametrize("path", [KEPT, "opt/dynatrace/oneagent/agent/conf/original_core_pattern"])
+def test_oneagent_and_the_helper_do_not_hand_cores_on_to_each_other(kernel: Kernel, path: str) -> None:
+    kernel.set(ONEAGENT, "0")
+    kept = add(kernel, path, f"{PATTERN}\n")
+    before = tree(kernel)
+    message = kernel.run(hand_on=True)["msg"]
+    assert f"{kept} names the helper" in message and "docker_core_helper_chain=none" in message
+    assert tree(kernel) == before
+    assert kernel.run(check=True)["changed"]
+    kept.write_text("core\n")
+    assert kernel.run(hand_on=True)["changed"]
+
+
+def test_a_pattern_of_ours_that_oneagent_keeps_is_told_at_the_removal(kernel: Kernel) -> None:
+    kernel.set(APPORT, "0")
+    kernel.run()
+    kept = add(kernel, KEPT, f"{PATTERN}\n")
+    # It got the cores before the first run of neither: only its own file counts.
+    assert kernel.run(hand_on=True)["changed"] is False
+    kernel.run("absent")
+    assert f"{kept} names the helper, which is removed: write the pattern {APPORT!r} into that file" in str(
+        kernel.warned
+    )
+    kept.write_text(f"{APPORT}\n")
+    kernel.run()
+    kernel.run("absent")
+    assert kernel.warned == []
 
 
 def test_a_service_that_is_not_enabled_is_no_conflict(kernel: Kernel) -> None:
@@ -459,6 +576,10 @@ def make_conflict(kernel: Kernel, kind: str) -> Path:
     if kind == "sysctl.conf":
         link(kernel, "etc/sysctl.d/99-sysctl.conf", "../sysctl.conf")
         return add(kernel, "etc/sysctl.conf", HARDENED + "kernel.core_pipe_limit=0")
+    if kind == "static unit":
+        add(kernel, f"usr/lib/systemd/system/{REGISTER}", "[Service]\n")
+        (kernel.host / "etc/systemd/system").mkdir(parents=True)
+        return kernel.host / f"etc/systemd/system/{REGISTER}"
     enable(kernel, "apport.service", kind)
     return (
         kernel.host
@@ -469,7 +590,7 @@ def make_conflict(kernel: Kernel, kind: str) -> Path:
     )
 
 
-KINDS = ["later file", "last file", "sysctl.conf", "unit", "script"]
+KINDS = ["later file", "last file", "sysctl.conf", "unit", "script", "static unit"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -490,6 +611,8 @@ def test_what_is_taken_over_is_given_back(kernel: Kernel, kind: str) -> None:
         assert "removal gives it back: kernel.core_pattern = |/bin/false" in file.read_text()
         assert "\nkernel.kptr_restrict = 1" in file.read_text()
         assert kernel.sysctl_file.exists()
+    elif kind == "static unit":
+        assert os.readlink(file) == "/dev/null"
     else:
         assert not file.is_symlink()
     again = kernel.run(**TAKE)
@@ -622,6 +745,37 @@ def test_where_systemd_runs_it_disables_and_enables_the_service(
     assert asked == [["systemctl", "disable", "apport.service"]]
     kernel.run("absent")
     assert asked[1:] == [["systemctl", "enable", "apport.service"]]
+
+
+def test_where_systemd_runs_it_masks_and_unmasks_what_it_cannot_disable(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+    systemd(kernel)
+    mask = make_conflict(kernel, "static unit")
+
+    def run_command(module: object, words: list[str]) -> tuple[int, str, str]:
+        asked.append(words)
+        if words[1] == "mask":
+            mask.symlink_to("/dev/null")
+        else:
+            mask.unlink()
+        return 0, "", ""
+
+    monkeypatch.setattr(kernel.module.AnsibleModule, "run_command", run_command)
+    kernel.run(**TAKE)
+    assert not kernel.run(**TAKE)["changed"]
+    assert asked == [["systemctl", "mask", REGISTER]]
+    kernel.run("absent")
+    assert asked[1:] == [["systemctl", "unmask", REGISTER]]
+
+
+def test_a_unit_of_the_administrator_is_not_removed_with_the_mask(kernel: Kernel) -> None:
+    unit = make_conflict(kernel, "static unit")
+    unit.write_text("[Service]\n")
+    before = tree(kernel)
+    assert "File exists" in kernel.run(**TAKE)["msg"]
+    assert tree(kernel) == before
 
 
 def test_a_service_that_systemd_cannot_disable_fails_and_everything_is_taken_back(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 
-from . import files
+from . import files, owners
 from .places import HELPER
 
 KERNEL = "/proc/sys/kernel"
@@ -41,7 +41,9 @@ def set_live(values: dict[str, str], names: tuple[str, ...], encoding: str = "ut
         except OSError as error:
             raise SettingError(f"kernel.{name}: the kernel refuses {value!r}: {error.strerror}") from error
         if get(name, encoding) != value:
-            raise SettingError(f"kernel.{name}: wrote {value!r}, but the kernel shows {get(name, encoding)!r}")
+            raise SettingError(
+                f"kernel.{name}: wrote {value!r}, but the kernel shows {owners.shown(get(name, encoding))}"
+            )
 
 
 def lines(values: dict[str, str]) -> str:

@@ -8,14 +8,13 @@ import re
 import shlex
 from typing import NamedTuple
 
-from . import files
+from . import files, owners
 from .kernel import DEFAULTS, NAMES
+from .owners import OWNERS
 
 ROOT = "/"
 # Of these directories, the first one that has a file of a name masks that of the others; sysctl.d(5).
 DIRECTORIES = ("etc", "run", "usr/local/lib", "usr/lib", "lib")
-# These set the pattern whenever they start, even when their package is upgraded.
-SERVICES = ("apport.service", "abrt-ccpp.service")
 REMEDY = "or set docker_core_helper_conflicts=take_over"
 
 
@@ -49,10 +48,23 @@ def assignments(path: str) -> list[Assignment]:
     return found
 
 
+def mask_of(service: str) -> str:
+    """Return the symbolic link that masks a service, if it is there and leads to /dev/null."""
+    return os.path.join(ROOT, "etc/systemd/system", service)
+
+
+def has_unit(service: str) -> bool:
+    """Return whether a service has a unit of systemd that is not masked."""
+    masked = os.path.realpath(mask_of(service)) == "/dev/null"
+    return not masked and any(
+        os.path.exists(os.path.join(ROOT, path, "systemd/system", service)) for path in DIRECTORIES
+    )
+
+
 def links_that_enable(service: str) -> list[str]:
     """Return the symbolic links by which a service is enabled."""
     units = os.path.join(ROOT, "etc/systemd/system")
-    if os.path.realpath(os.path.join(units, service)) == "/dev/null":
+    if os.path.realpath(mask_of(service)) == "/dev/null":
         return []
     found = []
     for directory in sorted(os.listdir(units)) if os.path.isdir(units) else []:
@@ -60,10 +72,9 @@ def links_that_enable(service: str) -> list[str]:
         if directory.endswith((".wants", ".requires")) and os.path.islink(link):
             found.append(link)
     name = service.rpartition(".")[0]
-    native = any(os.path.exists(os.path.join(ROOT, path, "systemd/system", service)) for path in DIRECTORIES)
     # The links of the run levels, which count without systemd, or if systemd makes a unit of them. Apport's script reads its
     # settings first.
-    if not (systemd_runs() and native) and os.path.exists(os.path.join(ROOT, "etc/init.d", name)):
+    if not (systemd_runs() and has_unit(service)) and os.path.exists(os.path.join(ROOT, "etc/init.d", name)):
         settings = files.read_exactly(os.path.join(ROOT, "etc/default", name))
         if not re.search(r"^\s*enabled=[\"']?0", settings, re.MULTILINE):
             for level in "2345":
@@ -93,9 +104,12 @@ class NextBoot:
         self.lines = [((0, name), line) for name in sorted(found) for line in assignments(found[name])]
         if not systemd_runs():
             self.lines += [((1, ""), line) for line in assignments(last)]
-        links = {service: links_that_enable(service) for service in SERVICES}
-        # The services that are enabled, with the symbolic links that enable them.
-        self.services = {service: found for service, found in links.items() if found}
+        # The services that start at the next boot, with the symbolic links that enable them.
+        self.services: dict[str, list[str]] = {}
+        for owner in OWNERS:
+            links = links_that_enable(owner.service) if owner.service and not owner.is_static else []
+            if links or (owner.is_static and has_unit(owner.service)):
+                self.services[owner.service] = links
 
     def winner(self, name: str) -> Assignment | None:
         """Return the line that sets a value last, None if there is none."""
@@ -118,19 +132,21 @@ class NextBoot:
         found = []
         for place, line in self.stronger(file, wanted):
             after = "last of all" if place[0] else f"after {os.path.basename(file)}"
+            owner = owners.owner_of(line.value)
             found.append(
-                f"{line.file}, line {line.number}, sets kernel.{line.name} = {line.value} and is read {after}:"
-                f" remove that line, {REMEDY}"
+                f"{line.file}, line {line.number}, sets kernel.{line.name} = {line.value}{owner and f' ({owner})'} and is read"
+                f" {after}: remove that line, {REMEDY}"
             )
         for service in self.services:
-            found.append(f"{service} is enabled and sets kernel.core_pattern when it starts: disable it, {REMEDY}")
+            how = f"mask it, by systemctl mask {service}" if owners.is_static(service) else "disable it"
+            found.append(f"{service} is enabled and sets kernel.core_pattern when it starts: {how}, {REMEDY}")
         return found
 
     def pattern(self, live: str) -> tuple[str, str]:
         """Return the core pattern of the next boot, and the file or service that decides about it; ``live`` is today's."""
         for service in self.services:
-            name = service.rpartition(".")[0].partition("-")[0]
-            return (live if f"/{name}" in live else "", service)
+            has_set = any(owner.service == service and owner.has_set(live) for owner in OWNERS)
+            return (live if has_set else "", service)
         winner = self.winner("core_pattern")
         if winner:
             return winner.value, winner.file

@@ -8,7 +8,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from . import files
+from . import files, owners
 from .kernel import DEFAULTS, SettingError, starts_the_helper
 
 
@@ -45,12 +45,16 @@ class Record:
         self.taken_over: dict[str, Any] = content.get("taken_over", {})
 
     def warn_of_files(self, module: AnsibleModule, pattern: str) -> None:
-        """Before the first change, warn if the pattern is a file name: the kernel will write no such files any more."""
-        if self.text is None and not pattern.startswith("|") and pattern != DEFAULTS["core_pattern"]:
-            module.warn(
-                f"kernel.core_pattern was the file name {pattern!r}, and no such files are written any more: processes of this"
-                " host need a delegate on the host, too, or docker_core_helper_fallback_core; else their cores are dropped"
-            )
+        """Before the first change, warn if the pattern is a file name or a socket: that gets no cores any more."""
+        if self.text is not None or pattern.startswith("|") or pattern == DEFAULTS["core_pattern"]:
+            return
+        what = f"the file name {pattern!r}, and no such files are written any more"
+        if owners.socket_of(pattern):
+            what = f"{owners.shown(pattern)}, which gets no cores any more"
+        module.warn(
+            f"kernel.core_pattern was {what}: processes of this host need a delegate on the host, too, or"
+            " docker_core_helper_fallback_core; else their cores are dropped"
+        )
 
     def with_taken_over(self, taken_over: dict[str, Any]) -> str:
         """Return what the record must hold once this was taken over; the same text as before if nothing is new."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from . import files, next_boot
+from . import files, next_boot, owners
 from .kernel import SettingError
 from .next_boot import Assignment, NextBoot
 from .places import LAST, last_of
@@ -85,12 +85,16 @@ class Takeover:
         return content
 
     def disable(self, service: str) -> None:
-        """Disable a service. It is not stopped: Apport, for one, would then set values of its own."""
+        """Disable a service, or mask it. It is not stopped: Apport, for one, would then set values of its own."""
+        is_static = owners.is_static(service)
         if next_boot.systemd_runs():
-            code, _output, said = self.module.run_command(["systemctl", "disable", service])
+            verb = "mask" if is_static else "disable"
+            code, _output, said = self.module.run_command(["systemctl", verb, service])
             if code:
-                raise SettingError(f"systemctl disable {service} failed: {said.strip()}")
+                raise SettingError(f"systemctl {verb} {service} failed: {said.strip()}")
             return
+        if is_static:
+            os.symlink("/dev/null", next_boot.mask_of(service))
         for link in self.services[service]:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(link)
@@ -98,9 +102,15 @@ class Takeover:
     def enable(self, service: str) -> None:
         """Enable a service again, if it is still there."""
         problem = ""
+        is_static = owners.is_static(service)
         if next_boot.systemd_runs():
-            code, _output, said = self.module.run_command(["systemctl", "enable", service])
+            code, _output, said = self.module.run_command(["systemctl", "unmask" if is_static else "enable", service])
             problem = said.strip() if code else ""
+        elif is_static:
+            mask = next_boot.mask_of(service)
+            # A unit of the administrator's own has the same name.
+            if os.path.islink(mask) and os.readlink(mask) == "/dev/null":
+                os.unlink(mask)
         else:
             for link, target in self.services[service].items():
                 try:

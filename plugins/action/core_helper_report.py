@@ -30,6 +30,13 @@ COLUMNS = {
     "next_boot": "next boot",
     "canary": "canary",
 }
+# PR_SET_DUMPABLE(2const) lists when a process gets this value for its own; proc_sys_fs(5) says what it means.
+SUID_DUMPABLE = (
+    "fs.suid_dumpable is 0: set-id programs, programs with file capabilities and processes that have changed their user leave"
+    " no core at all, and no line in the log; docs/troubleshooting.md says what to do"
+)
+# So many hosts are named in a line that is about many.
+NAMED = 5
 # A longer value is cut off on the terminal, not in the files.
 WIDTH = 40
 PAGE = """\
@@ -53,6 +60,24 @@ def as_wanted(value: str, wanted: str) -> str:
     return "as wanted" if value and value == wanted else value
 
 
+def with_owner(pattern: str, owner: str) -> str:
+    """Return a core pattern for a message, with who gets the cores by it, if somebody knows."""
+    return f"{pattern!r}, {owner}" if owner else repr(pattern)
+
+
+def warnings_of(rows: list[dict[str, Any]]) -> list[str]:
+    """Return a line for each warning, with the hosts that it is about: most of a fleet may have the same one."""
+    hosts: dict[str, list[str]] = {}
+    for row in rows:
+        for warning in row["warnings"]:
+            hosts.setdefault(warning, []).append(row["host"])
+    lines = []
+    for warning, names in hosts.items():
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        lines.append(visible(f"warning: {', '.join(names[:NAMED])}{more}: {warning}"))
+    return lines
+
+
 def text_of(problem: Any) -> str:
     """Return as one line the problem that a module has returned, or Ansible in its place."""
     line = " ".join((problem if isinstance(problem, str) else json.dumps(problem)).split())
@@ -67,7 +92,7 @@ def row_of(host: str, known: dict[str, Any]) -> dict[str, Any]:
         table([row])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         problems = [f"its answer makes no sense: {type(error).__name__}: {error}"]
-        return {**dict.fromkeys(COLUMNS, "-"), "host": host, "ok": False, "problems": problems}
+        return {**dict.fromkeys(COLUMNS, "-"), "host": host, "ok": False, "problems": problems, "warnings": []}
     return row
 
 
@@ -77,6 +102,7 @@ class Row:
     def __init__(self, host: str, known: dict[str, Any]) -> None:
         """Make the row from the results that the tasks have registered."""
         self.problems: list[str] = []
+        self.warnings: list[str] = []
         self.values: dict[str, Any] = {**dict.fromkeys(COLUMNS, "-"), "host": host}
         snapshot = known.get("__docker_core_helper_snapshot") or {}
         if snapshot.get("unreachable"):
@@ -87,17 +113,22 @@ class Row:
             self.add_findings(snapshot, known)
         self.values["ok"] = not self.problems
         self.values["problems"] = self.problems
+        self.values["warnings"] = self.warnings
 
     def add_findings(self, snapshot: dict[str, Any], known: dict[str, Any]) -> None:
         """Add what the modules have found."""
         live = snapshot["snapshot"]["live"]
         files = known.get("__docker_core_helper_files") or {}
         kernel = known.get("__docker_core_helper_found") or {}
+        owner = str(snapshot.get("owner", ""))
+        # Few have seen a socket in a pattern yet.
+        is_socket = owner and live["core_pattern"].startswith("@")
         self.values |= {
             "kernel": snapshot["kernel"],
             "engine": ", ".join(snapshot["engines"]) or "none",
             "version": snapshot["version"] or "not installed",
-            "pattern": live["core_pattern"],
+            "pattern": owner if is_socket else live["core_pattern"],
+            "owner": owner,
             "pipe_limit": live["core_pipe_limit"],
             "python": f"{files.get('python', '')} {files.get('python_version', '')}".strip(),
         }
@@ -121,6 +152,8 @@ class Row:
             self.problems.append("the helper is not installed")
         else:
             self.compare(snapshot["snapshot"], files, kernel)
+            if snapshot.get("suid_dumpable") == "0":
+                self.warnings.append(SUID_DUMPABLE)
         self.add_canary(known.get("__docker_core_helper_crash") or {})
 
     def compare(self, snapshot: dict[str, Any], files: dict[str, Any], kernel: dict[str, Any]) -> None:
@@ -133,25 +166,27 @@ class Row:
             wanted = str(kernel.get(name, value))
             if value == wanted:
                 continue
+            shown = with_owner(value, self.values["owner"]) if name == "core_pattern" else repr(value)
             # The file that the role has written for the next boot shows which value the role had set.
             was_set = any(f"kernel.{name} = {wanted}\n" in (content or "") for content in snapshot["files"].values())
             self.problems.append(
-                f"drift: kernel.{name} is {value!r}, somebody has changed it since the role set {wanted!r}"
+                f"drift: kernel.{name} is {shown}, somebody has changed it since the role set {wanted!r}"
                 if was_set
-                else f"kernel.{name} is {value!r} instead of {wanted!r}"
+                else f"kernel.{name} is {shown} instead of {wanted!r}"
             )
         for step in kernel.get("diff", []):
             if step["after_header"] in (*snapshot["files"], kernel.get("record")):
                 self.problems.append(f"not as the role writes it: {step['after_header']}")
         wanted = str(kernel.get("core_pattern", ""))
-        self.values["pattern"] = as_wanted(live["core_pattern"], wanted)
+        self.values["pattern"] = as_wanted(self.values["pattern"], wanted)
         if "next_boot" in kernel:
             # Without a value, a service decides.
             value, origin = kernel["next_boot"], kernel["next_boot_file"] or "the kernel's default"
             self.values["next_boot"] = as_wanted(value, wanted) or origin
             self.values["next_boot_file"] = kernel["next_boot_file"]
             if value != wanted:
-                what = f"sets kernel.core_pattern to {value!r}" if value else "may set another kernel.core_pattern"
+                told = with_owner(value, str(kernel.get("next_boot_owner", "")))
+                what = f"sets kernel.core_pattern to {told}" if value else "may set another kernel.core_pattern"
                 self.problems.append(f"next boot: {origin} {what}")
         self.problems += [f"conflict: {text_of(conflict)}" for conflict in kernel.get("conflicts") or []]
 
@@ -193,7 +228,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     shown = ["  ".join(value.ljust(width) for value, width in zip(line, widths)).rstrip() for line in lines]
     verdicts = [visible(f"{row['host']}: {row['canary_verdict']}") for row in rows if "canary_verdict" in row]
     problems = [visible(f"{row['host']}: {problem}") for row in rows for problem in row["problems"]]
-    return "\n".join([*shown, "", *verdicts, *problems])
+    return "\n".join([*shown, "", *verdicts, *problems, *warnings_of(rows)])
 
 
 def page(rows: list[dict[str, Any]], summary: str) -> str:
@@ -203,7 +238,9 @@ def page(rows: list[dict[str, Any]], summary: str) -> str:
         verdict = f": {row['canary_verdict']}" if "canary_verdict" in row else ""
         cells = [html.escape(f"{row[key]}{verdict if key == 'canary' else ''}") for key in COLUMNS]
         problems = "<br>".join(html.escape(problem) for problem in row["problems"]) or "none"
-        return f"<tr{'' if row['ok'] else ' class=wrong'}><td>{'</td><td>'.join(cells)}</td><td>{problems}</td></tr>\n"
+        warnings = "".join(f"<br>warning: {html.escape(warning)}" for warning in row["warnings"])
+        cells.append(problems + warnings)
+        return f"<tr{'' if row['ok'] else ' class=wrong'}><td>{'</td><td>'.join(cells)}</td></tr>\n"
 
     return PAGE.format(
         summary=html.escape(summary),

@@ -54,6 +54,16 @@ snapshot:
   returned: always
   type: dict
   sample: {files: {/opt/bin/docker_core_helper: null}, live: {core_pattern: core, core_pipe_limit: "0"}}
+owner:
+  description: Who gets the cores by the live C(kernel.core_pattern), empty if the pattern says that itself.
+  returned: always
+  type: str
+  sample: the socket /run/systemd/coredumpd/kernel (systemd-coredump)
+suid_dumpable:
+  description: The live C(fs.suid_dumpable), empty if it cannot be read.
+  returned: always
+  type: str
+  sample: "0"
 installed:
   description: Whether the helper is there.
   returned: always
@@ -88,10 +98,11 @@ from typing import Any  # noqa: E402
 
 from ansible.module_utils.basic import AnsibleModule  # noqa: E402
 
-from ..module_utils.docker_core_helper import files, kernel, places  # noqa: E402
+from ..module_utils.docker_core_helper import files, kernel, owners, places  # noqa: E402
 from ..module_utils.docker_core_helper.kernel import NAMES, SettingError  # noqa: E402
 from ..module_utils.docker_core_helper.places import BIN_DIR, HELPER, SYSCTL_FILE, last_of, library_of  # noqa: E402
 
+SUID_DUMPABLE = "/proc/sys/fs/suid_dumpable"
 ENGINES = ("docker", "podman", "containerd")
 SERVER_VERSION = ("version", "--format", "{{.Server.Version}}")
 # Brings any byte into JSON, and back.
@@ -213,7 +224,9 @@ def restore(
     if now["live"] != wanted["live"]:
         pattern = now["live"]["core_pattern"]
         if HELPER not in pattern and pattern != wanted["live"]["core_pattern"]:
-            module.warn(f"somebody else has set kernel.core_pattern since the rollout: replaced, it was {pattern!r}")
+            module.warn(
+                f"somebody else has set kernel.core_pattern since the rollout: replaced, it was {owners.shown(pattern)}"
+            )
         diff.append(files.diff_step(kernel.KERNEL, kernel.lines(now["live"]), kernel.lines(wanted["live"])))
         if not module.check_mode:
             # A helper must not be started without the limit: the limit comes before it, and goes after it.
@@ -253,6 +266,8 @@ def main() -> None:
         changed=bool(diff),
         diff=diff,
         snapshot=snapshot,
+        owner=owners.owner_of(snapshot["live"]["core_pattern"]),
+        suid_dumpable=(read(SUID_DUMPABLE) or "").strip(),
         installed=content is not None,
         version=version_of(entry, content),
         kernel=os.uname().release,

@@ -186,6 +186,35 @@ def test_a_host_that_answers_nonsense_is_a_wrong_row_and_not_the_end(
     assert [line for line in shown.splitlines() if line.startswith("web02: unreachable")]
 
 
+def test_a_socket_is_told_as_one_and_an_owner_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    live = {"core_pattern": "@@/run/x", "core_pipe_limit": "512"}
+    answer = {**SNAPSHOT, "owner": "the socket /run/x", "snapshot": {"files": {}, "live": live}}
+    kernel = {
+        "core_pattern": "|/opt/bin/docker_core_helper",
+        "next_boot": "|/a/rdp",
+        "next_boot_file": "/etc/sysctl.conf",
+    }
+    found = {"__docker_core_helper_found": {**kernel, "next_boot_owner": "Dynatrace OneAgent"}}
+    _, shown = report(tmp_path, {"web01": answer}, monkeypatch, **found)
+    assert "  the socket /run/x  " in shown
+    assert "web01: kernel.core_pattern is '@@/run/x', the socket /run/x instead of '|/opt" in shown
+    assert "web01: next boot: /etc/sysctl.conf sets kernel.core_pattern to '|/a/rdp', Dynatrace OneAgent\n" in shown
+
+
+def test_that_set_id_programs_leave_no_core_is_a_warning_for_all_hosts_and_no_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = {f"web{number}": {**SNAPSHOT, "suid_dumpable": "0"} for number in range(7)}
+    answers["db"] = {**SNAPSHOT, "suid_dumpable": "2"}
+    result, shown = report(tmp_path, answers, monkeypatch)
+    assert "failed" not in result
+    (line,) = [line for line in shown.splitlines() if "suid_dumpable" in line]
+    assert line.startswith("warning: web0, web1, web2, web3, web4 and 2 more: fs.suid_dumpable is 0: set-id programs")
+    rows = {row["host"]: row for row in json.loads((tmp_path / "verify.json").read_text())}
+    assert [len(rows[host]["warnings"]) for host in ("web6", "db")] == [1, 0]
+    assert (tmp_path / "verify.html").read_text().count("none<br>warning: fs.suid_dumpable is 0") == 7
+
+
 def test_a_link_in_the_place_of_the_report_is_replaced_and_not_followed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,9 +60,9 @@ def test_a_host_that_had_an_older_version_gets_it_again_whole(sandbox: Sandbox, 
     assert "somebody else" not in said
     assert "docker_core_helper 9." in sandbox.run(VERSION)
     # Set by hand since the rollout: told, as this is the only place that knows it.
-    sandbox.run("echo '|/opt/mine %P' > /proc/sys/kernel/core_pattern")
+    sandbox.run("echo '@/run/mine' > /proc/sys/kernel/core_pattern")
     said = sandbox.play("rollback.yml")
-    assert "replaced, it was '|/opt/mine %P'" in " ".join(said.split())
+    assert "replaced, it was '@/run/mine', the socket /run/mine" in " ".join(said.split())
     assert sandbox.run(VERSION) == first
     # The newer library stays until another version comes, in case that a crash is still in it.
     left = sandbox.run("ls -d /opt/lib/docker_core_helper/*/")

@@ -55,6 +55,27 @@ def test_a_daemon_that_does_not_run_is_not_asked_because_that_would_start_it(
     assert (tmp_path / "asked").read_text() == "--version\n"
 
 
+@pytest.mark.parametrize(
+    ("pattern", "owner"),
+    [
+        ("@@/run/systemd/coredumpd/kernel", "the socket /run/systemd/coredumpd/kernel (systemd-coredump)"),
+        ("@/run/mine", "the socket /run/mine"),
+        ("|/opt/dynatrace/oneagent/agent/rdp -p %p", "Dynatrace OneAgent"),
+        ("|/usr/sbin/memfault-core-handler -c /etc/memfaultd.conf %P %I %s", "memfaultd"),
+        ("|/usr/lib/systemd/systemd-coredump %P", "systemd-coredump"),
+        ("|/usr/libexec/abrt-hook-ccpp %s", "abrt"),
+        ("|/opt/bin/docker_core_helper %P %u %g /opt/apport", ""),
+        ("/var/apport/core", ""),
+        ("@apport", ""),
+        ("|", ""),
+        ("", ""),
+    ],
+)
+def test_a_pattern_is_told_as_what_it_is(module: Any, pattern: str, owner: str) -> None:
+    assert module.owners.owner_of(pattern) == owner
+    assert module.owners.shown(pattern) == (f"{pattern!r}, {owner}" if owner else repr(pattern))
+
+
 def test_a_process_is_found_by_the_name_of_its_program(module: Any) -> None:
     assert module.runs(Path("/proc/self/comm").read_text().strip())
     assert not module.runs("dockerd-of-nobody")

@@ -34,6 +34,7 @@ echo ready
 exec sh
 """
 PATTERN = "|/bin/false %P"
+SOCKET = "@@/run/systemd/coredumpd/kernel"
 LISTING = "cat /proc/sys/kernel/core_pattern /proc/sys/kernel/core_pipe_limit; find /opt /etc/sysctl.d /etc/*.conf"
 
 
@@ -180,6 +181,38 @@ def test_a_host_from_before_the_limits_were_two_gets_both_and_is_taken_back(sand
     sandbox.play("rollback.yml")
     assert sandbox.run(contents) == before
     sandbox.play(*SITE)
+    sandbox.play("remove.yml")
+    assert sandbox.run(LISTING) == bare
+
+
+@pytest.mark.parametrize("sandbox", [SOCKET], indirect=True)
+def test_a_host_whose_cores_went_to_a_socket(sandbox: Sandbox) -> None:
+    is_socket = f"{SOCKET!r}, the socket /run/systemd/coredumpd/kernel (systemd-coredump)"
+    verify = ("verify.yml", *(f"-e verify_{kind}={sandbox.directory}/verify.{kind}" for kind in ("json", "html")))
+    bare = sandbox.run(LISTING)
+    assert bare.startswith(f"{SOCKET}\n3\n")
+    # The default is to hand the host's cores on to whoever got them before.
+    for playbook in (SITE, verify):
+        said = " ".join(sandbox.play(*playbook, status=2).split())
+        assert "previous cannot hand a core on to the socket /run/systemd/coredumpd/kernel (systemd-coredump)" in said
+        assert sandbox.run(LISTING) == bare
+    assert '"pattern": "the socket /run/systemd' in sandbox.run(f"cat {sandbox.directory}/verify.json")
+
+    none = ("-e", "docker_core_helper_chain=none")
+    said = sandbox.play(*SITE, *none)
+    assert f"kernel.core_pattern was {is_socket}, which gets no cores any more" in " ".join(said.split())
+    assert "CHAIN" not in sandbox.run("cat /etc/docker_core_helper.conf")
+    assert count(sandbox.play(*SITE, *none))[1] == 0
+    setting = f"{sandbox.directory}/suid_dumpable"
+    sandbox.run(f"echo 0 >{setting}; mount --bind {setting} /proc/sys/fs/suid_dumpable")
+    assert "warning: localhost: fs.suid_dumpable is 0" in sandbox.play(*verify, *none)
+    sandbox.run(f"echo 2 >{setting}; echo {SOCKET} >/proc/sys/kernel/core_pattern")
+    said = sandbox.play(*verify, *none, status=2)
+    assert f"drift: kernel.core_pattern is {is_socket}, somebody has changed it since the role set" in said
+    assert "suid_dumpable" not in said
+    sandbox.play("rollback.yml", *none)
+    assert sandbox.run(LISTING) == bare
+    sandbox.play(*SITE, *none)
     sandbox.play("remove.yml")
     assert sandbox.run(LISTING) == bare
 

@@ -354,7 +354,7 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         "attack_20_an_intruder_that_has_kept",
     ),
     "20 a user namespace is not asked for its user": (
-        [("membership.py", 'if not _are_mapped(process.task, "uid_map", [process.uid])', "if False")],
+        [("membership.py", 'not _are_mapped(process.task, "uid_map", [process.uid])', "False")],
         "attack_20_no_program_of_a_user and without",
     ),
     "23 tracers are not ended": (

@@ -33,7 +33,7 @@
  *   delegate=KIND  puts something else where the delegate is
  *   plant=KIND     puts something where a core file would be, whatever the pid
  *   fake-proc      covers /proc with a directory of its own
- *   syscalls       asks for every system call: /out/process.syscalls
+ *   syscalls       asks for every system call: /out/process.syscalls, and those of i386: /out/process.syscalls-i386
  *   seccomp=KIND   strict, or filter: a filter of its own
  *   watch=SECONDS  makes children crash and looks at each process that then appears
  *   hold=SECONDS   the same, holds the program of each and tries to open it for writing later
@@ -1241,7 +1241,7 @@ static void act(char **actions)
 		else if (IS("fake-proc"))
 			cover_proc();
 		else if (IS("syscalls"))
-			ask_for_system_calls("/out/process.syscalls");
+			ask_for_system_calls("process");
 		else if (IS("seccomp") && !strcmp(value, "strict"))
 			must(prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT), "seccomp");
 		else if (IS("seccomp"))

@@ -282,8 +282,18 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         "attack_18_a_full",
     ),
     "19 no filter": (
-        [("privileges.py", "linux.set_seccomp_filter(seccomp.deny_filter(seccomp.architecture()))", "pass")],
+        [("privileges.py", "linux.set_seccomp_filter(seccomp.deny_filter(seccomp.architectures()))", "pass")],
         "attack_19",
+    ),
+    "19 system calls of 32 bits are not filtered": (
+        [
+            (
+                "seccomp.py",
+                "calls = _of(architecture)",
+                "calls = _of(architecture) if architecture is known[0] else [ALLOW]",
+            )
+        ],
+        "attack_19_no_system_call_of_32",
     ),
     "19 strict mode is left": ([("privileges.py", "if process.seccomp == 1:", "if False:")], "attack_19_strict"),
     "19a variables of a confined process are passed on": (

@@ -197,7 +197,7 @@ int main(int argc, char **argv)
 		open_disk();
 	} else if (is("system-calls")) {
 		read_all();
-		ask_for_system_calls("/out/delegate.syscalls");
+		ask_for_system_calls("delegate");
 	} else if (is("dies"))
 		raise(SIGKILL);
 	else if (is("gives-up"))

@@ -252,10 +252,10 @@ def with_libraries(programs: dict[str, Path]) -> dict[str, Path]:
     return files
 
 
-def read_by_gdb(core: Path) -> str:
-    """What gdb says of a core of ``crash``: the command line, the signal, the backtrace."""
+def read_by_gdb(core: Path, program: str = "crash") -> str:
+    """What gdb says of a core of a program of ``PROGRAMS``: the command line, the signal, the backtrace."""
     # Its warnings are about sections of the processor's state that a newer kernel has made larger.
-    words: list[str | Path] = ["gdb", "--nx", "--batch", "--ex=backtrace", PROGRAMS / "crash", core]
+    words: list[str | Path] = ["gdb", "--nx", "--batch", "--ex=backtrace", PROGRAMS / program, core]
     return str(command(*words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout)
 
 

@@ -454,7 +454,7 @@ def test_room_is_made_only_above_our_own_limit(
 
 def test_a_process_that_only_has_no_filter_needs_no_machine_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    monkeypatch.setattr(seccomp, "architecture", lambda: asked.append(1))
+    monkeypatch.setattr(seccomp, "architectures", lambda: asked.append(1))
     for mode in (0, 2):
         privileges.check(process(seccomp=mode))
     assert asked == [1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import struct
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -179,6 +180,39 @@ def test_at_secure_is_found_in_vectors_of_64_and_32_bits(
 
 def test_this_process_was_not_executed_set_id() -> None:
     assert verification.secure_execution(Path("/proc/self/auxv").read_bytes()) is False
+
+
+def program_of_i386() -> bytes:
+    """Return a program of 32 bits that waits for ever: one segment, with pause(2) in a loop; elf(5)."""
+    code = bytes.fromhex("b81d000000 cd80 ebf7")
+    start, headers = 0x08048000, 52 + 32
+    size = headers + len(code)
+    ident = b"\x7fELF" + bytes([1, 1, 1]) + bytes(9)
+    header = struct.pack("<16s2H5I6H", ident, 2, 3, 1, start + headers, 52, 0, 0, 52, 32, 1, 0, 0, 0)
+    return header + struct.pack("<8I", 1, 0, start, start, size, size, 5, 4096) + code
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="only x86_64 runs programs of i386")
+@pytest.mark.parametrize("secure", [False, True])
+def test_the_vector_of_a_program_of_32_bits_tells_whether_it_was_executed_set_id(tmp_path: Path, secure: bool) -> None:
+    if secure and os.getuid() != 0:
+        pytest.skip("only root can give a program to root, and execute it as somebody else")
+    if secure and os.statvfs(tmp_path).f_flag & os.ST_NOSUID:
+        pytest.skip(f"{tmp_path} is on a file system without set-id programs")
+    program = tmp_path / "program"
+    program.write_bytes(program_of_i386())
+    program.chmod(0o4755 if secure else 0o755)
+    tmp_path.chmod(0o755)
+    become = (lambda: os.setresuid(65534, 65534, 65534)) if secure else None
+    try:
+        # From its directory, since those above are for root alone.
+        child = subprocess.Popen(["./program"], cwd=tmp_path, preexec_fn=become)
+    except OSError as error:
+        pytest.skip(f"the kernel runs no programs of 32 bits: {error.strerror}")
+    auxv = Path(f"/proc/{child.pid}/auxv").read_bytes()
+    child.kill()
+    child.wait()
+    assert verification.secure_execution(auxv) is secure
 
 
 @pytest.mark.parametrize(

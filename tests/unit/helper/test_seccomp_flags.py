@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import struct
+
 from core_helper import seccomp
 
 
 def decided(program: list[int], number: int) -> tuple[int, int]:
     """Return what the instructions say of a system call, and how many of them were executed."""
-    instructions = [program[index : index + 4] for index in range(0, len(program), 4)]
     position, executed = 0, 0
     while True:
-        code, jump_true, jump_false, value = instructions[position]
+        code, jump_true, jump_false, value = struct.unpack("=HBBI", struct.pack("=Q", program[position]))
         executed += 1
         if code == seccomp.BPF_RET_K:
             return value, executed

@@ -45,7 +45,7 @@ def check(process: "FaultingProcess") -> None:
     if process.seccomp == 1:
         raise Refused("the process is in strict seccomp mode: no delegate could do anything there")
     if process.seccomp == 2:
-        seccomp.architectures()
+        seccomp.architectures(process.narrow)
 
 
 class Label:
@@ -231,4 +231,4 @@ def confine(process: "FaultingProcess") -> None:
     """Set no_new_privs, always, so that no set-id delegate regains what was dropped; then the seccomp filter."""
     linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
     if process.seccomp == 2:
-        linux.set_seccomp_filter(seccomp.deny_filter(seccomp.architectures()))
+        linux.set_seccomp_filter(seccomp.deny_filter(seccomp.architectures(process.narrow)))

@@ -61,6 +61,8 @@ class FaultingProcess:
         self.ambient = int(status.get("CapAmb", "0"), 16)
         self.seccomp = int(status.get("Seccomp", "0"))
         self.seccomp_filters = int(status.get("Seccomp_filters", "0"))
+        # Whether it is a process of 32 bits, asked where the delegate has a filter.
+        self.narrow = self.seccomp == 2 and _word_size(task) == 4
         self.umask = int(status.get("Umask", "0022"), 8)
         self.comm = procfs.read(task, "comm")[:-1]  # The name may end in newlines of its own.
         self.exe = link_of(task, "exe")
@@ -141,6 +143,14 @@ def withheld(process: FaultingProcess, reason: str) -> Withheld:
 
 def ids_of(status: "dict[str, str]", field: str) -> "list[int]":
     return [int(value) for value in status[field].split()]
+
+
+def _word_size(task: int) -> int:
+    """Return the bytes of a word of the process, 0 where its auxiliary vector cannot be read."""
+    try:
+        return procfs.parse_auxv(procfs.read(task, "auxv"))[0]
+    except (OSError, ValueError):
+        return 0
 
 
 def _exit_signal(task: int) -> "int | None":

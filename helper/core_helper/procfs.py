@@ -1,9 +1,11 @@
 """Readers of the files below /proc: bytes in, plain values out; proc(5)."""
 
+import _struct
 import posix
 
 ENVIRON_LIMIT = 1 << 20
 MOST_VARIABLES = 8192
+AT_SECURE = 23
 FILE_LIMIT = 1 << 20
 MOUNTINFO_LIMIT = 1 << 22  # Some 20,000 mounts; each helper that looks at them has them in memory.
 
@@ -142,6 +144,20 @@ def parse_processors(text: str) -> "set[int]":
         if first.isdigit():
             processors.update(range(int(first), int(last or first) + 1))
     return processors
+
+
+def parse_auxv(auxv: bytes) -> "tuple[int, dict[int, int]]":
+    """Return the bytes of a word in /proc/PID/auxv, and the values by their types (AT_*); getauxval(3).
+
+    Raises ValueError where that is no vector.
+    """
+    for size, kind in ((8, "=QQ"), (4, "=II")):
+        usable = auxv[: len(auxv) // (2 * size) * 2 * size]
+        vector = dict(_struct.iter_unpack(kind, usable))
+        # In the vector of a 32-bit process, read as 64 bits, type and value fall together into one huge number.
+        if AT_SECURE in vector and max(vector) < 1 << 16:
+            return size, vector
+    raise ValueError("no auxiliary vector")
 
 
 def still_dumping(status: bytes) -> bool:

@@ -1,8 +1,8 @@
 """The system calls that a delegate may not use where the faulting process had a seccomp filter.
 
 The filter of a dumping process cannot be read, so the delegate gets ours instead. It denies what Docker's default profile
-denies to a container without capabilities, and tracing; seccomp(2). It knows the calls of 64 and of 32 bits of its machine: a
-delegate is a program of either, and what is denied to one is denied to the other.
+denies to a container without capabilities, and tracing; seccomp(2). Where the process was one of 32 bits, it also knows the
+calls of 32 bits of its machine, since the delegate is a program of either then.
 """
 
 import _struct
@@ -13,7 +13,6 @@ from core_helper.crash import Refused
 EPERM = 1
 ENOSYS = 38
 AF_VSOCK = 40
-SYS_SOCKET = 1  # The first argument of socketcall(2) where it stands for socket(2); linux/net.h.
 CLONE_NEW_ANY = 0x7E020000  # Every CLONE_NEW* flag that clone(2) takes; CLONE_NEWTIME is for clone3 and unshare only.
 SECCOMP_RET_ALLOW = 0x7FFF0000
 SECCOMP_RET_ERRNO = 0x00050000
@@ -86,7 +85,6 @@ class Architecture:
         clone: int,
         personality: int,
         socket: int,
-        socketcall: "int | None" = None,
         private: "tuple[int, ...]" = (),
     ) -> None:
         """Take AUDIT_ARCH_*, the column of DENIED, and the numbers of calls whose arguments decide.
@@ -98,26 +96,26 @@ class Architecture:
         self.clone = clone
         self.personality = personality
         self.socket = socket
-        self.socketcall = socketcall
         self.private = private
 
 
 X86_64 = Architecture(0xC000003E, 0, clone=56, personality=135, socket=41)
 AARCH64 = Architecture(0xC00000B7, 1, clone=220, personality=92, socket=198)
-I386 = Architecture(0x40000003, 2, clone=120, personality=136, socket=359, socketcall=102)
+I386 = Architecture(0x40000003, 2, clone=120, personality=136, socket=359)
 # breakpoint, cacheflush and set_tls, without which no C library starts (__ARM_NR_*, asm/unistd.h).
 ARM = Architecture(0x40000028, 3, clone=120, personality=136, socket=281, private=(0xF0001, 0xF0002, 0xF0005))
 
-# A kernel of 64 bits also runs programs of 32 bits. Even a program of 64 bits may use the calls of i386, by int 0x80.
+# A kernel of 64 bits also runs programs of 32 bits, the second of each pair. Even a program of 64 bits may use the calls of
+# i386, by int 0x80.
 MACHINES = {"x86_64": (X86_64, I386), "aarch64": (AARCH64, ARM)}
 
 
-def architectures() -> "tuple[Architecture, ...]":
-    """Return those of the machine. Raises Refused where no filter is known for it."""
+def architectures(narrow: bool) -> "tuple[Architecture, ...]":
+    """Return those of the machine, that of 32 bits only if ``narrow``. Raises Refused where no filter is known for it."""
     machine = posix.uname().machine
     if machine not in MACHINES:
         raise Refused(f"the process has a seccomp filter and there is none of ours for {machine}")
-    return MACHINES[machine]
+    return MACHINES[machine] if narrow else MACHINES[machine][:1]
 
 
 def deny_filter(known: "tuple[Architecture, ...]") -> bytes:
@@ -139,8 +137,8 @@ def deny_filter(known: "tuple[Architecture, ...]") -> bytes:
 def _of(architecture: Architecture) -> "list[int]":
     """Return instructions that answer to the calls of ``architecture``.
 
-    Two calls answer ENOSYS, since a filter cannot see their arguments, and there are others in their place, where it sees them:
-    clone3 (clone), and socketcall where it is to make a socket (socket).
+    clone3 answers ENOSYS, since a filter cannot see its arguments: programs take clone instead. socketcall of i386 has no such
+    substitute in the C library. It is allowed as by Docker, though no filter sees the family of the socket.
     """
     program = [_load(NUMBER)]
     for number in architecture.private:
@@ -153,9 +151,6 @@ def _of(architecture: Architecture) -> "list[int]":
         personality += [_if(BPF_JEQ_K, value, 0, 1), ALLOW]
     personality.append(ANSWER_EPERM)
     decided = [(architecture.clone, namespaces), (architecture.socket, vsock), (architecture.personality, personality)]
-    if architecture.socketcall is not None:
-        any_family = [_load(FIRST_ARGUMENT), _if(BPF_JEQ_K, SYS_SOCKET, 0, 1), ANSWER_ENOSYS, ALLOW]
-        decided.append((architecture.socketcall, any_family))
     for number, block in decided:
         program += [_if(BPF_JEQ_K, number, 0, len(block)), *block]
     numbers = [row[architecture.column] for row in DENIED.values()]

@@ -3,7 +3,6 @@
 A process that is opened first and verified after that cannot be exchanged in between (CVE-2025-4598, CVE-2025-5054).
 """
 
-import _struct
 import posix
 
 from core_helper import linux, namespaces, procfs
@@ -13,8 +12,6 @@ from core_helper.process import FaultingProcess, Withheld, ids_of, link_of
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from core_helper.crash import Crash
-
-AT_SECURE = 23
 
 # All namespaces but the user namespace, in the order in which they are joined; mnt comes last, because after it the
 # host's files are out of reach. The user namespace is joined after the ids were taken over (privileges.py).
@@ -165,10 +162,7 @@ def secure_execution(auxv: bytes) -> bool:
 
     Raises Refused where the vector does not say it.
     """
-    for size, kind in ((8, "=QQ"), (4, "=II")):
-        usable = auxv[: len(auxv) // (2 * size) * 2 * size]
-        vector = dict(_struct.iter_unpack(kind, usable))
-        # In the vector of a 32-bit process, read as 64 bits, type and value fall together into one huge number.
-        if AT_SECURE in vector and max(vector) < 1 << 16:
-            return bool(vector[AT_SECURE])
-    raise Refused("its auxiliary vector does not tell whether the program was set-id: core not delegated")
+    try:
+        return bool(procfs.parse_auxv(auxv)[1][procfs.AT_SECURE])
+    except ValueError:
+        raise Refused("its auxiliary vector does not tell whether the program was set-id: core not delegated") from None

@@ -229,7 +229,7 @@ def test_at_secure_is_told_by_vectors_of_both_sizes(
     kind: str, others: dict[int, int], secure: int, position: int, extra: int
 ) -> None:
     entries = [*others.items(), (0, 0)]
-    entries.insert(position % len(entries), (verification.AT_SECURE, secure))
+    entries.insert(position % len(entries), (procfs.AT_SECURE, secure))
     auxv = b"".join(struct.pack(kind, *entry) for entry in entries) + bytes(extra)
     assert verification.secure_execution(auxv) is bool(secure)
 

@@ -282,17 +282,17 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         "attack_18_a_full",
     ),
     "19 no filter": (
-        [("privileges.py", "linux.set_seccomp_filter(seccomp.deny_filter(seccomp.architectures()))", "pass")],
-        "attack_19",
-    ),
-    "19 system calls of 32 bits are not filtered": (
         [
             (
-                "seccomp.py",
-                "calls = _of(architecture)",
-                "calls = _of(architecture) if architecture is known[0] else [ALLOW]",
+                "privileges.py",
+                "linux.set_seccomp_filter(seccomp.deny_filter(seccomp.architectures(process.narrow)))",
+                "pass",
             )
         ],
+        "attack_19",
+    ),
+    "19 system calls of 32 bits are there for programs of 64": (
+        [("seccomp.py", "return MACHINES[machine] if narrow else MACHINES[machine][:1]", "return MACHINES[machine]")],
         "attack_19_no_system_call_of_32",
     ),
     "19 strict mode is left": ([("privileges.py", "if process.seccomp == 1:", "if False:")], "attack_19_strict"),

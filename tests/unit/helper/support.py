@@ -126,6 +126,7 @@ def process(**facts: Any) -> Any:
         "user_namespace": None,
         "namespaces": [],
         "seccomp": 0,
+        "narrow": False,
         "umask": 0o022,
         "limits": {},
         "cgroups": [],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from pathlib import Path
 
 import pytest
@@ -214,3 +215,21 @@ def test_reading_stops_at_the_limit(tmp_path: Path) -> None:
         200000,
     ]
     os.close(parent)
+
+
+@pytest.mark.parametrize(
+    ("seccomp", "auxv", "narrow"),
+    [
+        (2, struct.pack("=8I", 6, 4096, 23, 0, 9, 1 << 20, 0, 0), True),
+        (2, struct.pack("=6Q", 6, 4096, 23, 0, 0, 0), False),
+        (2, b"", False),
+        (2, None, False),
+        (0, struct.pack("=6I", 6, 4096, 23, 0, 0, 0), False),
+    ],
+)
+def test_where_a_filter_is_needed_a_process_of_32_bits_is_known(
+    directory: Path, seccomp: int, auxv: bytes | None, narrow: bool
+) -> None:
+    if auxv is not None:
+        (directory / "auxv").write_bytes(auxv)
+    assert describe(directory, STATUS.replace("Seccomp:\t2", f"Seccomp:\t{seccomp}")).narrow is narrow

@@ -39,7 +39,7 @@ class Crash:
         # Not told: a pidfd, the kernel's or else one that the helper has opened, and why a container could overwrite the
         # helper's interpreter, "" where none could.
         self.handle: int | None = None
-        self.exposed = ""
+        self.unprotected = ""
 
     def signal_name(self) -> str:
         """Return the name of the signal, "" if the kernel did not say it; signal(7)."""

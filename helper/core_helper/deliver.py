@@ -8,7 +8,7 @@ that is tried.
 import _signal
 import posix
 
-from core_helper import container, filters, joining, membership, runtime, supervisor, verification
+from core_helper import container, joining, membership, runtime, supervisor, unwanted, verification
 from core_helper.child import Child, Result
 from core_helper.configuration import CONFIGURATION, FALLBACK_VARIABLE, Configuration
 from core_helper.crash import Crash, Refused
@@ -83,7 +83,7 @@ class Delivery:
         # process may ask for it, too; only a child reads that.
         self.wants_file = configuration.fallback or FALLBACK_VARIABLE in posix.environ
         self.knows_environment = False
-        self.left = 0  # The pid of a child that not even SIGKILL has ended, if there is one.
+        self.hanging = 0  # The pid of a child that not even SIGKILL has ended, if there is one.
         self._plan: joining.Plan | None = None
 
     @property
@@ -93,19 +93,19 @@ class Delivery:
             self._plan = joining.prepare(self.process)
         return self._plan
 
-    def run(self, run: "Callable[[Child], NoReturn]") -> "Result":
-        """Give the core to a child that does ``run`` in the container, and return how that went.
+    def run(self, steps: "Callable[[Child], NoReturn]") -> "Result":
+        """Give the core to a child that takes the ``steps`` in the container, and return how that went.
 
         Raises Refused where the child has found that the core must go nowhere. Starts none after one that could not be ended:
         a slot counts for one such process.
         """
         plan, process = self.plan, self.process
-        if self.left:
+        if self.hanging:
             result = Result()
             result.failure = NO_SECOND
             return result
         while True:
-            child = Child(self.source, plan.groups, run)
+            child = Child(self.source, plan.groups, steps)
             result = supervisor.supervise(
                 self.source,
                 child,
@@ -113,10 +113,10 @@ class Delivery:
                 self.deadline,
                 lambda line: self.log.lines.output(self.crash, process, line),
             )
-            self.left = child.left()
-            if self.left:
-                self.slot.keep_for(self.left)
-                text = f"pid {self.left} hangs in the container, and its slot stays taken"
+            self.hanging = child.left()
+            if self.hanging:
+                self.slot.keep_for(self.hanging)
+                text = f"pid {self.hanging} hangs in the container, and its slot stays taken"
                 if result.started:
                     result.notes.append(text)
                 else:
@@ -188,8 +188,10 @@ def look(crash: Crash) -> "tuple[FaultingProcess, Withheld | None]":
         raise Refused(f"{error}: {diagnosis.of_missing(crash)}") from None
     except Withheld as error:
         return error.process, error
-    if crash.exposed and _may_be_traced(process):
-        text = f"its container may have CAP_SYS_PTRACE, and could overwrite the helper's interpreter: {crash.exposed}"
+    if crash.unprotected and _may_be_traced(process):
+        text = (
+            f"its container may have CAP_SYS_PTRACE, and could overwrite the helper's interpreter: {crash.unprotected}"
+        )
         return process, Withheld(text, process)
     return process, None
 
@@ -207,39 +209,29 @@ def choose(delivery: Delivery, refusal: "Withheld | None") -> "list[Destination]
         destinations.append(PreviousHandler(only_if_absent=False))
     if refusal is not None:
         return destinations
-    reason = filters.unwanted(crash, process, configuration)
+    reason = unwanted.reason_of(crash, process, configuration)
     if reason:
-        return [*destinations, Unwanted(reason)]
+        return [*destinations, NoDestination(reason)]
     words = crash.delegate or [expand(word, specifiers(crash, process)) for word in configuration.delegate]
-    destinations.append(Delegate(words) if words else NoDelegate())
+    destinations.append(Delegate(words) if words else NoDestination(NO_DELEGATE))
     if configuration.chain and configuration.chain_containers and not of_the_host:
         destinations.append(PreviousHandler(only_if_absent=True))
     destinations.append(CoreFile())
     return destinations
 
 
-class Unwanted:
-    """Stands for the delegate, and for all that would come after it, of a core that nobody wants."""
+class NoDestination:
+    """Stands for a delegate where there is none to try: nobody wants the core, or none is configured."""
 
     only_if_absent = False
 
     def __init__(self, reason: str) -> None:
-        """Take why nobody wants the core."""
+        """Take why."""
         self.reason = reason
 
     def attempt(self, delivery: Delivery, reason: str) -> Outcome:
         """Say why."""
         return Outcome(ABSENT, self.reason)
-
-
-class NoDelegate:
-    """Stands for a delegate where none is configured."""
-
-    only_if_absent = False
-
-    def attempt(self, delivery: Delivery, reason: str) -> Outcome:
-        """Say that there is none."""
-        return Outcome(ABSENT, NO_DELEGATE)
 
 
 class Delegate:

@@ -77,7 +77,7 @@ def receive(words: "list[str]", source: KernelPipe, log: Log, began: float) -> i
         if mark is None:
             slot = acquire_slot(crash, configuration, kernel_limit, log)
             # Returns if there is nothing to protect, or no way to. Else the helper re-executes itself: main() runs again.
-            crash.exposed = start.protect_interpreter(crash, source, slot, began, log)
+            crash.unprotected = start.protect_interpreter(crash, source, slot, began, log)
         else:
             slot = slots.resume(mark[0], mark[1], log)
         if kernel_limit == 0:

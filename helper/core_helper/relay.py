@@ -75,7 +75,12 @@ class Output:
 
 
 class Relay:
-    """Moves the core into the child's pipe, and tells ``result`` what became of it."""
+    """Moves the core into the child's pipe, and tells ``result`` what became of it.
+
+    ``copied`` bytes of the core lie as a copy in our pipe, and ``shown`` of them in the child's. ``committed`` says that
+    they were removed from the kernel's pipe. ``pending`` bytes were read and not written yet. ``readable`` says that there
+    may be something to move, ``ended`` that the core has come to its end, and ``open`` that the child's input is open.
+    """
 
     def __init__(self, source: "KernelPipe", child: "Child", result: "Result", log: "Callable[[bytes], None]") -> None:
         """Take the ``source`` of the core, the started ``child``, and ``log`` for what it writes to standard error."""

@@ -2,7 +2,7 @@
 
 import sys
 
-SPECIFIERS = b"PpugsteEh"
+SPECIFIERS = b"PpugstehE"
 
 
 class WordError(Exception):
@@ -96,6 +96,7 @@ def expand(word: bytes, values: "dict[str, bytes]") -> bytes:
         elif specifier and specifier in SPECIFIERS:
             expanded.append(values.get(specifier.decode(), b"") + part[1:])
         else:
-            raise WordError(f"%{specifier.decode('latin-1')} is not one of %P %p %u %g %s %t %e %h %E %%")
+            known = " ".join(f"%{character}" for character in SPECIFIERS.decode() + "%")
+            raise WordError(f"%{specifier.decode('latin-1')} is not one of {known}")
         position += 1
     return b"".join(expanded)

@@ -17,13 +17,13 @@ from core_helper import (
     command_line,
     control_groups,
     corefile,
-    filters,
     journal,
     mount_table,
     procfs,
     relay,
     runtime,
     supervisor,
+    unwanted,
     verification,
 )
 from core_helper.child import Result
@@ -132,7 +132,7 @@ def pattern(data: bytes) -> None:
     text, _nul, wanted = data.partition(b"\0")
     parts = {ord("*"): b".*", ord("?"): b"."}
     expression = b"".join(parts.get(byte, re.escape(bytes([byte]))) for byte in re.sub(rb"\*+", b"*", wanted))
-    found = filters.matches(text, wanted)
+    found = unwanted.matches(text, wanted)
     if expression.count(b".*") <= 4:  # More would take the regular expression too long.
         assert found is (re.fullmatch(expression, text, re.S) is not None)
 

@@ -57,7 +57,7 @@ MODULES = {
     "start": ("start", "main"),
     "source": ("source",),
     "fallback": ("joining", "fallback"),
-    "filters": ("filters",),
+    "unwanted": ("unwanted",),
     "seccomp": ("seccomp", "seccomp_flags"),
     "deliver": ("deliver", "main", "previous_handler"),
     "linux": ("linux", "linux_flags", "descriptors", "start"),

@@ -25,7 +25,7 @@ class LostError(Exception):
 def become_nobody() -> None:
     """Drop all privileges, and undo every setting that could keep the crash from happening."""
     # With a limit of 0 bytes, only a pipe takes a core: not even a wrong core pattern can leave a file behind. A hard limit of
-    # 0 would say that nobody wants the core; helper/core_helper/filters.py.
+    # 0 would say that nobody wants the core; helper/core_helper/unwanted.py.
     try:
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.RLIM_INFINITY))
     except ValueError:  # Root without CAP_SYS_RESOURCE.

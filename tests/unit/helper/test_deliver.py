@@ -104,7 +104,7 @@ def test_the_signal_that_the_kernel_told_counts(
 def test_where_the_interpreter_could_be_overwritten_nothing_is_delegated(
     stage: Stage, exposed: str, traceable: bool, refused: bool
 ) -> None:
-    stage.crash.exposed, stage.traced = exposed, traceable
+    stage.crash.unprotected, stage.traced = exposed, traceable
     found, refusal = deliver.look(stage.crash)
     assert found is stage.process
     if refused:
@@ -162,7 +162,7 @@ def chosen(stage: Stage, refusal: Withheld | None = None) -> list[tuple[str, boo
 def test_destinations_are_tried_in_this_order(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     host = False
     monkeypatch.setattr(runtime, "is_of_the_host", lambda process: host)
-    assert chosen(stage) == [("NoDelegate", False), ("CoreFile", False)]
+    assert chosen(stage) == [("NoDestination", False), ("CoreFile", False)]
     stage.configuration.delegate = [b"/d"]
     assert chosen(stage) == [("Delegate", False), ("CoreFile", False)]
     stage.configuration.chain = [b"/handler"]
@@ -175,9 +175,9 @@ def test_destinations_are_tried_in_this_order(stage: Stage, monkeypatch: pytest.
     assert chosen(stage) == [("PreviousHandler", False), ("Delegate", False), ("CoreFile", False)]
     assert chosen(stage, refusal) == [("PreviousHandler", False)]
     stage.configuration.ignore_signals, stage.crash.signal = [6], 6
-    assert chosen(stage) == [("PreviousHandler", False), ("Unwanted", False)]
+    assert chosen(stage) == [("PreviousHandler", False), ("NoDestination", False)]
     host = False
-    assert chosen(stage) == [("Unwanted", False)]
+    assert chosen(stage) == [("NoDestination", False)]
 
 
 # How often a delivery is tried.

@@ -10,7 +10,7 @@ CORE_LIMIT = "Max core file size"  # Its row in /proc/PID/limits; proc_pid_limit
 DELETED = b" (deleted)"  # The kernel adds it to the path of a program whose file is gone; proc_pid_exe(5).
 
 
-def unwanted(crash: "Crash", process: "FaultingProcess", configuration: "Configuration") -> str:
+def reason_of(crash: "Crash", process: "FaultingProcess", configuration: "Configuration") -> str:
     """Return why nobody wants the core of ``process``, for the log; "" where it is wanted.
 
     The kernel applies RLIMIT_CORE to no pipe; core(5). A soft limit of 0 is what most distributions begin with, and says

@@ -37,7 +37,7 @@ def join_namespaces(process: "FaultingProcess") -> None:
     if process.in_container():
         root = posix.open("/", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
         mount = mount_table.mount_of(process.root, proc_self)
-        if mount != mount_table.mount_of(root, proc_self) and mount not in mount_table.mounts_of(proc_self):
+        if mount != mount_table.mount_of(root, proc_self) and mount not in mount_table.mounts_of(proc_self, mount):
             raise Refused("its root directory is in another mount namespace than the process")
         posix.close(root)
     posix.close(proc_self)

@@ -8,7 +8,7 @@ that is tried.
 import _signal
 import posix
 
-from core_helper import container, joining, membership, runtime, supervisor, unwanted, verification
+from core_helper import container, joining, membership, mount_table, runtime, supervisor, unwanted, verification
 from core_helper.child import Child, Result
 from core_helper.configuration import CONFIGURATION, FALLBACK_VARIABLE, Configuration
 from core_helper.crash import Crash, Refused
@@ -151,11 +151,16 @@ def deliver(
     The ``slot`` is held until the end, ``began`` is the monotonic time of the start. Raises Refused or OSError where the core
     must go nowhere, or nobody knows whose it is.
     """
-    process, refusal = look(crash)
+    try:
+        process, refusal = look(crash)
+    finally:
+        if mount_table.visits.left:
+            slot.keep_for(mount_table.visits.left)
     if crash.signal is None:
         crash.signal = process.signal
     process.hostname = container.hostname_of(process)
     delivery = Delivery(source, crash, process, configuration, slot, log, began)
+    delivery.left = mount_table.visits.left
     reasons: list[str] = []
     absent = True
     for destination in choose(delivery, refusal):

@@ -31,17 +31,21 @@ class View:
     def host(self) -> mount_table.Mounts:
         """Return the mounts of the host, which are read once."""
         if self._host is None:
-            self._host = mount_table.mounts_of_host()
+            self._host = mount_table.mounts_of_host(*self.numbers())
         return self._host
 
+    def numbers(self) -> "tuple[int, int]":
+        """Return the numbers of the mounts with the root directory and the program: whoever made them, they are looked at."""
+        return mount_table.mount_of(self.process.root), mount_table.mount_of_link(self.process.task, "exe")
+
     def around(self) -> mount_table.Mounts:
-        """Return the mounts among which the root directory is."""
+        """Return the mounts among which those of the root directory and of the program are, or are not."""
         namespace = self.process.descriptor("mnt")
         if namespace is None:
             return self.host()
         if self.path == b"/":
-            return mount_table.mounts_of(self.process.task)
-        return mount_table.mounts_of_namespace(namespace)
+            return mount_table.mounts_of(self.process.task, *self.numbers())
+        return mount_table.mounts_of_namespace(namespace, *self.numbers())
 
     def home(self) -> "tuple[bytes, bytes] | None":
         """Return the place of the root directory of the container of the process, or of the host; None where that is unknown.
@@ -57,7 +61,7 @@ class View:
 
 def has_root_of_the_host(view: View) -> bool:
     """Tell whether the process sees the host's files in mounts of its own, as the services of systemd do."""
-    own = mount_table.mounts_of(view.process.task).place_of_root()
+    own = mount_table.first_mounts_of(view.process.task).place_of_root()
     return own is not None and own == view.host().place_of_root()
 
 
@@ -116,7 +120,7 @@ def _has_root_of_first(view: View, number: int) -> bool:
 
 def _same_root(task: int, other: int) -> bool:
     """Tell whether two processes, opened, have the same root directory, each in a mount namespace of its own."""
-    ours, theirs = (mount_table.mounts_of(file).place_of_root() for file in (task, other))
+    ours, theirs = (mount_table.first_mounts_of(file).place_of_root() for file in (task, other))
     return ours is not None and ours == theirs
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 EXIT_OK, EXIT_NOT_DELIVERED, EXIT_USAGE = 0, 1, 2
 LIMIT_OF_KERNEL = "/proc/sys/kernel/core_pipe_limit"
 LAST_RESORT = 60  # Seconds after the deadline.
+BACKSTOP = 30  # Seconds after that.
 
 
 def main(arguments: "list[str]") -> "NoReturn":
@@ -69,7 +70,12 @@ def receive(words: "list[str]", source: KernelPipe, log: Log, began: float) -> i
     if mark is not None:
         began = mark[2]
     _signal.signal(_signal.SIGALRM, give_up)
-    _signal.alarm(int(configuration.timeout) + LAST_RESORT)
+    last = int(configuration.timeout) + LAST_RESORT
+    _signal.alarm(last)
+    try:
+        linux.kill_after(last + BACKSTOP)
+    except OSError:
+        pass  # Then a wait that does not return to Python ends only with what it waits for.
     code = EXIT_NOT_DELIVERED
     try:
         # First of all: a container that has too many crashes in flight must not cost more than this.

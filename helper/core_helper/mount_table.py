@@ -1,15 +1,22 @@
 """Reads the lists of mounts that processes see, and says where a path lies; proc_pid_mountinfo(5)."""
 
 import posix
+import select
+import time
 
 from core_helper import linux, procfs
 from core_helper.crash import Refused
 
 OVERLAYS = (b"overlay", b"fuse.fuse-overlayfs", b"aufs")
+# Bytes that are read of a list of which few lines are kept: twice of what fusermount3(1) lets all users together mount.
+LONGEST_LIST = 1 << 26
+PATIENCE = 3.0  # Seconds for all visits to mount namespaces: what a container has answered by then, it will not answer.
+GRACE = 2.0  # Seconds after SIGKILL.
+SIGKILL = 9
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Iterator
+    from typing import Iterator, NoReturn
 
 
 class Mount:
@@ -35,9 +42,10 @@ class Mount:
 class Mounts:
     """The mounts that a process sees, by their numbers. Kept as the kernel's text: a mount namespace may have 100,000."""
 
-    def __init__(self, mountinfo: bytes) -> None:
-        """Take the content of /proc/PID/mountinfo."""
+    def __init__(self, mountinfo: bytes, left_out: "frozenset[int] | set[int]" = frozenset()) -> None:
+        """Take the content of /proc/PID/mountinfo, and the hashes of the mount points that were left out there."""
         self.text = b"\n" + mountinfo
+        self._left_out = left_out
         self._by_point: dict[bytes, Mount] = {}
 
     def __contains__(self, number: int) -> bool:
@@ -74,16 +82,19 @@ class Mounts:
                 begin += 1
 
     def nearest(self, path: bytes) -> "Mount | None":
-        """Return the mount that an absolute ``path`` is on; no file system and no link is looked at."""
+        """Return the mount that an absolute ``path`` is on; no file system and no link is looked at.
+
+        None where that mount was left out.
+        """
         if not self._by_point:
             mounts = map(Mount, filter(None, self.text.split(b"\n")))
             # The last one at a mount point covers those before.
             self._by_point = {mount.point: mount for mount in mounts}
-        while path not in self._by_point:
+        while path not in self._by_point and hash(path) not in self._left_out:
             if path in (b"", b"/"):
                 return None
             path = path.rpartition(b"/")[0] or b"/"
-        return self._by_point[path]
+        return None if hash(path) in self._left_out else self._by_point[path]
 
     def place_of(self, path: bytes) -> "tuple[bytes, bytes] | None":
         """Return device and path within its file system of an absolute ``path``; no link is followed."""
@@ -163,73 +174,157 @@ def mount_of_link(directory: int, name: str) -> int:
         posix.close(file)
 
 
-def mounts_of(directory: int) -> Mounts:
-    """Return the mounts that the process of the opened /proc/PID sees. Raises Refused where they are too many to look at."""
-    return _bounded(procfs.read(directory, "mountinfo", procfs.MOUNTINFO_LIMIT))
+class Visits:
+    """What the visits to mount namespaces have left: a container can make some of them last as long as it likes."""
+
+    def __init__(self) -> None:
+        """Begin with nothing used."""
+        self.patience = PATIENCE
+        self.left = 0  # The pid of a child that not even SIGKILL has ended, if there is one.
+
+
+visits = Visits()
+
+
+def mounts_of(directory: int, *numbers: int) -> Mounts:
+    """Return those mounts that the process of the opened /proc/PID sees which have one of these ``numbers``.
+
+    No other is kept: a user can make the list of others long. Raises Refused where it is too long to look at.
+    """
+    file = procfs.open_file(directory, "mountinfo")
+    try:
+        return Mounts(b"\n".join(line for line in _lines(file, LONGEST_LIST) if _number_of(line) in numbers))
+    finally:
+        posix.close(file)
 
 
 def first_mounts_of(directory: int) -> Mounts:
-    """Return the same, but where they are too many, only the first ones."""
-    return Mounts(procfs.read(directory, "mountinfo", procfs.MOUNTINFO_LIMIT))
+    """Return all mounts that the process of the opened /proc/PID sees, but where they are too many, only the first ones.
+
+    That of its root directory is among them: what is mounted below comes later.
+    """
+    text = procfs.read(directory, "mountinfo", procfs.MOUNTINFO_LIMIT)
+    # The last line may have been cut off in its mount point.
+    return Mounts(text if len(text) < procfs.MOUNTINFO_LIMIT else text[: text.rfind(b"\n") + 1])
 
 
 def sees(directory: int, number: int) -> bool:
     """Tell whether the process of the opened /proc/PID sees the mount of that number, that of its root directory included."""
-    return number == mount_of_link(directory, "root") or number in mounts_of(directory)
+    return number == mount_of_link(directory, "root") or number in mounts_of(directory, number)
 
 
-def mounts_of_host() -> Mounts:
-    """Return the mounts of the host, without those of FUSE that a user has made. Raises Refused like ``mounts_of``.
+def mounts_of_host(*numbers: int) -> Mounts:
+    """Return the mounts of the host, without those of FUSE that a user has made, unless they have one of these ``numbers``.
 
-    With fusermount3(1), a user can make the list longer than anybody could read.
+    With fusermount3(1), a user can make the list longer than anybody could read, and name any type of FUSE. Engines that use
+    fuse-overlayfs mount it as root, or in a mount namespace of their own. Raises Refused where the others are too many.
     """
     file = posix.open("/proc/self/mountinfo", posix.O_RDONLY | posix.O_CLOEXEC)
-    kept, size, rest = [], 0, b""
+    kept, size, left_out = [], 0, set()
     try:
-        while part := posix.read(file, 65536):
-            *lines, rest = (rest + part).split(b"\n")
-            lines = [line for line in lines if b" - fuse" not in line or not _is_of_user(line)]
-            kept += lines
-            size += sum(map(len, lines)) + len(lines)
+        for line in _lines(file):
+            if b" - fuse" in line and _is_of_user(line) and _number_of(line) not in numbers:
+                # Nothing below it is asked; see place_of_layer.
+                left_out.add(hash(Mount(line).point))
+                continue
+            kept.append(line)
+            size += len(line) + 1
             if size > procfs.MOUNTINFO_LIMIT:
                 raise Refused("the list of the host's mounts is too long: core not delegated")
     finally:
         posix.close(file)
-    return Mounts(b"\n".join([*kept, rest]))
+    return Mounts(b"\n".join(kept), left_out)
+
+
+def _lines(file: int, longest: "int | None" = None) -> "Iterator[bytes]":
+    """Yield the lines of an opened list of mounts. Raises Refused where there are more than ``longest`` bytes."""
+    rest, size = b"", 0
+    while part := posix.read(file, 65536):
+        size += len(part)
+        if longest is not None and size > longest:
+            raise Refused(f"the list of its mounts is longer than {longest >> 20} MiB: core not delegated")
+        *lines, rest = (rest + part).split(b"\n")
+        yield from lines
+    if rest:
+        yield rest
+
+
+def _number_of(line: bytes) -> int:
+    number = line.partition(b" ")[0]
+    return int(number) if number.isdigit() else -1
 
 
 def _is_of_user(line: bytes) -> bool:
+    """Tell whether this is FUSE that a user has mounted, and not where all of the host's files are."""
     mount = Mount(line)
     users = [option for option in mount.options.split(b",") if option.startswith(b"user_id=")]
-    return mount.kind.startswith(b"fuse") and mount.kind not in OVERLAYS and users not in ([], [b"user_id=0"])
+    return mount.kind.startswith(b"fuse") and mount.point != b"/" and users not in ([], [b"user_id=0"])
 
 
-def mounts_of_namespace(namespace: int) -> Mounts:
-    """Return all mounts of the opened mount ``namespace``, by the short visit of a child; setns(2).
+def mounts_of_namespace(namespace: int, *numbers: int) -> Mounts:
+    """Return the mounts of the opened mount ``namespace`` with one of these ``numbers``, by a child's short visit; setns(2).
 
-    A process shows only what lies below its root directory. Raises Refused like ``mounts_of``, and where nobody can look.
+    Without numbers, the first ones, as ``first_mounts_of`` does. A process shows only what lies below its root directory.
+    Raises Refused where nobody can look, or not within the patience for all visits: whoever enters a mount namespace may have
+    to wait there, as for the daemon of autofs.
     """
+    if visits.left or visits.patience <= 0:
+        raise Refused("no other mount namespace is looked at after one where that lasted too long: core not delegated")
     reading, writing = posix.pipe()
+    began = time.monotonic()
     pid = posix.fork()
     if pid == 0:
-        try:
-            # Of the child: after the visit begins, there may be no /proc, or a false one.
-            own = posix.open("/proc/self", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
-            linux.setns(namespace, linux.CLONE_NEWNS)
-            text = procfs.read(own, "mountinfo", procfs.MOUNTINFO_LIMIT)
-            while text:
-                text = text[posix.write(writing, text) :]
-        finally:
-            posix._exit(0)
+        _visit(namespace, numbers, writing)
     posix.close(writing)
     try:
-        text = procfs.read_all(reading, procfs.MOUNTINFO_LIMIT)
+        text = _read_within(reading, began + visits.patience)
     finally:
         posix.close(reading)
-        posix.waitpid(pid, 0)
+        if not _has_ended(pid):
+            visits.left = pid
+        visits.patience -= time.monotonic() - began
     if not text:
         raise Refused("the mounts of its mount namespace cannot be looked at: core not delegated")
-    return _bounded(text)
+    return Mounts(text)
+
+
+def _visit(namespace: int, numbers: "tuple[int, ...]", writing: int) -> "NoReturn":
+    """In a child: enter the mount namespace, and write its mounts to the pipe ``writing``; none is a line, too."""
+    try:
+        # Of the child: after the visit begins, there may be no /proc, or a false one.
+        own = posix.open("/proc/self", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
+        # Above all the core: it would keep the faulting process waiting as long as this one waits.
+        linux.close_all_but({own, namespace, writing})
+        linux.setns(namespace, linux.CLONE_NEWNS)
+        text = (mounts_of(own, *numbers) if numbers else first_mounts_of(own)).text
+        while text:
+            text = text[posix.write(writing, text) :]
+    finally:
+        posix._exit(0)
+
+
+def _read_within(pipe: int, limit: float) -> bytes:
+    """Return all that is written to the ``pipe``. Raises Refused where that has not ended by ``limit``, a monotonic time."""
+    parts: list[bytes] = []
+    poll = select.poll()
+    poll.register(pipe, select.POLLIN)
+    while poll.poll(max(0.0, limit - time.monotonic()) * 1000):
+        part = posix.read(pipe, 65536)
+        if not part:
+            return b"".join(parts)
+        parts.append(part)
+    raise Refused("whoever enters its mount namespace has to wait: core not delegated")
+
+
+def _has_ended(pid: int) -> bool:
+    """End our child ``pid``, and tell whether it has ended: not every wait in the kernel ends by SIGKILL."""
+    posix.kill(pid, SIGKILL)
+    limit = time.monotonic() + GRACE
+    while posix.waitpid(pid, posix.WNOHANG) == (0, 0):
+        if time.monotonic() > limit:
+            return False
+        time.sleep(0.001)
+    return True
 
 
 def root_of_namespace(directory: int) -> "tuple[bytes, bytes] | None":
@@ -241,18 +336,12 @@ def root_of_namespace(directory: int) -> "tuple[bytes, bytes] | None":
     path = procfs.path_of(root)
     posix.close(root)
     if path == b"/":
-        return mounts_of(directory).place_of_root()
+        return first_mounts_of(directory).place_of_root()
     namespace = posix.open("ns/mnt", posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=directory)
     try:
         return mounts_of_namespace(namespace).place_of_root()
     finally:
         posix.close(namespace)
-
-
-def _bounded(mountinfo: bytes) -> Mounts:
-    if len(mountinfo) == procfs.MOUNTINFO_LIMIT:
-        raise Refused(f"the list of its mounts is longer than {procfs.MOUNTINFO_LIMIT >> 20} MiB: core not delegated")
-    return Mounts(mountinfo)
 
 
 def decoded(path: bytes) -> bytes:

@@ -63,6 +63,7 @@
  *   cover=PATH     the same over the root directory that it has
  *   touch=FILE     makes an empty file
  *   fuse=KIND      a file system that never answers: serve starts it, map maps a page of its own, environ the one of its environment
+ *   automount      an automounter over / which answers nobody; a child goes on, with /jail as its root directory
  *   silent=PATH    mounts a file system there that says of no name whether it exists
  */
 #include "../support/programs/facts.h"
@@ -1103,6 +1104,31 @@ static void bind_root(const char *path)
 	claim_root("/mnt");
 }
 
+/* Whoever enters these mounts waits for the automounter. */
+static void cover_with_automount(void)
+{
+	char options[128], request[512];
+	int ends[2];
+	must(pipe(ends), "pipe");
+	mkdir("/jail", 0755);
+	/* The automounter is a group of processes; the leader of a session has one. */
+	setpgid(0, 0);
+	snprintf(options, sizeof options, "fd=%d,pgrp=%d,minproto=5,maxproto=5,direct", ends[1], getpid());
+	must(mount("automount", "/", "autofs", 0, options), "autofs");
+	if (fork() == 0) {
+		setpgid(0, 0);
+		_exit(chdir("/.."));
+	}
+	must(read(ends[0], request, sizeof request), "request");
+	change_root("/jail");
+	if (fork() == 0) {
+		setpgid(0, 0);
+		return;
+	}
+	for (;;)
+		pause();
+}
+
 static void act(char **actions);
 
 static void *in_thread(void *actions)
@@ -1300,6 +1326,8 @@ static void act(char **actions)
 			bind_root(value);
 		else if (IS("touch"))
 			close(open(value, O_CREAT | O_WRONLY, 0666));
+		else if (IS("automount"))
+			cover_with_automount();
 		else if (IS("silent"))
 			mount_fuse(value, 1);
 		else

@@ -551,8 +551,34 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         "attack_20_root_of_the_host_in_a_sandbox",
     ),
     "20 what a user has mounted is read": (
-        [("mount_table.py", 'if b" - fuse" not in line or not _is_of_user(line)', "if True")],
+        [("mount_table.py", 'if b" - fuse" in line and', "if False and")],
         "attack_20_a_user_of_the_host_makes",
+    ),
+    "20 what a user has mounted is read where an engine may have mounted it": (
+        [("mount_table.py", 'return mount.kind.startswith(b"fuse") and', "return mount.kind not in OVERLAYS and")],
+        "attack_20_a_user_makes_the_list_of_the_host",
+    ),
+    "20 a list that is cut off tells no root directory": (
+        [
+            (
+                "mount_table.py",
+                "    # The last line may have been cut off in its mount point.\n",
+                '    if len(text) == procfs.MOUNTINFO_LIMIT:\n        raise Refused("too long")\n',
+            )
+        ],
+        "attack_20_a_user_makes_the_list_of_a_service",
+    ),
+    "20 mounts are looked for in the first ones only": (
+        [("mount_table.py", "LONGEST_LIST = 1 << 26", "LONGEST_LIST = 1 << 22")],
+        "attack_20_a_user_makes_the_list_of_an_agent",
+    ),
+    "23 a visit to mounts has no end": (
+        [("mount_table.py", "while poll.poll(max(0.0, limit - time.monotonic()) * 1000):", "while poll.poll():")],
+        "attack_23_a_helper_that_enters",
+    ),
+    "23 a visit to the mounts of others has no end": (
+        [("mount_table.py", "while poll.poll(max(0.0, limit - time.monotonic()) * 1000):", "while poll.poll():")],
+        "attack_23_helpers_of_others",
     ),
     "20 every process is asked for its mounts": (
         [

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from hostile.groups import move
 from support import lab
 from support.containers import Container, MakeCrash, wait_for_log
@@ -19,6 +22,27 @@ OF_THE_HOST = {"RECORD_DIRECTORY": "/", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 NOT_FOR = "not for a program of that container's image"
 # What the engine gives a container, in the first 32 bits.
 DEFAULT_CAPABILITIES = "a80425fb"
+
+# Until the list of mounts is longer than anybody reads; in directories whose names are as long in it as can be.
+MOUNTS_OF_A_USER = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+os.chdir(sys.argv[1])
+for _ in range(15):
+    os.mkdir(" " * 250)
+    os.chdir(" " * 250)
+number = 0
+while len(open("/proc/self/mountinfo").read()) < 1 << 22:
+    device = os.open("/dev/fuse", os.O_RDWR)
+    os.mkdir(str(number))
+    options = f"fd={device},rootmode=40000,user_id=1000,group_id=1000".encode()
+    assert libc.mount(b"x", str(number).encode(), sys.argv[2].encode(), 6, options) == 0
+    number += 1
+print(flush=True)
+sys.stdin.readline()
+for one in range(number):
+    libc.umount2(str(one).encode(), 2)
+"""
 
 Refusal = Callable[[str], str]
 
@@ -56,3 +80,20 @@ def assert_delivered_from(jail: Path) -> None:
     crash = subprocess.Popen(["chroot", jail, "/usr/bin/crasher"], env=OF_THE_HOST)
     crash.wait()
     assert ": delivered " in wait_for_log(f"pid={crash.pid} ", ": delivered ")
+
+
+@contextmanager
+def mounts_of_a_user(directory: Path, kind: str) -> Iterator[None]:
+    """Has a user of the host mount so much FUSE of that type that the list is very long.
+
+    As fusermount3 does for the user, a thousand times if asked to.
+    """
+    if not Path("/dev/fuse").exists():
+        pytest.skip("this machine has no /dev/fuse")
+    words = [sys.executable, "-c", MOUNTS_OF_A_USER, str(directory), kind]
+    user = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert user.stdout is not None and user.stdout.readline() == "\n"
+        yield
+    finally:
+        user.communicate("\n")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from hostile.intruders import (
     assert_delivered_from,
     assert_withheld,
     crash_on_host,
+    mounts_of_a_user,
     start,
 )
 from hostile.observe import files_of, pid_of, processes_of, wait_until
@@ -104,33 +104,6 @@ def mounts_of(pid: int) -> str:
     return os.readlink(f"/proc/{pid}/ns/mnt")
 
 
-MOUNTS_OF_A_USER = """
-import ctypes, os, sys
-libc = ctypes.CDLL(None, use_errno=True)
-os.chdir(sys.argv[1])
-for _ in range(15):
-    os.mkdir(" " * 250)
-    os.chdir(" " * 250)
-number = 0
-while len(open("/proc/self/mountinfo").read()) < 1 << 22:
-    device = os.open("/dev/fuse", os.O_RDWR)
-    os.mkdir(str(number))
-    options = f"fd={device},rootmode=40000,user_id=1000,group_id=1000".encode()
-    assert libc.mount(b"x", str(number).encode(), b"fuse.sshfs", 6, options) == 0
-    number += 1
-print(flush=True)
-sys.stdin.readline()
-for one in range(number):
-    libc.umount2(str(one).encode(), 2)
-"""
-
-
 def test_attack_20_a_user_of_the_host_makes_its_list_of_mounts_very_long(jail: Path, tmp_path: Path) -> None:
-    # As fusermount3 does for the user, a thousand times if asked to.
-    words = [sys.executable, "-c", MOUNTS_OF_A_USER, str(tmp_path)]
-    user = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    try:
-        assert user.stdout is not None and user.stdout.readline() == "\n"
+    with mounts_of_a_user(tmp_path, "fuse.sshfs"):
         assert_delivered_from(jail)
-    finally:
-        user.communicate("\n")

@@ -14,6 +14,7 @@ from core_helper import (
     diagnosis,
     joining,
     membership,
+    mount_table,
     previous_handler,
     runtime,
     supervisor,
@@ -305,6 +306,24 @@ def test_after_a_child_that_hangs_no_other_one_is_started(deliveries: Deliveries
         ("keep_for", 4712),
         ("drop", f"{told}; no process enters the container where one hangs already", False),
     ]
+
+
+@pytest.mark.parametrize("error", [None, Refused("why")])
+def test_a_child_that_hangs_where_it_has_looked_keeps_the_slot_and_is_the_last_one(
+    deliveries: Deliveries, monkeypatch: pytest.MonkeyPatch, error: Refused | None
+) -> None:
+    visits = mount_table.Visits()
+    visits.left = 4712
+    monkeypatch.setattr(mount_table, "visits", visits)
+    deliveries.stage.configuration.fallback = True
+    deliveries.stage.error = error
+    if error is None:
+        assert deliveries.deliver() == 1
+    else:
+        with pytest.raises(Refused, match="why"):
+            deliveries.deliver()
+    assert deliveries.told[0] == ("keep_for", 4712)
+    assert deliveries.tried == []
 
 
 def test_a_delegate_that_hangs_is_noted(deliveries: Deliveries) -> None:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import posix
+import re
+import signal
 import subprocess
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +140,11 @@ def test_a_root_directory_of_other_mounts_is_refused(joining: Any) -> None:
     joining(40, b"", in_container=False)
 
 
+def test_a_root_directory_is_found_in_a_list_of_any_length(joining: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(procfs, "MOUNTINFO_LIMIT", 20)
+    joining(40, b"41 20 0:50 / /mnt rw - ext4 o rw\n40 20 0:50 / /jail rw - overlay o rw\n")
+
+
 def test_the_mount_of_a_file_is_told_without_asking_its_file_system() -> None:
     descriptor = os.open("/proc", os.O_PATH)
     proc_self = os.open("/proc/self", os.O_PATH)
@@ -242,18 +252,131 @@ def test_all_mounts_of_a_namespace_are_seen_by_a_visit() -> None:
         mount_table.mounts_of_namespace(wrong.fileno())
 
 
-def test_more_mounts_than_can_be_looked_at_are_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+class Stuck:
+    """Visits to a mount namespace that keep whoever enters it, and what such a child has open then."""
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.found = directory / "found"
+        self.visits = mount_table.Visits()
+        self.visits.patience = 0.5
+        monkeypatch.setattr(mount_table, "visits", self.visits)
+        monkeypatch.setattr(linux, "setns", self.enter)
+
+    def enter(self, namespace: int, kind: int) -> None:
+        opened = []
+        for name in os.listdir("/proc/self/fd"):
+            with suppress(FileNotFoundError):  # That of the list itself.
+                opened += [os.readlink(f"/proc/self/fd/{name}")] if int(name) > 2 else []
+        self.found.write_text(json.dumps([os.getpid(), *opened]))
+        time.sleep(60)
+
+    def told(self) -> str:
+        with open("/dev/null") as namespace, pytest.raises(Refused) as refused:
+            mount_table.mounts_of_namespace(namespace.fileno())
+        return str(refused.value)
+
+
+@pytest.fixture
+def stuck(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stuck:
+    return Stuck(tmp_path, monkeypatch)
+
+
+def test_a_visit_that_does_not_end_is_ended_and_is_the_last_one(stuck: Stuck) -> None:
+    core, writing = os.pipe()
+    opened = os.listdir("/proc/self/fd")
+    began = time.monotonic()
+    assert "whoever enters its mount namespace has to wait" in stuck.told()
+    assert 0.4 < time.monotonic() - began < 10
+    pid, *inherited = json.loads(stuck.found.read_text())
+    with pytest.raises(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+    assert os.listdir("/proc/self/fd") == opened
+    # Nobody but the helper may hold the core: the process, the namespace, and the pipe for the list.
+    assert os.readlink(f"/proc/self/fd/{core}") not in inherited
+    assert [re.sub(r"\d+", "N", path) for path in sorted(inherited)][:2] == ["/dev/null", "/proc/N"]
+    assert stuck.visits.left == 0
+    stuck.found.unlink()
+    assert "after one where that lasted too long" in stuck.told()
+    assert not stuck.found.exists()
+    for descriptor in (core, writing):
+        os.close(descriptor)
+
+
+def test_a_visitor_that_cannot_be_ended_is_known(stuck: Stuck, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mount_table, "SIGKILL", 0)
+    monkeypatch.setattr(mount_table, "GRACE", 0.1)
+    assert "has to wait" in stuck.told()
+    pid = json.loads(stuck.found.read_text())[0]
+    assert stuck.visits.left == pid
+    stuck.visits.patience = 60.0
+    assert "after one where that lasted too long" in stuck.told()
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+def test_of_a_list_of_any_length_only_the_mounts_that_are_asked_for_are_kept(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world.process(21, mountinfo=TABLE)
     directory = world.open(world.proc / "21", os.O_PATH)
-    monkeypatch.setattr(procfs, "MOUNTINFO_LIMIT", len(TABLE) + 1)
-    assert (
-        mount_table.mounts_of(directory).place_of_root()
-        == mount_table.Mounts(procfs.read_path("/proc/21/mountinfo")).place_of_root()
-    )
-    (world.proc / "self" / "mountinfo").write_bytes(TABLE + b"\n")
-    monkeypatch.setattr(procfs, "MOUNTINFO_LIMIT", len(TABLE))
+    monkeypatch.setattr(procfs, "MOUNTINFO_LIMIT", 40)
+    monkeypatch.setattr(mount_table, "LONGEST_LIST", len(TABLE))
+    table = mount_table.mounts_of(directory, 30, 40, 77)
+    assert [number for number in range(100) if number in table] == [30, 40]
+    assert (table[40].device, table[30].point) == (b"0:60", b"/mnt/a b")
+    assert mount_table.sees(directory, 40) and not mount_table.sees(directory, 41)
+    assert keeps_descriptors(lambda: mount_table.mounts_of(directory, 30))
+    monkeypatch.setattr(mount_table, "LONGEST_LIST", len(TABLE) - 1)
     with pytest.raises(Refused, match="the list of its mounts is longer than"):
-        mount_table.mounts_of(directory)
+        mount_table.mounts_of(directory, 30)
+
+
+def test_the_root_directory_is_known_by_the_first_mounts_without_one_that_is_cut_off(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = b"20 1 8:1 / / rw - ext4 a rw\n"
+    world.process(21, mountinfo=first + b"30 20 0:50 / /mnt rw - ext4 a rw\n")
+    directory = world.open(world.proc / "21", os.O_PATH)
+    for limit in range(len(first), 70):
+        monkeypatch.setattr(procfs, "MOUNTINFO_LIMIT", limit)
+        assert mount_table.first_mounts_of(directory).place_of_root() == (b"8:1", b"/")
+    assert 30 in mount_table.first_mounts_of(directory)
+
+
+USERS = b"rw,user_id=1000,group_id=1000"
+
+
+@pytest.mark.parametrize(
+    ("kind", "point", "options", "kept"),
+    [
+        (b"fuse.sshfs", b"/srv", USERS, False),
+        (b"fuse.fuse-overlayfs", b"/srv", USERS, False),
+        (b"fuseblk", b"/srv", USERS, False),
+        (b"fuse.fuse-overlayfs", b"/srv", b"rw,user_id=0,group_id=0", True),
+        (b"fuse.sshfs", b"/srv", b"rw", True),
+        (b"overlay", b"/srv", b"rw,user_id=1000,lowerdir=/a", True),
+        # All of the host's files.
+        (b"fuse.sshfs", b"/", USERS, True),
+    ],
+)
+def test_no_fuse_of_a_user_is_among_the_mounts_of_the_host(
+    world: World, monkeypatch: pytest.MonkeyPatch, kind: bytes, point: bytes, options: bytes, kept: bool
+) -> None:
+    first = b"20 1 8:1 / / rw - ext4 a rw\n"
+    text = first + b"30 20 0:50 / %s rw shared:1 - %s x %s\n" % (point, kind, options)
+    (world.proc / "self" / "mountinfo").write_bytes(text)
+    assert (30 in mount_table.mounts_of_host()) is kept
+    # That of the root directory of the process, and that of its program, are looked at whoever has made them.
+    assert 30 in mount_table.mounts_of_host(30) and (30 in mount_table.mounts_of_host(31)) is kept
+    monkeypatch.setattr(procfs, "MOUNTINFO_LIMIT", len(first))
+    if not kept:
+        assert mount_table.mounts_of_host().place_of_root() == (b"8:1", b"/")
+        # What lies below one that was left out may not answer: it is nowhere.
+        table = mount_table.mounts_of_host()
+        monkeypatch.setattr("core_helper.mount_table.posix.readlink", None)
+        assert (table.place_of(b"/srv/x/y"), table.place_of_layer(b"/srv/x")) == (None, None)
+        assert table.place_of(b"/srv2/x") == (b"8:1", b"/srv2/x")
+        return
     with pytest.raises(Refused, match="the list of the host's mounts is too long"):
         mount_table.mounts_of_host()
 

@@ -82,14 +82,16 @@ def test_the_pattern_in_the_usage_is_one_that_the_kernel_takes() -> None:
 class Run:
     """main, with a log of ours in place of this machine's: by hand, or as the kernel does, with 1 and 2 closed."""
 
-    def __init__(self, directory: Path, *arguments: str, as_kernel: bool = False, limit: int = 512) -> None:
+    def __init__(
+        self, directory: Path, *arguments: str, as_kernel: bool = False, limit: int = 512, first: str = ""
+    ) -> None:
         program = (
             f"import sys; sys.path.insert(0, {str(HELPER)!r})\n"
             "from core_helper import configuration, diagnosis, journal, main, quota, slots\n"
             f"main.LIMIT_OF_KERNEL = diagnosis.LIMIT = {str(directory / 'limit')!r}; diagnosis.PATTERN = '/missing'\n"
             f"slots.FILE, quota.FILE = {str(directory / 'slots')!r}, {str(directory / 'lines')!r}\n"
             f"journal.SOCKET = '/missing'; journal.KERNEL_LOG = {str(directory / 'log')!r}\n"
-            "configuration.CONFIGURATION = '/missing'\n"
+            f"configuration.CONFIGURATION = '/missing'\n{first}\n"
             "main.main(['docker_core_helper', *sys.argv[1:]])"
         )
         words = [sys.executable, "-BISc", program, *arguments]
@@ -130,6 +132,22 @@ def test_a_process_that_does_not_crash_is_refused(tmp_path: Path, as_kernel: boo
     (line,) = done.lines
     assert line.startswith("<27>") and f"]: pid={os.getpid()} uid={os.getuid()} gid={os.getgid()} comm=" in line
     assert f"core not delivered, 0 bytes: process {os.getpid()} is not dumping core: " in line
+
+
+def test_a_helper_that_handles_no_signal_any_more_is_ended_after_one_that_does(tmp_path: Path) -> None:
+    first = (
+        "calls = []\n"
+        f"def note(seconds): calls.append(seconds); open({str(tmp_path / 'calls')!r}, 'w').write(repr(calls))\n"
+        "main._signal = type('', (), {'SIGALRM': 14, 'signal': print, 'alarm': note})\n"
+        "def kill_after(seconds): note(seconds); raise OSError\n"
+        "main.linux.kill_after = kill_after\n"
+        "main.read_configuration = configuration.Configuration"
+    )
+    done = Run(tmp_path, str(os.getpid()), "0", "0", "/bin/true", first=first)
+    # Where there is no such timer, all else is as it was.
+    assert "is not dumping core" in done.lines[0]
+    timeout = int(Configuration().timeout)
+    assert (tmp_path / "calls").read_text() == str([timeout + 60, timeout + 90])
 
 
 @pytest.mark.parametrize("option", ["-F999999", "-F99999999999999999999"])

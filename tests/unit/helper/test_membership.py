@@ -489,6 +489,29 @@ def test_only_what_sees_the_hosts_files_has_the_root_of_the_host(world: World, b
     assert not foreign_files.has_root_of_the_host(foreign_files.View(world.crashed(21), None))
 
 
+FUSE_OF_USER = b"50 20 0:50 / /srv rw - fuse.fuse-overlayfs x rw,user_id=1000,group_id=1000\n"
+
+
+def test_what_a_user_has_mounted_costs_no_service_its_core_however_much_that_is(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(procfs, "MOUNTINFO_LIMIT", len(ROOT_OF_HOST) + len(FUSE_OF_USER))
+    (world.proc / "self" / "mountinfo").write_bytes(ROOT_OF_HOST + FUSE_OF_USER * 9)
+    world.process(
+        21, mountinfo=ROOT_OF_HOST + FUSE_OF_USER * 9, mnt=world.namespace(owner=world.host["user"]), exe=(77, "/x")
+    )
+    assert told(world.crashed(21)) == ""
+
+
+def test_a_root_directory_that_a_user_has_mounted_is_found_and_is_nobody_elses(world: World) -> None:
+    (world.proc / "self" / "mountinfo").write_bytes(ROOT_OF_HOST + FUSE_OF_USER)
+    world.process(20, cgroup="/system.slice/a.service", exe=(50, "/srv/x"))
+    # No engine of the host's has made that, as far as the host's list tells: only itself as root directory.
+    assert "lies in the files of another container" in told(world.crashed(20, "/srv", 50))
+    (world.proc / "self" / "mountinfo").write_bytes(ROOT_OF_HOST + FUSE_OF_USER.replace(b"fuse-overlayfs", b"sshfs"))
+    assert told(world.crashed(20, "/srv", 50)) == ""
+
+
 @pytest.mark.parametrize(
     ("cgroup", "own_pids", "refused"), [("/a", False, False), (DOCKER, False, True), ("/a", True, True)]
 )

@@ -130,7 +130,7 @@ class World:
         number = os.readlink(f"/proc/self/fd/{descriptor}").rpartition("/")[2].partition("!")[0]
         return int(number) if number.isdigit() else 20
 
-    def mounts_of_namespace(self, descriptor: int) -> mount_table.Mounts:
+    def mounts_of_namespace(self, descriptor: int, *numbers: int) -> mount_table.Mounts:
         """Return the mounts that the first process of a mount namespace shows which shows any; a child would visit it."""
         inode = os.fstat(descriptor).st_ino
         for directory in sorted(self.proc.iterdir()):

@@ -509,8 +509,8 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         [
             (
                 "foreign_files.py",
-                "        return mount_table.mounts_of_namespace(namespace)",
-                "        return mount_table.mounts_of(self.process.task)",
+                "        return mount_table.mounts_of_namespace(namespace, *self.numbers())",
+                "        return mount_table.mounts_of(self.process.task, *self.numbers())",
             ),
             (
                 "foreign_files.py",

@@ -34,9 +34,13 @@ class View:
             self._host = mount_table.mounts_of_host(*self.numbers())
         return self._host
 
-    def numbers(self) -> "tuple[int, int]":
-        """Return the numbers of the mounts with the root directory and the program: whoever made them, they are looked at."""
-        return mount_table.mount_of(self.process.root), mount_table.mount_of_link(self.process.task, "exe")
+    def numbers(self) -> "list[int]":
+        """Return the numbers of the mounts that are looked at whoever has made them.
+
+        They are those of the root directory and, where that was changed, of the program.
+        """
+        root = mount_table.mount_of(self.process.root)
+        return [root] if self.path == b"/" else [root, mount_table.mount_of_link(self.process.task, "exe")]
 
     def around(self) -> mount_table.Mounts:
         """Return the mounts among which those of the root directory and of the program are, or are not."""

@@ -154,13 +154,13 @@ def deliver(
     try:
         process, refusal = look(crash)
     finally:
-        if mount_table.visits.left:
-            slot.keep_for(mount_table.visits.left)
+        if mount_table.visits.hanging:
+            slot.keep_for(mount_table.visits.hanging)
     if crash.signal is None:
         crash.signal = process.signal
     process.hostname = container.hostname_of(process)
     delivery = Delivery(source, crash, process, configuration, slot, log, began)
-    delivery.left = mount_table.visits.left
+    delivery.hanging = mount_table.visits.hanging
     reasons: list[str] = []
     absent = True
     for destination in choose(delivery, refusal):

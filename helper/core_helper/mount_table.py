@@ -180,7 +180,7 @@ class Visits:
     def __init__(self) -> None:
         """Begin with nothing used."""
         self.patience = PATIENCE
-        self.left = 0  # The pid of a child that not even SIGKILL has ended, if there is one.
+        self.hanging = 0  # The pid of a child that not even SIGKILL has ended, if there is one.
 
 
 visits = Visits()
@@ -268,7 +268,7 @@ def mounts_of_namespace(namespace: int, *numbers: int) -> Mounts:
     Raises Refused where nobody can look, or not within the patience for all visits: whoever enters a mount namespace may have
     to wait there, as for the daemon of autofs.
     """
-    if visits.left or visits.patience <= 0:
+    if visits.hanging or visits.patience <= 0:
         raise Refused("no other mount namespace is looked at after one where that lasted too long: core not delegated")
     reading, writing = posix.pipe()
     began = time.monotonic()
@@ -281,7 +281,7 @@ def mounts_of_namespace(namespace: int, *numbers: int) -> Mounts:
     finally:
         posix.close(reading)
         if not _has_ended(pid):
-            visits.left = pid
+            visits.hanging = pid
         visits.patience -= time.monotonic() - began
     if not text:
         raise Refused("the mounts of its mount namespace cannot be looked at: core not delegated")

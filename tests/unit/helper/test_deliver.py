@@ -313,7 +313,7 @@ def test_a_child_that_hangs_where_it_has_looked_keeps_the_slot_and_is_the_last_o
     deliveries: Deliveries, monkeypatch: pytest.MonkeyPatch, error: Refused | None
 ) -> None:
     visits = mount_table.Visits()
-    visits.left = 4712
+    visits.hanging = 4712
     monkeypatch.setattr(mount_table, "visits", visits)
     deliveries.stage.configuration.fallback = True
     deliveries.stage.error = error

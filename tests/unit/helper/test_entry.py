@@ -294,7 +294,7 @@ def test_a_visit_that_does_not_end_is_ended_and_is_the_last_one(stuck: Stuck) ->
     # Nobody but the helper may hold the core: the process, the namespace, and the pipe for the list.
     assert os.readlink(f"/proc/self/fd/{core}") not in inherited
     assert [re.sub(r"\d+", "N", path) for path in sorted(inherited)][:2] == ["/dev/null", "/proc/N"]
-    assert stuck.visits.left == 0
+    assert stuck.visits.hanging == 0
     stuck.found.unlink()
     assert "after one where that lasted too long" in stuck.told()
     assert not stuck.found.exists()
@@ -307,7 +307,7 @@ def test_a_visitor_that_cannot_be_ended_is_known(stuck: Stuck, monkeypatch: pyte
     monkeypatch.setattr(mount_table, "GRACE", 0.1)
     assert "has to wait" in stuck.told()
     pid = json.loads(stuck.found.read_text())[0]
-    assert stuck.visits.left == pid
+    assert stuck.visits.hanging == pid
     stuck.visits.patience = 60.0
     assert "after one where that lasted too long" in stuck.told()
     os.kill(pid, signal.SIGKILL)

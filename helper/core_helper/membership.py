@@ -43,7 +43,7 @@ def check(process: "FaultingProcess") -> None:
         _check_owner(process)
         view = foreign_files.View(process, first)
         if process.is_outside() and foreign_files.has_root_of_the_host(view):
-            strangers.refuse(view, None)
+            strangers.refuse(view, None, hosts_root=True)
             return
         if first is not None:
             _check_group(process, first)

@@ -8,6 +8,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from core_helper.process import FaultingProcess
 
+# The monitor of a container, a process of the host, has a control group of its own, which is named after that container:
+# libpod-conmon-ID.scope of Podman, crio-conmon-ID.scope and crio-conmon-ID of CRI-O.
+MONITORS = (b"libpod-conmon", b"crio-conmon")
+SESSIONS = b"/user.slice/user-"
+
 
 def container_id(cgroups: "list[tuple[bytes, bytes]]") -> str:
     """Return the id of 64 hexadecimal digits that container engines put into the cgroup's path, or "".
@@ -33,12 +38,16 @@ def name_for_log(cgroups: "list[tuple[bytes, bytes]]") -> str:
 
 
 def outermost_group(cgroups: "list[tuple[bytes, bytes]]") -> "tuple[str, bytes, bytes] | None":
-    """Return id, controllers and the path above the outermost control group that has the id of a container, or None."""
+    """Return id, controllers and the path above the outermost control group that has the id of a container, or None.
+
+    Below its own group, a container may make groups that are named like those of monitors. They change nothing.
+    """
     for controllers, path in cgroups:
         above = b""
         for component in path.split(b"/"):
-            name = component.rpartition(b"-")[2].partition(b".")[0]
-            if len(name) == 64 and not name.strip(b"0123456789abcdef"):
+            engine, _hyphen, name = component.rpartition(b"-")
+            name = name.partition(b".")[0]
+            if len(name) == 64 and not name.strip(b"0123456789abcdef") and engine not in MONITORS:
                 return name.decode(), controllers, above
             above += component + b"/"
     return None
@@ -50,11 +59,17 @@ def maker_of(controllers: bytes, above: bytes) -> "int | None":
     Only the owner of that group may. A user to whom root has given a part of the hierarchy can give any name to groups there;
     cgroups(7).
     """
+    found = _look_up(controllers, above)
+    return None if found is None else found.st_uid
+
+
+def _look_up(controllers: bytes, path: bytes) -> "posix.stat_result | None":
+    """Return what stat(2) says of a control group, None where it is not found."""
     first = controllers.split(b",")[0]
     usual = (first.rpartition(b"=")[2],) if controllers else (b"", b"unified")
     for hierarchy in usual:
         try:
-            return posix.stat(b"/sys/fs/cgroup/" + hierarchy + above).st_uid
+            return posix.stat(b"/sys/fs/cgroup/" + hierarchy + path)
         except OSError:
             continue
     # Mounted elsewhere.
@@ -62,9 +77,40 @@ def maker_of(controllers: bytes, above: bytes) -> "int | None":
 
     mount_point = control_groups.own_cgroup_mounts().get(first)
     try:
-        return None if mount_point is None else posix.stat(mount_point + above).st_uid
+        return None if mount_point is None else posix.stat(mount_point + path)
     except OSError:
         return None
+
+
+def user_of_session(cgroups: "list[tuple[bytes, bytes]]") -> int:
+    """Return the user for whose sessions systemd has made the control group, 0 for nobody's; systemd.special(7).
+
+    No user can leave that group. A container may make one of that name, but only below its own.
+    """
+    for _controllers, path in cgroups:
+        number, slices, _rest = path[len(SESSIONS) :].partition(b".slice/")
+        if path.startswith(SESSIONS) and slices and number.isdigit() and len(number) <= 10:
+            return int(number)
+    return 0
+
+
+def group_of_root(cgroups: "list[tuple[bytes, bytes]]") -> "int | None":
+    """Return a number for the innermost control group that only root could make, None for the root groups.
+
+    The first hierarchy counts that has such a group.
+    """
+    for controllers, path in cgroups:
+        group, number = b"/", None
+        for component in filter(None, path.split(b"/")):
+            found = _look_up(controllers, group + component)
+            if found is None or maker_of(controllers, group) != 0:
+                break
+            group += component + b"/"
+            # Each hierarchy is a device, and numbers its own groups.
+            number = posix.minor(found.st_dev) << 42 | found.st_ino & ((1 << 42) - 1)
+        if number is not None:
+            return number
+    return None
 
 
 def named_group(cgroups: "list[tuple[bytes, bytes]]") -> "tuple[bytes, bytes] | None":

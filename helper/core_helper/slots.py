@@ -39,21 +39,23 @@ RESERVE = 8  # One in so many slots is for containers and users that hold none.
 SUBUID, PASSWD = "/etc/subuid", "/etc/passwd"
 FIRST_SUBUID = 65536  # The first number that is neither a user's nor nobody's; subuid(5).
 NOBODY = -1
+LAST_USER = (1 << 32) - 1
 
 
 class Holder:
     """The container or user to whom a crash belongs.
 
     ``group`` stands for the container, or for the user of a process of the host. ``owner`` is the user who could make more such
-    groups: the one who made the container, or that user of the host; NOBODY for root, who could do anything.
+    groups: the one who made the container, or that user of the host; NOBODY for root, who could do anything. It is a number
+    below that of NOBODY for whoever had root make the container.
     """
 
-    def __init__(self, group: str, owner: "int | None") -> None:
-        """Take both. Two groups of different owners are different, even if they have the same name."""
+    def __init__(self, group: str, owner: "int | None", by_root: bool = False) -> None:
+        """Take both. Two groups of different owners are different, even if they have the same name, unless root made them."""
         self.owner = owner or NOBODY
         self.name = group
         # Cut to what a record holds: a longer name would never be found again.
-        self.group = f"{self.owner} {group}"[:LONGEST_NAME]
+        self.group = f"{NOBODY if by_root else self.owner} {group}"[:LONGEST_NAME]
 
 
 class Slot:
@@ -123,7 +125,7 @@ def resume(file: int, index: int, log: "Log") -> Slot:
 
 def log_name(owner: int, group: str) -> str:
     """Return the name under which a holder's lines are counted: all groups of a user who can make many have one name."""
-    return group if owner == NOBODY else f"{owner} user {owner}"
+    return group if owner <= NOBODY else f"{owner} user {owner}"
 
 
 def _acquire(file: int, holder: Holder, limit: int, crash: "Crash") -> Slot:
@@ -149,8 +151,9 @@ def _acquire(file: int, holder: Holder, limit: int, crash: "Crash") -> Slot:
             " crashes, or raise DOCKERCOREHELPER_PIPE_LIMIT (docker_core_helper_pipe_limit)"
         )
     if (last and of_owner) or not may_add(of_owner, free, OWNER_WEIGHT):
+        who = f"user {holder.owner}" if holder.owner > NOBODY else f"whoever had root make {holder.name}"
         raise Refused(
-            f"user {holder.owner} has {of_owner} crashes in flight, and {free} of {limit} slots are free: core dropped; fix"
+            f"{who} has {of_owner} crashes in flight, and {free} of {limit} slots are free: core dropped; fix"
             " what crashes, or raise DOCKERCOREHELPER_PIPE_LIMIT (docker_core_helper_pipe_limit)"
         )
     _lock(file, empty)
@@ -223,7 +226,8 @@ def holder_of(crash: "Crash") -> Holder:
     opened: list[int] = []
     try:
         task = procfs.task_of(crash.pid, crash.tid)
-        group = runtime.outermost_group(procfs.parse_cgroup(procfs.read_path(f"{task}/cgroup")))
+        cgroups = procfs.parse_cgroup(procfs.read_path(f"{task}/cgroup"))
+        group = runtime.outermost_group(cgroups)
         if group is not None:
             maker = runtime.maker_of(*group[1:])
             if maker is not None:
@@ -239,8 +243,11 @@ def holder_of(crash: "Crash") -> Holder:
             # counts: a container that makes namespaces of its own gets no more slots by that.
             opened.append(namespaces.outermost(opened[0], host))
             opened.append(fcntl.ioctl(opened[1], namespaces.NS_GET_USERNS))
-            name = f"pid:[{posix.fstat(opened[1]).st_ino}]"
-            return Holder(f"container {name}", _maker_of(opened[-1], opened))
+            name = f"container pid:[{posix.fstat(opened[1]).st_ino}]"
+            maker = _maker_of(opened[-1], opened)
+            if maker is not None or group is not None:
+                return Holder(name, maker)
+            return Holder(name, _instigator_of(crash, cgroups), by_root=True)
         opened.append(posix.open(f"{task}/ns/user", posix.O_RDONLY | posix.O_CLOEXEC))
         maker = _maker_of(opened[-1], opened)
     except OSError:
@@ -250,6 +257,23 @@ def holder_of(crash: "Crash") -> Holder:
             posix.close(descriptor)
     user = user_of(crash.uid) if maker is None else maker
     return Holder(f"user {user}", user)
+
+
+def _instigator_of(crash: "Crash", cgroups: "list[tuple[bytes, bytes]]") -> "int | None":
+    """Return for whom root has made a pid namespace that no engine has named; None for root itself.
+
+    The sandboxes of a set-id program are as many as any user likes. The control group that root has given to the process tells
+    whose they are: root of a container may have the number of any user, but cannot leave that group. So nobody's crashes count
+    for another user. What is in no session counts for its control group: that is one container of LXC, or a service. In the
+    root groups there is nothing but the user to tell them apart.
+    """
+    if crash.uid == 0:
+        return None
+    user = runtime.user_of_session(cgroups)
+    if user:
+        return user
+    group = runtime.group_of_root(cgroups)
+    return NOBODY - (user_of(crash.uid) if group is None else LAST_USER + group)
 
 
 def user_of(uid: int) -> int:

@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from core_helper.process import FaultingProcess
 
 
-def refuse(view: "View", place: "tuple[bytes, bytes] | None") -> None:
-    """Raise Withheld where another container is at home in the mounts of the process, or ``place`` is in its root directory."""
+def refuse(view: "View", place: "tuple[bytes, bytes] | None", hosts_root: bool = False) -> None:
+    """Raise Withheld where another container is at home in the mounts of the process, or ``place`` is in its root directory.
+
+    In ``hosts_root``, mounts of the host's with the root directory of the host, sandboxes of users are nobody's home.
+    """
     process = view.process
     mounts = process.inode("mnt") if process.in_container() else None
     holds = _holders_of(place, view)
@@ -26,7 +29,8 @@ def refuse(view: "View", place: "tuple[bytes, bytes] | None") -> None:
         inode = first_process.namespace_of(pid, "mnt")
         return inode is not None and (inode == mounts or holds(pid, inode))
 
-    if find(process, view.first, wanted):
+    hosts = hosts_root and namespaces.owner_of(process.descriptor("mnt")) == namespaces.of_host("user")  # type: ignore[arg-type]
+    if find(process, view.first, wanted, hosts):
         raise withheld(process, reason(view))
 
 
@@ -80,9 +84,12 @@ def _root_of(task: str) -> "tuple[bytes, bytes] | None":
         posix.close(directory)
 
 
-def find(process: "FaultingProcess", first: "Member | None", wanted: "Callable[[int], bool]") -> bool:
+def find(
+    process: "FaultingProcess", first: "Member | None", wanted: "Callable[[int], bool]", hosts: bool = False
+) -> bool:
     """Tell whether one of the ``wanted`` processes is at home in a container other than that of ``process``.
 
+    Where the mounts are the ``hosts``, whoever is only in a sandbox that a user has made is not.
     Raises Refused where the host has too many processes to tell.
     """
     limit = time.monotonic() + PATIENCE
@@ -99,11 +106,43 @@ def find(process: "FaultingProcess", first: "Member | None", wanted: "Callable[[
         try:
             # Whoever is of a container is a stranger to a process of the host, wherever that one came from.
             strange = host and (len(member.pids) > 1 or runtime.named_group(member.cgroups) is not None)
-            if not _is_part(member, process, first) and (strange or _is_at_home(member)):
+            if (
+                not _is_part(member, process, first)
+                and (strange or _is_at_home(member))
+                and not (hosts and _is_of_user(member))
+            ):
                 return True
         finally:
             member.close()
     return False
+
+
+def _is_of_user(member: Member) -> bool:
+    """Tell whether only a user has put ``member`` into a container: root has neither named it nor made its pid namespace.
+
+    Such a user cannot have mounted anything in the user namespace of the host. A process may enter a user namespace later, but
+    it never leaves its pid namespace. So the outermost pid namespace tells, and the user namespace does not suffice.
+    """
+    for hierarchy in member.cgroups:
+        group = runtime.outermost_group([hierarchy])
+        if group is not None and not runtime.maker_of(*group[1:]):
+            return False
+    if len(member.pids) == 1:
+        return True
+    opened: list[int] = []
+    try:
+        host = namespaces.of_host("user")
+        if member.namespace("user") == host:
+            return False
+        opened.append(posix.open("ns/pid", posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=member.directory))
+        opened.append(namespaces.outermost(opened[0], namespaces.of_host("pid")))
+        return namespaces.owner_of(opened[1]) != host
+    except OSError:
+        # Gone, or only the thread that was looked at: who is still there is no user's.
+        return first_process.namespace_of(int(member.status["Tgid"]), "mnt") != member.mounts
+    finally:
+        for descriptor in set(opened):
+            posix.close(descriptor)
 
 
 def _is_part(member: Member, process: "FaultingProcess", first: "Member | None") -> bool:

@@ -14,7 +14,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from core_helper import first_process, foreign_files, membership, mount_table, procfs, strangers, tracing, verification
+from core_helper import (
+    first_process,
+    foreign_files,
+    membership,
+    mount_table,
+    procfs,
+    runtime,
+    strangers,
+    tracing,
+    verification,
+)
 from core_helper.crash import Refused
 from core_helper.process import FaultingProcess, Withheld, withheld
 from unit.helper.support import HELPER
@@ -885,6 +895,106 @@ def test_what_is_no_process_is_nobody(world: World, box: dict[str, Any]) -> None
     assert keeps_descriptors(lambda: strangers.find(process, None, lambda pid: pid in (10, 99)))
     assert strangers.find(process, None, lambda pid: pid == 10)
     assert not strangers.find(process, None, lambda pid: False)
+
+
+@pytest.fixture
+def session(world: World) -> Path:
+    """The mounts of a daemon, with the root directory of the host, in which process 21 of the host has a session."""
+    mounts = world.namespace(owner=world.host["user"])
+    world.process(21, cgroup="/user.slice/user-0.slice/session-1.scope", mnt=mounts)
+    assert told(world.crashed(21)) == ""
+    return mounts
+
+
+SESSION = "/user.slice/user-1000.slice/session-2.scope"
+
+
+def test_a_sandbox_that_a_user_has_made_in_mounts_of_the_host_is_no_container(world: World, session: Path) -> None:
+    users = world.namespace(world.host["user"], maker=1000)
+    pids = world.namespace(world.host["pid"], owner=users)
+    world.process(30, "1", SESSION, mnt=session, user=users, pid=pids)
+    below = world.namespace(users, maker=0)
+    inner = world.namespace(pids, owner=below)
+    world.process(31, "2 1", SESSION, mnt=session, user=below, pid=inner)
+    process = world.crashed(21)
+    assert told(process) == ""
+    assert keeps_descriptors(lambda: told(process))
+
+
+@pytest.mark.parametrize("users", ["of the host", "of its own, later"])
+def test_a_container_that_root_has_made_in_mounts_of_the_host_is_one_whatever_users_it_has(
+    world: World, session: Path, users: str
+) -> None:
+    pids = world.namespace(world.host["pid"])
+    own = world.host["user"] if users == "of the host" else world.namespace(world.host["user"], maker=1000)
+    world.process(30, "1", SESSION, mnt=session, user=own, pid=pids)
+    assert "is in the mount namespace of another container" in told(world.crashed(21))
+    # Neither its first process nor one in a pid namespace below it.
+    (world.proc / "30").rename(world.directory / "gone")
+    world.process(31, "2 1", SESSION, mnt=session, user=own, pid=world.namespace(pids, owner=own))
+    assert "is in the mount namespace of another container" in told(world.crashed(21))
+
+
+def test_root_of_the_host_in_the_pid_namespace_of_a_user_is_no_user(world: World, session: Path) -> None:
+    users = world.namespace(world.host["user"], maker=1000)
+    world.process(30, "1", SESSION, mnt=session, pid=world.namespace(world.host["pid"], owner=users))
+    assert "is in the mount namespace of another container" in told(world.crashed(21))
+
+
+def test_a_user_who_could_change_the_mounts_is_a_stranger(world: World) -> None:
+    users = world.namespace(world.host["user"], maker=1000)
+    mounts = world.namespace(owner=users)
+    world.process(30, "1", SESSION, mnt=mounts, user=users, pid=world.namespace(world.host["pid"], owner=users))
+    world.process(21, cgroup="/user.slice/user-0.slice/session-1.scope", mnt=mounts, user=users)
+    assert "is in the mount namespace of another container" in told(world.crashed(21))
+
+
+def test_a_sandbox_of_a_user_is_a_stranger_where_the_root_directory_is_not_the_hosts(world: World) -> None:
+    mounts = world.namespace(owner=world.host["user"])
+    world.process(21, cgroup="/system.slice/a.service", mountinfo=FILES, mnt=mounts)
+    assert told(world.crashed(21)) == ""
+    users = world.namespace(world.host["user"], maker=1000)
+    pids = world.namespace(world.host["pid"], owner=users)
+    world.process(30, "1", SESSION, FILES, mnt=mounts, user=users, pid=pids)
+    assert "is in the mount namespace of another container" in told(world.crashed(21))
+
+
+@pytest.mark.parametrize(("maker", "stranger"), [(1000, False), (0, True), (None, True)])
+def test_the_name_that_a_user_gives_to_a_control_group_makes_no_container(
+    world: World, session: Path, monkeypatch: pytest.MonkeyPatch, maker: int | None, stranger: bool
+) -> None:
+    monkeypatch.setattr(runtime, "maker_of", lambda controllers, above: maker)
+    world.process(30, cgroup=f"/user.slice/user-1000.slice/user@1000.service/libpod-{ID}.scope", mnt=session)
+    assert bool(told(world.crashed(21))) is stranger
+
+
+def test_the_monitor_of_a_container_is_a_process_of_the_host(world: World, session: Path) -> None:
+    world.process(30, cgroup=f"/machine.slice/libpod-conmon-{ID}.scope", mnt=session)
+    assert told(world.crashed(21)) == ""
+    # In the mounts of a container it is withheld as any other.
+    box = world.container()
+    world.process(40, "1", f"/machine.slice/libpod-{ID}.scope", FILES, **box)
+    world.process(31, cgroup=f"/machine.slice/libpod-conmon-{ID}.scope", mountinfo=FILES, mnt=box["mnt"])
+    assert "is in the mount namespace of another container" in told(world.crashed(31))
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_sandbox_that_ends_while_it_is_looked_at_is_nobodys_home(
+    world: World, session: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    users = world.namespace(world.host["user"], maker=1000)
+    pids = world.namespace(world.host["pid"], owner=users)
+    world.process(30, "1", SESSION, mnt=session, user=users, pid=pids)
+
+    def gone(namespace: int, last: int) -> int:
+        if not there:
+            (world.proc / "30").rename(world.directory / "gone")
+        raise ProcessLookupError(3, "No such process")
+
+    monkeypatch.setattr("core_helper.namespaces.outermost", gone)
+    process = world.crashed(21)
+    assert bool(told(process)) is there
+    assert keeps_descriptors(lambda: told(process))
 
 
 def test_a_stranger_is_found_behind_one_that_is_gone(

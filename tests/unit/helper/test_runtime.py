@@ -66,6 +66,9 @@ def test_as_many_processes_as_are_allowed_are_no_refusal(world: World, monkeypat
         (f"{DOCKER}/docker/{OTHER_ID}/x", f"{DOCKER}/docker/{OTHER_ID}"),
         (f"/system.slice/docker-{ID}.scope", f"/system.slice/docker-{ID}.scope"),
         (f"/{ID}", f"/{ID}"),
+        (f"{DOCKER}/libpod-conmon-{OTHER_ID}.scope", DOCKER),
+        (f"{DOCKER}/crio-conmon-{OTHER_ID}/x", DOCKER),
+        (f"/machine.slice/libpod-conmon-{ID}.scope", None),
         ("/system.slice/a.service", None),
         ("/", None),
         (ID, None),
@@ -180,3 +183,39 @@ def test_where_a_process_is_leaves_one_descriptor_at_most(monkeypatch: pytest.Mo
     monkeypatch.setattr(runtime, "name_for_log", lambda cgroups: ID if cgroups == groups else "-")
     assert runtime.whereabouts(os.getpid()) == (name, ID)
     assert runtime.whereabouts(1 << 22) == (b"", "-")
+
+
+@pytest.mark.parametrize(
+    ("path", "user"),
+    [
+        ("/user.slice/user-1000.slice/session-2.scope", 1000),
+        ("/user.slice/user-1000.slice/user@1000.service/init.scope", 1000),
+        ("/user.slice/user-0.slice/session-1.scope", 0),
+        ("/user.slice/user-1000.slice", 0),
+        ("/user.slice/user-a.slice/b", 0),
+        ("/user.slice/user-99999999999.slice/b", 0),
+        ("/user.slice/a", 0),
+        ("/lxc.payload.a/user.slice/user-1000.slice/session-2.scope", 0),
+        ("/", 0),
+    ],
+)
+def test_the_user_of_a_session_is_told_by_the_outermost_groups(path: str, user: int) -> None:
+    assert runtime.user_of_session([(b"cpu", b"/"), (b"name=systemd", path.encode())]) == user
+
+
+def test_the_innermost_group_that_root_has_made_is_where_a_user_cannot_make_more(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for group in ("a/user/1/2", "b"):
+        (world.groups / group).mkdir(parents=True)
+    monkeypatch.setattr(runtime, "maker_of", lambda controllers, above: 1000 if b"user" in above else 0)
+
+    def number(*paths: str) -> int | None:
+        return runtime.group_of_root([(b"", path.encode()) for path in paths])
+
+    assert number("/a/user/1/2") == number("/a/user/1") == number("/a/user") != number("/a")
+    assert number("/", "/b") == number("/b") == number("/b/gone") == number("/b", "/a") != number("/a")
+    assert number("/") is number("/gone") is number() is None
+    assert 0 < (number("/a") or 0) < 1 << 62
+    monkeypatch.setattr(runtime, "maker_of", lambda controllers, above: None)
+    assert number("/a") is None

@@ -62,6 +62,36 @@ def test_the_last_slots_are_for_users_who_have_none_whatever_their_containers_ar
     assert got(crashes, 16) == "+" * 12 + "++-" + "+-" + "+"
 
 
+def test_whoever_has_root_make_containers_is_bounded_over_all_of_them(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        slots, "holder_of", lambda crash: slots.Holder(f"container {crash.uid}", -crash.gid, by_root=True)
+    )
+    crashes = [(number, 1001) for number in range(14)] + [(20, 1002), (0, 1001)]
+    assert got(crashes, 16) == "+" * 12 + "--" + "+" + "-"
+    # A container is one, whoever its crashes belong to.
+    assert got([(1, 1001), (1, 1002), (1, 1003)], 4) == "++-"
+
+
+def test_a_refusal_names_no_user_for_whoever_had_root_make_a_container(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slots, "holder_of", lambda crash: slots.Holder(f"container {crash.uid}", -7, by_root=True))
+
+    def refusal() -> str:
+        with pytest.raises(Refused) as caught:
+            slots.acquire(crash_of(2), 2, Log())
+        return str(caught.value)
+
+    def nested() -> str:
+        slots.acquire(crash_of(1), 2, Log())
+        return str(in_child(refusal))
+
+    monkeypatch.setattr(slots, "OWNER_WEIGHT", 1)
+    assert str(in_child(nested)).startswith("whoever had root make container 2 has 1 crashes in flight, and 1 of 2")
+
+
 def test_a_group_of_another_owner_is_another_group(file: Path) -> None:
     assert got([(1, 0), (1, 0), (1, 0), (1, 7)], 4) == "++-+"
 

@@ -338,7 +338,7 @@ def test_a_slot_that_is_left_is_empty(file: Path) -> None:
 def holder(pid: int, tid: int | None = None) -> tuple[str, int]:
     assert keeps_descriptors(lambda: slots.holder_of(crash_of(pid, tid)))
     found = slots.holder_of(crash_of(pid, tid))
-    assert found.group == f"{found.owner} {found.name}"
+    assert found.group == f"{max(found.owner, -1)} {found.name}"
     return found.name, found.owner
 
 
@@ -425,7 +425,59 @@ def test_a_container_is_its_pid_namespace_and_those_below_it(world: World) -> No
     name = f"container pid:[{pids.stat().st_ino}]"
     for pid, namespace in ((21, pids), (22, below)):
         world.process(pid, pid=namespace)
-        assert holder(pid) == (name, -1)
+        assert holder(pid)[0] == name
+
+
+def sandbox(world: World, pid: int, cgroup: str, uid: int = 1000) -> slots.Holder:
+    """Return whose a crash of ``uid`` is, in a pid namespace of its own that root has made."""
+    world.process(pid, cgroup=cgroup, pid=world.namespace(world.host["pid"]))
+    return slots.holder_of(Crash(pid, uid, uid))
+
+
+def test_sandboxes_that_root_makes_for_a_user_are_those_of_the_session(world: World) -> None:
+    paths = ("session-2.scope", "session-3.scope", "user@1000.service/app.slice/x")
+    found = [
+        sandbox(world, pid, f"/user.slice/user-1000.slice/{path}", uid)
+        for pid, path, uid in zip((21, 22, 23, 24), (*paths, paths[0]), (1000, 1000, 1001, 0))
+    ]
+    # Root alone could do anything; who has become another user in the session is still of that session.
+    assert [holder.owner for holder in found] == [1000, 1000, 1000, -1]
+    assert len({holder.group for holder in found}) == 4
+    assert {slots.log_name(holder.owner, holder.group) for holder in found[:3]} == {"1000 user 1000"}
+
+
+def test_sandboxes_outside_of_sessions_are_those_of_the_control_group_that_root_made(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {
+        pid: sandbox(world, pid, path, uid)
+        for pid, path, uid in (
+            (21, "/lxc.payload.a", 1000),
+            (22, "/lxc.payload.a", 1001),
+            (23, "/lxc.payload.b", 1000),
+            (24, "/", 1000),
+            (25, "/", 1001),
+            (26, "/", 1000),
+            (27, "/lxc.payload.a/user.slice/user-1000.slice/x", 1000),
+            (28, "/user.slice/user-0.slice/session-1.scope", 1000),
+        )
+    }
+    owners = {pid: holder.owner for pid, holder in found.items()}
+    # Nobody's are those of a user of the host: root of a container may have any number.
+    assert all(owner < -1 for owner in owners.values())
+    assert owners[21] == owners[22] and owners[24] == owners[26]
+    assert len(set(owners.values())) == 6
+    for holder in found.values():
+        assert slots.RECORD.pack(1, 1, 1, holder.owner, b"a")
+        # A container is one, whatever users its processes have.
+        assert holder.group == f"-1 {holder.name}" == slots.log_name(holder.owner, holder.group)
+
+
+def test_a_container_whose_engine_has_named_it_is_roots_though_nobody_finds_the_group(
+    world: World, maker: dict[str, int | None]
+) -> None:
+    maker["maker"] = None
+    assert sandbox(world, 21, f"/docker/{ID}").owner == -1
 
 
 def test_a_rootless_container_is_that_of_who_made_its_user_namespace(world: World) -> None:

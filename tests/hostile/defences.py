@@ -450,6 +450,17 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         [("slots.py", "            if maker is not None:\n", "            if False:\n")],
         "attack_22_many_users",
     ),
+    "22 a pid namespace that root makes is nobody's": (
+        [("slots.py", "Holder(name, _instigator_of(crash, cgroups), by_root=True)", "Holder(name, None)")],
+        "attack_22_pid_namespaces and sandboxes",
+    ),
+    "22 a container that nobody has named is each of its users": (
+        [
+            ("slots.py", "NOBODY if by_root else self.owner", "self.owner"),
+            ("slots.py", "NOBODY - (user_of(crash.uid)", "NOBODY - (crash.uid"),
+        ],
+        "attack_22_pid_namespaces and container",
+    ),
     "22 no slots are left to who has none": (
         [("slots.py", "last = free <= limit // RESERVE", "last = False")],
         "attack_22_eight",
@@ -549,6 +560,22 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
     "20 who is not at home is no stranger to the host": (
         [("strangers.py", "            strange = host and (", "            strange = False and (")],
         "attack_20_root_of_the_host_in_a_sandbox",
+    ),
+    "20 the sandboxes of users are containers in mounts of the host": (
+        [("strangers.py", "and not (hosts and _is_of_user(member))", "")],
+        "attack_20_others and user",
+    ),
+    "20 a monitor is its container": (
+        [("runtime.py", " and engine not in MONITORS", "")],
+        "attack_20_others and monitor",
+    ),
+    "20 the user namespace alone tells whose a sandbox is": (
+        [("strangers.py", "        return namespaces.owner_of(opened[1]) != host", "        return True")],
+        "attack_20_others and become",
+    ),
+    "20 a name on a control group is anybody's": (
+        [("strangers.py", "not runtime.maker_of(*group[1:])", "False")],
+        "attack_20_others and root",
     ),
     "20 what a user has mounted is read": (
         [("mount_table.py", 'if b" - fuse" in line and', "if False and")],

@@ -195,6 +195,7 @@ def test_where_a_process_is_leaves_one_descriptor_at_most(monkeypatch: pytest.Mo
         ("/user.slice/user-a.slice/b", 0),
         ("/user.slice/user-99999999999.slice/b", 0),
         ("/user.slice/a", 0),
+        ("/lxc.payload.abc/1000.slice/x", 0),
         ("/lxc.payload.a/user.slice/user-1000.slice/session-2.scope", 0),
         ("/", 0),
     ],

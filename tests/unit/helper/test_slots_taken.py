@@ -471,6 +471,9 @@ def test_sandboxes_outside_of_sessions_are_those_of_the_control_group_that_root_
         assert slots.RECORD.pack(1, 1, 1, holder.owner, b"a")
         # A container is one, whatever users its processes have.
         assert holder.group == f"-1 {holder.name}" == slots.log_name(holder.owner, holder.group)
+    # No number of a group is that of a user.
+    monkeypatch.setattr(runtime, "group_of_root", lambda cgroups: 1000)
+    assert sandbox(world, 29, "/lxc.payload.a").owner not in (*owners.values(), -1001)
 
 
 def test_a_container_whose_engine_has_named_it_is_roots_though_nobody_finds_the_group(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from hostile.groups import move, move_into
-from hostile.intruders import OF_THE_HOST, PROGRAM
+from hostile.intruders import PROGRAM
 from hostile.observe import LIMIT, helpers, wait_until
 from hostile.test_second_look import assert_is_handled
 from support.containers import MakeCrash, wait_for_log
@@ -31,7 +31,7 @@ def test_attack_22_pid_namespaces_that_root_makes_for_others(attack: MakeCrash, 
     actions, share = FLOODS[kind]
     other = attack("wait=/out/go", "fork=1", "tiny", options=("--detach",))
     words = [PROGRAM, f"wait={records}/go", *actions]
-    flood = subprocess.Popen(words, env={**OF_THE_HOST, "ATTACK": "never-ends"}, start_new_session=True)
+    flood = subprocess.Popen(words, env={"ATTACK": "never-ends"}, start_new_session=True)
     try:
         move(flood.pid, None)
         (records / "go").touch()
@@ -100,10 +100,11 @@ def test_attack_20_others_in_the_same_mounts_of_the_host(
     """Root and a user have logged in by a daemon with mounts of its own; each session has a control group."""
     actions, group, stranger = OTHERS[kind]
     go, moved, there = (records / name for name in ("go", "moved", "there"))
-    crash = subprocess.Popen([PROGRAM, "own-mounts", f"wait={go}", "tiny"], env=OF_THE_HOST)
+    words = [PROGRAM, "own-mounts", f"wait={go}", "tiny"]
+    crash = subprocess.Popen(words, env={"RECORD_DIRECTORY": str(records)})
     wait_until(lambda: mounts_of(crash.pid) != mounts_of(os.getpid()), "it has no mounts of its own")
     words = [PROGRAM, f"join=/proc/{crash.pid}/ns/mnt", f"wait={moved}", *actions, f"touch={there}", "wait=/never"]
-    other = subprocess.Popen(words, env=OF_THE_HOST, start_new_session=True)
+    other = subprocess.Popen(words, start_new_session=True)
     try:
         into(crash.pid, "session-1.scope")
         if kind == "a user who names a group":

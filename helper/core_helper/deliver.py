@@ -8,7 +8,7 @@ that is tried.
 import _signal
 import posix
 
-from core_helper import container, joining, membership, mount_table, runtime, supervisor, unwanted, verification
+from core_helper import container, joining, membership, runtime, supervisor, unwanted, verification
 from core_helper.child import Child, Result
 from core_helper.configuration import CONFIGURATION, FALLBACK_VARIABLE, Configuration
 from core_helper.crash import Crash, Refused
@@ -151,16 +151,12 @@ def deliver(
     The ``slot`` is held until the end, ``began`` is the monotonic time of the start. Raises Refused or OSError where the core
     must go nowhere, or nobody knows whose it is.
     """
-    try:
-        process, refusal = look(crash)
-    finally:
-        if mount_table.visits.hanging:
-            slot.keep_for(mount_table.visits.hanging)
+    process, refusal = look(crash, slot)
     if crash.signal is None:
         crash.signal = process.signal
     process.hostname = container.hostname_of(process)
     delivery = Delivery(source, crash, process, configuration, slot, log, began)
-    delivery.hanging = mount_table.visits.hanging
+    delivery.hanging = process.visits.hanging
     reasons: list[str] = []
     absent = True
     for destination in choose(delivery, refusal):
@@ -178,14 +174,19 @@ def deliver(
     return EXIT_OK if absent else EXIT_NOT_DELIVERED
 
 
-def look(crash: Crash) -> "tuple[FaultingProcess, Withheld | None]":
+def look(crash: Crash, slot: "Slot") -> "tuple[FaultingProcess, Withheld | None]":
     """Return the process that ``crash`` names, verified, and why its core must go to no program of a container, or None.
 
-    Changes nothing. Raises Refused where this is not the process, OSError where it went away.
+    Changes nothing, but the ``slot`` counts for a child that hangs in the mounts of a container. Raises Refused where this is
+    not the process, OSError where it went away.
     """
     try:
         process = verification.examine(crash)
-        membership.check(process)
+        try:
+            membership.check(process)
+        finally:
+            if process.visits.hanging:
+                slot.keep_for(process.visits.hanging)
         process.close_task()
     except verification.Missing as error:
         from core_helper import diagnosis

@@ -49,7 +49,7 @@ class View:
             return self.host()
         if self.path == b"/":
             return mount_table.mounts_of(self.process.task, *self.numbers())
-        return mount_table.mounts_of_namespace(namespace, *self.numbers())
+        return self.process.visits.mounts_of_namespace(namespace, *self.numbers())
 
     def home(self) -> "tuple[bytes, bytes] | None":
         """Return the place of the root directory of the container of the process, or of the host; None where that is unknown.
@@ -60,7 +60,7 @@ class View:
             return self.host().place_of_root()
         if self.first is None or self.process.is_outside():
             return None
-        return mount_table.root_of_namespace(self.first.directory)
+        return self.process.visits.root_of_namespace(self.first.directory)
 
 
 def has_root_of_the_host(view: View) -> bool:

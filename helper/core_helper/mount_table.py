@@ -174,18 +174,6 @@ def mount_of_link(directory: int, name: str) -> int:
         posix.close(file)
 
 
-class Visits:
-    """What the visits to mount namespaces have left: a container can make some of them last as long as it likes."""
-
-    def __init__(self) -> None:
-        """Begin with nothing used."""
-        self.patience = PATIENCE
-        self.hanging = 0  # The pid of a child that not even SIGKILL has ended, if there is one.
-
-
-visits = Visits()
-
-
 def mounts_of(directory: int, *numbers: int) -> Mounts:
     """Return those mounts that the process of the opened /proc/PID sees which have one of these ``numbers``.
 
@@ -261,31 +249,57 @@ def _is_of_user(line: bytes) -> bool:
     return mount.kind.startswith(b"fuse") and mount.point != b"/" and users not in ([], [b"user_id=0"])
 
 
-def mounts_of_namespace(namespace: int, *numbers: int) -> Mounts:
-    """Return the mounts of the opened mount ``namespace`` with one of these ``numbers``, by a child's short visit; setns(2).
+class Visits:
+    """Visits to mount namespaces, all for one crash: a container can make some of them last as long as it likes."""
 
-    Without numbers, the first ones, as ``first_mounts_of`` does. A process shows only what lies below its root directory.
-    Raises Refused where nobody can look, or not within the patience for all visits: whoever enters a mount namespace may have
-    to wait there, as for the daemon of autofs.
-    """
-    if visits.hanging or visits.patience <= 0:
-        raise Refused("no other mount namespace is looked at after one where that lasted too long: core not delegated")
-    reading, writing = posix.pipe()
-    began = time.monotonic()
-    pid = posix.fork()
-    if pid == 0:
-        _visit(namespace, numbers, writing)
-    posix.close(writing)
-    try:
-        text = _read_within(reading, began + visits.patience)
-    finally:
-        posix.close(reading)
-        if not _has_ended(pid):
-            visits.hanging = pid
-        visits.patience -= time.monotonic() - began
-    if not text:
-        raise Refused("the mounts of its mount namespace cannot be looked at: core not delegated")
-    return Mounts(text)
+    def __init__(self) -> None:
+        """Begin with nothing used."""
+        self.patience = PATIENCE
+        self.hanging = 0  # The pid of a child that not even SIGKILL has ended, if there is one.
+
+    def mounts_of_namespace(self, namespace: int, *numbers: int) -> Mounts:
+        """Return the mounts of the opened mount ``namespace`` with one of these ``numbers``, by the visit of a child; setns(2).
+
+        Without numbers, the first ones, as ``first_mounts_of`` does. A process shows only what lies below its root directory.
+        Raises Refused where nobody can look, or not within the patience for all visits: whoever enters a mount namespace may
+        have to wait there, as for the daemon of autofs.
+        """
+        if self.hanging or self.patience <= 0:
+            raise Refused(
+                "no other mount namespace is looked at after one where that lasted too long: core not delegated"
+            )
+        reading, writing = posix.pipe()
+        began = time.monotonic()
+        pid = posix.fork()
+        if pid == 0:
+            _visit(namespace, numbers, writing)
+        posix.close(writing)
+        try:
+            text = _read_within(reading, began + self.patience)
+        finally:
+            posix.close(reading)
+            if not _has_ended(pid):
+                self.hanging = pid
+            self.patience -= time.monotonic() - began
+        if not text:
+            raise Refused("the mounts of its mount namespace cannot be looked at: core not delegated")
+        return Mounts(text)
+
+    def root_of_namespace(self, directory: int) -> "tuple[bytes, bytes] | None":
+        """Return the place of the root directory of the mount namespace of the process of the opened /proc/PID.
+
+        The process itself may have another one.
+        """
+        root = open_link(directory, "root")
+        path = procfs.path_of(root)
+        posix.close(root)
+        if path == b"/":
+            return first_mounts_of(directory).place_of_root()
+        namespace = posix.open("ns/mnt", posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=directory)
+        try:
+            return self.mounts_of_namespace(namespace).place_of_root()
+        finally:
+            posix.close(namespace)
 
 
 def _visit(namespace: int, numbers: "tuple[int, ...]", writing: int) -> "NoReturn":
@@ -325,23 +339,6 @@ def _has_ended(pid: int) -> bool:
             return False
         time.sleep(0.001)
     return True
-
-
-def root_of_namespace(directory: int) -> "tuple[bytes, bytes] | None":
-    """Return the place of the root directory of the mount namespace of the process of the opened /proc/PID.
-
-    The process itself may have another one.
-    """
-    root = open_link(directory, "root")
-    path = procfs.path_of(root)
-    posix.close(root)
-    if path == b"/":
-        return first_mounts_of(directory).place_of_root()
-    namespace = posix.open("ns/mnt", posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=directory)
-    try:
-        return mounts_of_namespace(namespace).place_of_root()
-    finally:
-        posix.close(namespace)
 
 
 def decoded(path: bytes) -> bytes:

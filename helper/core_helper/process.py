@@ -7,7 +7,7 @@ read.
 
 import posix
 
-from core_helper import namespaces, procfs, runtime
+from core_helper import mount_table, namespaces, procfs, runtime
 from core_helper.crash import Refused
 
 SEEK_SET = 0
@@ -74,6 +74,7 @@ class FaultingProcess:
         self.limits = procfs.parse_limits(procfs.read(task, "limits"))
         self.cgroups = procfs.parse_cgroup(procfs.read(task, "cgroup"))
         self.notes: list[str] = []
+        self.visits = mount_table.Visits()
         # Opened here and read later: a read needs the memory of the process, which may lie in a file system that does not
         # answer.
         self.environ_file: int | None = procfs.open_file(task, "environ")

@@ -59,7 +59,7 @@ def _holders_of(place: "tuple[bytes, bytes] | None", view: "View") -> "Callable[
             return False
         if inode not in roots:
             try:
-                roots[inode] = _root_of(procfs.task_of(pid, None))
+                roots[inode] = _root_of(procfs.task_of(pid, None), view)
             except OSError:
                 return False
             except Refused:
@@ -70,7 +70,7 @@ def _holders_of(place: "tuple[bytes, bytes] | None", view: "View") -> "Callable[
     return holds
 
 
-def _root_of(task: str) -> "tuple[bytes, bytes] | None":
+def _root_of(task: str, view: "View") -> "tuple[bytes, bytes] | None":
     """Return the place of the root directory of the mount namespace of a thread, None for that of a user namespace."""
     directory = posix.open(task, posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
     try:
@@ -79,7 +79,8 @@ def _root_of(task: str) -> "tuple[bytes, bytes] | None":
             owner = namespaces.owner_of(namespace)
         finally:
             posix.close(namespace)
-        return mount_table.root_of_namespace(directory) if owner == namespaces.of_host("user") else None
+        visits = view.process.visits
+        return visits.root_of_namespace(directory) if owner == namespaces.of_host("user") else None
     finally:
         posix.close(directory)
 

@@ -520,7 +520,7 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         [
             (
                 "foreign_files.py",
-                "        return mount_table.mounts_of_namespace(namespace, *self.numbers())",
+                "        return self.process.visits.mounts_of_namespace(namespace, *self.numbers())",
                 "        return mount_table.mounts_of(self.process.task, *self.numbers())",
             ),
             (

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from core_helper import joining
+from core_helper import joining, mount_table
 from core_helper.program import Program
 
 HELPER = Path(__file__).parents[3] / "helper"
@@ -143,6 +143,7 @@ def process(**facts: Any) -> Any:
         "label": b"",
         "label_kind": "",
         "notes": [],
+        "visits": mount_table.Visits(),
         "in_container": lambda: False,
     }
     attributes = {**attributes, **facts}

@@ -14,7 +14,6 @@ from core_helper import (
     diagnosis,
     joining,
     membership,
-    mount_table,
     previous_handler,
     runtime,
     supervisor,
@@ -72,6 +71,10 @@ class Stage:
     def warning(self, text: str) -> None:
         self.note("warning", text)
 
+    def look(self) -> Any:
+        everything: Any = self
+        return deliver.look(self.crash, everything)
+
     def deliver(self) -> int:
         everything: Any = self
         return deliver.deliver(everything, self.crash, self.configuration, everything, everything, 0.0)
@@ -83,7 +86,7 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
 
 
 def test_a_process_is_checked_and_its_directory_closed_before_anything_is_entered(stage: Stage) -> None:
-    assert deliver.look(stage.crash) == (stage.process, None)
+    assert stage.look() == (stage.process, None)
     assert stage.done == ["check", "close_task"]
 
 
@@ -106,7 +109,7 @@ def test_where_the_interpreter_could_be_overwritten_nothing_is_delegated(
     stage: Stage, exposed: str, traceable: bool, refused: bool
 ) -> None:
     stage.crash.unprotected, stage.traced = exposed, traceable
-    found, refusal = deliver.look(stage.crash)
+    found, refusal = stage.look()
     assert found is stage.process
     if refused:
         assert refusal is not None and refusal.process is stage.process
@@ -312,11 +315,14 @@ def test_after_a_child_that_hangs_no_other_one_is_started(deliveries: Deliveries
 def test_a_child_that_hangs_where_it_has_looked_keeps_the_slot_and_is_the_last_one(
     deliveries: Deliveries, monkeypatch: pytest.MonkeyPatch, error: Refused | None
 ) -> None:
-    visits = mount_table.Visits()
-    visits.hanging = 4712
-    monkeypatch.setattr(mount_table, "visits", visits)
+    deliveries.stage.process.visits.hanging = 4712
     deliveries.stage.configuration.fallback = True
-    deliveries.stage.error = error
+
+    def check(process: Any) -> None:
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(membership, "check", check)
     if error is None:
         assert deliveries.deliver() == 1
     else:

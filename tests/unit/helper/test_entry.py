@@ -243,13 +243,13 @@ def test_all_mounts_of_a_namespace_are_seen_by_a_visit() -> None:
         namespace = os.open(f"/proc/{process.pid}/ns/mnt", os.O_RDONLY)
         here = os.stat("/proc/self/ns/mnt").st_ino
         opened = os.listdir("/proc/self/fd")
-        table = mount_table.mounts_of_namespace(namespace)
+        table = mount_table.Visits().mounts_of_namespace(namespace)
         assert b" visited " in table.text and b" visited " not in mount_table.mounts_of_host().text
         assert (os.stat("/proc/self/ns/mnt").st_ino, os.listdir("/proc/self/fd")) == (here, opened)
         os.close(namespace)
         process.stdin.close()
     with open("/dev/null") as wrong, pytest.raises(Refused, match="cannot be looked at"):
-        mount_table.mounts_of_namespace(wrong.fileno())
+        mount_table.Visits().mounts_of_namespace(wrong.fileno())
 
 
 class Stuck:
@@ -259,7 +259,6 @@ class Stuck:
         self.found = directory / "found"
         self.visits = mount_table.Visits()
         self.visits.patience = 0.5
-        monkeypatch.setattr(mount_table, "visits", self.visits)
         monkeypatch.setattr(linux, "setns", self.enter)
 
     def enter(self, namespace: int, kind: int) -> None:
@@ -272,7 +271,7 @@ class Stuck:
 
     def told(self) -> str:
         with open("/dev/null") as namespace, pytest.raises(Refused) as refused:
-            mount_table.mounts_of_namespace(namespace.fileno())
+            self.visits.mounts_of_namespace(namespace.fileno())
         return str(refused.value)
 
 

@@ -654,7 +654,7 @@ def test_a_container_whose_engine_makes_no_overlay_is_known_by_its_processes(wor
     (world.proc / "30" / "mountinfo").write_bytes(b"")
     (world.proc / "30" / "root").unlink()
     (world.proc / "30" / "root").symlink_to(world.file(40, "/jail"))
-    world.monkeypatch.setattr(mount_table, "mounts_of_namespace", lambda namespace: mount_table.Mounts(directory))
+    world.monkeypatch.setattr(world, "mounts_of_namespace", lambda namespace: mount_table.Mounts(directory))
     assert "lies in the files of another container" in root_told(process)
     assert keeps_descriptors(lambda: root_told(process))
     # A mount namespace of a user namespace is what any user can make: he owns nothing of the host for that.
@@ -790,11 +790,11 @@ def test_of_many_processes_in_one_mount_namespace_one_is_asked(world: World, mon
     asked: list[str] = []
     real = strangers._root_of
 
-    def ask(task: str) -> tuple[bytes, bytes] | None:
+    def ask(task: str, view: foreign_files.View) -> tuple[bytes, bytes] | None:
         asked.append(task)
         if len(asked) == 1:
             raise Refused("more mounts than can be looked at")
-        return real(task)
+        return real(task, view)
 
     monkeypatch.setattr(strangers, "_root_of", ask)
     assert root_told(world.crashed(21, "/srv")) == ""

@@ -99,7 +99,9 @@ class World:
             monkeypatch.setattr(module, "posix", Elsewhere(self.proc))
         monkeypatch.setattr(fcntl, "ioctl", self.ioctl)
         monkeypatch.setattr(mount_table, "mount_of", self.mount_of)
-        monkeypatch.setattr(mount_table, "mounts_of_namespace", self.mounts_of_namespace)
+        monkeypatch.setattr(
+            mount_table.Visits, "mounts_of_namespace", lambda visits, *words: self.mounts_of_namespace(*words)
+        )
         self.host = {kind: self.namespace() for kind in KINDS}
         for kind in KINDS:
             self.owners[self.host[kind].stat().st_ino] = self.host["user"]
@@ -227,6 +229,7 @@ class World:
         process.seccomp_filters = int(status.get("Seccomp_filters", "0"))
         process.bounding = process.permitted = int(status["CapBnd"], 16)
         process.confined = False
+        process.visits = mount_table.Visits()
         process.uid, process.gid, process.groups = 0, 0, []
         theirs = {kind: directory / "ns" / kind for kind in KINDS}
         foreign = {kind: path for kind, path in theirs.items() if not os.path.samefile(path, self.host[kind])}

@@ -30,8 +30,8 @@ class Member:
         try:
             self.status = procfs.parse_status(procfs.read(self.directory, "status"))
             self.cgroups = procfs.parse_cgroup(procfs.read(self.directory, "cgroup"))
-            self.mounts = self.namespace("mnt")
-            self.processes = self.namespace("pid")
+            self.mount_namespace = self.namespace("mnt")
+            self.pid_namespace = self.namespace("pid")
         except BaseException:
             self.close()
             raise
@@ -123,7 +123,7 @@ def _init_of(process: "FaultingProcess", namespace: int, depth: int) -> "Member 
         except OSError:
             continue
         # The facts are those of the opened process: its number may belong to another process by now.
-        if member.processes == wanted and member.pids[-1] == "1" and len(member.pids) == depth:
+        if member.pid_namespace == wanted and member.pids[-1] == "1" and len(member.pids) == depth:
             return member
         member.close()
     return None

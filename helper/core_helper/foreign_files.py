@@ -25,7 +25,7 @@ class View:
         self.process = process
         self.first = first
         self.path = procfs.path_of(process.root)
-        self.own = first is not None and process.inode("mnt") == first.mounts
+        self.own = first is not None and process.inode("mnt") == first.mount_namespace
         self._host: mount_table.Mounts | None = None
 
     def host(self) -> mount_table.Mounts:
@@ -58,7 +58,7 @@ class View:
         """
         if not self.process.in_container():
             return self.host().place_of_root()
-        if self.first is None or self.process.is_outside():
+        if self.first is None or self.process.shows_no_container():
             return None
         return self.process.visits.root_of_namespace(self.first.directory)
 

@@ -42,7 +42,7 @@ def check(process: "FaultingProcess") -> None:
             return
         _check_owner(process)
         view = foreign_files.View(process, first)
-        if process.is_outside() and foreign_files.has_root_of_the_host(view):
+        if process.shows_no_container() and foreign_files.has_root_of_the_host(view):
             strangers.refuse(view, None, hosts_root=True)
             return
         if first is not None:
@@ -94,7 +94,7 @@ def _check_group(process: "FaultingProcess", first: Member) -> None:
     The group decides on devices, and shows which processes came from outside. Where the container has none, only capabilities
     show that. A user namespace bounds what the process may do wherever it is, as long as its ids are of that namespace.
     """
-    if first.processes != process.inode("pid"):
+    if first.pid_namespace != process.inode("pid"):
         raise withheld(process, "it is in a container's control group, but in another pid namespace")
     bounded = process.permitted & ~first.rights == 0
     if not first.has_group():
@@ -114,7 +114,7 @@ def _check_eldest(process: "FaultingProcess", first: Member) -> None:
     Or where its pid namespace is neither that of the container nor one below.
     """
     namespace = process.descriptor("pid")
-    if namespace is not None and first.processes not in namespaces.lineage(namespace, namespaces.of_host("pid")):
+    if namespace is not None and first.pid_namespace not in namespaces.lineage(namespace, namespaces.of_host("pid")):
         raise withheld(process, "it is in a container's control group, but in another pid namespace")
     for kind in SHOWING_ORIGIN:
         if process.descriptor(kind) is None and first.namespace(kind) != namespaces.of_host(kind):

@@ -130,7 +130,7 @@ class FaultingProcess:
         """Tell whether the process has a pid namespace other than the host's."""
         return self.descriptor("pid") is not None
 
-    def is_outside(self) -> bool:
+    def shows_no_container(self) -> bool:
         """Tell whether neither a pid namespace nor an engine's name on its control group says that it is in a container."""
         return not self.in_pid_namespace() and not self.container_id
 
@@ -138,7 +138,7 @@ class FaultingProcess:
 def withheld(process: FaultingProcess, reason: str) -> Withheld:
     """Return why the core of ``process`` is withheld, and whether it is the host's own."""
     # A process in the pid and user namespace of the host, whose control group has no engine's id, belongs to no container.
-    of_the_host = process.user_namespace is None and process.is_outside()
+    of_the_host = process.user_namespace is None and process.shows_no_container()
     return Withheld(f"{reason}: its core is not for a program of that container's image", process, of_the_host)
 
 

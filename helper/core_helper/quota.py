@@ -13,25 +13,25 @@ FILE = "/run/docker_core_helper.lines"
 # the bucket before a container that had emptied it may write again: otherwise each new line would bring one that says how many
 # were left out.
 BURST, RATE, RESUME = 1000.0, 10.0, 100.0
-MOST_GROUPS = 256
+MOST_HOLDERS = 256
 # Time of the monotonic clock; lines in the bucket; lines left out since it was empty (-1: it was not empty); name.
 RECORD = _struct.Struct("=ddq104s")
 
 
-def admit(group: str, now: "float | None" = None) -> "tuple[bool, str]":
-    """Tell whether ``group`` may write a line now, and what the log should be told before about lines that were left out.
+def admit(holder: str, now: "float | None" = None) -> "tuple[bool, str]":
+    """Tell whether ``holder`` may write a line now, and what the log should be told before about lines that were left out.
 
     ``now`` is a time of the monotonic clock in seconds. A file that cannot be used lets every line through.
     """
-    return _locked(group, now, False) or (True, "")
+    return _locked(holder, now, False) or (True, "")
 
 
-def leaves_out(group: str, now: "float | None" = None) -> bool:
-    """Tell whether the next line of ``group`` is left out, and count it if so: then the log need not even be loaded for it."""
-    return _locked(group, now, True) is not None
+def leaves_out(holder: str, now: "float | None" = None) -> bool:
+    """Tell whether the next line of ``holder`` is left out, and count it if so: then the log need not even be loaded for it."""
+    return _locked(holder, now, True) is not None
 
 
-def _locked(group: str, now: "float | None", only_left_out: bool) -> "tuple[bool, str] | None":
+def _locked(holder: str, now: "float | None", only_left_out: bool) -> "tuple[bool, str] | None":
     """Return what ``_admit`` says while nobody else asks, None where the file cannot be used."""
     try:
         file = posix.open(FILE, posix.O_RDWR | posix.O_CREAT | posix.O_NOFOLLOW | posix.O_CLOEXEC, 0o600)
@@ -39,25 +39,25 @@ def _locked(group: str, now: "float | None", only_left_out: bool) -> "tuple[bool
         return None
     try:
         fcntl.lockf(file, fcntl.LOCK_EX)
-        return _admit(file, group, time.monotonic() if now is None else now, only_left_out)
+        return _admit(file, holder, time.monotonic() if now is None else now, only_left_out)
     except OSError:
         return None
     finally:
         posix.close(file)
 
 
-def _admit(file: int, group: str, now: float, only_left_out: bool) -> "tuple[bool, str] | None":
-    """Take a line of ``group``, and return what becomes of it. With ``only_left_out``, None for a line that may be written."""
-    name = group.encode()[:104].ljust(104, b"\0")
-    table = posix.pread(file, MOST_GROUPS * RECORD.size, 0).ljust(MOST_GROUPS * RECORD.size, b"\0")
+def _admit(file: int, holder: str, now: float, only_left_out: bool) -> "tuple[bool, str] | None":
+    """Take a line of ``holder``, and return what becomes of it. With ``only_left_out``, None for a line that may be written."""
+    name = holder.encode()[:104].ljust(104, b"\0")
+    table = posix.pread(file, MOST_HOLDERS * RECORD.size, 0).ljust(MOST_HOLDERS * RECORD.size, b"\0")
     records = list(RECORD.iter_unpack(table))
     index = next((index for index, record in enumerate(records) if record[3] == name), None)
     if index is None:
-        # A new group takes the place of the one that has been silent for the longest time.
-        index = min(range(MOST_GROUPS), key=lambda index: records[index][0])
+        # A new holder takes the place of the one that has been silent for the longest time.
+        index = min(range(MOST_HOLDERS), key=lambda index: records[index][0])
         then, left, missed = now, BURST, -1
     else:
-        then, left, missed, _group = records[index]
+        then, left, missed, _holder = records[index]
     left = min(BURST, left + max(0.0, now - then) * RATE)
     admitted, notice = True, ""
     if only_left_out and not (missed >= 0 and left < RESUME):

@@ -94,7 +94,7 @@ def find(
     Raises Refused where the host has too many processes to tell.
     """
     limit = time.monotonic() + PATIENCE
-    host = process.is_outside()
+    host = process.shows_no_container()
     for name in posix.listdir("/proc"):
         if time.monotonic() > limit:
             raise Refused("the host has too many processes to find out whose its files are: core not delegated")
@@ -140,7 +140,7 @@ def _is_of_user(member: Member) -> bool:
         return namespaces.owner_of(opened[1]) != host
     except OSError:
         # Gone, or only the thread that was looked at: who is still there is no user's.
-        return first_process.namespace_of(int(member.status["Tgid"]), "mnt") != member.mounts
+        return first_process.namespace_of(int(member.status["Tgid"]), "mnt") != member.mount_namespace
     finally:
         for descriptor in set(opened):
             posix.close(descriptor)
@@ -155,16 +155,16 @@ def _is_part(member: Member, process: "FaultingProcess", first: "Member | None")
     if first is not None and first.has_group() and not runtime.is_within(member.cgroups, first.cgroups):
         return False
     if not process.in_pid_namespace():
-        if member.processes == process.inode("pid"):
+        if member.pid_namespace == process.inode("pid"):
             return True
         # A container may have been started from the very login that the process is of.
-        return first is not None and first.has_group() and process.inode("mnt") == first.mounts
+        return first is not None and first.has_group() and process.inode("mnt") == first.mount_namespace
     namespace = posix.open("ns/pid", posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=member.directory)
     try:
         host = namespaces.of_host("pid")
         below = namespaces.lineage(namespace, host)
         above = namespaces.lineage(process.descriptor("pid"), host)  # type: ignore[arg-type]
-        return process.inode("pid") in below or (member.processes != host and member.processes in above)
+        return process.inode("pid") in below or (member.pid_namespace != host and member.pid_namespace in above)
     finally:
         posix.close(namespace)
 
@@ -182,7 +182,7 @@ def _is_at_home(member: Member) -> bool:
     if eldest is None:
         return False
     try:
-        if eldest.mounts == member.mounts:
+        if eldest.mount_namespace == member.mount_namespace:
             return True
         executed = mount_table.mount_of_link(member.directory, "exe")
         return mount_table.sees(member.directory, executed)

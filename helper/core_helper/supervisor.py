@@ -341,7 +341,7 @@ def _holders(child: "Child", process: "FaultingProcess") -> "list[int]":
 
 def _has_family(process: "FaultingProcess") -> bool:
     """Tell whether other processes may be ended with the delegate of ``process``: not those of the host's root."""
-    return not process.is_outside() or process.uid != 0
+    return not process.shows_no_container() or process.uid != 0
 
 
 def _is_of_the_family(name: str, process: "FaultingProcess") -> bool:

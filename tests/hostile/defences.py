@@ -313,7 +313,7 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         "attack_20_an_agent_in_the_files_of_a_container or attack_20 and itself",
     ),
     "20 the pid namespace is not asked for": (
-        [("membership.py", 'if first.processes != process.inode("pid"):', "if False:")],
+        [("membership.py", 'if first.pid_namespace != process.inode("pid"):', "if False:")],
         "attack_20_a_process_of_the_host_that_was_moved",
     ),
     "20 the control group is not asked for": (
@@ -547,7 +547,7 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         [
             (
                 "foreign_files.py",
-                "        if self.first is None or self.process.is_outside():",
+                "        if self.first is None or self.process.shows_no_container():",
                 "        if self.first is None:",
             )
         ],

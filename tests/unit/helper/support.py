@@ -154,7 +154,7 @@ def process(**facts: Any) -> Any:
         "descriptor": opened.get,
         "inode": lambda kind: os.fstat(opened[kind]).st_ino,
         "in_pid_namespace": lambda: "pid" in opened,
-        "is_outside": lambda: "pid" not in opened and not attributes["container_id"],
+        "shows_no_container": lambda: "pid" not in opened and not attributes["container_id"],
     }
     return SimpleNamespace(**{**found, **ask, **attributes})
 

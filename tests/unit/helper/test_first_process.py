@@ -192,7 +192,9 @@ def test_a_member_tells_what_its_files_say_and_nothing_stays_open_of_one_that_is
     member = first_process.Member(30)
     assert (member.pids, member.filters, member.rights) == (["30", "7", "3"], 2, 15)
     assert member.cgroups == [(b"", b"/a")]
-    assert (member.mounts, member.processes) == tuple(world.host[kind].stat().st_ino for kind in ("mnt", "pid"))
+    assert (member.mount_namespace, member.pid_namespace) == tuple(
+        world.host[kind].stat().st_ino for kind in ("mnt", "pid")
+    )
     member.close()
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(member.directory)

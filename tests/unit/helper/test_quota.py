@@ -52,7 +52,7 @@ def test_a_clock_that_goes_back_gives_nothing() -> None:
 
 
 def test_the_one_that_was_silent_for_the_longest_time_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quota, "MOST_GROUPS", 4)
+    monkeypatch.setattr(quota, "MOST_HOLDERS", 4)
     for number in range(4):
         use_up(str(number), 10.0 + number / 100)
     quota.admit("new", 10.05)

@@ -94,7 +94,7 @@ def test_attack_21_cap_sys_ptrace_never_finds_a_process_outside_of_the_limit_of_
     threads = 2 if "leader" in rights else 1
     lab.output("docker", "update", f"--pids-limit={threads + 1}", container.name)
     (container.records / "go").touch()
-    wait_until(lambda: "caught " in lab.output("docker", "logs", container.name), "nothing was tried", 20)
+    wait_until(lambda: "caught " in lab.output("docker", "logs", container.name), "nothing was tried", 60)
     assert "GOT" not in lab.output("docker", "logs", container.name)
     # Without the limit there would have been a core.
     assert "Resource temporarily unavailable" in container.log("Resource temporarily unavailable")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -111,7 +112,9 @@ def test_a_whole_run_that_fails_cleans_up_and_forgets(clone: Clone) -> None:
 def test_ctrl_c_in_a_whole_run_cleans_up(clone: Clone) -> None:
     clone.run("default", "converge")
     clone.write(clone.directory / "bin/molecule", MOLECULE.replace("LAB", str(clone.lab)).replace("hang)", "test)"))
-    process = subprocess.Popen([clone.script], start_new_session=True)
+    # Where these tests run in the background, the signal is ignored, and a shell cannot change that.
+    heeds = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen([clone.script], start_new_session=True, preexec_fn=heeds)
     while not (clone.directory / "hangs").exists():
         assert process.poll() is None
         time.sleep(0.01)

@@ -83,7 +83,8 @@ class Delivery:
         # process may ask for it, too; only a child reads that.
         self.wants_file = configuration.fallback or FALLBACK_VARIABLE in posix.environ
         self.knows_environment = False
-        self.hanging = 0  # The pid of a child that not even SIGKILL has ended, if there is one.
+        # The pid of a child that not even SIGKILL has ended, 0 if there is none.
+        self.hanging = process.visits.hanging
         self._plan: joining.Plan | None = None
 
     @property
@@ -156,7 +157,6 @@ def deliver(
         crash.signal = process.signal
     process.hostname = container.hostname_of(process)
     delivery = Delivery(source, crash, process, configuration, slot, log, began)
-    delivery.hanging = process.visits.hanging
     reasons: list[str] = []
     absent = True
     for destination in choose(delivery, refusal):

@@ -306,6 +306,4 @@ def _maker_of(namespace: int, opened: "list[int]") -> "int | None":
     if posix.fstat(namespace).st_ino == host:
         return None
     opened.append(namespaces.outermost(namespace, host))
-    owner = bytearray(4)
-    fcntl.ioctl(opened[-1], namespaces.NS_GET_OWNER_UID, owner, True)
-    return user_of(int(_struct.unpack("=I", owner)[0]))
+    return user_of(namespaces.maker_of(opened[-1]))

@@ -1,4 +1,4 @@
-"""System calls that the standard library of Python 3.8 does not offer, and nothing else.
+"""System calls that the standard library of Python 3.8 does not offer, or not with a limit of time, and nothing else.
 
 Each wrapper raises ``OSError`` with the number, the text and the name of the call. Constants are named as in the
 kernel's headers.
@@ -12,6 +12,8 @@ import _ctypes
 import _struct
 import fcntl
 import posix
+import time
+from _signal import SIGKILL
 
 AT_EMPTY_PATH = 0x1000
 AT_FDCWD = -100
@@ -55,7 +57,6 @@ SIGCHLD = 17
 S_IFMT = 0o170000
 S_IFREG = 0o100000
 SIGEV_SIGNAL = 0
-SIGKILL = 9
 SPLICE_F_MOVE = 1
 SPLICE_F_NONBLOCK = 2
 RTLD_NOW = 2
@@ -205,6 +206,24 @@ def kill_after(seconds: int) -> None:
     (number,) = _struct.unpack_from("=i", timer)
     expiry = _struct.pack("=4q", 0, 0, seconds, 0)
     _checked(_syscall(_Long(numbers[1]), _Long(number), _zero, expiry, _zero), "timer_settime")
+
+
+def wait_for_end(pid: int, patience: float, option: int = 0) -> bool:
+    """Wait for the end of our child ``pid``, at most ``patience`` seconds, and tell whether it has ended; waitid(2).
+
+    WNOWAIT leaves it to be waited for again. 0 is no child, and has ended.
+    """
+    limit = time.monotonic() + patience
+    while pid:
+        try:
+            if posix.waitid(posix.P_PID, pid, posix.WEXITED | posix.WNOHANG | option) is not None:
+                break
+        except ChildProcessError:
+            break
+        if time.monotonic() > limit:
+            return False
+        time.sleep(0.001)
+    return True
 
 
 def pidfd_open(pid: int) -> int:

@@ -3,6 +3,7 @@
 import posix
 import select
 import time
+from _signal import SIGKILL
 
 from core_helper import linux, procfs
 from core_helper.crash import Refused
@@ -12,7 +13,6 @@ OVERLAYS = (b"overlay", b"fuse.fuse-overlayfs", b"aufs")
 LONGEST_LIST = 1 << 26
 PATIENCE = 3.0  # Seconds for all visits to mount namespaces: what a container has answered by then, it will not answer.
 GRACE = 2.0  # Seconds after SIGKILL.
-SIGKILL = 9
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -333,12 +333,7 @@ def _read_within(pipe: int, limit: float) -> bytes:
 def _has_ended(pid: int) -> bool:
     """End our child ``pid``, and tell whether it has ended: not every wait in the kernel ends by SIGKILL."""
     posix.kill(pid, SIGKILL)
-    limit = time.monotonic() + GRACE
-    while posix.waitpid(pid, posix.WNOHANG) == (0, 0):
-        if time.monotonic() > limit:
-            return False
-        time.sleep(0.001)
-    return True
+    return linux.wait_for_end(pid, GRACE)
 
 
 def decoded(path: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 import posix
 import select
+from _signal import SIGKILL
 
 from core_helper import linux, procfs
 
@@ -10,7 +11,6 @@ if TYPE_CHECKING:
     from core_helper.crash import Crash
 
 PATIENCE = 0.5  # Seconds for a process to end when nobody reads its core any more.
-SIGKILL = 9
 
 
 class KernelPipe:

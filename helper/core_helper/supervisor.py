@@ -10,6 +10,7 @@ import _thread
 import posix
 import select
 import time
+from _signal import SIGKILL, SIGTERM
 
 from core_helper import linux, namespaces, procfs, runtime
 from core_helper.child import Result
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 ENVIRON_PATIENCE = 10.0  # Seconds that reading the environment of the process may take.
 GRACE = 2.0  # Seconds between SIGTERM and SIGKILL, and again before a delegate that cannot be killed is given up.
-SIGTERM, SIGKILL = 15, 9
 LATE = 1.0  # Seconds that the thread which attends to the child may take to notice the deadline.
 LONGEST_REPORTS = 65536  # Bytes that a child may report before the delegate is started; it needs a few lines.
 DEADLINE = "deadline passed"
@@ -292,21 +292,8 @@ def _signal_session(pid: int, number: int) -> None:
 
 
 def _wait_for_end(pid: int, option: int) -> bool:
-    """Wait for the end of our child ``pid``, at most the grace, and tell whether it has ended.
-
-    WNOWAIT leaves it to be waited for again.
-    """
-    limit = time.monotonic() + GRACE
-    while pid:
-        try:
-            if posix.waitid(posix.P_PID, pid, posix.WEXITED | posix.WNOHANG | option) is not None:
-                break
-        except ChildProcessError:
-            break
-        if time.monotonic() > limit:
-            return False
-        time.sleep(0.001)
-    return True
+    """Wait for the end of our child ``pid``, at most the grace, and tell whether it has ended; see linux.wait_for_end."""
+    return linux.wait_for_end(pid, GRACE, option)
 
 
 def _holders(child: "Child", process: "FaultingProcess") -> "list[int]":

@@ -155,7 +155,7 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
     "11 a frozen delegate is waited for": (
         [
             (
-                "supervisor.py",
+                "linux.py",
                 "if time.monotonic() > limit:\n            return False\n",
                 "if False:\n            return False\n",
             )

@@ -1,4 +1,4 @@
-"""privileges: limits for real in a forked child, ids and capabilities as far as a test without root can see them."""
+"""privileges: limits for real in a forked child, ids and capabilities as far as a test without root can see them, the label."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from core_helper import linux, privileges, procfs, seccomp, start
 from core_helper.crash import Refused
 from unit.helper.support import in_child, process
+from unit.helper.world import Elsewhere, keeps_descriptors
 
 NAMES = {
     "Max cpu time": "RLIMIT_CPU",
@@ -330,3 +331,160 @@ def test_a_label_that_we_have_already_is_not_taken_over(monkeypatch: pytest.Monk
     label.at_exec()
     label.at_once()
     assert label.label == b""
+
+
+# The label.
+
+
+@pytest.fixture
+def attributes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory attr/ of the own thread on a made-up host, without any label."""
+    attributes = tmp_path / "thread-self" / "attr"
+    (attributes / "apparmor").mkdir(parents=True)
+    for directory in (attributes, attributes / "apparmor"):
+        for name in ("exec", "current"):
+            (directory / name).touch()
+    monkeypatch.setattr(privileges, "posix", Elsewhere(tmp_path))
+    return attributes
+
+
+@pytest.mark.parametrize(
+    ("kind", "shown", "directory", "at_exec", "at_once"),
+    [
+        ("apparmor", b"box (enforce)", "apparmor", b"exec box", b"changeprofile box"),
+        ("other", b"u:r:t:s0", "", b"u:r:t:s0", b"u:r:t:s0"),
+    ],
+)
+def test_the_label_goes_into_the_files_of_its_module_on_the_host(
+    attributes: Path, kind: str, shown: bytes, directory: str, at_exec: bytes, at_once: bytes
+) -> None:
+    label = privileges.Label(process(label_kind=kind, label=shown))
+    label.open()
+    label.at_exec()
+    assert (attributes / directory / "exec").read_bytes() == at_exec
+    assert (attributes / directory / "current").read_bytes() == b""
+    label.at_once()
+    assert (attributes / directory / "current").read_bytes() == at_once
+    for descriptor in (label.on_exec, label.now):
+        assert not os.get_inheritable(descriptor)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.read(descriptor, 1)
+        os.close(descriptor)
+
+
+def test_two_files_are_opened_for_a_label_and_none_without_one(attributes: Path) -> None:
+    def opened() -> None:
+        label = privileges.Label(process(label_kind="other", label=b"x"))
+        label.open()
+        for descriptor in (label.on_exec, label.now):
+            os.close(descriptor)
+
+    assert keeps_descriptors(opened)
+    assert keeps_descriptors(privileges.Label(process()).open)
+
+
+@pytest.mark.parametrize(("kind", "same"), [("apparmor", True), ("other", False)])
+def test_only_the_very_same_label_is_had_already(attributes: Path, kind: str, same: bool) -> None:
+    (attributes / "apparmor" / "current").write_bytes(b"box\n")
+    label = privileges.Label(process(label_kind=kind, label=b"box"))
+    if same:
+        assert keeps_descriptors(label.open)
+        assert label.label == b""
+    else:
+        label.open()
+        assert label.label == b"box"
+        for descriptor in (label.on_exec, label.now):
+            os.close(descriptor)
+
+
+def test_a_label_that_cannot_be_changed_ends_the_entry(attributes: Path) -> None:
+    (attributes / "apparmor" / "exec").unlink()
+    label = privileges.Label(process(label_kind="apparmor", label=b"box"))
+
+    def refused() -> None:
+        with pytest.raises(FileNotFoundError):
+            label.open()
+
+    assert keeps_descriptors(refused)
+
+
+def test_an_ordinary_process_is_taken_over_without_a_system_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("setpriority", "open", "sched_setaffinity", "sched_setscheduler"):
+        monkeypatch.setattr(posix, name, None)
+    assert privileges.take_over_scheduling(process(nice=0)) == []
+    own = posix.sched_getaffinity(0)
+    for processors in (set(), own):
+        assert privileges.take_over_processors(process(processors=processors, policy=posix.SCHED_OTHER)) == []
+
+
+@pytest.mark.parametrize("policy", ["SCHED_BATCH", "SCHED_IDLE", "SCHED_FIFO", "SCHED_RR"])
+def test_only_a_modest_scheduling_policy_is_taken_over(policy: str) -> None:
+    number = getattr(posix, policy)
+
+    def become() -> object:
+        failures = privileges.take_over_processors(process(policy=number))
+        return failures, posix.sched_getscheduler(0)
+
+    modest = policy in ("SCHED_BATCH", "SCHED_IDLE")
+    assert in_child(become) == [[], number if modest else posix.sched_getscheduler(0)]
+
+
+def test_processors_are_those_of_the_process_and_what_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = min(posix.sched_getaffinity(0))
+
+    def become() -> object:
+        failures = privileges.take_over_processors(process(processors={one}))
+        return failures, sorted(posix.sched_getaffinity(0))
+
+    assert in_child(become) == [[], [one]]
+
+    def refuse(*words: object) -> None:
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(posix, "sched_setaffinity", refuse)
+    monkeypatch.setattr(posix, "sched_setscheduler", refuse)
+    failures = privileges.take_over_processors(process(processors={4095, 7}, policy=posix.SCHED_IDLE))
+    assert failures == ["processors [7, 4095]: Invalid argument", "scheduling policy 5: Invalid argument"]
+
+
+def test_the_score_of_memory_is_written_and_its_file_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(privileges, "FIRST_TO_GO", Path("/proc/self/oom_score_adj").read_bytes().strip())
+    assert keeps_descriptors(privileges.go_first)
+
+
+def test_the_limit_of_a_files_size_is_that_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[tuple[int, int, int]] = []
+    monkeypatch.setattr(linux, "setrlimit", lambda *words: done.append(words))
+    privileges.limit_file_size(process(limits={"Max open files": (1, 2)}))
+    privileges.limit_file_size(process(limits={"Max file size": (1, 2)}))
+    assert done == [(1, 2, 2)]
+
+
+@pytest.mark.parametrize(
+    ("own", "hard", "raised"),
+    [
+        ((1, 5), 6, True),
+        ((1, 5), 5, False),
+        ((1, 5), 4, False),
+        ((1, 5), -1, True),
+        ((1, -1), -1, False),
+        ((1, -1), 9, False),
+    ],
+)
+def test_room_is_made_only_above_our_own_limit(
+    monkeypatch: pytest.MonkeyPatch, own: tuple[int, int], hard: int, raised: bool
+) -> None:
+    done: list[tuple[int, int, int]] = []
+    monkeypatch.setattr(linux, "getrlimit", lambda number: own)
+    monkeypatch.setattr(linux, "setrlimit", lambda *words: done.append(words))
+    privileges.raise_hard_limits(process(limits={"Max open files": (0, hard)}))
+    assert done == ([(7, 1, hard)] if raised else [])
+
+
+def test_a_process_that_only_has_no_filter_needs_no_machine_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(seccomp, "architectures", lambda narrow: asked.append(1))
+    for mode in (0, 2):
+        privileges.check(process(seccomp=mode))
+    assert asked == [1]
+    assert procfs.AT_SECURE == 23

@@ -79,22 +79,24 @@ def check_root(view: View, proof: bool) -> None:
     if path == b"/" and not process.in_container() and _is_root_of_the_host(process.root):
         return
     number = mount_table.mount_of(process.root)
-    unchanged = path == b"/" and _has_root_of_first(view, number)
-    if unchanged and not proof:
+    if path == b"/" and _has_root_of_first(view, number):
+        if proof:
+            # What the engine has given is on one of the first mounts: more than can be looked at are cut off.
+            table = mount_table.first_mounts_of(process.task)
+            strangers.refuse(view, table[number].place_of(path) if number in table else None)
         return
-    # The root directory that the engine has given is on one of the first mounts: more than can be looked at are cut off.
-    table = mount_table.first_mounts_of(process.task) if unchanged else view.around()
-    if number not in table and not unchanged:
+    table = view.around()
+    if number not in table:
         raise withheld(process, "its root directory is in another mount namespace than the process")
-    place = table[number].place_of(path) if number in table else None
-    home = None if unchanged else view.home()
-    if not unchanged and not (process.in_container() and mount_table.is_below(place, home)):
+    place, home = table[number].place_of(path), view.home()
+    if process.in_container() and mount_table.is_below(place, home):
+        if not proof:
+            return
+    else:
         if _is_of_an_engine(place, home, view.host()):
             raise withheld(process, strangers.reason(view))
         if path != b"/" and proof and not _is_program_below(process, table, path):
             raise withheld(process, "its root directory is not that of the program that it executes")
-    elif not proof:
-        return
     strangers.refuse(view, place)
 
 

@@ -525,7 +525,7 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
             ),
             (
                 "foreign_files.py",
-                "    if number not in table and not unchanged:\n",
+                "    if number not in table:\n",
                 "    if number not in table:\n        return\n    if False:\n",
             ),
         ],

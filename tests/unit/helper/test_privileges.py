@@ -333,9 +333,6 @@ def test_a_label_that_we_have_already_is_not_taken_over(monkeypatch: pytest.Monk
     assert label.label == b""
 
 
-# The label.
-
-
 @pytest.fixture
 def attributes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The directory attr/ of the own thread on a made-up host, without any label."""

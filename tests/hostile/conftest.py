@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from core_helper import control_groups
+from hostile.groups import move_into
 from hostile.intruders import ADMINISTRATOR
 from hostile.observe import processes_of, wait_until
 from support import lab
@@ -183,3 +184,13 @@ def jail() -> Iterator[Path]:
         lab.command("cp", lab.PROGRAMS / source, directory / name)
     yield directory
     shutil.rmtree(directory.parent)
+
+
+@pytest.fixture
+def into() -> Iterator[Callable[[int, str], None]]:
+    """Moves a process into control groups of that name, which are removed after the test."""
+    made: list[Path] = []
+    yield lambda pid, name: made.extend(move_into(pid, name))
+    for group in made:
+        wait_until(lambda of=group: not (of / "cgroup.procs").read_text(), "a process is left")  # type: ignore[misc]
+        group.rmdir()

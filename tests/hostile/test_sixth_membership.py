@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hostile.groups import move_into
 from hostile.intruders import (
     DEFAULT_CAPABILITIES,
     OF_THE_HOST,
@@ -53,7 +52,9 @@ def files_of_a_user(records: Path) -> Path:
 
 
 @pytest.fixture(params=["without a pid namespace", "with one", "in another group"])
-def sandbox(request: pytest.FixtureRequest, records: Path, files_of_a_user: Path) -> Iterator[list[str]]:
+def sandbox(
+    request: pytest.FixtureRequest, records: Path, files_of_a_user: Path, into: Callable[[int, str], None]
+) -> Iterator[list[str]]:
     """How root of the host enters the user and mount namespaces of a user."""
     pids = [] if request.param == "without a pid namespace" else ["--pid", "--fork"]
     ready = records / "ready"
@@ -61,32 +62,18 @@ def sandbox(request: pytest.FixtureRequest, records: Path, files_of_a_user: Path
     user = ["setpriv", "--reuid=1000", "--regid=1000", "--clear-groups"]
     words = [*user, "unshare", "--user", "--map-root-user", "--mount", *pids, "sh", "-c", script]
     unshare = subprocess.Popen(words)
-    made: list[Path] = []
     target = unshare.pid
     try:
         wait_until(ready.exists, "the user has no sandbox")
         if pids:
             target = int(Path(f"/proc/{unshare.pid}/task/{unshare.pid}/children").read_text())
         if request.param == "in another group":
-            made = move_into(target, "session-of-the-user.scope")
+            into(target, "session-of-the-user.scope")
         yield ["nsenter", "--user", "--mount", *pids[:1], "--preserve-credentials", f"--target={target}"]
     finally:
         subprocess.run(["kill", "-KILL", str(target)], check=False)
         unshare.kill()
         unshare.wait()
-        for group in made:
-            wait_until(lambda group=group: is_removed(group), "a control group is left")  # type: ignore[misc]
-
-
-def is_removed(group: Path) -> bool:
-    """Removes a control group, whose processes may not have ended yet."""
-    try:
-        group.rmdir()
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return True
 
 
 @pytest.mark.usefixtures("delegate_of_the_host")

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hostile.groups import move, move_into
+from hostile.groups import move
 from hostile.intruders import PROGRAM
 from hostile.observe import LIMIT, helpers, wait_until
 from hostile.test_second_look import assert_is_handled
@@ -66,16 +66,6 @@ def rests(first: int) -> bool:
     delegates = len(of_users("delegate"))
     # Beside the first process, there is one of root's in each pid namespace or around it.
     return len(of_users("crasher")) == delegates > 0 and len(of_root) - 1 in (1, delegates)
-
-
-@pytest.fixture
-def into() -> Iterator[Callable[[int, str], None]]:
-    """Moves a process into control groups of that name, which are removed after the test."""
-    made: list[Path] = []
-    yield lambda pid, name: made.extend(move_into(pid, name))
-    for group in made:
-        wait_until(lambda of=group: not (of / "cgroup.procs").read_text(), "a process is left")  # type: ignore[misc]
-        group.rmdir()
 
 
 ID = "ab" * 32

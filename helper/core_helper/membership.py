@@ -48,8 +48,11 @@ def check(process: "FaultingProcess") -> None:
         if first is not None:
             _check_group(process, first)
         # The first process of its pid namespace may be its own, in the control group of a container.
-        group = runtime.named_group(process.cgroups)
-        eldest = [member for member in members if member is first or runtime.named_group(member.cgroups) == group]
+        eldest = [
+            member
+            for member in members
+            if member is first or runtime.share_name(member.cgroups, process.cgroups) is not False
+        ]
         for member in eldest:
             _check_eldest(process, member)
         joined = any(_may_have_joined(process, member) for member in (first, *eldest))

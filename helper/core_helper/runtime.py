@@ -123,6 +123,22 @@ def named_group(cgroups: "list[tuple[bytes, bytes]]") -> "tuple[bytes, bytes] | 
     return None
 
 
+def share_name(ours: "list[tuple[bytes, bytes]]", theirs: "list[tuple[bytes, bytes]]") -> "bool | None":
+    """Tell whether an engine has named the control groups of two processes after the same container; None where it named none.
+
+    A process that is ending shows root groups in all hierarchies of version 1 (kernel/cgroup/cgroup.c, proc_cgroup_show). So
+    those hierarchies count in which both have a name. A container in a container has another name in at least one of them.
+    """
+    first, second = (
+        {group[0]: group[1] for hierarchy in cgroups if (group := named_group([hierarchy]))}
+        for cgroups in (ours, theirs)
+    )
+    if not first and not second:
+        return None
+    common = first.keys() & second.keys()
+    return bool(common) and all(first[controllers] == second[controllers] for controllers in common)
+
+
 def is_within(cgroups: "list[tuple[bytes, bytes]]", first: "list[tuple[bytes, bytes]]") -> bool:
     """Tell whether ``cgroups`` lie in the container whose first process has the control groups ``first``."""
     for controllers, theirs in first:

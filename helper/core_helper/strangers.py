@@ -148,10 +148,10 @@ def _is_of_user(member: Member) -> bool:
 
 def _is_part(member: Member, process: "FaultingProcess", first: "Member | None") -> bool:
     """Tell whether ``member`` belongs to the container of ``process``: by the control group, else by the pid namespace."""
-    named = runtime.named_group(member.cgroups), None if first is None else runtime.named_group(first.cgroups)
-    if any(named):
-        # The innermost ones: a container may have containers of its own.
-        return named[0] == named[1]
+    # The innermost names: a container may have containers of its own.
+    same = runtime.share_name(member.cgroups, [] if first is None else first.cgroups)
+    if same is not None:
+        return same
     if first is not None and first.has_group() and not runtime.is_within(member.cgroups, first.cgroups):
         return False
     if not process.in_pid_namespace():

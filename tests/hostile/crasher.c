@@ -62,7 +62,8 @@
  *   bind-root=PATH the same directory, mounted anew, as root directory
  *   cover=PATH     the same over the root directory that it has
  *   touch=FILE     makes an empty file
- *   fuse=KIND      a file system that never answers: serve starts it, map maps a page of its own, environ the one of its environment
+ *   fuse=KIND      a file system that never answers: serve starts it, map maps a page of its own, environ the one of its
+ *                  environment; with exit, a child waits for it while it ends
  *   automount      an automounter over / which answers nobody; a child goes on, with /jail as its root directory
  *   silent=PATH    mounts a file system there that says of no name whether it exists
  */
@@ -684,7 +685,8 @@ static void serve_fuse(int device, int silent)
 		case FUSE_LOOKUP:
 			if (silent)
 				continue;
-			out.entry = (struct fuse_entry_out){.nodeid = 2, .attr_valid = 1000, .entry_valid = 1000, .attr = file};
+			file.ino = strcmp(request + sizeof *in, "stuck") ? 2 : 3;
+			out.entry = (struct fuse_entry_out){.nodeid = file.ino, .attr_valid = 1000, .entry_valid = 1000, .attr = file};
 			size = sizeof out.entry;
 			break;
 		case FUSE_GETATTR:
@@ -694,6 +696,11 @@ static void serve_fuse(int device, int silent)
 		case FUSE_OPEN:
 		case FUSE_OPENDIR:
 			size = sizeof out.open;
+			break;
+		case FUSE_FLUSH:
+			if (in->nodeid == 3)
+				continue;
+			out.header.error = -ENOSYS;
 			break;
 		case FUSE_READ:
 		case FUSE_FORGET:
@@ -730,6 +737,17 @@ static void map_fuse(const char *kind)
 	}
 	if (!strcmp(kind, "serve"))
 		return;
+	if (!strcmp(kind, "exit")) {
+		pid_t child = fork();
+		must(child, "fork");
+		if (child == 0)
+			_exit(open("/tmp/fuse/stuck", O_RDONLY) < 0);
+		/* It closes the file when it ends, and the server does not answer to that. */
+		usleep(300000);
+		if (waitpid(child, NULL, WNOHANG))
+			fail("exit");
+		return;
+	}
 	int file = open("/tmp/fuse/file", O_RDONLY | O_CLOEXEC);
 	must(file, "/tmp/fuse/file");
 	if (!strcmp(kind, "environ")) {

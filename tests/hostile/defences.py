@@ -363,6 +363,10 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         [("membership.py", "process.inode(kind) != first.namespace(kind) for kind", "False for kind")],
         "attack_20_an_intruder_that_has_kept",
     ),
+    "20 a process that is ending has no control groups": (
+        [("runtime.py", "common = first.keys() & second.keys()", "common = {*list(first)[:1]} & {*list(second)[:1]}")],
+        "does_not_come_to_its_end",
+    ),
     "20 a user namespace is not asked for its user": (
         [("membership.py", 'not _are_mapped(process.task, "uid_map", [process.uid])', "False")],
         "attack_20_no_program_of_a_user and without",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from hostile.intruders import (
+    ADMINISTRATOR,
     DEFAULT_CAPABILITIES,
     OF_THE_HOST,
     PROGRAM,
@@ -39,6 +40,14 @@ def test_attack_20_an_intruder_that_has_kept_the_network_of_another_container(
 
 def test_a_process_with_a_network_of_its_own_has_its_delegate(attack: MakeCrash) -> None:
     container = attack("own-network", "fork=1", options=("--cap-add=SYS_ADMIN", "--security-opt=apparmor=unconfined"))
+    assert ": delivered " in container.log(": delivered "), container.log("pid=")
+
+
+def test_a_process_of_the_container_that_does_not_come_to_its_end_is_no_stranger(attack: MakeCrash) -> None:
+    if not Path("/dev/fuse").exists():
+        pytest.skip("this machine has no /dev/fuse")
+    options = ("--device=/dev/fuse", *ADMINISTRATOR)
+    container = attack("fuse=serve", "fuse=exit", "fork=1", "tiny", options=options)
     assert ": delivered " in container.log(": delivered "), container.log("pid=")
 
 

@@ -220,3 +220,32 @@ def test_the_innermost_group_that_root_has_made_is_where_a_user_cannot_make_more
     assert 0 < (number("/a") or 0) < 1 << 62
     monkeypatch.setattr(runtime, "maker_of", lambda controllers, above: None)
     assert number("/a") is None
+
+
+A, B = b"/docker/" + b"a" * 64, b"/docker/" + b"b" * 64
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "same"),
+    [
+        ([(b"pids", A), (b"", A)], [(b"pids", A), (b"", A)], True),
+        ([(b"pids", A + b"/x"), (b"", A)], [(b"pids", A), (b"", A + b"/y")], True),
+        # One of them is ending.
+        ([(b"pids", b"/"), (b"", A)], [(b"pids", A), (b"", A)], True),
+        ([(b"pids", b"/"), (b"", B)], [(b"pids", A), (b"", A)], False),
+        ([(b"pids", b"/"), (b"", b"/")], [(b"pids", A), (b"", A)], False),
+        ([(b"pids", A), (b"", b"/")], [(b"pids", b"/"), (b"", A)], False),
+        # A container in a container, in some hierarchies or in all.
+        ([(b"pids", A), (b"", A + B)], [(b"pids", A), (b"", A)], False),
+        ([(b"pids", A + B), (b"", A)], [(b"pids", A), (b"", A)], False),
+        ([(b"pids", A + B), (b"", A + B)], [(b"pids", A), (b"", A)], False),
+        ([(b"pids", A), (b"", A)], [], False),
+        ([(b"pids", b"/"), (b"", b"/a")], [(b"pids", b"/"), (b"", b"/b")], None),
+        ([], [], None),
+    ],
+)
+def test_the_name_of_a_container_counts_in_the_hierarchies_in_which_both_have_one(
+    ours: list[tuple[bytes, bytes]], theirs: list[tuple[bytes, bytes]], same: bool | None
+) -> None:
+    assert runtime.share_name(ours, theirs) is same
+    assert runtime.share_name(theirs, ours) is same

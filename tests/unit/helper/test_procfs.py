@@ -191,8 +191,8 @@ def test_this_process_was_not_executed_set_id() -> None:
 
 
 def program_of_i386() -> bytes:
-    """Return a program of 32 bits that waits for ever: one segment, with pause(2) in a loop; elf(5)."""
-    code = bytes.fromhex("b81d000000 cd80 ebf7")
+    """Return a program of 32 bits that stops itself, again and again: one segment, kill(getpid(), SIGSTOP); elf(5)."""
+    code = bytes.fromhex("b814000000 cd80 89c3 b913000000 b825000000 cd80 ebe9")
     start, headers = 0x08048000, 52 + 32
     size = headers + len(code)
     ident = b"\x7fELF" + bytes([1, 1, 1]) + bytes(9)
@@ -217,6 +217,8 @@ def test_the_vector_of_a_program_of_32_bits_tells_whether_it_was_executed_set_id
         child = subprocess.Popen(["./program"], cwd=tmp_path, preexec_fn=become)
     except OSError as error:
         pytest.skip(f"the kernel runs no programs of 32 bits: {error.strerror}")
+    # Popen returns in the middle of execve(2), when the kernel has not written the new vector yet.
+    os.waitpid(child.pid, os.WUNTRACED)
     auxv = Path(f"/proc/{child.pid}/auxv").read_bytes()
     child.kill()
     child.wait()

@@ -40,6 +40,7 @@ class Crash:
         # helper's interpreter, "" where none could.
         self.handle: int | None = None
         self.unprotected = ""
+        self.key = ""  # The name of the core, as soon as key.py has made it.
 
     def signal_name(self) -> str:
         """Return the name of the signal, "" if the kernel did not say it; signal(7)."""

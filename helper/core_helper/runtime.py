@@ -3,6 +3,7 @@
 import posix
 
 from core_helper import procfs
+from core_helper.words import harmless
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 # libpod-conmon-ID.scope of Podman, crio-conmon-ID.scope and crio-conmon-ID of CRI-O.
 MONITORS = (b"libpod-conmon", b"crio-conmon")
 SESSIONS = b"/user.slice/user-"
+LONGEST_UNIT = 128
 
 
 def container_id(cgroups: "list[tuple[bytes, bytes]]") -> str:
@@ -51,6 +53,54 @@ def outermost_group(cgroups: "list[tuple[bytes, bytes]]") -> "tuple[str, bytes, 
                 return name.decode(), controllers, above
             above += component + b"/"
     return None
+
+
+def pod_of(above: bytes) -> str:
+    """Return the uid of the pod whose control group is the last one of the path ``above``, "" where that is no pod's.
+
+    The kubelet writes pod<uid>, or kubepods-burstable-pod<uid>.slice with each hyphen of the uid as an underscore. A static pod
+    has a uid without hyphens.
+    """
+    name = above.rstrip(b"/").rpartition(b"/")[2]
+    if name.endswith(b".slice"):
+        name = name[:-6].rpartition(b"-")[2].replace(b"_", b"-")
+    uid = name[3:]
+    known = name.startswith(b"pod") and 32 <= len(uid) <= 36 and not uid.strip(b"0123456789abcdef-")
+    return uid.decode() if known else ""
+
+
+def group_of(cgroups: "list[tuple[bytes, bytes]]") -> str:
+    """Return the name of the group that crashes of a process in these control groups count for; of A-Za-z0-9._- only.
+
+    "pod-UID", else "container-ID", else "unit-NAME", else "host". A user who may make control groups can give them any name:
+    what such a user has made is "user-NUMBER.container-ID", and counts for nobody else.
+    """
+    found = outermost_group(cgroups)
+    if found is not None:
+        name, controllers, above = found
+        maker = maker_of(controllers, above)
+        if maker != 0:
+            return f"user-{'unknown' if maker is None else maker}.container-{name}"
+        pod = pod_of(above)
+        return f"pod-{pod}" if pod else f"container-{name}"
+    unit = _unit_of(cgroups)
+    return f"unit-{harmless(unit, LONGEST_UNIT)}" if unit else "host"
+
+
+def _unit_of(cgroups: "list[tuple[bytes, bytes]]") -> bytes:
+    """Return the outermost control group that is no slice, b"" for the root groups; all sessions of a user are one.
+
+    What lies below it may have been named by others than root: by a user's systemd, or in a container that no engine has named.
+    """
+    slices = b""
+    for _controllers, path in cgroups:
+        for component in filter(None, path.split(b"/")):
+            if not component.endswith(b".slice"):
+                return component
+            slices = slices or path
+            if (path + b"/").startswith(SESSIONS) and component != b"user.slice":
+                return component
+    return slices.rpartition(b"/")[2]
 
 
 def maker_of(controllers: bytes, above: bytes) -> "int | None":

@@ -3,6 +3,8 @@
 import sys
 
 SPECIFIERS = b"PpugstehE"
+# For names of files and objects: all that is nowhere special stays, everything else becomes _.
+PLAIN = bytes(byte if byte < 128 and (chr(byte).isalnum() or byte in b"._-") else ord("_") for byte in range(256))
 
 
 class WordError(Exception):
@@ -17,6 +19,15 @@ def encode(text: str) -> bytes:
 def shown(text: bytes) -> str:
     """Return ``text`` in quotes for a message."""
     return repr(text.decode("utf-8", "backslashreplace"))
+
+
+def harmless(text: bytes, longest: int) -> str:
+    """Return ``text``, which a container may have chosen, as a part of a name: of A-Za-z0-9._- only, and never empty.
+
+    No directory, no option and no hidden file: it begins with neither ``.`` nor ``-``.
+    """
+    name = text[:longest].translate(PLAIN).decode() or "unknown"
+    return "_" + name[1:] if name[0] in ".-" else name
 
 
 def unquote(value: bytes) -> bytes:

@@ -249,3 +249,59 @@ def test_the_name_of_a_container_counts_in_the_hierarchies_in_which_both_have_on
 ) -> None:
     assert runtime.share_name(ours, theirs) is same
     assert runtime.share_name(theirs, ours) is same
+
+
+UID = "0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9"
+POD = f"/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{UID.replace('-', '_')}.slice"
+
+
+@pytest.mark.parametrize(
+    ("path", "group"),
+    [
+        (f"{POD}/cri-containerd-{ID}.scope", f"pod-{UID}"),
+        (f"{POD}/crio-{ID}.scope/container", f"pod-{UID}"),
+        (f"/kubepods.slice/kubepods-pod{UID.replace('-', '_')}.slice/cri-containerd-{ID}.scope", f"pod-{UID}"),
+        (f"/kubepods/besteffort/pod{UID}/{ID}", f"pod-{UID}"),
+        (f"/kubepods/burstable/pod{'a1' * 16}/{ID}", f"pod-{'a1' * 16}"),
+        # Not right above the container, or no uid.
+        (f"{POD}/x/{ID}", f"container-{ID}"),
+        (f"{POD}/docker-{ID}.scope/{POD}/{OTHER_ID}", f"pod-{UID}"),
+        (f"/docker/{ID}/pod{UID}/{OTHER_ID}", f"container-{ID}"),
+        (f"/pod{UID}x/{ID}", f"container-{ID}"),
+        (f"/podabc/{ID}", f"container-{ID}"),
+        (f"/x{UID}/{ID}", f"container-{ID}"),
+        (DOCKER, f"container-{ID}"),
+        # In no container.
+        ("/", "host"),
+        ("/system.slice/cron.service", "unit-cron.service"),
+        ("/system.slice/system-getty.slice/getty@tty1.service/x.service", "unit-getty_tty1.service"),
+        ("/machine.slice/machine-box.scope/payload/system.slice/cron.service", "unit-machine-box.scope"),
+        ("/lxc.payload.box/system.slice/cron.service", "unit-lxc.payload.box"),
+        ("/user.slice/user-1000.slice/session-2.scope", "unit-user-1000.slice"),
+        ("/user.slice/user-1000.slice/user@1000.service/app.slice/a.service", "unit-user-1000.slice"),
+        (f"{POD}", f"unit-kubepods-burstable-pod{UID.replace('-', '_')}.slice"),
+        ("/user.slice", "unit-user.slice"),
+        ("/../a b", "unit-_."),
+        (f"/{'x' * 255}", f"unit-{'x' * 128}"),
+    ],
+)
+def test_a_crash_counts_for_its_pod_or_container_or_unit(
+    monkeypatch: pytest.MonkeyPatch, path: str, group: str
+) -> None:
+    monkeypatch.setattr(runtime, "maker_of", lambda controllers, above: 0)
+    assert runtime.group_of([(b"", path.encode())]) == group
+
+
+@pytest.mark.parametrize(("maker", "user"), [(1000, "1000"), (None, "unknown")])
+def test_a_user_names_no_group_of_others(monkeypatch: pytest.MonkeyPatch, maker: int | None, user: str) -> None:
+    monkeypatch.setattr(runtime, "maker_of", lambda controllers, above: maker if above.startswith(b"/user") else 0)
+    path = f"/user.slice/user-1000.slice/user@1000.service/pod{UID}/{ID}"
+    assert runtime.group_of([(b"", path.encode())]) == f"user-{user}.container-{ID}"
+
+
+def test_the_unit_is_told_by_the_hierarchy_that_has_one() -> None:
+    old = [(b"pids", b"/system.slice"), (b"cpu,cpuacct", b"/"), (b"name=systemd", b"/system.slice/cron.service")]
+    assert runtime.group_of(old) == "unit-cron.service"
+    assert runtime.group_of(old[:2]) == "unit-system.slice"
+    assert runtime.group_of([(b"devices", b"/user.slice"), (b"", b"/user.slice/user-7.slice/x")]) == "unit-user-7.slice"
+    assert runtime.group_of([]) == "host"

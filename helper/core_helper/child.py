@@ -9,14 +9,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable, NoReturn
 
-    from core_helper.source import KernelPipe
+    from core_helper.source import Source
 
 
 class Child:
     """The process that enters the container, seen from the supervisor: its pipes and pids, and what it reported."""
 
     def __init__(
-        self, source: "KernelPipe", groups: control_groups.ControlGroups, run: "Callable[[Child], NoReturn]"
+        self, source: "Source", groups: control_groups.ControlGroups, run: "Callable[[Child], NoReturn]"
     ) -> None:
         """Fork it into ``groups`` and have it ``run``, without the ``source`` of the core. Raises OSError.
 

@@ -11,6 +11,10 @@ DEFAULT_TIMEOUT = 300.0
 LONGEST_TIMEOUT = 86400
 MOST_DELIVERIES = 1 << 14
 FALLBACK_VARIABLE = b"DOCKERCOREHELPER_FALLBACK_CORE"
+NEVER, UNDELIVERED, ALWAYS = "never", "undelivered", "always"
+KEEP_DIRECTORY = "/var/lib/docker_core_helper/cores"
+KEEP_MAX, KEEP_FREE, KEEP_AGE = 10 << 30, 15, 14  # Bytes, percent, days.
+UNITS = {b"": 0, b"K": 10, b"M": 20, b"G": 30, b"T": 40}
 S_IFMT, S_IFREG = 0o170000, 0o100000
 
 
@@ -28,6 +32,11 @@ class Configuration:
         self.obey_core_limit = True
         self.ignore_signals: list[int] = []
         self.ignore_programs: list[bytes] = []
+        self.keep = NEVER
+        self.keep_directory = KEEP_DIRECTORY
+        self.keep_max = KEEP_MAX
+        self.keep_free = KEEP_FREE
+        self.keep_age = KEEP_AGE
         self.problems: list[str] = []
 
 
@@ -110,6 +119,20 @@ def _take_line(line: bytes, configuration: "Configuration") -> None:
             if not word.startswith((b"/", b"*")):
                 raise WordError(f"{key.decode()}: {shown(word)} must be a path that begins with / or *")
         configuration.ignore_programs = words
+    elif key == b"DOCKERCOREHELPER_KEEP":
+        if value not in (b"never", b"undelivered", b"always"):
+            raise WordError(f"{key.decode()}={shown(value)} must be never, undelivered or always")
+        configuration.keep = value.decode()
+    elif key == b"DOCKERCOREHELPER_KEEP_DIRECTORY":
+        if not value.startswith(b"/") or b"/../" in value + b"/":
+            raise WordError(f"{key.decode()}={shown(value)} must be an absolute path on the host")
+        configuration.keep_directory = value.decode("utf-8", "surrogateescape")
+    elif key == b"DOCKERCOREHELPER_KEEP_MAX":
+        configuration.keep_max = _amount(key, value)
+    elif key == b"DOCKERCOREHELPER_KEEP_FREE":
+        configuration.keep_free = _number(key, value, "a percentage", 99)
+    elif key == b"DOCKERCOREHELPER_KEEP_AGE":
+        configuration.keep_age = _number(key, value, "a number of days", 36500)
     else:
         blank = ": no blank may stand before the =" if key != key.strip() else ""
         raise WordError(f"unknown key {shown(key)}{blank}")
@@ -126,6 +149,14 @@ def _signal_number(key: bytes, word: bytes) -> int:
         if word == name.encode():
             return number
     raise WordError(f"{key.decode()}: {shown(word)} must be one of {' '.join(SIGNALS.values())}")
+
+
+def _amount(key: bytes, value: bytes) -> int:
+    """Return the bytes that ``value`` says, such as 10G; K, M, G and T are powers of 1024."""
+    number, unit = (value[:-1], value[-1:]) if value[-1:] in UNITS else (value, b"")
+    if not number.isdigit() or len(number) > 18:
+        raise WordError(f"{key.decode()}={shown(value)} must be a number of bytes, such as 500000000, 500M or 10G")
+    return int(number) << UNITS[unit]
 
 
 def _number(key: bytes, value: bytes, what: str, most: int) -> int:

@@ -7,10 +7,11 @@ that is tried.
 
 import _signal
 import posix
+import time
 
 from core_helper import container, joining, membership, runtime, supervisor, unwanted, verification
 from core_helper.child import Child, Result
-from core_helper.configuration import CONFIGURATION, FALLBACK_VARIABLE, Configuration
+from core_helper.configuration import ALWAYS, CONFIGURATION, FALLBACK_VARIABLE, NEVER, Configuration
 from core_helper.crash import Crash, Refused
 from core_helper.process import FaultingProcess, Withheld
 from core_helper.words import encode, expand
@@ -19,14 +20,20 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable, NoReturn, Protocol
 
+    from core_helper.custody import Custody
     from core_helper.log import Log
     from core_helper.slots import Slot
-    from core_helper.source import KernelPipe
+    from core_helper.source import KernelPipe, Source
 
     class Destination(Protocol):
-        """Where a core may go. ``only_if_absent``: it is tried only if all before it were absent, not if one has failed."""
+        """Where a core may go.
+
+        ``only_if_absent``: it is tried only if all before it were absent, not if one has failed. ``secured``: it gets the core
+        from the host's disk, if the administrator wants cores to be kept.
+        """
 
         only_if_absent: bool
+        secured: bool
 
         def attempt(self, delivery: "Delivery", reason: str) -> "Outcome":
             """Try to give the core of ``delivery`` away; ``reason`` says why no destination before has taken the core.
@@ -71,7 +78,11 @@ class Delivery:
         began: float,
     ) -> None:
         """Take what is known; ``began`` is the monotonic time of the helper's start."""
-        self.source = source
+        self.source: Source = source
+        self.kernel = source
+        # The core in the store of the host, once it is there. ``secured`` says whether that was tried.
+        self.custody: Custody | None = None
+        self.secured = False
         self.crash = crash
         self.process = process
         self.configuration = configuration
@@ -133,9 +144,85 @@ class Delivery:
                 plan.late = True
             else:
                 break
-        if result.refused or (result.stuck and not result.started):
+        if result.refused:
             raise Refused(str(result.failure))
+        if result.stuck and not result.started:
+            raise Stuck(str(result.failure))
         return result
+
+    def secure(self) -> None:
+        """Write the core to the disk of the host, if the administrator wants that. The destinations get it from there."""
+        if self.secured or self.configuration.keep == NEVER:
+            return
+        self.secured = True
+        from core_helper import custody, store
+
+        try:
+            self.custody = custody.take(self.crash, self.process, self.configuration)
+        except store.Unusable as error:
+            self.configuration.problems.append(f"pid={self.crash.pid}: {error}")
+            return
+        self.source = self.custody.write(self.kernel, self.deadline)
+        if self.custody.late:
+            # Nobody reads on, or the kernel would go on for as long as the process has memory.
+            self.kernel.release(self.crash)
+        self.deadline = time.monotonic() + self.configuration.timeout
+
+    def conclude(self, target: bytes, result: "Result", reason: str = "") -> "Outcome":
+        """Write the line about a destination that was given the core, and return what came of it.
+
+        A core of which the host has a copy is not lost by a destination that has read a part of it: the next one gets it all.
+        """
+        delivered = self.log.lines.conclude(self.crash, self.process, target, result, self.began, reason)
+        if self.custody is None or (result.complete and not result.failure) or delivered:
+            return Outcome(TAKEN, delivered=delivered)
+        failure = result.failure or "it stopped reading"
+        return Outcome(FAILED, f"{target.decode('utf-8', 'backslashreplace')}: {failure}")
+
+    def facts(self) -> "dict[bytes, bytes]":
+        """Return the variables that tell the delegate about the crash and, if the host has the core, about the core."""
+        facts = facts_of(self.crash, self.process)
+        if self.custody is not None:
+            facts.update(self.custody.facts())
+        return facts
+
+    def end(self) -> None:
+        """Delete the core from the disk of the host, where it was taken, unless all cores are kept."""
+        if self.configuration.keep != ALWAYS or not self.keep("all cores are kept"):
+            self.forget()
+
+    def keep(self, reason: str) -> bool:
+        """Have the core stay on the disk of the host if it is there, and tell whether it does; ``reason`` says why."""
+        kept, lines = self.custody, self.log.lines
+        if kept is None:
+            return False
+        facts = {name.decode(): value.decode("utf-8", "backslashreplace") for name, value in self.facts().items()}
+        known: dict[str, object] = {
+            "key": kept.key,
+            "group": kept.group_name,
+            "size": kept.size,
+            "truncated": kept.truncated(),
+            "reason": reason,
+            "facts": facts,
+        }
+        try:
+            kept.seal(known)
+            kept.finish_later(known, self.kernel, self.crash)
+        except OSError as error:
+            lines.warning(f"pid={self.crash.pid}: {kept.store.path}: {error.strerror}: not kept")
+            self.forget()
+            return False
+        lines.keep(self.crash, self.process, kept, reason)
+        return True
+
+    def forget(self) -> None:
+        """Delete the core from the disk of the host."""
+        if self.custody is not None:
+            self.custody.drop()
+
+
+class Stuck(Refused):
+    """No process of ours could enter the container in time, or come back from there. No other one is sent after it."""
 
 
 def _may_be_traced(process: FaultingProcess) -> bool:
@@ -159,18 +246,33 @@ def deliver(
     delivery = Delivery(source, crash, process, configuration, slot, log, began)
     reasons: list[str] = []
     absent = True
-    for destination in choose(delivery, refusal):
-        if destination.only_if_absent and not absent:
-            continue
-        outcome = destination.attempt(delivery, "; ".join(reasons))
-        if outcome.kind == TAKEN:
-            return EXIT_OK if outcome.delivered else EXIT_NOT_DELIVERED
-        absent = absent and outcome.kind == ABSENT
-        if outcome.reason:
-            reasons.append(outcome.reason)
+    try:
+        for destination in choose(delivery, refusal):
+            if destination.only_if_absent and not absent:
+                continue
+            if destination.secured:
+                delivery.secure()
+            if not delivery.source.rewind():
+                break
+            outcome = destination.attempt(delivery, "; ".join(reasons))
+            if outcome.kind == TAKEN:
+                delivery.end()
+                return EXIT_OK if outcome.delivered else EXIT_NOT_DELIVERED
+            absent = absent and outcome.kind == ABSENT
+            if outcome.reason:
+                reasons.append(outcome.reason)
+    except (Stuck, OSError) as error:
+        if not delivery.keep(str(error)):
+            raise
+        return EXIT_NOT_DELIVERED
+    except Refused:
+        # What was refused is never kept.
+        delivery.forget()
+        raise
     if refusal is not None:
         raise refusal
-    log.lines.drop(crash, process, "; ".join(reasons), absent)
+    if not delivery.keep("; ".join(reasons)):
+        log.lines.drop(crash, process, "; ".join(reasons), absent)
     return EXIT_OK if absent else EXIT_NOT_DELIVERED
 
 
@@ -230,6 +332,7 @@ class NoDestination:
     """Stands for a delegate where there is none to try: nobody wants the core, or none is configured."""
 
     only_if_absent = False
+    secured = False
 
     def __init__(self, reason: str) -> None:
         """Take why."""
@@ -244,6 +347,7 @@ class Delegate:
     """The program in the container, ``words``."""
 
     only_if_absent = False
+    secured = True
 
     def __init__(self, words: "list[bytes]") -> None:
         """Take its command line."""
@@ -251,14 +355,13 @@ class Delegate:
 
     def attempt(self, delivery: Delivery, reason: str) -> Outcome:
         """Start the program and give it the core. It has taken the core as soon as it has read from it."""
-        facts = facts_of(delivery.crash, delivery.process)
+        facts = delivery.facts()
         plan, words = delivery.plan, self.words
         result = delivery.run(lambda child: joining.execute_delegate(plan, words, facts, child))
         delivery.wants_file = delivery.wants_file or result.fallback
         delivery.knows_environment = True
         if result.started and not (result.untouched and result.failure):
-            delivered = delivery.log.lines.conclude(delivery.crash, delivery.process, words[0], result, delivery.began)
-            return Outcome(TAKEN, delivered=delivered)
+            return delivery.conclude(words[0], result)
         failure = str(result.failure)
         if result.untouched:
             failure = f"{words[0].decode('utf-8', 'backslashreplace')}: {failure} before it read a byte"
@@ -269,6 +372,7 @@ class CoreFile:
     """The fallback file, where the process sees that path."""
 
     only_if_absent = False
+    secured = True
 
     def attempt(self, delivery: Delivery, reason: str) -> Outcome:
         """Write the file if the administrator wants it, or the environment of the process asks for it."""
@@ -281,10 +385,7 @@ class CoreFile:
         path = fallback.path_of(crash.pid, crash.uid, crash.gid)
         result = delivery.run(lambda child: fallback.write(plan, path, wanted, child))
         if result.started:
-            lines = delivery.log.lines
-            return Outcome(
-                TAKEN, delivered=lines.conclude(crash, delivery.process, path, result, delivery.began, reason)
-            )
+            return delivery.conclude(path, result, reason)
         return Outcome(ABSENT) if result.absent else Outcome(FAILED, str(result.failure))
 
 
@@ -292,8 +393,12 @@ class PreviousHandler:
     """The handler that the host had before the helper came."""
 
     def __init__(self, only_if_absent: bool) -> None:
-        """Take whether it comes after a delegate, and then only where there is no delegate."""
+        """Take whether it comes after a delegate, and then only where there is no delegate.
+
+        The cores of the host's own processes go to it as they always did: unkept.
+        """
         self.only_if_absent = only_if_absent
+        self.secured = only_if_absent
 
     def attempt(self, delivery: Delivery, reason: str) -> Outcome:
         """Become that handler; return only if that fails."""
@@ -305,7 +410,11 @@ class PreviousHandler:
         # That handler has deadlines of its own, or none.
         record, left = delivery.slot.release(), _signal.alarm(0)
         previous_handler.execute(
-            delivery.source, delivery.crash, delivery.process, delivery.configuration.chain, delivery.log
+            delivery.source.stream(delivery.end),
+            delivery.crash,
+            delivery.process,
+            delivery.configuration.chain,
+            delivery.log,
         )
         _signal.alarm(left)
         delivery.slot.reclaim(record)

@@ -10,6 +10,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from core_helper.child import Result
     from core_helper.crash import Crash
+    from core_helper.custody import Custody
     from core_helper.log import Log
     from core_helper.process import FaultingProcess
 
@@ -86,6 +87,14 @@ class Journal:
     def handed_on(self, crash: "Crash", process: "FaultingProcess", handler: bytes) -> None:
         """Tell that a core goes to the previous handler, whose own log says what becomes of it."""
         self._write(LOG_INFO, f"{describe(crash, process)}: handed on to {escape(handler)}")
+
+    def keep(self, crash: "Crash", process: "FaultingProcess", kept: "Custody", reason: str) -> None:
+        """Tell that the core stays on the host, and why no destination has taken it."""
+        size = f"{kept.size} bytes"
+        if kept.truncated():
+            size += f", truncated: {kept.stopped or f'of {kept.length} bytes; the process was killed or frozen'}"
+        text = f"kept on this host, {size}: docker_core_helper cores get {kept.key} FILE: {reason}"
+        self._write(LOG_WARNING if kept.truncated() else LOG_INFO, f"{describe(crash, process)}: {text}")
 
     def drop(self, crash: "Crash", process: "FaultingProcess", reason: str, absent: bool) -> None:
         """Tell that the core was dropped: because there is no delegate, or because of a failure."""

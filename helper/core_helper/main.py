@@ -11,7 +11,7 @@ import time
 
 import core_helper
 from core_helper import command_line, linux, procfs, quota, runtime, slots, start
-from core_helper.configuration import Configuration, read_configuration
+from core_helper.configuration import NEVER, Configuration, read_configuration
 from core_helper.crash import Crash, Refused
 from core_helper.log import Log
 from core_helper.source import KernelPipe
@@ -70,7 +70,8 @@ def receive(words: "list[str]", source: KernelPipe, log: Log, began: float) -> i
     if mark is not None:
         began = mark[2]
     _signal.signal(_signal.SIGALRM, give_up)
-    last = int(configuration.timeout) + LAST_RESORT
+    # Where cores are kept, the kernel's dump may take as long as the delivery.
+    last = int(configuration.timeout) * (1 if configuration.keep == NEVER else 2) + LAST_RESORT
     _signal.alarm(last)
     try:
         linux.kill_after(last + BACKSTOP)

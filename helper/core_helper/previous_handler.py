@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from core_helper.crash import Crash
     from core_helper.log import Log
     from core_helper.process import FaultingProcess
-    from core_helper.source import KernelPipe
 
 PIDFD = 3  # COREDUMP_PIDFD_NUMBER
 UMASK = 0o022  # Of whatever the kernel starts: init_fs in fs/fs_struct.c.
@@ -23,8 +22,8 @@ UNLIMITED = b"18446744073709551615"
 S_IFMT, S_IFREG = 0o170000, 0o100000
 
 
-def execute(source: "KernelPipe", crash: "Crash", process: "FaultingProcess", words: "list[bytes]", log: "Log") -> None:
-    """Become the handler ``words``. The core goes to it as if the kernel had started it: nothing of the core was read yet.
+def execute(core: int, crash: "Crash", process: "FaultingProcess", words: "list[bytes]", log: "Log") -> None:
+    """Become the handler ``words``. It reads the pipe ``core`` as if the kernel had started it: nothing was read there yet.
 
     Returns only if that fails; then the log says why, and what to do.
     """
@@ -35,7 +34,7 @@ def execute(source: "KernelPipe", crash: "Crash", process: "FaultingProcess", wo
         # Logged before, because this program does not return from a successful execution.
         log.lines.handed_on(crash, process, arguments[0])
         asked = any(expand(word, {b"F": b"3"}) != expand(word, {}) for word in words)
-        problem = _execute(source, arguments, crash.pidfd if asked else None)
+        problem = _execute(core, arguments, crash.pidfd if asked else None)
     log.lines.warning(
         f"not handed on to {shown(arguments[0])}: {problem}: install it again, or correct DOCKERCOREHELPER_CHAIN in"
         f" {CONFIGURATION}; pid={crash.pid} is handled without it"
@@ -53,7 +52,7 @@ def _unusable(program: bytes) -> "str | None":
     return None
 
 
-def _execute(source: "KernelPipe", arguments: "list[bytes]", pidfd: "int | None") -> str:
+def _execute(core: int, arguments: "list[bytes]", pidfd: "int | None") -> str:
     """Execute a program with all that the kernel gives and nothing else; return why that failed.
 
     The core is on standard input, and standard output and standard error are closed. Not touched are the root directory, and
@@ -64,7 +63,7 @@ def _execute(source: "KernelPipe", arguments: "list[bytes]", pidfd: "int | None"
     mask = posix.umask(UMASK)
     start.reset_signals()
     saved = [posix.dup(descriptor) for descriptor in (0, 1, 2)]
-    posix.dup2(source.descriptor, 0)
+    posix.dup2(core, 0)
     for descriptor in (1, 2):
         posix.close(descriptor)
     if pidfd is not None:

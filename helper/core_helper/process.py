@@ -63,6 +63,8 @@ class FaultingProcess:
         self.seccomp_filters = int(status.get("Seccomp_filters", "0"))
         # Whether it is a process of 32 bits, asked where the delegate has a filter.
         self.narrow = self.seccomp == 2 and _word_size(task) == 4
+        # The bytes that it has in memory. Its core has about as many, and holes.
+        self.memory = 1024 * sum(int(status.get(name, "0").split()[0]) for name in ("VmRSS", "VmSwap"))
         self.umask = int(status.get("Umask", "0022"), 8)
         self.comm = procfs.read(task, "comm")[:-1]  # The name may end in newlines of its own.
         self.exe = link_of(task, "exe")

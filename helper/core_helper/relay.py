@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from typing import Callable
 
     from core_helper.child import Child, Result
-    from core_helper.source import KernelPipe
+    from core_helper.source import Source
 
 PIPE_SIZE = 1 << 20
 STEP = 1 << 20
@@ -82,7 +82,7 @@ class Relay:
     may be something to move, ``ended`` that the core has come to its end, and ``open`` that the child's input is open.
     """
 
-    def __init__(self, source: "KernelPipe", child: "Child", result: "Result", log: "Callable[[bytes], None]") -> None:
+    def __init__(self, source: "Source", child: "Child", result: "Result", log: "Callable[[bytes], None]") -> None:
         """Take the ``source`` of the core, the started ``child``, and ``log`` for what it writes to standard error."""
         self.source = source
         self.core = source.descriptor
@@ -105,7 +105,7 @@ class Relay:
         self.buffer_out, self.buffer_in = posix.pipe()
         self.buffered = 0
         linux.set_pipe_size(self.buffer_in, 1)
-        linux.set_pipe_size(self.core, PIPE_SIZE)
+        linux.set_pipe_size(self.core, PIPE_SIZE)  # Does nothing to a file.
 
     def run(self, deadline: float) -> bool:
         """Relay the core to its end and wait for that of the delegate; tell whether both came before the time ``deadline``.
@@ -206,7 +206,7 @@ class Relay:
         """
         try:
             if not self.copied:
-                self.copied = linux.tee(self.core, self.buffer_in, STEP)
+                self.copied = self.source.peek(self.buffer_in, STEP)
             self.shown = linux.splice(self.buffer_out, self.sink, self.copied) if self.copied else 0
         except BlockingIOError:
             # The core is empty; or the delegate, which may write to its input, too, has filled that again. Then the copy stays
@@ -249,8 +249,10 @@ class Relay:
             self._close()
             return
         self.result.delivered += moved
-        if moved == 0:
-            self.ended = self.source.drained = True
+        if moved == 0 and self.source.advance():
+            self.core = self.source.descriptor
+        elif moved == 0:
+            self.ended = True
             self.result.length = self.header.length
             self._close_when_read()
 

@@ -1,4 +1,4 @@
-"""Where the core comes from: the kernel's pipe, which can be read once."""
+"""Where the core comes from: the kernel's pipe, which can be read once, or a file of the host, as often as needed."""
 
 import posix
 import select
@@ -8,8 +8,14 @@ from core_helper import linux, procfs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Callable, Union
+
     from core_helper.crash import Crash
 
+    Source = Union["KernelPipe", "KeptFile"]
+
+SEEK_SET = 0
+BLOCK = 1 << 18
 PATIENCE = 0.5  # Seconds for a process to end when nobody reads its core any more.
 
 
@@ -25,10 +31,34 @@ class KernelPipe:
         """Take the opened pipe."""
         self.descriptor = descriptor
         self.drained = False
+        self.closed = False
+
+    def rewind(self) -> bool:
+        """Have the next destination read from the start: a destination that has not taken the core has read nothing."""
+        return True
+
+    def peek(self, sink: int, count: int) -> int:
+        """Copy at most ``count`` of the next bytes into the pipe ``sink`` and leave them here, never waiting.
+
+        Returns the number of bytes, 0 at the end. Raises BlockingIOError where there is nothing yet, and OSError with EINVAL
+        where this is no pipe: then bytes cannot be put back.
+        """
+        return linux.tee(self.descriptor, sink, count)
+
+    def advance(self) -> bool:
+        """Go on to where the rest of the core is, at the end of what ``descriptor`` had; return whether there is a rest."""
+        self.drained = True
+        return False
+
+    def stream(self, end: "Callable[[], None]") -> int:
+        """Return the pipe. Whoever reads it takes the core, and there is nothing to ``end``."""
+        return self.descriptor
 
     def close(self) -> None:
-        """Close this copy of the pipe."""
-        posix.close(self.descriptor)
+        """Close this copy of the pipe, if that was not done yet."""
+        if not self.closed:
+            self.closed = True
+            posix.close(self.descriptor)
 
     def release(self, crash: "Crash") -> bool:
         """Close the last copy of the pipe, and end the process if that does not; return whether SIGKILL was needed.
@@ -37,9 +67,10 @@ class KernelPipe:
         of memory that the process has reserved and never used: fs/coredump.c, dump_user_range. SIGKILL does not end a process
         that waits for a file system which does not answer; the slot of such a process stays taken, see slots.py.
         """
-        self.close()
-        if crash.handle is None:
+        if self.closed or crash.handle is None:
+            self.close()
             return False
+        self.close()
         poll = select.poll()
         poll.register(crash.handle, select.POLLIN)
         if poll.poll(PATIENCE * 1000):
@@ -58,3 +89,78 @@ class KernelPipe:
             return False
         linux.pidfd_send_signal(crash.handle, SIGKILL)
         return True
+
+
+class KeptFile:
+    """A core that the host keeps: each destination gets it from the start, through a pipe, and never the file itself.
+
+    What is not in the ``file`` comes after that and can be read once, from the opened pipes ``rest``.
+    """
+
+    def __init__(self, kernel: KernelPipe, file: int, rest: "list[int]") -> None:
+        """Take the kernel's pipe, the opened file, and the pipes with the rest; the kernel's may be the last one of these."""
+        self.kernel = kernel
+        self.file = file
+        self.descriptor = file
+        self.rest = rest
+
+    def rewind(self) -> bool:
+        """Have the next destination read from the start; return False if an earlier one has read what comes but once."""
+        if self.descriptor != self.file:
+            return False
+        posix.lseek(self.file, 0, SEEK_SET)
+        return True
+
+    def peek(self, sink: int, count: int) -> int:
+        """Copy as KernelPipe.peek does. Only the first bytes are ever looked at so."""
+        try:
+            return linux.splice(self.file, sink, count)
+        finally:
+            posix.lseek(self.file, 0, SEEK_SET)
+
+    def advance(self) -> bool:
+        """Go on as KernelPipe.advance does: from the file to what comes after it."""
+        if self.rest:
+            self.descriptor = self.rest.pop(0)
+            return True
+        if self.descriptor == self.kernel.descriptor:
+            self.kernel.advance()
+        return False
+
+    def stream(self, end: "Callable[[], None]") -> int:
+        """Return a pipe from which all can be read; the process that fills it calls ``end`` when all was read. Raises OSError.
+
+        Until then that process holds the kernel's pipe: the kernel keeps the faulting process.
+        """
+        reading, writing = posix.pipe()
+        if posix.fork() == 0:
+            try:
+                posix.close(reading)
+                self._feed(writing)
+                end()
+            finally:
+                posix._exit(0)
+        posix.close(writing)
+        return reading
+
+    def _feed(self, sink: int) -> None:
+        # Not by the file's offset, which other processes share.
+        offset = 0
+        while block := posix.pread(self.file, BLOCK, offset):
+            _write(sink, block)
+            offset += len(block)
+        while self.advance():
+            while block := posix.read(self.descriptor, BLOCK):
+                _write(sink, block)
+        posix.close(sink)
+
+    def close(self) -> None:
+        """Close this copy of all."""
+        for descriptor in {self.file, self.descriptor, *self.rest} - {self.kernel.descriptor}:
+            posix.close(descriptor)
+        self.kernel.close()
+
+
+def _write(sink: int, block: bytes) -> None:
+    while block:
+        block = block[posix.write(sink, block) :]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from core_helper.child import Child
     from core_helper.process import FaultingProcess
-    from core_helper.source import KernelPipe
+    from core_helper.source import Source
 
 ENVIRON_PATIENCE = 10.0  # Seconds that reading the environment of the process may take.
 GRACE = 2.0  # Seconds between SIGTERM and SIGKILL, and again before a delegate that cannot be killed is given up.
@@ -32,7 +32,7 @@ LONGEST_PID = 7  # Digits; PID_MAX_LIMIT of the kernel is 4194304.
 
 
 def supervise(
-    source: "KernelPipe",
+    source: "Source",
     child: "Child",
     process: "FaultingProcess",
     deadline: float,
@@ -65,7 +65,7 @@ def supervise(
 
 
 def _attend(
-    source: "KernelPipe",
+    source: "Source",
     child: "Child",
     process: "FaultingProcess",
     deadline: float,

@@ -13,7 +13,6 @@ from core_helper import container, deliver, linux, membership, previous_handler,
 from core_helper.configuration import Configuration
 from core_helper.crash import Crash, Refused
 from core_helper.process import Withheld
-from core_helper.source import KernelPipe
 from unit.helper.support import in_child, process, script
 
 ID = "0123456789abcdef" * 4
@@ -187,7 +186,7 @@ def test_a_handler_that_cannot_be_executed_leaves_this_process_as_it_was(
         before = state()
         log: Any = Lines()
         for word in (os.fsencode(garbage), b"/missing", b"/"):
-            previous_handler.execute(KernelPipe(core), crash, crashed(root=root), [word, b"%F"], log)
+            previous_handler.execute(core, crash, crashed(root=root), [word, b"%F"], log)
         return [before == state(), log.written]
 
     same, lines = in_child(attempt)

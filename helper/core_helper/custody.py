@@ -1,0 +1,275 @@
+"""Custody: a core is written to the host before any destination gets it, and stays there if none takes it.
+
+While the kernel dumps, nothing runs in the container that could make the kernel stop, such as a delegate that uses up the
+memory of the container. Imported only where the administrator wants cores to be kept.
+"""
+
+import fcntl
+import posix
+import select
+import time
+from _signal import SIGPIPE
+
+from core_helper import corefile, runtime, store
+from core_helper.key import key_of
+from core_helper.source import KeptFile
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from core_helper.configuration import Configuration
+    from core_helper.crash import Crash
+    from core_helper.process import FaultingProcess
+    from core_helper.source import KernelPipe
+
+PIPE_SIZE = 1 << 20
+BLOCK = 1 << 18
+PAGE = 1 << 12
+ZEROS, ZERO_PAGE = bytes(BLOCK), bytes(PAGE)
+# Beside its memory, a core has headers, and notes about each thread and each mapped file; fs/binfmt_elf.c.
+NOTES = 1 << 22
+MODE = 0o600
+SEEK_SET = 0
+ENOSPC = 28
+LATE = "the deadline has passed while the kernel dumped it"
+HASHED = 1 << 20
+COMPRESSORS = ("/usr/bin/zstd", "/bin/zstd", "/usr/local/bin/zstd")
+IDLE = 19  # nice(2)
+
+
+def take(crash: "Crash", process: "FaultingProcess", configuration: "Configuration") -> "Custody":
+    """Return a place in the store for the core of ``process``. Raises store.Unusable where there is none."""
+    path = configuration.keep_directory
+    try:
+        group, key = runtime.group_of(process.cgroups), key_of(crash, process)
+        return Custody(store.Store(path), group, key, process.memory + NOTES, configuration)
+    except OSError as error:
+        raise store.Unusable(f"{path}: {error.strerror}: not kept") from None
+
+
+class Custody:
+    """One core in the store, from its first byte on.
+
+    ``size`` are the bytes that the core has so far, holes included. ``length`` says how many its header announces, None if
+    that is not known. ``stopped`` says why not all of the core was written, "" if it was.
+    """
+
+    def __init__(self, kept_in: store.Store, group: str, key: str, need: int, configuration: "Configuration") -> None:
+        """Make room and create the file. Raises store.Unusable with the reason, or OSError."""
+        self.store = kept_in
+        self.key = key
+        self.group_name = group
+        self.size = 0
+        self.length: int | None = None
+        self.stopped = ""
+        self.late = False
+        kept_in.lock()
+        try:
+            self.room = kept_in.room_for(group, need, configuration)
+            if self.room < need:
+                raise store.Unusable(
+                    f"{kept_in.path} has room for {max(0, self.room)} bytes, and the core may take {need}: not kept; raise"
+                    " docker_core_helper_keep_max, or make room"
+                )
+            self.group = kept_in.group(group)
+            self.part = f".{key}.{need}{store.PART}"
+            self.file = self._create(self.part)
+        finally:
+            kept_in.unlock()
+
+    def write(self, source: "KernelPipe", deadline: float) -> KeptFile:
+        """Write what the kernel dumps, until its end or ``deadline``, and return from where the destinations read it.
+
+        Zeros are not stored. If the disk or the bound is full, the rest stays with the kernel. ``stopped`` says so.
+        """
+        leftover = None
+        try:
+            _enlarge(source.descriptor)
+            leftover = self._copy(source, deadline)
+            posix.ftruncate(self.file, self.size)
+        except OSError as error:
+            # No byte was read and not written: _copy has seen to that.
+            self.stopped = str(error.strerror)
+        self.late = self.stopped == LATE
+        rest = [] if leftover is None else [leftover]
+        if not source.drained and not self.late:
+            rest.append(source.descriptor)
+        return KeptFile(source, self.file, rest)
+
+    def _copy(self, source: "KernelPipe", deadline: float) -> "int | None":
+        """Do what ``write`` says; return a pipe with the bytes that were read and could not be written, None if all were."""
+        header = corefile.Header()
+        buffer = bytearray(BLOCK)
+        view = memoryview(buffer)
+        poll = select.poll()
+        poll.register(source.descriptor, select.POLLIN)
+        stored, ended = 0, False
+        while not ended:
+            filled = 0
+            while filled < BLOCK and not ended:
+                if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                    self.stopped = LATE
+                    ended = True
+                    break
+                count = posix.readv(source.descriptor, [view[filled:]])
+                ended = source.drained = count == 0
+                filled += count
+            if header.wanted:
+                header.add(bytes(view[:filled]))
+                self.length = header.length
+            try:
+                for begin, end in runs(buffer, filled):
+                    if stored + end - begin > self.room:
+                        raise OSError(ENOSPC, f"{self.store.path} has no room for more")
+                    _pwrite(self.file, view[begin:end], self.size + begin)
+                    stored += end - begin
+            except OSError as error:
+                self.stopped = str(error.strerror)
+                return _pipe_with(view[:filled])
+            self.size += filled
+        return None
+
+    def seal(self, facts: "dict[str, object]") -> None:
+        """Have the core stay: on the disk, and listed with its ``facts``. Raises OSError."""
+        posix.fsync(self.file)
+        self._rename(self.part, self.key + store.CORE)
+        self.part = self.key + store.CORE
+        self._describe({**facts, "file": self.part})
+
+    def finish_later(self, facts: "dict[str, object]", source: "KernelPipe", crash: "Crash") -> None:
+        """Have another process ``finish``, when the faulting process is gone: nobody waits for that. Raises OSError."""
+        if posix.fork():
+            return
+        try:
+            posix.setsid()
+            posix.nice(IDLE)
+            source.close()
+            if crash.handle is not None:
+                poll = select.poll()
+                poll.register(crash.handle, select.POLLIN)
+                poll.poll()
+            self.finish(facts)
+        finally:
+            posix._exit(0)
+
+    def finish(self, facts: "dict[str, object]") -> None:
+        """Compress the core, and add its checksum to its ``facts``. Raises OSError."""
+        import hashlib
+
+        posix.lseek(self.file, 0, SEEK_SET)
+        digest = hashlib.sha256()
+        program = next((path for path in COMPRESSORS if posix.access(path, posix.X_OK)), None)
+        compressed, part = self.key + store.COMPRESSED, f".{self.key}{store.COMPRESSED}{store.PART}"
+        if program is None:
+            while block := posix.read(self.file, HASHED):
+                digest.update(block)
+        else:
+            result = self._create(part)
+            reading, writing = posix.pipe()
+            actions = [(posix.POSIX_SPAWN_DUP2, reading, 0), (posix.POSIX_SPAWN_DUP2, result, 1)]
+            pid = posix.posix_spawn(program, [program, "-q", "-c", "-1"], {}, file_actions=actions, setsigdef=[SIGPIPE])
+            posix.close(reading)
+            try:
+                while block := posix.read(self.file, HASHED):
+                    digest.update(block)
+                    while block:
+                        block = block[posix.write(writing, block) :]
+            finally:
+                posix.close(writing)
+            if posix.waitpid(pid, 0)[1]:
+                posix.unlink(part, dir_fd=self.group)
+                program = None
+            else:
+                posix.fsync(result)
+                self._rename(part, compressed)
+        name = self.part if program is None else compressed
+        self._describe({**facts, "file": name, "sha256": digest.hexdigest()})
+        if name != self.part:
+            posix.unlink(self.part, dir_fd=self.group)
+
+    def _create(self, name: str) -> int:
+        """Create the file ``name`` and lock it. Raises OSError."""
+        flags = posix.O_RDWR | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC
+        file = posix.open(name, flags, MODE, dir_fd=self.group)
+        fcntl.flock(file, fcntl.LOCK_EX)
+        return file
+
+    def _describe(self, facts: "dict[str, object]") -> None:
+        """Write the JSON file of the core, or replace it. Raises OSError."""
+        import json
+
+        self.store.lock()
+        try:
+            name = f".{self.key}{store.JSON}{store.PART}"
+            file = self._create(name)
+            posix.write(file, json.dumps(facts, indent=1, sort_keys=True).encode() + b"\n")
+            posix.fsync(file)
+            self._rename(name, self.key + store.JSON)
+            posix.fsync(self.group)
+            posix.close(file)
+        finally:
+            self.store.unlock()
+
+    def _rename(self, old: str, new: str) -> None:
+        posix.rename(old, new, src_dir_fd=self.group, dst_dir_fd=self.group)
+
+    def is_all(self) -> bool:
+        """Tell whether all that there will ever be of the core is in the file."""
+        return not self.stopped or self.late
+
+    def truncated(self) -> bool:
+        """Tell whether a part is missing: because the process was killed while the kernel dumped it, or for want of room."""
+        return bool(self.stopped) or self.size < (self.length or 1)
+
+    def facts(self) -> "dict[bytes, bytes]":
+        """Return what the delegate is told beside the facts of the crash."""
+        if not self.is_all():
+            return {}
+        return {b"CORE_SIZE": b"%d" % self.size, b"CORE_TRUNCATED": b"1" if self.truncated() else b"0"}
+
+    def drop(self) -> None:
+        """Delete the core: a destination has it."""
+        entry = store.Entry(self.group_name, self.key)
+        entry.files = [self.part]
+        self.store.delete(entry)
+
+
+def runs(buffer: bytearray, length: int) -> "list[tuple[int, int]]":
+    """Return begin and end of each run of pages in the first ``length`` bytes that are not all zero."""
+    if buffer == ZEROS:
+        return []
+    found: list[tuple[int, int]] = []
+    begin = None
+    # A page whose first byte is not zero need not be looked at.
+    for number, first in enumerate(buffer[:length:PAGE]):
+        page = number * PAGE
+        if first or not ZERO_PAGE.startswith(buffer[page : min(page + PAGE, length)]):
+            if begin is None:
+                begin = page
+        elif begin is not None:
+            found.append((begin, page))
+            begin = None
+    if begin is not None:
+        found.append((begin, length))
+    return found
+
+
+def _enlarge(pipe: int) -> None:
+    from core_helper import linux
+
+    linux.set_pipe_size(pipe, PIPE_SIZE)
+
+
+def _pwrite(file: int, view: memoryview, offset: int) -> None:
+    while view:
+        count = posix.pwrite(file, view, offset)
+        view, offset = view[count:], offset + count
+
+
+def _pipe_with(content: memoryview) -> int:
+    """Return the reading end of a pipe that has this ``content``, of BLOCK bytes at most. Raises OSError."""
+    reading, writing = posix.pipe()
+    _enlarge(writing)
+    posix.set_blocking(writing, False)
+    posix.write(writing, content)
+    posix.close(writing)
+    return reading

@@ -1,0 +1,224 @@
+"""The store: the directory of the host in which cores are kept, and its bounds. Imported only where cores are kept. ::
+
+    DIRECTORY/GROUP/KEY.core             the core; KEY.core.zst if it is compressed
+    DIRECTORY/GROUP/KEY.json             what is known of it: a core without this file is not listed
+    DIRECTORY/GROUP/.KEY.EXPECTED.part   a core that is being written, and how many bytes it may take
+
+Whoever writes a core holds a lock on its file until the JSON file is there, so what has neither was left behind by a crash of
+the host or of the helper. The lock on the directory is held while bounds are compared; flock(2).
+"""
+
+import fcntl
+import posix
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from core_helper.configuration import Configuration
+
+PART, JSON, CORE, COMPRESSED = ".part", ".json", ".core", ".core.zst"
+BLOCK = 512  # The unit of st_blocks; stat(2).
+DAY = 86400
+MODE_OF_DIRECTORY = 0o700
+
+
+class Unusable(Exception):
+    """Cores cannot be kept here. The text names the directory and the remedy."""
+
+
+class Entry:
+    """A core in the store: ``group`` and ``key``, its ``files``, the bytes that these take, and the time of the last change."""
+
+    def __init__(self, group: str, key: str) -> None:
+        """Start without files. ``whole`` says whether it is listed, ``expected`` what it may take if it is being written."""
+        self.group = group
+        self.key = key
+        self.files: list[str] = []
+        self.bytes = 0
+        self.time = 0.0
+        self.whole = False
+        self.expected = 0
+
+    @property
+    def claim(self) -> int:
+        """The bytes that count for the bound."""
+        return max(self.bytes, self.expected)
+
+
+class Store:
+    """The opened directory ``path``."""
+
+    def __init__(self, path: str) -> None:
+        """Open it, and create it if it is not there. Raises Unusable."""
+        self.path = path
+        try:
+            _create(path)
+            self.directory = posix.open(path, posix.O_RDONLY | posix.O_DIRECTORY | posix.O_NOFOLLOW | posix.O_CLOEXEC)
+        except OSError as error:
+            raise Unusable(
+                f"{path}: {error.strerror}: cores are not kept; correct docker_core_helper_keep_directory"
+            ) from None
+        found = posix.fstat(self.directory)
+        if found.st_uid != 0 or found.st_mode & 0o077:
+            posix.close(self.directory)
+            raise Unusable(
+                f"{path}: only root may enter it: cores are not kept; chown root {path} && chmod 0700 {path}"
+            )
+
+    def close(self) -> None:
+        """Close the directory."""
+        posix.close(self.directory)
+
+    def lock(self) -> None:
+        """Wait until nobody else compares bounds."""
+        fcntl.flock(self.directory, fcntl.LOCK_EX)
+
+    def unlock(self) -> None:
+        """Let others compare bounds."""
+        fcntl.flock(self.directory, fcntl.LOCK_UN)
+
+    def group(self, name: str) -> int:
+        """Open the directory of a group, which is created if it is not there. Raises OSError."""
+        try:
+            posix.mkdir(name, MODE_OF_DIRECTORY, dir_fd=self.directory)
+        except FileExistsError:
+            pass
+        return posix.open(
+            name, posix.O_RDONLY | posix.O_DIRECTORY | posix.O_NOFOLLOW | posix.O_CLOEXEC, dir_fd=self.directory
+        )
+
+    def entries(self) -> "list[Entry]":
+        """Return what the store has, and delete what nobody writes any more and is not whole. Raises OSError."""
+        entries = []
+        for name in posix.listdir(self.directory):
+            try:
+                group = posix.open(
+                    name, posix.O_RDONLY | posix.O_DIRECTORY | posix.O_NOFOLLOW | posix.O_CLOEXEC, dir_fd=self.directory
+                )
+            except OSError:
+                continue  # No directory, or deleted meanwhile.
+            try:
+                for entry in _entries_of(name, group).values():
+                    if entry.whole or _is_being_written(group, entry):
+                        entries.append(entry)
+                    else:
+                        _unlink(group, entry)
+            finally:
+                posix.close(group)
+        return entries
+
+    def delete(self, entry: Entry) -> None:
+        """Delete a core. Its JSON file goes first: what is half gone is not listed."""
+        group = self.group(entry.group)
+        _unlink(group, entry)
+        posix.close(group)
+        try:
+            posix.rmdir(entry.group, dir_fd=self.directory)
+        except OSError:
+            pass  # It has other cores.
+
+    def room_for(self, group: str, need: int, configuration: "Configuration") -> int:
+        """Return how many bytes a new core of ``group`` may take, after others had to make room for the ``need`` of it.
+
+        Less than ``need`` if there is no room for that; then nothing was deleted for it. The lock must be held. Raises OSError.
+        """
+        oldest = time.time() - configuration.keep_age * DAY
+        entries = self.entries()
+        for entry in [entry for entry in entries if entry.whole and entry.time < oldest]:
+            self.delete(entry)
+            entries.remove(entry)
+        system = posix.fstatvfs(self.directory)
+        free = system.f_bavail * system.f_frsize - system.f_blocks * system.f_frsize * configuration.keep_free // 100
+        # What is being written has not taken all yet that it may take.
+        free -= sum(entry.claim - entry.bytes for entry in entries)
+        left = configuration.keep_max - sum(entry.claim for entry in entries)
+        victims = []
+        while min(free, left) < need:
+            victim = choose_victim(entries, group, need, configuration.keep_max)
+            if victim is None:
+                return min(free, left)
+            entries.remove(victim)
+            victims.append(victim)
+            free, left = free + victim.bytes, left + victim.bytes
+        for entry in victims:
+            self.delete(entry)
+        return min(free, left)
+
+
+def choose_victim(entries: "list[Entry]", group: str, need: int, bound: int) -> "Entry | None":
+    """Return the core that makes room for one of ``group`` that takes ``need`` bytes, None if there is none to delete.
+
+    The oldest goes. It is one of the same group if that group takes more than its share of the ``bound``, else one of the group
+    that takes most. So a group that crashes in a loop pushes out its own cores, and not those of others.
+    """
+    taken = {group: need}
+    for entry in entries:
+        taken[entry.group] = taken.get(entry.group, 0) + entry.claim
+    whole = [entry for entry in entries if entry.whole]
+    own = [entry for entry in whole if entry.group == group]
+    if own and taken[group] > bound // len(taken):
+        return min(own, key=lambda entry: entry.time)
+    return min(whole, key=lambda entry: (-taken[entry.group], entry.time), default=None)
+
+
+def _create(path: str) -> None:
+    """Create the directory ``path``, and those above it that are not there. Raises OSError."""
+    try:
+        posix.mkdir(path, MODE_OF_DIRECTORY)
+    except FileExistsError:
+        pass
+    except FileNotFoundError:
+        parent = path.rstrip("/").rpartition("/")[0]
+        if not parent:
+            raise
+        _create(parent)
+        posix.mkdir(path, MODE_OF_DIRECTORY)
+
+
+def _entries_of(name: str, group: int) -> "dict[str, Entry]":
+    """Return the cores in the opened directory of the group ``name``, by their keys."""
+    entries: dict[str, Entry] = {}
+    for file in posix.listdir(group):
+        try:
+            found = posix.stat(file, dir_fd=group, follow_symlinks=False)
+        except OSError:
+            continue  # Deleted meanwhile.
+        expected = 0
+        if file.endswith(PART):
+            key, _dot, number = file[1 : -len(PART)].rpartition(".")
+            expected = int(number) if number.isdigit() else 0
+        else:
+            key = next((file[: -len(end)] for end in (JSON, COMPRESSED, CORE) if file.endswith(end)), file)
+        entry = entries.setdefault(key, Entry(name, key))
+        entry.files.append(file)
+        entry.bytes += found.st_blocks * BLOCK
+        entry.time = max(entry.time, found.st_mtime)
+        entry.whole = entry.whole or file == key + JSON
+        entry.expected = max(entry.expected, expected)
+    return entries
+
+
+def _is_being_written(group: int, entry: Entry) -> bool:
+    """Tell whether another process holds the lock of one of the files."""
+    for file in entry.files:
+        try:
+            opened = posix.open(
+                file, posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_NONBLOCK | posix.O_CLOEXEC, dir_fd=group
+            )
+        except OSError:
+            continue
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        finally:
+            posix.close(opened)
+    return False
+
+
+def _unlink(group: int, entry: Entry) -> None:
+    for file in sorted(entry.files, key=lambda file: not file.endswith(JSON)):
+        try:
+            posix.unlink(file, dir_fd=group)
+        except OSError:
+            pass  # Deleted meanwhile.

@@ -35,6 +35,10 @@ def main(arguments: "list[str]") -> "NoReturn":
     if "--version" in arguments[1:2]:
         print(f"docker_core_helper {core_helper.__version__}")
         sys.exit(EXIT_OK)
+    if arguments[1:2] == ["cores"]:
+        from core_helper import cores
+
+        sys.exit(cores.run(arguments[2:]))
     if len(arguments) == 1 and sys.stderr is not None:
         sys.stderr.write("docker_core_helper: the kernel starts this program when a process crashes; nothing to do\n\n")
         sys.stderr.write(command_line.USAGE)

@@ -37,6 +37,7 @@ class Configuration:
         self.keep_max = KEEP_MAX
         self.keep_free = KEEP_FREE
         self.keep_age = KEEP_AGE
+        self.release_kept = False
         self.problems: list[str] = []
 
 
@@ -133,6 +134,10 @@ def _take_line(line: bytes, configuration: "Configuration") -> None:
         configuration.keep_free = _number(key, value, "a percentage", 99)
     elif key == b"DOCKERCOREHELPER_KEEP_AGE":
         configuration.keep_age = _number(key, value, "a number of days", 36500)
+    elif key == b"DOCKERCOREHELPER_RELEASE":
+        if value not in (b"delivered", b"kept"):
+            raise WordError(f"{key.decode()}={shown(value)} must be delivered or kept")
+        configuration.release_kept = value == b"kept"
     else:
         blank = ": no blank may stand before the =" if key != key.strip() else ""
         raise WordError(f"unknown key {shown(key)}{blank}")

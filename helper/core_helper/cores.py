@@ -38,7 +38,11 @@ def run(arguments: "list[str]") -> int:
                 print("[]" if options.json else f"no core is kept in {path}{hint}")
                 return EXIT_OK
             raise Problem(f"{path}: no core is kept here{hint}")
-        options.command(store.Store(path), options)
+        kept_in = store.Store(path)
+        try:
+            options.command(kept_in, options)
+        finally:
+            kept_in.close()
     except (Problem, store.Unusable) as error:
         print(f"docker_core_helper: {error}", file=sys.stderr)
         return EXIT_FAILED

@@ -76,8 +76,8 @@ class Custody:
         finally:
             kept_in.unlock()
 
-    def write(self, source: "KernelPipe", deadline: float) -> KeptFile:
-        """Write what the kernel dumps, until its end or ``deadline``, and return from where the destinations read it.
+    def write(self, source: "KernelPipe", deadline: float) -> None:
+        """Write what the kernel dumps, until its end or ``deadline``. From then on ``source`` is where destinations read it.
 
         Zeros are not stored. If the disk or the bound is full, the rest stays with the kernel. ``stopped`` says so.
         """
@@ -93,7 +93,7 @@ class Custody:
         rest = [] if leftover is None else [leftover]
         if not source.drained and not self.late:
             rest.append(source.descriptor)
-        return KeptFile(source, self.file, rest)
+        self.source = KeptFile(source, self.file, rest)
 
     def _copy(self, source: "KernelPipe", deadline: float) -> "int | None":
         """Do what ``write`` says; return a pipe with the bytes that were read and could not be written, None if all were."""
@@ -129,10 +129,11 @@ class Custody:
         return None
 
     def seal(self, facts: "dict[str, object]") -> None:
-        """Have the core stay: on the disk, and listed with its ``facts``. Raises OSError."""
-        posix.fsync(self.file)
-        self._rename(self.part, self.key + store.CORE)
-        self.part = self.key + store.CORE
+        """Have the core stay: on the disk, and listed with its ``facts``, which another call replaces. Raises OSError."""
+        if self.part != self.key + store.CORE:
+            posix.fsync(self.file)
+            self._rename(self.part, self.key + store.CORE)
+            self.part = self.key + store.CORE
         self._describe({**facts, "file": self.part})
 
     def finish_later(self, facts: "dict[str, object]", source: "KernelPipe", crash: "Crash") -> None:
@@ -229,7 +230,7 @@ class Custody:
     def drop(self) -> None:
         """Delete the core: a destination has it."""
         entry = store.Entry(self.group_name, self.key)
-        entry.files = [self.part]
+        entry.files = [self.part, self.key + store.JSON]
         self.store.delete(entry)
 
 

@@ -78,7 +78,6 @@ class Delivery:
         began: float,
     ) -> None:
         """Take what is known; ``began`` is the monotonic time of the helper's start."""
-        self.source: Source = source
         self.kernel = source
         # The core in the store of the host, once it is there. ``secured`` says whether that was tried.
         self.custody: Custody | None = None
@@ -97,6 +96,19 @@ class Delivery:
         # The pid of a child that not even SIGKILL has ended, 0 if there is none.
         self.hanging = process.visits.hanging
         self._plan: joining.Plan | None = None
+
+    @property
+    def source(self) -> "Source":
+        """Where the destinations read the core."""
+        return self.kernel if self.custody is None else self.custody.source
+
+    def rewind(self) -> bool:
+        """Have the next destination read from the start; return False if an earlier one has read what comes but once."""
+        return self.custody is None or self.custody.source.rewind()
+
+    def stream(self) -> int:
+        """Return a pipe for a program that takes the helper's place, and with it the core."""
+        return self.kernel.descriptor if self.custody is None else self.custody.source.stream(self.end)
 
     @property
     def plan(self) -> joining.Plan:
@@ -158,12 +170,15 @@ class Delivery:
         from core_helper import custody, store
 
         try:
-            self.custody = custody.take(self.crash, self.process, self.configuration)
+            kept = custody.take(self.crash, self.process, self.configuration)
         except store.Unusable as error:
             self.configuration.problems.append(f"pid={self.crash.pid}: {error}")
             return
-        self.source = self.custody.write(self.kernel, self.deadline)
-        if self.custody.late:
+        kept.write(self.kernel, self.deadline)
+        self.custody = kept
+        if self.configuration.release_kept:
+            self.let_go("not delivered yet")
+        elif kept.late:
             # Nobody reads on, or the kernel would go on for as long as the process has memory.
             self.kernel.release(self.crash)
         self.deadline = time.monotonic() + self.configuration.timeout
@@ -191,28 +206,47 @@ class Delivery:
         if self.configuration.keep != ALWAYS or not self.keep("all cores are kept"):
             self.forget()
 
-    def keep(self, reason: str) -> bool:
+    def seal(self, reason: str) -> bool:
         """Have the core stay on the disk of the host if it is there, and tell whether it does; ``reason`` says why."""
-        kept, lines = self.custody, self.log.lines
+        kept = self.custody
         if kept is None:
             return False
-        facts = {name.decode(): value.decode("utf-8", "backslashreplace") for name, value in self.facts().items()}
-        known: dict[str, object] = {
+        try:
+            kept.seal(self.known(kept, reason))
+        except OSError as error:
+            self.log.lines.warning(f"pid={self.crash.pid}: {kept.store.path}: {error.strerror}: not kept")
+            self.forget()
+            return False
+        return True
+
+    def keep(self, reason: str) -> bool:
+        """Seal the core for good, write the line about that, and tell whether it stays."""
+        kept = self.custody
+        if kept is None or not self.seal(reason):
+            return False
+        self.log.lines.keep(self.crash, self.process, kept, reason)
+        kept.finish_later(self.known(kept, reason), self.kernel, self.crash)
+        return True
+
+    def known(self, kept: "Custody", reason: str) -> "dict[str, object]":
+        """Return what is known of the core, for its JSON file."""
+        return {
             "key": kept.key,
             "group": kept.group_name,
             "size": kept.size,
             "truncated": kept.truncated(),
             "reason": reason,
-            "facts": facts,
+            "facts": {name.decode(): value.decode("utf-8", "backslashreplace") for name, value in self.facts().items()},
         }
-        try:
-            kept.seal(known)
-            kept.finish_later(known, self.kernel, self.crash)
-        except OSError as error:
-            lines.warning(f"pid={self.crash.pid}: {kept.store.path}: {error.strerror}: not kept")
-            self.forget()
+
+    def let_go(self, reason: str) -> bool:
+        """Let the process end before its core is delivered, once the core is safe; return whether that was done."""
+        kept = self.custody
+        if kept is None or not kept.is_all() or self.hanging or not self.seal(reason):
             return False
-        lines.keep(self.crash, self.process, kept, reason)
+        self.process.keep_environ()
+        self.kernel.release(self.crash)
+        self.deadline = time.monotonic() + self.configuration.timeout
         return True
 
     def forget(self) -> None:
@@ -246,21 +280,30 @@ def deliver(
     delivery = Delivery(source, crash, process, configuration, slot, log, began)
     reasons: list[str] = []
     absent = True
+    failed: Destination | None = None
     try:
         for destination in choose(delivery, refusal):
             if destination.only_if_absent and not absent:
                 continue
             if destination.secured:
                 delivery.secure()
-            if not delivery.source.rewind():
+            if not delivery.rewind():
                 break
             outcome = destination.attempt(delivery, "; ".join(reasons))
             if outcome.kind == TAKEN:
                 delivery.end()
                 return EXIT_OK if outcome.delivered else EXIT_NOT_DELIVERED
-            absent = absent and outcome.kind == ABSENT
+            if outcome.kind == FAILED:
+                absent, failed = False, failed or destination
             if outcome.reason:
                 reasons.append(outcome.reason)
+        if failed is not None and delivery.let_go("; ".join(reasons)) and delivery.rewind():
+            # A second chance: the memory of the process is free now, and its container may have others that live on.
+            outcome = failed.attempt(delivery, "; ".join(reasons))
+            if outcome.kind == TAKEN:
+                delivery.end()
+                return EXIT_OK if outcome.delivered else EXIT_NOT_DELIVERED
+            reasons.append(f"again without the process: {outcome.reason}")
     except (Stuck, OSError) as error:
         if not delivery.keep(str(error)):
             raise
@@ -410,7 +453,7 @@ class PreviousHandler:
         # That handler has deadlines of its own, or none.
         record, left = delivery.slot.release(), _signal.alarm(0)
         previous_handler.execute(
-            delivery.source.stream(delivery.end),
+            delivery.stream(),
             delivery.crash,
             delivery.process,
             delivery.configuration.chain,

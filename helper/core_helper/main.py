@@ -74,8 +74,8 @@ def receive(words: "list[str]", source: KernelPipe, log: Log, began: float) -> i
     if mark is not None:
         began = mark[2]
     _signal.signal(_signal.SIGALRM, give_up)
-    # Where cores are kept, the kernel's dump may take as long as the delivery.
-    last = int(configuration.timeout) * (1 if configuration.keep == NEVER else 2) + LAST_RESORT
+    # Where cores are kept, writing them to the disk may take as long as a delivery, and a second one may follow.
+    last = int(configuration.timeout) * (1 if configuration.keep == NEVER else 3) + LAST_RESORT
     _signal.alarm(last)
     try:
         linux.kill_after(last + BACKSTOP)

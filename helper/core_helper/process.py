@@ -80,6 +80,7 @@ class FaultingProcess:
         # Opened here and read later: a read needs the memory of the process, which may lie in a file system that does not
         # answer.
         self.environ_file: int | None = procfs.open_file(task, "environ")
+        self.variables: dict[bytes, bytes] | None = None
         self.label_kind, self.label = security_label(task)
         self.container_id = runtime.container_id(self.cgroups)
         self.container_name = runtime.name_for_log(self.cgroups)
@@ -91,6 +92,11 @@ class FaultingProcess:
         """Close the directory in the host's /proc: nobody in the container must find it open in one of our processes."""
         posix.close(self.task)
 
+    def keep_environ(self) -> None:
+        """Read the variables now: the process will be gone when a child asks for them. Not before a child has read them."""
+        if self.variables is None and self.environ_file is not None:
+            self.variables = self.read_environ()
+
     def read_environ(self) -> "dict[bytes, bytes]":
         """Return the variables of the process that the delegate gets; ``notes`` tell what was left out.
 
@@ -99,6 +105,8 @@ class FaultingProcess:
         nobody can take the filters over, or even see Landlock. With its variables, such as LD_PRELOAD, the process would choose
         what the delegate does.
         """
+        if self.variables is not None:
+            return self.variables
         if self.environ_file is None:
             self.notes.append("its environment could not be read in time: none of its variables was passed on")
             return {}

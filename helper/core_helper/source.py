@@ -33,10 +33,6 @@ class KernelPipe:
         self.drained = False
         self.closed = False
 
-    def rewind(self) -> bool:
-        """Have the next destination read from the start: a destination that has not taken the core has read nothing."""
-        return True
-
     def peek(self, sink: int, count: int) -> int:
         """Copy at most ``count`` of the next bytes into the pipe ``sink`` and leave them here, never waiting.
 
@@ -49,10 +45,6 @@ class KernelPipe:
         """Go on to where the rest of the core is, at the end of what ``descriptor`` had; return whether there is a rest."""
         self.drained = True
         return False
-
-    def stream(self, end: "Callable[[], None]") -> int:
-        """Return the pipe. Whoever reads it takes the core, and there is nothing to ``end``."""
-        return self.descriptor
 
     def close(self) -> None:
         """Close this copy of the pipe, if that was not done yet."""

@@ -154,10 +154,11 @@ def choose_victim(entries: "list[Entry]", group: str, need: int, bound: int) -> 
     taken = {group: need}
     for entry in entries:
         taken[entry.group] = taken.get(entry.group, 0) + entry.claim
-    whole = [entry for entry in entries if entry.whole]
-    own = [entry for entry in whole if entry.group == group]
+    own = [entry for entry in entries if entry.group == group]
     if own and taken[group] > bound // len(taken):
-        return min(own, key=lambda entry: entry.time)
+        # Also where the others of the group are only being written: these make no room.
+        return min((entry for entry in own if entry.whole), key=lambda entry: entry.time, default=None)
+    whole = [entry for entry in entries if entry.whole]
     return min(whole, key=lambda entry: (-taken[entry.group], entry.time), default=None)
 
 

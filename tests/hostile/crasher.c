@@ -22,6 +22,7 @@
  *   thread         a second thread, with namespaces of its own, goes on
  *   limits         changes resource limits, umask, nice and oom_score_adj
  *   memory=MIB     fills that much memory
+ *   mapped=MIB     maps a file of that size, whose pages it never reads, and has them dumped
  *   reserve=TIB    reserves that much memory and never uses it
  *   modest         processor 0 alone, and scheduled when nobody else wants to be
  *   tiny           has no memory dumped
@@ -657,6 +658,19 @@ static void limit(const char *text)
 			must(setrlimit(all[i].resource, &both), text);
 }
 
+static void map_file(size_t size)
+{
+	char *content = malloc(size);
+	memset(content, 'x', size);
+	int file = open("/mapped", O_CREAT | O_RDWR, 0666);
+	if (!content || file < 0 || write(file, content, size) != (ssize_t)size)
+		fail("/mapped");
+	free(content);
+	if (mmap(NULL, size, PROT_READ, MAP_PRIVATE, file, 0) == MAP_FAILED)
+		fail("mmap");
+	write_file("/proc/self/coredump_filter", "0x37");
+}
+
 /* A file system with one file, with a page for each pid, whose content never comes; or with names that are never answered. */
 static void serve_fuse(int device, int silent)
 {
@@ -1254,6 +1268,8 @@ static void act(char **actions)
 			change_limits();
 		else if (IS("memory"))
 			fill_memory(strtoul(value, NULL, 10) << 20);
+		else if (IS("mapped"))
+			map_file(strtoul(value, NULL, 10) << 20);
 		else if (IS("tiny"))
 			write_file("/proc/self/coredump_filter", "0");
 		else if (IS("path"))

@@ -215,6 +215,9 @@ int main(int argc, char **argv)
 			if (block)
 				memset(block, 1, 1 << 20);
 		}
+	} else if (is("needs-memory")) {
+		memset(malloc(40 << 20), 1, 40 << 20);
+		record();
 	} else if (is("drips")) {
 		/* A pause after each byte: so the helper finds one byte at a time. */
 		while (write(2, "x", 1) == 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -10,7 +11,9 @@ from pathlib import Path
 
 import pytest
 from hostile.observe import wait_until
+from support import lab
 from support.containers import MakeCrash
+from support.hosts import HELPER
 from support.records import is_whole
 
 CONFIGURATION = Path("/etc/docker_core_helper.conf")
@@ -25,7 +28,7 @@ def keep(tmp_path: Path) -> Iterator[Keep]:
 
     def configure(which: str, **bounds: str) -> Path:
         lines = {"KEEP": which, "KEEP_DIRECTORY": str(store), "KEEP_FREE": "1"}
-        lines.update({f"KEEP_{name.upper()}": value for name, value in bounds.items()})
+        lines.update({("" if name == "release" else "KEEP_") + name.upper(): text for name, text in bounds.items()})
         CONFIGURATION.write_text(before + "".join(f"DOCKERCOREHELPER_{key}={value}\n" for key, value in lines.items()))
         return store
 
@@ -48,8 +51,9 @@ def is_finished(file: Path) -> bool:
 
 
 def content_of(core: Path) -> bytes:
-    if core.suffix == ".zst":
-        return subprocess.run(["zstd", "-d", "-c", core], check=True, stdout=subprocess.PIPE).stdout
+    program = {".zst": "zstd", ".gz": "gzip"}.get(core.suffix)
+    if program:
+        return subprocess.run([program, "-d", "-c", core], check=True, stdout=subprocess.PIPE).stdout
     return core.read_bytes()
 
 
@@ -71,9 +75,139 @@ def test_what_the_delegate_loses_stays(attack: MakeCrash, keep: Keep, does: str)
     assert is_whole(content_of(core))
 
 
+def test_memory_for_the_process_and_nothing_else(attack: MakeCrash, keep: Keep) -> None:
+    # While the kernel dumps, nothing runs in the container. The uploader gets the core when it is safe, and may die of it.
+    store = keep("undelivered")
+    uploader = f"--volume={lab.PROJECT}/container_scripts/uploader.sh:/opt/bin/delegate:ro"
+    options = ("--memory=48m", "--memory-swap=48m", uploader, "--env=CORE_DESTINATION=/out")
+    container = attack("memory=44", options=options)
+    line = container.log("bytes")
+    if ": delivered " in line:
+        ((path),) = container.records.glob("*.core*")
+        assert is_whole(content_of(path))
+    else:
+        ((known, core),) = kept_in(store)
+        assert known["truncated"] is False
+        assert is_whole(content_of(core))
+
+
+def test_a_delegate_that_needs_the_memory_of_the_process_has_a_second_chance(attack: MakeCrash, keep: Keep) -> None:
+    # The parent lives on, and so does the container.
+    store = keep("undelivered")
+    options = ("--memory=64m", "--memory-swap=64m", "--env=ATTACK=needs-memory")
+    container = attack("leave=20", "memory=44", options=(*options, "--detach"))
+    assert ": delivered " in container.log(": delivered ")
+    assert [path for path in store.rglob("*") if path.is_file()] == []
+
+
+def test_all_cores(attack: MakeCrash, keep: Keep) -> None:
+    store = keep("always")
+    container = attack("memory=4")
+    assert ": delivered " in container.log("delivered")
+    ((known, core),) = kept_in(store)
+    assert content_of(core) == container.delegate.core.read_bytes()
+    assert (known["size"], known["truncated"]) == (container.delegate.core.stat().st_size, False)
+    assert container.delegate.environment["CORE_SIZE"] == str(known["size"])
+    assert container.delegate.environment["CORE_TRUNCATED"] == "0"
+
+
+def test_what_must_go_to_nobody_does_not_stay(attack: MakeCrash, keep: Keep, refusal: Callable[[str], str]) -> None:
+    store = keep("always")
+    attack("setid")
+    refusal("core not delivered, 0 bytes")
+    assert not store.exists() or [path for path in store.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("spoil", ["mode", "owner", "file"])
+def test_a_store_that_others_could_change_is_not_used(
+    attack: MakeCrash, keep: Keep, refusal: Callable[[str], str], spoil: str
+) -> None:
+    store = keep("always")
+    if spoil == "file":
+        store.touch()
+    else:
+        store.mkdir(mode=0o700)
+        os.chmod(store, 0o755) if spoil == "mode" else os.chown(store, 1000, 1000)
+    container = attack("memory=4")
+    assert is_whole(container.delegate.core.read_bytes())
+    assert "not kept" in refusal(str(store))
+    assert store.is_file() or list(store.iterdir()) == []
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MiB where the store is."""
+    directory = tmp_path / "cores"
+    directory.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8M,mode=0700", "small", directory], check=True)
+    yield directory
+    subprocess.run(["umount", directory], check=True)
+
+
+def test_a_disk_that_is_too_small_is_not_used(
+    attack: MakeCrash, keep: Keep, refusal: Callable[[str], str], small: Path
+) -> None:
+    keep("always")
+    container = attack("memory=20")
+    assert "not kept" in refusal(f"{small} has room for")
+    assert is_whole(container.delegate.core.read_bytes())
+
+
+def test_a_disk_that_fills_up_meanwhile(attack: MakeCrash, keep: Keep, small: Path) -> None:
+    # It has less in memory than is dumped: files that it has mapped, and whose pages nobody has read.
+    keep("always")
+    container = attack("mapped=20")
+    line = container.log("kept on this host")
+    assert "truncated" in line and "has no room for more" in line
+    assert is_whole(container.delegate.core.read_bytes())
+
+
 def test_no_delegate(attack: MakeCrash, keep: Keep) -> None:
     store = keep("undelivered")
     container = attack("delegate=none", "memory=4")
     assert "kept on this host" in container.log("kept on this host")
     ((_known, core),) = kept_in(store)
     assert is_whole(content_of(core))
+
+
+def test_the_delegate_may_come_after_the_process_is_gone(attack: MakeCrash, keep: Keep) -> None:
+    # The uploader takes its time, and the parent sees at once that its child has ended.
+    store = keep("undelivered", release="kept")
+    container = attack("keep=1", "memory=4", options=("--env=ATTACK=waits", "--detach"))
+    wait_until(lambda: "child ended" in lab.output("docker", "logs", container.name), "the process stays")
+    (container.records / "go").touch()
+    assert ": delivered " in container.log(": delivered ")
+    assert [path for path in store.rglob("*") if path.is_file()] == []
+
+
+def test_an_operator_sees_fetches_and_deletes_a_core(attack: MakeCrash, keep: Keep, tmp_path: Path) -> None:
+    store = keep("undelivered")
+    container = attack("memory=4", options=("--env=ATTACK=fails",))
+    container.log("kept on this host")
+    ((known, core),) = kept_in(store)
+    words = (HELPER, "cores")
+    table = lab.output(*words, "list")
+    (line,) = table.splitlines()[1:]
+    assert "/usr/bin/crasher" in line and "SIGSEGV" in line and line.endswith("whole")
+    name = line.split()[0]
+    assert json.loads(lab.output(*words, "list", "--json"))[0]["key"] == known["key"]
+    assert json.loads(lab.output(*words, "info", name))["facts"]["CORE_EXE"] == "/usr/bin/crasher"
+    lab.output(*words, "get", name, tmp_path / "core")
+    assert (tmp_path / "core").read_bytes() == content_of(core)
+    again = lab.command(*words, "get", name, tmp_path / "core", check=False, stderr=subprocess.PIPE, text=True)
+    assert again.returncode == 1 and "exists already" in again.stderr
+    lab.output(*words, "remove", name)
+    assert len(lab.output(*words, "list").splitlines()) == 1
+    assert list(store.iterdir()) == []
+
+
+def test_a_group_that_crashes_in_a_loop_pushes_out_its_own(attack: MakeCrash, keep: Keep) -> None:
+    store = keep("undelivered", max="40M")
+    first = attack("delegate=none", "memory=6")
+    first.log("kept on this host")
+    kept_in(store)
+    other = attack("delegate=none", "fork=12", "memory=6")
+    wait_until(lambda: "child ended" in other.output or "children ended" in other.output, "children")
+    groups = {str(known["group"]) for known, _core in kept_in(store)}
+    assert f"container-{first.identifier}" in groups
+    assert sum(path.stat().st_blocks * 512 for path in store.rglob("*.*")) <= 40 << 20

@@ -205,6 +205,7 @@ class Stage:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, root: int) -> None:
         self.handed_on: list[list[bytes]] = []
+        self.descriptor = 9
         self.slot: list[Any] = []
         self.root = root
         self.found: Any = crashed(root=root)
@@ -215,7 +216,7 @@ class Stage:
         monkeypatch.setattr(_signal, "alarm", lambda seconds: 60 - seconds)
         monkeypatch.setattr(deliver.CoreFile, "attempt", lambda *words: deliver.Outcome(deliver.ABSENT))
         monkeypatch.setattr(
-            previous_handler, "execute", lambda source, crash, process, words, log: self.handed_on.append(words)
+            previous_handler, "execute", lambda core, crash, process, words, log: self.handed_on.append(words)
         )
 
     def examine(self, crash: Crash) -> Any:

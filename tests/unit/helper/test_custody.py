@@ -1,0 +1,253 @@
+"""custody: the core on the disk of the host, with holes, and what comes after it where there is no room."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from core_helper import custody, relay, store
+from core_helper.configuration import Configuration
+from core_helper.custody import BLOCK, PAGE, Custody, runs
+from core_helper.source import KeptFile, KernelPipe
+from unit.helper.delivery import feed
+from unit.helper.support import elf
+
+pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="a store belongs to root")
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", []),
+        (bytes(BLOCK), []),
+        (b"x" * BLOCK, [(0, BLOCK)]),
+        (b"x", [(0, 1)]),
+        (bytes(100), []),
+        (bytes(PAGE) + b"x", [(PAGE, PAGE + 1)]),
+        (bytes(PAGE - 1) + b"x" + bytes(PAGE), [(0, PAGE)]),
+        (b"x" + bytes(3 * PAGE - 1) + bytes(PAGE - 1) + b"y", [(0, PAGE), (3 * PAGE, 4 * PAGE)]),
+        (b"x" + bytes(PAGE) + b"y" + bytes(PAGE), [(0, 2 * PAGE)]),
+    ],
+    ids=range(9),
+)
+def test_pages_of_zeros_are_no_runs(content: bytes, expected: list[tuple[int, int]]) -> None:
+    buffer = bytearray(BLOCK)
+    buffer[: len(content)] = content
+    assert runs(buffer, len(content)) == expected
+
+
+@pytest.fixture
+def kept_in(tmp_path: Path) -> store.Store:
+    return store.Store(str(tmp_path / "cores"))
+
+
+def written(kept_in: store.Store, core: bytes, room: int = 64 * MIB, need: int = 1, seconds: float = 10) -> Any:
+    """Return the custody of ``core``, as the kernel dumps it, and the pipe of the kernel."""
+    configuration = Configuration()
+    configuration.keep_max, configuration.keep_free = room, 0
+    reading, writing = os.pipe()
+    kernel = KernelPipe(reading)
+    kept = Custody(kept_in, "group", "key", need, configuration)
+    threading.Thread(target=feed, args=(writing, core), daemon=True).start()
+    kept.write(kernel, time.monotonic() + seconds)
+    return kept, kernel
+
+
+def rest_of(source: KeptFile) -> bytes:
+    """Return all that can be read, as a destination reads it."""
+    content = bytearray()
+    while True:
+        part = os.read(source.descriptor, MIB)
+        content += part
+        if not part and not source.advance():
+            return bytes(content)
+
+
+@pytest.mark.parametrize("size", [0, 1, PAGE, BLOCK - 1, BLOCK, BLOCK + 1, 3 * MIB + 5])
+def test_all_of_the_core_is_on_the_disk(kept_in: store.Store, size: int) -> None:
+    core = os.urandom(size)
+    kept, kernel = written(kept_in, core)
+    assert (kept.size, kept.stopped, kernel.drained, kept.is_all()) == (size, "", True, True)
+    assert rest_of(kept.source) == core
+    assert kept.source.rewind() and rest_of(kept.source) == core
+
+
+def test_zeros_take_no_room(kept_in: store.Store) -> None:
+    core = b"x" + bytes(8 * MIB) + b"y"
+    kept, _kernel = written(kept_in, core)
+    assert os.fstat(kept.file).st_size == len(core)
+    assert os.fstat(kept.file).st_blocks * 512 <= 65536
+    assert rest_of(kept.source) == core
+
+
+def test_a_core_that_ends_in_zeros_has_its_length(kept_in: store.Store) -> None:
+    kept, _kernel = written(kept_in, b"x" + bytes(MIB))
+    assert os.fstat(kept.file).st_size == MIB + 1
+
+
+@pytest.mark.parametrize(("missing", "cut"), [(0, False), (1, True), (150_000, True)])
+def test_the_header_tells_whether_a_part_is_missing(kept_in: store.Store, missing: int, cut: bool) -> None:
+    core = (elf(64, "<", [(4096, 200_000)]) + b"x" * 204_096)[: 204_096 - missing]
+    kept, _kernel = written(kept_in, core)
+    assert (kept.length, kept.truncated()) == (204_096, cut)
+    assert kept.facts()[b"CORE_TRUNCATED"] == (b"1" if cut else b"0")
+    assert kept.facts()[b"CORE_SIZE"] == b"%d" % len(core)
+
+
+def test_without_room_the_rest_comes_from_the_kernel_once(kept_in: store.Store) -> None:
+    core = os.urandom(5 * MIB + 77)
+    kept, kernel = written(kept_in, core, room=2 * MIB)
+    assert "has no room for more" in kept.stopped and not kept.is_all() and kept.truncated() and kept.facts() == {}
+    assert 0 < kept.size <= 2 * MIB
+    assert rest_of(kept.source) == core
+    assert kernel.drained
+    assert not kept.source.rewind()
+
+
+def test_a_disk_that_is_full_loses_no_byte(kept_in: store.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: int, view: memoryview, offset: int) -> None:
+        if offset >= MIB:
+            raise OSError(28, "No space left on device")
+        os.pwrite(file, view, offset)
+
+    monkeypatch.setattr(custody, "_pwrite", full)
+    core = os.urandom(3 * MIB)
+    kept, _kernel = written(kept_in, core)
+    assert kept.stopped == "No space left on device"
+    assert rest_of(kept.source) == core
+
+
+def test_at_the_deadline_what_is_there_is_all_there_is(kept_in: store.Store) -> None:
+    reading, writing = os.pipe()
+    kernel = KernelPipe(reading)
+    configuration = Configuration()
+    configuration.keep_free = 0
+    kept = Custody(kept_in, "group", "key", 1, configuration)
+    os.write(writing, b"begun")
+    kept.write(kernel, time.monotonic() + 0.2)
+    assert kept.late and kept.truncated() and kept.is_all() and not kernel.drained
+    assert kept.facts() == {b"CORE_SIZE": b"5", b"CORE_TRUNCATED": b"1"}
+    assert rest_of(kept.source) == b"begun"
+    os.close(writing)
+
+
+def test_a_core_for_which_there_is_no_room_is_not_begun(kept_in: store.Store) -> None:
+    with pytest.raises(store.Unusable, match="has room for 1048576 bytes, and the core may take 1048577: not kept"):
+        written(kept_in, b"", room=MIB, need=MIB + 1)
+    assert os.listdir(kept_in.path) == []
+
+
+def names(kept_in: store.Store) -> list[str]:
+    return sorted(os.listdir(Path(kept_in.path, "group")))
+
+
+def known_of(kept_in: store.Store) -> dict[str, Any]:
+    known: dict[str, Any] = json.loads(Path(kept_in.path, "group", "key.json").read_text())
+    return known
+
+
+def test_a_core_is_listed_once_it_is_sealed(kept_in: store.Store) -> None:
+    kept, _kernel = written(kept_in, b"core", need=7)
+    assert names(kept_in) == [".key.7.part"]
+    assert [entry.whole for entry in kept_in.entries()] == [False]
+    kept.seal({"reason": "first"})
+    kept.seal({"reason": "second"})
+    assert names(kept_in) == ["key.core", "key.json"]
+    assert known_of(kept_in) == {"file": "key.core", "reason": "second"}
+    assert [entry.whole for entry in kept_in.entries()] == [True]
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_a_core_that_was_taken_leaves_nothing(kept_in: store.Store, sealed: bool) -> None:
+    kept, _kernel = written(kept_in, b"core")
+    if sealed:
+        kept.seal({})
+    kept.drop()
+    assert os.listdir(kept_in.path) == []
+
+
+@pytest.mark.parametrize("compressor", [True, False])
+def test_a_finished_core_is_compressed_and_has_the_checksum_of_the_plain_one(
+    kept_in: store.Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compressor: bool
+) -> None:
+    core = os.urandom(3 * MIB) + bytes(MIB)
+    zstd = tmp_path / "zstd"
+    zstd.write_text('#!/bin/sh\n[ "$*" = "-q -c -1" ] && exec /usr/bin/tr -d "\\0"\n')
+    zstd.chmod(0o755)
+    monkeypatch.setattr(custody, "COMPRESSORS", (str(zstd),) if compressor else ())
+    kept, _kernel = written(kept_in, core)
+    kept.seal({})
+    kept.finish({"reason": "why"})
+    file = "key.core.zst" if compressor else "key.core"
+    assert names(kept_in) == [file, "key.json"]
+    assert known_of(kept_in) == {"file": file, "reason": "why", "sha256": hashlib.sha256(core).hexdigest()}
+    content = Path(kept_in.path, "group", file).read_bytes()
+    assert content == (core.replace(b"\0", b"") if compressor else core)
+
+
+def test_a_compressor_that_fails_leaves_the_plain_core(
+    kept_in: store.Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    zstd = tmp_path / "zstd"
+    zstd.write_text("#!/bin/sh\n/bin/cat >/dev/null\nexit 1\n")
+    zstd.chmod(0o755)
+    monkeypatch.setattr(custody, "COMPRESSORS", (str(zstd),))
+    kept, _kernel = written(kept_in, b"core")
+    kept.seal({})
+    kept.finish({})
+    assert names(kept_in) == ["key.core", "key.json"]
+    assert known_of(kept_in)["file"] == "key.core"
+
+
+def tell(pipe: int) -> None:
+    os.write(pipe, b"end")
+
+
+def test_a_program_that_takes_the_helpers_place_reads_a_pipe(kept_in: store.Store) -> None:
+    core = os.urandom(2 * MIB)
+    kept, _kernel = written(kept_in, core)
+    told = os.pipe()
+    pipe = kept.source.stream(lambda: tell(told[1]))
+    content = b""
+    while part := os.read(pipe, MIB):
+        content += part
+    assert content == core and os.read(told[0], 9) == b"end"
+    os.wait()
+    # Others read on from where they were.
+    assert rest_of(kept.source) == core
+
+
+def test_the_relay_gives_away_the_file_and_then_what_comes_after_it(kept_in: store.Store) -> None:
+    core = os.urandom(5 * MIB)
+    kept, _kernel = written(kept_in, core, room=2 * MIB)
+    reading, writing = os.pipe()
+    result: Any = SimpleNamespace(delivered=0, length=None, complete=False, failure=None)
+    child: Any = SimpleNamespace(core_write_end=writing, stderr_read_end=-1, stdout_read_end=-1)
+    content = bytearray()
+
+    def read() -> None:
+        while part := os.read(reading, MIB):
+            content.extend(part)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    os.set_blocking(writing, False)
+    moving = relay.Relay(kept.source, child, result, lambda line: None)
+    moving.readable = True
+    deadline = time.monotonic() + 10
+    while moving.open and time.monotonic() < deadline:
+        if moving.ended:
+            moving._close_when_read()
+        else:
+            moving.readable = True
+            moving._move()
+    reader.join(10)
+    assert bytes(content) == core and result.complete

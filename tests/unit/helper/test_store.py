@@ -1,0 +1,182 @@
+"""store: the directory in which cores are kept, and whose core goes when there is no room for another."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import posix
+import time
+from pathlib import Path
+
+import pytest
+from core_helper import store
+from core_helper.configuration import Configuration
+from core_helper.store import Entry, Store, choose_victim
+
+MIB = 1 << 20
+
+
+def entry(group: str, key: str, size: int, age: float = 0.0, whole: bool = True) -> Entry:
+    made = Entry(group, key)
+    made.bytes, made.time, made.whole = size, 1000.0 - age, whole
+    return made
+
+
+def victim(entries: list[Entry], group: str, need: int, bound: int = 100) -> str:
+    found = choose_victim(entries, group, need, bound)
+    return "" if found is None else found.key
+
+
+def test_a_loop_pushes_out_its_own_oldest_core() -> None:
+    entries = [entry("loop", "old", 30, 2), entry("loop", "new", 30, 1), entry("other", "oldest", 40, 9)]
+    assert victim(entries, "loop", 30) == "old"
+
+
+def test_a_group_below_its_share_takes_from_the_one_that_has_most() -> None:
+    entries = [entry("big", "old", 40, 2), entry("big", "new", 40, 1), entry("small", "oldest", 15, 9)]
+    assert victim(entries, "small", 10) == "old"
+    assert victim(entries, "fresh", 10) == "old"
+
+
+def test_the_first_core_of_a_group_finds_room_however_large_it_is() -> None:
+    assert victim([entry("other", "only", 90)], "fresh", 90) == "only"
+
+
+def test_cores_that_are_being_written_make_no_room_and_count() -> None:
+    writing = entry("loop", "writing", 60, 5, whole=False)
+    assert victim([writing, entry("other", "kept", 40)], "loop", 30) == ""
+    assert victim([writing], "other", 60) == ""
+    writing.expected = 99
+    assert writing.claim == 99
+
+
+def test_the_share_is_the_bound_divided_by_the_groups_with_the_new_one_among_them() -> None:
+    # Share: 100 // 2. With 50 it is not more than that, with 51 it is.
+    entries = [entry("mine", "mine", 25), entry("other", "other", 75)]
+    assert victim(entries, "mine", 25) == "other"
+    assert victim(entries, "mine", 26) == "mine"
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "a" / "b"))
+
+
+def put(kept_in: Store, group: str, key: str, size: int = 0, age: float = 0.0, json: bool = True) -> Path:
+    directory = Path(kept_in.path, group)
+    directory.mkdir(exist_ok=True)
+    core = directory / f"{key}.core"
+    core.write_bytes(b"x" * size)
+    for file in [core, directory / f"{key}.json"] if json else [core]:
+        if file != core:
+            file.write_text("{}")
+        then = time.time() - age * store.DAY
+        os.utime(file, (then, then))
+    return core
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="a store belongs to root")
+def test_the_store_is_made_for_root_alone(kept: Store) -> None:
+    assert os.stat(kept.path).st_mode & 0o7777 == 0o700
+    assert os.stat(os.path.dirname(kept.path)).st_mode & 0o7777 == 0o700
+    kept.close()
+    Store(kept.path).close()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="a store belongs to root")
+@pytest.mark.parametrize("mode", [0o750, 0o701, 0o720])
+def test_a_directory_that_others_may_enter_is_no_store(tmp_path: Path, mode: int) -> None:
+    tmp_path.chmod(mode)
+    with pytest.raises(store.Unusable, match=f"chown root {tmp_path} && chmod 0700 {tmp_path}"):
+        Store(str(tmp_path))
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="a store belongs to root")
+def test_the_store_of_somebody_else_is_no_store(tmp_path: Path) -> None:
+    directory = tmp_path / "theirs"
+    directory.mkdir(mode=0o700)
+    os.chown(directory, 1000, 1000)
+    with pytest.raises(store.Unusable, match="only root may enter it"):
+        Store(str(directory))
+
+
+@pytest.mark.parametrize("kind", ["link", "file"])
+def test_what_is_no_directory_is_no_store(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "store"
+    path.symlink_to(tmp_path) if kind == "link" else path.touch()
+    with pytest.raises(store.Unusable, match=f"{path}: Not a directory: cores are not kept"):
+        Store(str(path))
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="a store belongs to root")
+def test_what_nobody_writes_any_more_is_deleted_and_never_listed(kept: Store) -> None:
+    whole = put(kept, "group", "whole", 5)
+    left = [put(kept, "group", "unlisted", 5, json=False), Path(kept.path, "group", ".half.100.part")]
+    left[1].write_bytes(b"y")
+    writing = Path(kept.path, "group", ".writing.4096.part")
+    with open(writing, "wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        found = {entry.key: entry for entry in kept.entries()}
+    assert sorted(found) == ["whole", "writing"]
+    assert (found["whole"].whole, found["writing"].whole, found["writing"].claim) == (True, False, 4096)
+    assert sorted(found["whole"].files) == ["whole.core", "whole.json"]
+    assert whole.exists() and writing.exists() and not any(path.exists() for path in left)
+    # Its writer has ended.
+    assert [entry.key for entry in kept.entries()] == ["whole"] and not writing.exists()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="a store belongs to root")
+def test_a_deleted_core_takes_its_empty_group_along(kept: Store) -> None:
+    put(kept, "group", "one")
+    put(kept, "group", "two")
+    first, second = kept.entries()
+    kept.delete(first)
+    assert [entry.key for entry in kept.entries()] == [second.key]
+    kept.delete(second)
+    assert os.listdir(kept.path) == []
+
+
+def bounds(most: int = 100 * MIB, free: int = 0, age: int = 14) -> Configuration:
+    configuration = Configuration()
+    configuration.keep_max, configuration.keep_free, configuration.keep_age = most, free, age
+    return configuration
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="a store belongs to root")
+def test_room_is_made_by_the_oldest(kept: Store) -> None:
+    put(kept, "a", "old", MIB, 3)
+    put(kept, "a", "new", MIB, 2)
+    assert kept.room_for("a", MIB, bounds(2 * MIB + 65536)) >= MIB
+    assert [entry.key for entry in kept.entries()] == ["new"]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="a store belongs to root")
+def test_nothing_goes_for_a_core_that_is_too_large_anyway(kept: Store) -> None:
+    put(kept, "a", "old", MIB)
+    assert kept.room_for("a", 9 * MIB, bounds(4 * MIB)) < 9 * MIB
+    assert [entry.key for entry in kept.entries()] == ["old"]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="a store belongs to root")
+def test_what_is_too_old_goes_first(kept: Store) -> None:
+    put(kept, "a", "old", MIB, 15)
+    put(kept, "a", "new", MIB, 13)
+    kept.room_for("b", 1, bounds())
+    assert [entry.key for entry in kept.entries()] == ["new"]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="a store belongs to root")
+def test_a_part_of_the_file_system_stays_free(kept: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    system = os.statvfs_result((4096, 4096, 1000, 300, 200, 0, 0, 0, 0, 255))
+    monkeypatch.setattr(posix, "fstatvfs", lambda directory: system)
+    # 200 blocks are free for us, of which 15 % of 1,000 must stay.
+    assert kept.room_for("a", 1, bounds(free=15)) == 50 * 4096
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="a store belongs to root")
+def test_what_others_are_writing_has_its_room_already(kept: Store) -> None:
+    kept.group("a")
+    with open(Path(kept.path, "a", f".writing.{3 * MIB}.part"), "wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert kept.room_for("b", MIB, bounds(4 * MIB)) == MIB
+        assert kept.room_for("b", MIB + 1, bounds(4 * MIB)) == MIB

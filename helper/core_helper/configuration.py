@@ -131,7 +131,7 @@ def _take_line(line: bytes, configuration: "Configuration") -> None:
     elif key == b"DOCKERCOREHELPER_KEEP_MAX":
         configuration.keep_max = _amount(key, value)
     elif key == b"DOCKERCOREHELPER_KEEP_FREE":
-        configuration.keep_free = _number(key, value, "a percentage", 99)
+        configuration.keep_free = _number(key, value, "a percentage", 99, 0)
     elif key == b"DOCKERCOREHELPER_KEEP_AGE":
         configuration.keep_age = _number(key, value, "a number of days", 36500)
     elif key == b"DOCKERCOREHELPER_RELEASE":
@@ -164,8 +164,8 @@ def _amount(key: bytes, value: bytes) -> int:
     return int(number) << UNITS[unit]
 
 
-def _number(key: bytes, value: bytes, what: str, most: int) -> int:
+def _number(key: bytes, value: bytes, what: str, most: int, least: int = 1) -> int:
     words = split_words(value)
-    if len(words) != 1 or not words[0].isdigit() or len(words[0]) > 5 or not 0 < int(words[0]) <= most:
-        raise WordError(f"{key.decode()}={shown(value)} must be {what} from 1 to {most}")
+    if len(words) != 1 or not words[0].isdigit() or len(words[0]) > 5 or not least <= int(words[0]) <= most:
+        raise WordError(f"{key.decode()}={shown(value)} must be {what} from {least} to {most}")
     return int(words[0])

@@ -41,6 +41,7 @@ SIGNALS = ["SIGQUIT", "SIGILL", "SIGTRAP", "SIGABRT", "SIGBUS", "SIGFPE", "SIGSE
 # More processes than this cannot exist at a time: PID_MAX_LIMIT of include/linux/threads.h.
 MOST_CRASHES = 4194304
 # The value of canary for a crash through the delegate itself.
+KEEP, RELEASE = ("never", "undelivered", "always"), ("delivered", "kept")
 REAL = "delegate"
 # What Ansible's filter bool understands.
 YES_OR_NO = ("true", "false", "yes", "no", "on", "off", "1", "0")
@@ -90,6 +91,7 @@ def problems(defaults: dict[str, Any], known: dict[str, Any]) -> Iterator[str]:
             words = f"true, false or {REAL}" if name == "canary" else "true or false"
             yield f"{PREFIX}{name} must be {words}: {shown(known[name])}"
     yield from problems_of_canary(known)
+    yield from problems_of_keeping(known)
     yield from problems_of_filters(known["ignore_signals"], known["ignore_programs"])
     delegate, chain = known["delegate"], known["chain"]
     for name, reason in (("bin_dir", ", because the kernel splits its pattern at spaces"), ("lib_dir", "")):
@@ -173,6 +175,21 @@ def problems_of_filters(signals: Any, programs: Any) -> Iterator[str]:
         )
     elif any(CONTROL.search(str(path)) for path in programs):
         yield f"{PREFIX}ignore_programs must not hold newlines or other control characters: {shown(programs)}"
+
+
+def problems_of_keeping(known: dict[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with what the host keeps of cores."""
+    for name, words in (("keep", KEEP), ("release", RELEASE)):
+        if known[name] not in words:
+            yield f"{PREFIX}{name} must be {', '.join(words[:-1])} or {words[-1]}: {shown(known[name])}"
+    if not re.fullmatch(r"(/(?!\.\.?(/|$))[^/\x00-\x1f\x7f]+)+", str(known["keep_directory"])):
+        yield f"{PREFIX}keep_directory must be an absolute path without . and ..: {shown(known['keep_directory'])}"
+    if not re.fullmatch(r"[1-9][0-9]{0,17}[KMGT]?", str(known["keep_max"])):
+        yield f"{PREFIX}keep_max must be a number of bytes, such as 500000000, 500M or 10G: {shown(known['keep_max'])}"
+    if not 0 <= number(known["keep_free"]) <= 99:
+        yield f"{PREFIX}keep_free must be a percentage from 0 to 99: {shown(known['keep_free'])}"
+    if not 1 <= number(known["keep_age"]) <= 36500:
+        yield f"{PREFIX}keep_age must be a number of days from 1 to 36500: {shown(known['keep_age'])}"
 
 
 def problems_of_canary(known: dict[str, Any]) -> Iterator[str]:

@@ -43,6 +43,8 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "canary_delegate": {"canary": "delegate", "canary_image": "shop:1.0", "canary_options": ["--env-file", "/etc/x"]},
     "unwanted": {"ignore_signals": ["SIGQUIT", "SIGSYS"], "ignore_programs": ["/opt/a b/*", "*/it's", '/"$x`\\']},
     "unlimited": {"obey_core_limit": False},
+    "keep": {"keep": "undelivered", "keep_max": "500M", "keep_free": 0, "keep_age": "365", "release": "kept"},
+    "keep_bytes": {"keep": "always", "keep_max": 5000000, "keep_directory": '/srv/a "b" \\c/cores'},
     "no_chain": {"chain": "none"},
     "chain": {"chain": ["/usr/share/apport/apport", "-p%p", "--", "%E"], "chain_containers": True},
     "chain_quotes": {"chain": ["/opt/a b", 'say "hello"', "it's", "%", "%x", ""]},
@@ -128,6 +130,18 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "obey_core_limit": ({"obey_core_limit": "never"}, "docker_core_helper_obey_core_limit must be true or false"),
     "ignore_signals": ({"ignore_signals": ["QUIT"]}, "_ignore_signals must be a list of SIGQUIT, SIGILL, SIGTRAP"),
     "ignore_signals_string": ({"ignore_signals": "SIGQUIT"}, "docker_core_helper_ignore_signals must be a list of"),
+    "keep_word": ({"keep": "sometimes"}, "docker_core_helper_keep must be never, undelivered or always"),
+    "keep_no": ({"keep": False}, "docker_core_helper_keep must be never, undelivered or always"),
+    "release": ({"release": "now"}, "docker_core_helper_release must be delivered or kept"),
+    "keep_directory": ({"keep_directory": "cores"}, "docker_core_helper_keep_directory must be an absolute path"),
+    "keep_directory_up": (
+        {"keep_directory": "/srv/../etc"},
+        "keep_directory must be an absolute path without . and ..",
+    ),
+    "keep_max": ({"keep_max": "10 GB"}, "docker_core_helper_keep_max must be a number of bytes"),
+    "keep_max_0": ({"keep_max": 0}, "docker_core_helper_keep_max must be a number of bytes"),
+    "keep_free": ({"keep_free": 100}, "docker_core_helper_keep_free must be a percentage from 0 to 99"),
+    "keep_age": ({"keep_age": 0}, "docker_core_helper_keep_age must be a number of days from 1 to 36500"),
     "ignore_programs": ({"ignore_programs": ["chrome"]}, "_ignore_programs must be a list of paths, such as [/usr/"),
     "ignore_programs_string": ({"ignore_programs": "/x"}, "docker_core_helper_ignore_programs must be a list of paths"),
     "ignore_programs_newline": ({"ignore_programs": ["/a\nb"]}, "docker_core_helper_ignore_programs must not hold"),
@@ -199,6 +213,12 @@ def test_the_helper_reads_in_the_configuration_what_the_user_has_written(message
     assert configuration.obey_core_limit == expected.get("obey_core_limit", True)
     assert [SIGNALS[number] for number in configuration.ignore_signals] == expected.get("ignore_signals", [])
     assert configuration.ignore_programs == [path.encode() for path in expected.get("ignore_programs", [])]
+    assert configuration.keep == expected.get("keep", "never")
+    assert configuration.keep_directory == expected.get("keep_directory", "/var/lib/docker_core_helper/cores")
+    assert configuration.keep_max == {"500M": 500 << 20, "10G": 10 << 30}.get(expected.get("keep_max", "10G"), 5000000)
+    assert configuration.keep_free == expected.get("keep_free", 15)
+    assert configuration.keep_age == int(expected.get("keep_age", 14))
+    assert configuration.release_kept == (expected.get("release") == "kept")
     assert configuration.pipe_limit == int(expected.get("pipe_limit", 64))
 
 

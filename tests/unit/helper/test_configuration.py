@@ -144,6 +144,47 @@ def test_what_could_leave_out_the_wrong_cores_leaves_out_none(read: Read, line: 
     )
 
 
+def test_what_the_host_keeps(read: Read) -> None:
+    configuration = read(
+        b"DOCKERCOREHELPER_KEEP=undelivered\nDOCKERCOREHELPER_KEEP_DIRECTORY='/srv/a b'\nDOCKERCOREHELPER_KEEP_MAX=3G\n"
+        b"DOCKERCOREHELPER_KEEP_FREE=0\nDOCKERCOREHELPER_KEEP_AGE=365\nDOCKERCOREHELPER_RELEASE=kept\n"
+    )
+    assert configuration.problems == []
+    assert (configuration.keep, configuration.keep_directory) == ("undelivered", "/srv/a b")
+    assert (configuration.keep_max, configuration.keep_free, configuration.keep_age) == (3 << 30, 0, 365)
+    assert configuration.release_kept
+
+
+def test_nothing_is_kept_by_default(read: Read) -> None:
+    configuration = read(b"")
+    assert (configuration.keep, configuration.release_kept) == ("never", False)
+    assert configuration.keep_directory == "/var/lib/docker_core_helper/cores"
+    assert (configuration.keep_max, configuration.keep_free, configuration.keep_age) == (10 << 30, 15, 14)
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (b"KEEP=yes", "DOCKERCOREHELPER_KEEP='yes' must be never, undelivered or always"),
+        (b"KEEP_DIRECTORY=cores", "DOCKERCOREHELPER_KEEP_DIRECTORY='cores' must be an absolute path on the host"),
+        (b"KEEP_DIRECTORY=/srv/../etc", "must be an absolute path on the host"),
+        (
+            b"KEEP_MAX=10GB",
+            "DOCKERCOREHELPER_KEEP_MAX='10GB' must be a number of bytes, such as 500000000, 500M or 10G",
+        ),
+        (b"KEEP_MAX=G", "must be a number of bytes"),
+        (b"KEEP_MAX=", "must be a number of bytes"),
+        (b"KEEP_FREE=100", "DOCKERCOREHELPER_KEEP_FREE='100' must be a percentage from 0 to 99"),
+        (b"KEEP_AGE=0", "DOCKERCOREHELPER_KEEP_AGE='0' must be a number of days from 1 to 36500"),
+        (b"RELEASE=soon", "DOCKERCOREHELPER_RELEASE='soon' must be delivered or kept"),
+    ],
+)
+def test_a_wrong_word_about_keeping_changes_nothing(read: Read, line: bytes, problem: str) -> None:
+    configuration = read(b"DOCKERCOREHELPER_" + line)
+    assert problem in configuration.problems[0]
+    assert vars(configuration) == {**vars(read(b"")), "problems": configuration.problems}
+
+
 @pytest.mark.parametrize("value", [b"", b"0", b"no", b'""'])
 def test_the_fallback_counts_when_it_is_defined_whatever_its_value(read: Read, value: bytes) -> None:
     assert read(b"DOCKERCOREHELPER_FALLBACK_CORE=" + value).fallback is True

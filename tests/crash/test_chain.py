@@ -362,3 +362,17 @@ def test_a_container_without_a_delegate_is_handed_on_where_that_is_configured(
 def test_a_container_with_a_delegate_keeps_its_cores(crash: MakeCrash, chain: Configure) -> None:
     chain(ON)
     assert is_whole(crash(image="probe").delegate.core.read_bytes())
+
+
+def test_a_core_that_the_host_has_written_is_handed_on_through_a_pipe(
+    crash: MakeCrash, chain: Configure, tmp_path: Path
+) -> None:
+    store = tmp_path / "cores"
+    chain(ON, "DOCKERCOREHELPER_KEEP=undelivered", f"DOCKERCOREHELPER_KEEP_DIRECTORY={store}")
+    _, start = start_of(lambda: len([crash(image="bare")]))
+    assert is_whole(start.core)
+    # The process that has filled the pipe deletes the core when the handler has read all of it.
+    deadline = time.monotonic() + 10
+    while any(path.is_file() for path in store.rglob("*")):
+        assert time.monotonic() < deadline, "the core stays on the disk"
+        time.sleep(0.05)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
-from hostile.observe import wait_until
+from hostile.observe import delegates_of, running, wait_until
 from support import lab
-from support.containers import MakeCrash
+from support.containers import MakeCrash, wait_for_log
 from support.hosts import HELPER
 from support.records import is_whole
 
@@ -111,10 +112,13 @@ def test_all_cores(attack: MakeCrash, keep: Keep) -> None:
     assert container.delegate.environment["CORE_TRUNCATED"] == "0"
 
 
-def test_what_must_go_to_nobody_does_not_stay(attack: MakeCrash, keep: Keep, refusal: Callable[[str], str]) -> None:
+def test_what_must_go_to_nobody_does_not_stay(
+    attack: MakeCrash, keep: Keep, kernel: Callable[[str, str], None], refusal: Callable[[str], str]
+) -> None:
     store = keep("always")
+    kernel("fs/suid_dumpable", "2")
     attack("setid")
-    refusal("core not delivered, 0 bytes")
+    refusal("never delegated")
     assert not store.exists() or [path for path in store.rglob("*") if path.is_file()] == []
 
 
@@ -211,3 +215,52 @@ def test_a_group_that_crashes_in_a_loop_pushes_out_its_own(attack: MakeCrash, ke
     groups = {str(known["group"]) for known, _core in kept_in(store)}
     assert f"container-{first.identifier}" in groups
     assert sum(path.stat().st_blocks * 512 for path in store.rglob("*.*")) <= 40 << 20
+
+
+def test_a_core_file_in_the_container_counts_as_taken(attack: MakeCrash, keep: Keep, tmp_path: Path) -> None:
+    # The delegate has read half of it. The disk has it all.
+    store = keep("undelivered")
+    directory = tmp_path / "tmp"
+    directory.mkdir()
+    directory.chmod(0o1777)
+    tmp_path.parent.chmod(0o755)
+    options = ("--env=ATTACK=fails", "--env=DOCKERCOREHELPER_FALLBACK_CORE=1", f"--volume={directory}:/tmp")
+    container = attack("memory=4", options=options)
+    assert "no delegate took it: /opt/bin/delegate: it ended with exit code 7" in container.log("no delegate took it")
+    (core,) = directory.glob("core.*")
+    assert is_whole(core.read_bytes())
+    assert [path for path in store.rglob("*") if path.is_file()] == []
+
+
+def test_terabytes_that_were_never_used_stay_no_longer_than_the_deadline(attack: MakeCrash, keep: Keep) -> None:
+    store = keep("undelivered")
+    container = attack("reserve=8", options=("--env=ATTACK=never-ends",))
+    assert container.seconds < 30
+    line = container.log("kept on this host")
+    assert "truncated: the deadline has passed while the kernel dumped it" in line
+    ((known, core),) = kept_in(store)
+    assert known["truncated"] is True
+    assert core.stat().st_blocks * 512 < 1 << 30
+
+
+def test_a_helper_that_was_killed_leaves_nothing_that_looks_whole(
+    attack: MakeCrash, keep: Keep, refusal: Callable[[str], str]
+) -> None:
+    store = keep("undelivered")
+    container = attack("memory=4", options=("--env=ATTACK=never-ends", "--detach"))
+    wait_until(lambda: delegates_of(container), "no delegate")
+    for helper in running():
+        os.kill(int(helper.name), signal.SIGKILL)
+    assert [path.suffix for path in store.rglob("*.*")] == [".part"]
+    assert lab.output(HELPER, "cores", "list").splitlines()[1:] == []
+    # Whoever looks deletes what nobody writes any more.
+    assert [path for path in store.rglob("*") if path.is_file()] == []
+
+
+def test_a_process_of_the_host(keep: Keep, records: Path) -> None:
+    store = keep("undelivered")
+    crash = subprocess.Popen([lab.PROGRAMS / "crasher", "memory=4"], env={"RECORD_DIRECTORY": str(records)})
+    crash.wait()
+    assert "kept on this host" in wait_for_log(f"pid={crash.pid} ", "kept on this host")
+    ((_known, core),) = kept_in(store)
+    assert is_whole(content_of(core))

@@ -8,6 +8,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
@@ -18,10 +20,13 @@ from support import lab
 ROUNDS = 60
 LARGE_ROUNDS = 5
 LARGE_MIB = 512
+KEPT_MIB = (256, 1024)
 # Short names: a core pattern has at most 127 bytes.
 RECORD = lab.RECORDS / "r"
 FLOOR = lab.DIRECTORY / "floor"
 PROGRAM = lab.DIRECTORY / "latency"
+STORE = lab.DIRECTORY / "cores"
+CONFIGURATION = Path("/etc/docker_core_helper.conf")
 HELPER = "|/opt/bin/docker_core_helper -F%F -I%I -s%s -t%t -d%d -c%c %P %u %g"
 
 FLOOR_SCRIPT = f"""\
@@ -83,9 +88,30 @@ def crashers(mib: int) -> dict[str, Crasher]:
     }
 
 
-def measure(mib: int, rounds: int) -> None:
+def keepers(mib: int) -> dict[str, Crasher]:
+    """A crasher for a plain handler of the host, and for the helper that keeps the core before the delegate starts."""
+    local: list[str | Path] = [PROGRAM, "crasher", RECORD, str(mib)]
+    return {
+        "C that writes to a file": Crasher(local, f"|{PROGRAM} store {STORE}/plain {RECORD}"),
+        "docker_core_helper that keeps": Crasher(local, f"{HELPER} {PROGRAM} {RECORD}"),
+    }
+
+
+@contextmanager
+def keeping() -> Iterator[None]:
+    """Has the helper keep cores meanwhile."""
+    before = CONFIGURATION.read_text()
+    STORE.mkdir(mode=0o700)
+    lines = (
+        f"DOCKERCOREHELPER_KEEP=undelivered\nDOCKERCOREHELPER_KEEP_DIRECTORY={STORE}\nDOCKERCOREHELPER_KEEP_FREE=1\n"
+    )
+    CONFIGURATION.write_text(before + lines)
+    yield
+    CONFIGURATION.write_text(before)
+
+
+def measure(mib: int, rounds: int, running: dict[str, Crasher]) -> None:
     """Prints a table of medians, and of their ratios to the first row."""
-    running = crashers(mib)
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in running}
     try:
         for number in range(rounds + 1):
@@ -125,8 +151,12 @@ def main() -> None:
         FLOOR.chmod(0o755)
         lab.playbook("site.yml", *lab.HERE)
         lab.RECORDS.chmod(0o777)
-        measure(0, ROUNDS)
-        measure(LARGE_MIB, LARGE_ROUNDS)
+        measure(0, ROUNDS, crashers(0))
+        measure(LARGE_MIB, LARGE_ROUNDS, crashers(LARGE_MIB))
+        with keeping():
+            print("\nBelow, what is started first is started when the core is on the disk of the host.")
+            for mib in KEPT_MIB:
+                measure(mib, LARGE_ROUNDS, keepers(mib))
         memory()
     finally:
         lab.setting("kernel/core_pattern").write_text(HELPER)

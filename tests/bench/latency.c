@@ -4,8 +4,10 @@
  *   latency crasher FILE [MIB]  for each byte on standard input, forks a child that crashes, with MIB of memory in its core,
  *                              writes the time of the crash to FILE and answers with a byte
  *   latency FILE               as a delegate: writes to FILE the time at which it was started, and that at which the core had ended
+ *   latency store CORE FILE    as a plain handler of the host: writes the core to CORE, and to FILE when that was done
  */
 #include <err.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -56,6 +58,15 @@ int main(int argc, char **argv)
         while (read(0, buffer, sizeof buffer) > 0)
             ;
         note(argv[1], "delegate %.9f %.9f\n", started, now());
+        return 0;
+    }
+    if (!strcmp(argv[1], "store")) {
+        int core = open(argv[2], O_CREAT | O_TRUNC | O_WRONLY, 0600);
+        ssize_t length;
+        while ((length = read(0, buffer, sizeof buffer)) > 0)
+            if (core < 0 || write(core, buffer, length) != length)
+                err(1, "%s", argv[2]);
+        note(argv[3], "delegate %.9f %.9f\n", now(), now());
         return 0;
     }
     volatile double *crashed = mmap(NULL, sizeof *crashed, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);

@@ -287,28 +287,22 @@ def test_of_the_holders_of_a_pipe_only_those_of_the_container_and_user_are_ended
         os.close(writing)
 
 
-def test_of_the_holders_those_that_came_after_the_child_are_looked_for_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Time for ten processes: it ends long before this one where the others come first.
-    times = itertools.count(0.0, supervisor.GRACE / 10)
+@pytest.mark.parametrize(("pid", "setup_pid"), [(20, 0), (0, 20), (20, 7)])
+def test_of_the_holders_those_that_came_after_the_child_are_looked_for_first(
+    monkeypatch: pytest.MonkeyPatch, pid: int, setup_pid: int
+) -> None:
+    looked_at: list[int] = []
+    monkeypatch.setattr(supervisor, "_is_of_the_family", lambda name, process: looked_at.append(int(name)))
+    # A host of 30 processes, and time for those after the child and a few others.
+    names = [str(number) for number in range(30, 0, -1)]
+    monkeypatch.setattr(posix, "listdir", lambda path: [*names, "self"] if path == "/proc" else [])
+    monkeypatch.setattr(linux, "pidfd_open", lambda number: os.open("/", os.O_PATH))
+    times = itertools.count(0.0, supervisor.GRACE / 15)
     monkeypatch.setattr(supervisor, "time", SimpleNamespace(monotonic=lambda: next(times)))
-    looked_at: list[str] = []
-    monkeypatch.setattr(supervisor, "_is_of_the_family", lambda name, process: looked_at.append(name))
-    reading, writing = os.pipe()
-    others = [subprocess.Popen(["/bin/sleep", "30"], stdin=reading) for _ in range(3)]
-    try:
-        pids = sorted(other.pid for other in others)
-        for pid, setup_pid in ((pids[1], 0), (0, pids[1])):
-            child: Any = SimpleNamespace(pid=pid, setup_pid=setup_pid, pipes=set())
-            looked_at.clear()
-            assert supervisor._holders(child, process(uid=os.getuid(), container_id="a1" * 32)) == []
-            assert looked_at[0] == str(pids[1])
-            assert str(pids[0]) not in looked_at and len(looked_at) <= 10
-    finally:
-        for other in others:
-            other.kill()
-            other.wait()
-        os.close(reading)
-        os.close(writing)
+    child: Any = SimpleNamespace(pid=pid, setup_pid=setup_pid, pipes=set())
+    assert supervisor._holders(child, process(uid=os.getuid(), container_id="a1" * 32)) == []
+    assert looked_at[:11] == [*range(20, 31)] and looked_at[11:] == [*range(1, len(looked_at) - 10)]
+    assert 11 < len(looked_at) < 30
 
 
 def test_notes_are_kept_in_order() -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 LONG = 4 << 20  # More than the pipes of the way can hold.
+PATIENCE = 10.0  # Seconds, on a machine that has much else to do.
 
 
 def feed(pipe: int, core: bytes) -> None:
@@ -42,8 +43,21 @@ def without(descriptor: int, run: Callable[[Child], Any]) -> Callable[[Child], A
     return closed
 
 
-def supervise(run: Callable[[Child], Any], core: bytes = b"", timeout: float = 10.0) -> Any:
-    """Return what the supervisor says of a child that does ``run``; in a process of its own, as the helper has it."""
+def wait_for_text(path: Path) -> None:
+    """Wait until somebody has written to the file ``path``."""
+    limit = time.monotonic() + PATIENCE
+    while not (path.exists() and path.stat().st_size):
+        assert time.monotonic() < limit, f"nobody has written to {path}"
+        time.sleep(0.001)
+
+
+def supervise(
+    run: Callable[[Child], Any], core: bytes = b"", timeout: float = PATIENCE, once: Path | None = None
+) -> Any:
+    """Return what the supervisor says of a child that does ``run``; in a process of its own, as the helper has it.
+
+    The supervisor, and with it the time until the deadline, begins when the child has written to the file ``once``.
+    """
 
     def helper() -> object:
         reading, sink = os.pipe()
@@ -52,6 +66,8 @@ def supervise(run: Callable[[Child], Any], core: bytes = b"", timeout: float = 1
         child = Child(source, control_groups.ControlGroups(), without(sink, run))
         threading.Thread(target=feed, args=(sink, core), daemon=True).start()
         lines: list[bytes] = []
+        if once is not None:
+            wait_for_text(once)
         began = time.monotonic()
         result = supervisor.supervise(source, child, process(), began + timeout, lines.append)
         logged = [line.decode("latin-1") for line in lines]
@@ -64,22 +80,30 @@ def supervise(run: Callable[[Child], Any], core: bytes = b"", timeout: float = 1
 
 
 def deliver(
-    words: list[str], core: bytes = b"", timeout: float = 10.0, environment: dict[bytes, bytes] | None = None
+    words: list[str],
+    core: bytes = b"",
+    timeout: float = PATIENCE,
+    once: Path | None = None,
+    environment: dict[bytes, bytes] | None = None,
 ) -> Any:
     """Return what the supervisor says of the delegate ``words``."""
     label: Any = SimpleNamespace(open=lambda: None, at_exec=lambda: None)
     plan = joining.Plan(process(), control_groups.ControlGroups(), label, None)
     encoded = [os.fsencode(word) for word in words]
-    return supervise(lambda child: joining.execute_delegate(plan, encoded, environment or {}, child), core, timeout)
+
+    def run(child: Child) -> Any:
+        return joining.execute_delegate(plan, encoded, environment or {}, child)
+
+    return supervise(run, core, timeout, once)
 
 
 def shell(script: str, *arguments: object) -> list[str]:
     return ["/bin/sh", "-c", "PATH=/usr/bin:/bin; " + script, *(str(argument) for argument in arguments)]
 
 
-def is_gone(pid: int) -> bool:
+def is_gone(pid: int, patience: float = PATIENCE) -> bool:
     """Tell whether no process ``pid`` runs any more, or not for long; a zombie whose parent is slow counts as gone."""
-    limit = time.monotonic() + 1
+    limit = time.monotonic() + patience
     while time.monotonic() < limit:
         try:
             if Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"Z":

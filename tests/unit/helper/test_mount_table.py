@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from core_helper import linux, mount_table, procfs
 from core_helper.crash import Refused
+from unit.helper.delivery import wait_for_text
 from unit.helper.world import World, keeps_descriptors
 
 
@@ -134,6 +135,13 @@ class Stuck:
         self.visits = mount_table.Visits()
         self.visits.patience = 0.5
         monkeypatch.setattr(linux, "setns", self.enter)
+        read_within = mount_table._read_within
+
+        def read(pipe: int, limit: float) -> bytes:
+            wait_for_text(self.found)
+            return read_within(pipe, limit)
+
+        monkeypatch.setattr(mount_table, "_read_within", read)
 
     def enter(self, namespace: int, kind: int) -> None:
         opened = []

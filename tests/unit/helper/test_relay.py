@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from core_helper import linux, relay
-from unit.helper.delivery import LONG, deliver, shell
+from unit.helper.delivery import LONG, PATIENCE, deliver, shell
 from unit.helper.support import elf
 
 pytestmark = pytest.mark.usefixtures("without_entry")
@@ -64,7 +64,7 @@ def test_a_delegate_that_fills_its_input_again_is_waited_for(tmp_path: Path, mon
     monkeypatch.setattr(linux, "tee", count)
     monkeypatch.setattr(linux, "splice", fill_first)
     core = os.urandom(LONG)
-    result = deliver(shell('sleep 0.3; head -c 4096 >/dev/null; cat >"$0"', tmp_path / "core"), core, 3)
+    result = deliver(shell('sleep 0.3; head -c 4096 >/dev/null; cat >"$0"', tmp_path / "core"), core)
     assert attempts.read_text() == "x"
     assert (result.failure, result.complete, result.delivered) == (None, True, LONG)
     assert (tmp_path / "core").read_bytes() == core
@@ -80,7 +80,6 @@ def test_a_delegate_that_reads_slowly_gets_everything(tmp_path: Path) -> None:
 def test_a_delegate_that_exits_without_reading_is_told(tmp_path: Path) -> None:
     result = deliver(shell("exit 0"), bytes(LONG))
     assert (result.started, result.failure, result.complete, result.delivered) == (True, None, False, 0)
-    assert result.seconds < 2
 
 
 def test_bytes_that_the_delegate_did_not_read_do_not_count() -> None:
@@ -167,7 +166,6 @@ def test_a_delegate_that_reads_nothing_and_ends_well_does_not_want_the_core() ->
 def test_who_inherited_the_input_of_a_failed_delegate_does_not_keep_the_core() -> None:
     result = deliver(shell("exec 3<&0; sleep 60 <&3 >&- 2>&- 3<&- & exit 1"), b"c" * LONG)
     assert (result.untouched, result.failure) == (True, "it ended with exit code 1")
-    assert result.seconds < 5
 
 
 @pytest.mark.parametrize("size", [10, LONG])
@@ -175,7 +173,7 @@ def test_who_inherited_the_input_of_a_delegate_that_ended_well_reads_on(tmp_path
     (tmp_path / "core").touch()
     result = deliver(shell('exec 3<&0; (sleep 0.3; cat <&3 >"$0") 3<&3 & exit 0', tmp_path / "core"), b"c" * size)
     assert result.failure is None
-    limit = time.monotonic() + 5
+    limit = time.monotonic() + PATIENCE
     while (tmp_path / "core").stat().st_size < size and time.monotonic() < limit:
         time.sleep(0.01)
     assert (tmp_path / "core").stat().st_size == size

@@ -295,17 +295,20 @@ def test_a_thread_that_may_trace_is_found_behind_one_that_is_gone(
     assert tracing._has_tracer("10", time.monotonic() + 60)
 
 
-def test_a_tracer_that_ends_before_it_is_looked_at_and_leaves_another_one_is_found(
-    world: World, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("looked_at", ["pid", "user"])
+def test_a_tracer_that_ends_while_it_is_looked_at_and_leaves_another_one_is_found(
+    world: World, monkeypatch: pytest.MonkeyPatch, looked_at: str
 ) -> None:
     box = world.container()
-    world.process(10, "1", DOCKER, FILES, bounding=FEW, **box)
-    (world.proc / "30").mkdir()
+    for pid in (10, 30):
+        world.process(pid, str(pid), DOCKER, FILES, bounding=FEW, **box)
     real = first_process.namespace_of
 
     def ask(pid: int, kind: str) -> int | None:
-        if pid == 30 and not (world.proc / "31").exists():
-            world.process(31, "2", DOCKER, FILES, bounding=ALL, **box)
+        # Two, one after the other: the second one is all that is new when it is looked at.
+        if pid in (30, 31) and kind == looked_at:
+            world.process(pid + 1, str(pid + 1), DOCKER, FILES, bounding=ALL, **box)
+            return None
         return real(pid, kind)
 
     monkeypatch.setattr(first_process, "namespace_of", ask)

@@ -193,6 +193,7 @@ def test_where_a_process_is_leaves_one_descriptor_at_most(monkeypatch: pytest.Mo
         ("/user.slice/user-0.slice/session-1.scope", 0),
         ("/user.slice/user-1000.slice", 0),
         ("/user.slice/user-a.slice/b", 0),
+        ("/user.slice/user-4294967294.slice/b", 4294967294),
         ("/user.slice/user-99999999999.slice/b", 0),
         ("/user.slice/a", 0),
         ("/lxc.payload.abc/1000.slice/x", 0),
@@ -216,10 +217,21 @@ def test_the_innermost_group_that_root_has_made_is_where_a_user_cannot_make_more
 
     assert number("/a/user/1/2") == number("/a/user/1") == number("/a/user") != number("/a")
     assert number("/", "/b") == number("/b") == number("/b/gone") == number("/b", "/a") != number("/a")
-    assert number("/") is number("/gone") is number() is None
+    assert number("/") is number("/gone") is number("/gone/b") is number() is None
     assert 0 < (number("/a") or 0) < 1 << 62
     monkeypatch.setattr(runtime, "maker_of", lambda controllers, above: None)
     assert number("/a") is None
+
+
+def test_groups_of_two_hierarchies_never_have_the_same_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = {b"cpu": os.makedev(0, 26), b"pids": os.makedev(0, 27)}
+
+    def look_up(controllers: bytes, path: bytes) -> Any:
+        return SimpleNamespace(st_uid=0, st_dev=devices[controllers], st_ino=5)
+
+    monkeypatch.setattr(runtime, "_look_up", look_up)
+    numbers = {runtime.group_of_root([(controllers, b"/a")]) for controllers in devices}
+    assert len(numbers) == 2 and None not in numbers
 
 
 A, B = b"/docker/" + b"a" * 64, b"/docker/" + b"b" * 64

@@ -31,15 +31,25 @@ def first_two(process: Any) -> list[str | None]:
     return names
 
 
-def test_the_first_process_of_a_container_is_its_init(world: World, box: dict[str, Any]) -> None:
-    # Whoever is older in its control group is looked for where the first process has anything that an engine does not give.
+@pytest.mark.parametrize(
+    ("sign", "compared"),
+    [
+        *(("none", False), ("parent is gone", False), ("parent", True)),
+        *(("user", True), ("rights", True), ("net", True), ("ipc", True), ("uts", True)),
+    ],
+)
+def test_the_first_process_of_a_container_is_its_init(world: World, sign: str, compared: bool) -> None:
+    # Whoever is older in its control group is looked for only where there is a sign that another process came first.
     world.process(8, cgroup=DOCKER, started=1)
-    assert first_two(world.crashed(11)) == ["10", "8"]
-    own = {**world.container(), **{kind: world.namespace() for kind in ("net", "ipc", "uts")}}
-    world.process(30, "1", OTHER, OTHER_FILES, bounding=first_process.DOCKER_CAPABILITIES, **own)
-    world.process(31, "2", OTHER, OTHER_FILES, bounding=0, **own)
-    world.process(9, cgroup=OTHER, started=1)
-    assert first_two(world.crashed(31)) == ["30"]
+    world.process(9, cgroup="/engine", started=1)
+    box = {**world.container(), **{kind: world.namespace() for kind in ("net", "ipc", "uts") if kind != sign}}
+    if sign == "user":
+        box["user"] = world.namespace(world.host["user"])
+    rights = first_process.DOCKER_CAPABILITIES | (SYS_ADMIN if sign == "rights" else 0)
+    parent = {"parent": 8, "parent is gone": 7}.get(sign, 9)
+    world.process(10, "1", DOCKER, FILES, parent=parent, bounding=rights, **box)
+    world.process(11, "2", DOCKER, FILES, parent=10, bounding=0, **box)
+    assert first_two(world.crashed(11)) == (["10", "8"] if compared else ["10"])
 
 
 def test_the_kernel_names_the_first_process_where_it_can(world: World, box: dict[str, Any]) -> None:

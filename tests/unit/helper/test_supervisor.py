@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from core_helper import joining, linux, procfs, supervisor
+from core_helper import joining, linux, namespaces, procfs, relay, supervisor
 from core_helper.child import Child
 from core_helper.program import Stopped
 from unit.helper.delivery import LONG, PATIENCE, deliver, end, is_gone, shell, supervise
@@ -131,6 +131,27 @@ def test_a_delegate_whose_pid_was_never_told_is_ended(
     gone = is_gone(pid)
     end(pid)
     assert gone
+
+
+def test_a_delegate_that_hangs_before_it_is_executed_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hang(*words: object) -> None:
+        (tmp_path / "pid").write_text(str(os.getpid()))
+        time.sleep(60)
+
+    monkeypatch.setattr(joining, "_become_delegate", hang)
+    result = deliver(shell("exit 0"), timeout=0.5, once=tmp_path / "pid")
+    assert (result.started, result.failure) == (False, "deadline passed before the delegate was started")
+    assert result.left == 0
+    assert is_gone(int((tmp_path / "pid").read_text()))
+
+
+def test_an_error_of_the_thread_that_attends_to_the_child_is_the_supervisors(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*words: object) -> bool:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(supervisor, "_wait_for_start", broken)
+    with pytest.raises(AssertionError, match="RuntimeError: broken"):
+        supervise(lambda child: os._exit(0), timeout=0.5)
 
 
 @pytest.fixture
@@ -288,6 +309,30 @@ def test_of_the_holders_of_a_pipe_only_those_of_the_container_and_user_are_ended
         os.close(writing)
 
 
+@pytest.mark.parametrize(("below", "of_it"), [(True, True), (False, False), (None, False)])
+def test_who_is_in_a_pid_namespace_below_is_of_the_family_and_who_cannot_be_told_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+    innocent: subprocess.Popen[bytes],
+    below: bool | None,
+    of_it: bool,
+) -> None:
+    namespace = os.open("/proc/self/ns/mnt", os.O_RDONLY)
+    own = process(namespaces=[("pid", linux.CLONE_NEWPID, namespace)])
+
+    def lineage(opened: int, last: int) -> list[int]:
+        assert (os.fstat(opened).st_ino, last) == (os.stat("/proc/self/ns/pid").st_ino, namespaces.of_host("pid"))
+        if below is None:
+            raise PermissionError(1, "Operation not permitted")
+        return [1, own.inode("pid")] if below else [1]
+
+    monkeypatch.setattr(namespaces, "lineage", lineage)
+    found: list[bool] = []
+    assert keeps_descriptors(lambda: found.append(supervisor._is_of_the_family(str(innocent.pid), own)))
+    assert found == [of_it]
+    assert not supervisor._is_of_the_family(str(1 << 22), own)
+    os.close(namespace)
+
+
 @pytest.mark.parametrize(("pid", "setup_pid"), [(20, 0), (0, 20), (20, 7)])
 def test_of_the_holders_those_that_came_after_the_child_are_looked_for_first(
     monkeypatch: pytest.MonkeyPatch, pid: int, setup_pid: int
@@ -366,6 +411,19 @@ def test_a_process_of_the_delegates_session_is_ended_with_it(tmp_path: Path) -> 
     gone = is_gone(pid)
     end(pid)
     assert (result.failure, gone) == ("deadline passed", True)
+
+
+def test_no_pipe_of_the_delegate_makes_the_supervisor_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = relay.Relay.run
+
+    def run(moving: relay.Relay, deadline: float) -> bool:
+        child = moving.child
+        pipes = (child.core_write_end, child.status_read_end, child.stdout_read_end, child.stderr_read_end)
+        moving.output.log(str([os.get_blocking(pipe) for pipe in pipes]).encode())
+        return real(moving, deadline)
+
+    monkeypatch.setattr(relay.Relay, "run", run)
+    assert deliver(shell("cat >/dev/null"), b"core").logged == ["[False, False, False, False]"]
 
 
 def test_a_stopped_delegate_is_killed(tmp_path: Path) -> None:

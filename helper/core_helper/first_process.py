@@ -64,8 +64,8 @@ def first_of(process: "FaultingProcess") -> "tuple[Member | None, list[Member]]"
     """Return the first process of the container of ``process``, None where unknown, and others to compare ``process`` with.
 
     The container is that of the control group, if an engine has named that group; else that of the pid namespace. Outside of
-    pid namespaces it is the control group as it is, unless that is the root group. The others are the first process of the
-    outermost container, and the eldest process of the control group around a sandbox, which has made the sandbox.
+    pid namespaces it is the control group as it is, unless that is the root group or a slice. The others are the first process
+    of the outermost container, and the eldest process of the control group around a sandbox, which has made the sandbox.
     """
     namespace = process.descriptor("pid")
     group = runtime.named_group(process.cgroups)
@@ -143,8 +143,12 @@ def _candidates(process: "FaultingProcess", namespace: int, wanted: int) -> "Ite
             pid = int(procfs.stat_fields(procfs.read_path(f"/proc/{pid}/stat"))[1])
         except OSError:
             break
-    for controllers, path in process.cgroups[:1]:
-        yield from _processes_in(controllers, path)
+    group = runtime.named_group(process.cgroups) or runtime.group_of_unit(process.cgroups)
+    try:
+        found = _processes_in(*group) if group else []
+    except Refused:
+        found = []  # Too many, but whoever is looked for may be found elsewhere.
+    yield from found
     limit = time.monotonic() + PATIENCE
     for name in posix.listdir("/proc"):
         if name.isdigit() and time.monotonic() < limit and inode_of(f"/proc/{name}/ns/pid") == wanted:
@@ -152,11 +156,9 @@ def _candidates(process: "FaultingProcess", namespace: int, wanted: int) -> "Ite
 
 
 def _eldest_of_own(process: "FaultingProcess") -> "Member | None":
-    """Return the eldest process of the control group that ``process`` is in, None in the root group."""
-    for controllers, path in process.cgroups:
-        if path != b"/":
-            return eldest_of(controllers, path)
-    return None
+    """Return the eldest process of the control group that ``process`` is in, None in the root groups and in a slice."""
+    group = runtime.group_of_unit(process.cgroups)
+    return None if group is None else eldest_of(*group)
 
 
 def eldest_of(controllers: bytes, path: bytes) -> "Member | None":

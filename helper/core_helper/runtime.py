@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 MONITORS = (b"libpod-conmon", b"crio-conmon")
 SESSIONS = b"/user.slice/user-"
 LONGEST_UNIT = 128
+SLICE = b".slice"
 
 
 def container_id(cgroups: "list[tuple[bytes, bytes]]") -> str:
@@ -189,19 +190,37 @@ def share_name(ours: "list[tuple[bytes, bytes]]", theirs: "list[tuple[bytes, byt
     return bool(common) and all(first[controllers] == second[controllers] for controllers in common)
 
 
+def group_of_unit(cgroups: "list[tuple[bytes, bytes]]") -> "tuple[bytes, bytes] | None":
+    """Return controllers and path of the innermost control group that is no slice, None where there are only slices and roots.
+
+    In the hierarchies of version 1 that limit nothing, systemd leaves all services in the same slice; systemd.unit(5). What the
+    processes of such a slice are like says nothing of this one.
+    """
+    groups = [group for group in cgroups if group[1] != b"/" and not group[1].endswith(SLICE)]
+    return max(groups, key=lambda group: group[1].count(b"/"), default=None)
+
+
 def is_within(cgroups: "list[tuple[bytes, bytes]]", first: "list[tuple[bytes, bytes]]") -> bool:
-    """Tell whether ``cgroups`` lie in the container whose first process has the control groups ``first``."""
+    """Tell whether ``cgroups`` lie in the container whose first process has the control groups ``first``.
+
+    A slice that both are in is not enough, nor does it forbid that: another hierarchy may tell; see group_of_unit.
+    """
+    told, slices = False, False
     for controllers, theirs in first:
         ours = next((path for name, path in cgroups if name == controllers), None)
         if theirs == b"/" or ours is None:
             continue
         group = named_group([(controllers, theirs)])
+        if group is None and theirs.endswith(SLICE) and (ours + b"/").startswith(theirs + b"/"):
+            slices = True
+            continue
+        told = True
         if group is not None:
             if not (ours + b"/").startswith(group[1] + b"/"):
                 return False
         elif not _share_unit(ours, theirs):
             return False
-    return True
+    return told or not slices
 
 
 def _share_unit(one: bytes, other: bytes) -> bool:
@@ -214,7 +233,7 @@ def _share_unit(one: bytes, other: bytes) -> bool:
     if parts[-1] == b"init.scope" and len(parts) > 2:
         # There is the systemd of a container, which makes the other groups of it beside that one.
         parts.pop()
-    if parts[-1].endswith(b".slice"):
+    if parts[-1].endswith(SLICE):
         return False
     for end, part in enumerate(parts, 1):
         if part.endswith((b".scope", b".service")):

@@ -86,6 +86,16 @@ def test_the_likely_candidates_are_ancestors_and_then_those_of_the_control_group
     assert sorted(candidates[5:]) == [10, 11]
 
 
+def test_a_control_group_of_too_many_processes_does_not_end_the_search(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = world.container()
+    world.process(10, "1", DOCKER, FILES, parent=0, **box)
+    world.process(12, "3", DOCKER, FILES, parent=0, **box)
+    monkeypatch.setattr(first_process, "MOST_PROCESSES", 0)
+    assert first_two(world.crashed(12))[0] == "10"
+
+
 def test_the_search_among_all_processes_ends(
     world: World, box: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

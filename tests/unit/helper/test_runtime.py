@@ -114,6 +114,38 @@ def test_every_hierarchy_that_both_have_decides() -> None:
 
 
 @pytest.mark.parametrize(
+    ("pids", "systemd", "within"),
+    [
+        ("/a.slice", "/a.slice/a.service", True),
+        ("/a.slice/a.service", "/a.slice/a.service/b", True),
+        ("/a.slice", "/a.slice/b.service", False),
+        ("/", "/a.slice/a.service", False),
+        ("/b.slice", "/a.slice/a.service", False),
+        ("/a.slice", "/", False),
+        ("/a.slice", None, False),
+    ],
+)
+def test_where_one_hierarchy_shows_a_slice_another_one_tells(pids: str, systemd: str | None, within: bool) -> None:
+    first = [(b"pids", b"/a.slice"), (b"name=systemd", b"/a.slice/a.service"), (b"cpuset", b"/")]
+    ours = [(b"pids", pids.encode()), (b"cpuset", b"/")]
+    if systemd is not None:
+        ours.append((b"name=systemd", systemd.encode()))
+    assert runtime.is_within(ours, first) is within
+
+
+def test_the_group_of_a_unit_is_the_innermost_that_is_no_slice() -> None:
+    groups = [
+        (b"cpuset", b"/"),
+        (b"pids", b"/a.slice"),
+        (b"cpu", b"/a.slice/b.service"),
+        (b"", b"/a.slice/b.service/c"),
+    ]
+    assert runtime.group_of_unit(groups) == (b"", b"/a.slice/b.service/c")
+    assert runtime.group_of_unit(groups[:3]) == (b"cpu", b"/a.slice/b.service")
+    assert runtime.group_of_unit(groups[:2]) is None
+
+
+@pytest.mark.parametrize(
     ("one", "other", "share"),
     [
         ("/a.service", "/a.service", True),

@@ -155,9 +155,10 @@ def _check_owner(process: "FaultingProcess") -> None:
         raise withheld(process, "it is in the mount namespace of a container without being in its user namespace")
     if process.user_namespace is None or owner == namespaces.of_host("user"):
         return
-    # Only a user whom the parent has can make a user namespace (kernel/user_namespace.c, create_user_ns).
-    if (
-        not _are_mapped(process.task, "uid_map", [process.uid])
-        and namespaces.maker_of(process.user_namespace) != process.uid
-    ):
-        raise withheld(process, f"it is in a user namespace that does not have its user, {process.uid}")
+    # Only a user whom the parent has can make a user namespace (kernel/user_namespace.c, create_user_ns). Those that root makes
+    # and maps are for others.
+    if _are_mapped(process.task, "uid_map", [process.uid]) and _are_mapped(process.task, "gid_map", [process.gid]):
+        return
+    made = namespaces.maker_of(process.user_namespace) == process.uid
+    if not made or (process.uid == 0 and procfs.read(process.task, "uid_map")):
+        raise withheld(process, f"it is in a user namespace that does not have its user, {process.uid}, or its group")

@@ -592,6 +592,7 @@ def test_who_has_only_joined_a_user_namespace_is_refused(
     world.makers[users.stat().st_ino] = 1000 if made else 3000
     world.process(31, mnt=world.namespace(owner=users), user=users)
     (world.proc / "31" / "uid_map").write_text(ids and ids + "\n")
+    (world.proc / "31" / "gid_map").write_text("0 0 4294967295\n")
     refused = owner_told(world.crashed(31, uid=uid))
     assert refused.startswith("" if fine else f"it is in a user namespace that does not have its user, {uid}")
     assert bool(refused) is not fine
@@ -599,6 +600,30 @@ def test_who_has_only_joined_a_user_namespace_is_refused(
     world.process(32, mnt=world.namespace(owner=world.host["user"]), user=users)
     (world.proc / "32" / "uid_map").write_text(ids and ids + "\n")
     assert owner_told(world.crashed(32, uid=uid)) == ""
+
+
+@pytest.mark.parametrize(
+    ("uids", "gids", "maker", "fine"),
+    [
+        ("0 100000 65536", "0 100000 65536", 0, False),
+        ("0 0 1", "0 100000 65536", 0, False),
+        ("0 0 1", "0 0 1", 0, True),
+        # Nobody else can be in it.
+        ("", "", 0, True),
+        ("", "", 1000, False),
+    ],
+)
+def test_root_is_nobody_in_the_user_namespaces_that_root_has_made_for_others(
+    world: World, uids: str, gids: str, maker: int, fine: bool
+) -> None:
+    users = world.namespace(world.host["user"])
+    world.makers[users.stat().st_ino] = maker
+    world.process(31, mnt=world.namespace(owner=users), user=users)
+    for name, text in (("uid_map", uids), ("gid_map", gids)):
+        (world.proc / "31" / name).write_text(text and text + "\n")
+    told = owner_told(world.crashed(31, uid=0, gid=0))
+    assert told.startswith("" if fine else "it is in a user namespace that does not have its user, 0, or its group")
+    assert bool(told) is not fine
 
 
 # Whose the files are.

@@ -13,7 +13,7 @@ docs/contributing.md says where a new attribute of the process goes that the del
 import posix
 import sys
 
-from core_helper import container, control_groups, linux, privileges, start
+from core_helper import container, control_groups, linux, privileges, procfs, start
 from core_helper.configuration import FALLBACK_VARIABLE
 from core_helper.crash import Refused
 from core_helper.program import Absent, Program, Stopped, identity
@@ -35,9 +35,12 @@ class Plan:
         groups: control_groups.ControlGroups,
         label: privileges.Label,
         interpreter: "tuple[int, int] | None",
+        strict: bool = False,
     ) -> None:
         """Take the process to become; ``interpreter`` is device and inode of the helper's own, never to be executed.
 
+        ``strict`` says that no other user may be able to change the delegate, as in a directory that a daemon has made its
+        root directory: who may write there need not be who has made the image.
         ``late`` says whether the last fork happens outside of the control group that counts processes.
         """
         self.process = process
@@ -45,6 +48,7 @@ class Plan:
         self.groups = groups
         self.label = label
         self.interpreter = interpreter
+        self.strict = strict
 
 
 def prepare(process: "FaultingProcess") -> Plan:
@@ -54,7 +58,8 @@ def prepare(process: "FaultingProcess") -> Plan:
     if process.in_container():
         # Outside of containers the delegate may well be a script for the same Python.
         interpreter = identity(posix.stat("/proc/self/exe"))
-    return Plan(process, control_groups.open_control_groups(process), privileges.Label(process), interpreter)
+    strict = procfs.path_of(process.root) != b"/"
+    return Plan(process, control_groups.open_control_groups(process), privileges.Label(process), interpreter, strict)
 
 
 class Crowded(Stopped):
@@ -172,7 +177,7 @@ def execute_delegate(plan: Plan, words: "list[bytes]", facts: "dict[bytes, bytes
         enter(plan, status)
         # After the capabilities were dropped: the delegate must not be a file that the process itself could not reach.
         status.step = "open delegate"
-        program = Program(words, plan.interpreter, descriptors)
+        program = Program(words, plan.interpreter, descriptors, plan.strict)
         status.step = "take over label"  # With the next execve(2), so after everything that is opened.
         plan.label.at_exec()
         if plan.late:

@@ -28,11 +28,14 @@ class Program:
     ``#!/proc/self/exe`` would run the host's Python inside the container (CVE-2019-5736).
     """
 
-    def __init__(self, words: "list[bytes]", forbidden: "tuple[int, int] | None", descriptors: int) -> None:
+    def __init__(
+        self, words: "list[bytes]", forbidden: "tuple[int, int] | None", descriptors: int, strict: bool = False
+    ) -> None:
         """Open the program of the command line ``words``.
 
         Raises Stopped with a text for the log when it cannot be executed. ``forbidden`` is device and inode of a file that
-        must not be executed whatever its name is, ``descriptors`` the opened /proc/self/fd of the host.
+        must not be executed whatever its name is, ``descriptors`` the opened /proc/self/fd of the host. ``strict`` says that
+        nobody but root and the calling user may be able to change the program.
         """
         self.arguments = list(words)
         path = words[0]
@@ -46,6 +49,8 @@ class Program:
                 remedy = "save it with Unix line ends" if path.endswith(b"\r") else "install that one there"
                 text = f"{_name(words[0])}: its interpreter {_name(path)}: No such file {where}: {remedy}"
                 raise Stopped(text) from None
+            if strict:
+                refuse_changeable(path, posix.readlink(str(self.descriptor), dir_fd=descriptors))
             line = self._first_line(descriptors)
             if not line.startswith(b"#!"):
                 return
@@ -116,6 +121,19 @@ class Program:
                 raise Stopped(f"{_name(self.arguments[0])}: {reason}") from None
         status.send("note", "environment too long for execve(2): only CORE_* passed on")
         self.last_resort.run()
+
+
+def refuse_changeable(name: bytes, path: str) -> None:
+    """Raise Stopped where others than root and our user may change the file ``path``, or replace it; no part is a link."""
+    trusted = {0, posix.getuid()}
+    while True:
+        found = posix.stat(path)
+        if found.st_uid not in trusted or found.st_mode & 0o022:
+            what = f"{path}: another user may change it, and the process has changed its root directory"
+            raise Stopped(f"{_name(name)}: {what}: chown root and chmod go-w")
+        if path == "/":
+            return
+        path = path.rpartition("/")[0] or "/"
 
 
 def parse_script_line(line: bytes) -> "list[bytes] | None":

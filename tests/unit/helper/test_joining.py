@@ -194,7 +194,7 @@ def test_the_delegate_may_open_its_pipes_anew(recorder: Recorder) -> None:
         ("open", "/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC),
         ("send", "note", "a note"),
     ]
-    assert line.of("open delegate") == [("Program", [b"/d", b"x"], None, 99)]
+    assert line.of("open delegate") == [("Program", [b"/d", b"x"], None, 99, False)]
 
 
 STREAMS = [("dup2", source, target) for target, source in enumerate((51, 52, 53))]
@@ -305,12 +305,23 @@ def test_control_groups_are_joined_before_anything_is_looked_up_or_a_process_of_
 
 @pytest.mark.parametrize("in_container", [True, False])
 def test_the_interpreter_of_the_helper_is_forbidden_in_containers(recorder: Recorder, in_container: bool) -> None:
-    crashed = process(in_container=lambda: in_container)
+    crashed = process(in_container=lambda: in_container, root=os.open("/", os.O_PATH))
     recorder.watch(privileges, "check")
     plan = joining.prepare(crashed)
+    os.close(crashed.root)
     own = os.stat("/proc/self/exe")
     assert plan.interpreter == ((own.st_dev, own.st_ino) if in_container else None)
     assert (recorder.done, plan.process) == ([("check", crashed)], crashed)
+
+
+def test_a_delegate_below_a_root_directory_that_was_changed_is_looked_at_closely(
+    recorder: Recorder, tmp_path: Path
+) -> None:
+    recorder.watch(privileges, "check")
+    for path, strict in (("/", False), (tmp_path, True)):
+        crashed = process(in_container=lambda: True, root=os.open(path, os.O_PATH))
+        assert joining.prepare(crashed).strict is strict
+        os.close(crashed.root)
 
 
 def test_what_cannot_be_taken_over_is_refused_before_anything_is_opened(recorder: Recorder) -> None:

@@ -8,10 +8,12 @@ import os
 import posix
 import resource
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from core_helper import joining
-from core_helper.program import Program, Stopped, identity, parse_script_line
+from core_helper import program as program_module
+from core_helper.program import Program, Stopped, identity, parse_script_line, refuse_changeable
 from unit.helper.support import execute, executed, executed_by_helper, executed_by_kernel, program, script
 from unit.helper.world import keeps_descriptors
 
@@ -173,6 +175,48 @@ def test_a_missing_interpreter_is_a_failure(tmp_path: Path) -> None:
 def test_a_file_that_is_not_executable_is_refused_with_the_remedy(tmp_path: Path, mode: int) -> None:
     path = script(tmp_path / "delegate", b"#!/bin/true\n", mode)
     assert refusal(path) == f"Stopped: {path}: not executable; chmod 0755"
+
+
+@pytest.mark.parametrize(
+    ("changed", "uid", "mode", "fine"),
+    [
+        ("/", 0, 0o755, True),
+        ("/bin", 1000, 0o755, True),
+        ("/bin/delegate", 1000, 0o700, True),
+        ("/", 1001, 0o755, False),
+        ("/bin", 1001, 0o755, False),
+        ("/bin/delegate", 1001, 0o755, False),
+        ("/", 0, 0o1777, False),
+        ("/bin", 0, 0o775, False),
+        ("/bin/delegate", 0, 0o757, False),
+    ],
+)
+def test_where_it_counts_no_other_user_can_change_the_program(
+    monkeypatch: pytest.MonkeyPatch, changed: str, uid: int, mode: int, fine: bool
+) -> None:
+    owners = {"/": (0, 0o755), "/bin": (0, 0o755), "/bin/delegate": (0, 0o755), changed: (uid, mode)}
+    facts = {path: SimpleNamespace(st_uid=user, st_mode=bits) for path, (user, bits) in owners.items()}
+    monkeypatch.setattr(posix, "stat", lambda path: facts[path])
+    monkeypatch.setattr(posix, "getuid", lambda: 1000)
+    if fine:
+        refuse_changeable(b"/link", "/bin/delegate")
+    else:
+        with pytest.raises(Stopped, match=f"/link: {changed}: another user may change it"):
+            refuse_changeable(b"/link", "/bin/delegate")
+
+
+def test_a_program_and_its_interpreters_are_looked_at_where_no_link_leads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = script(tmp_path / "delegate", b"#!/bin/sh\n")
+    (tmp_path / "link").symlink_to(file)
+    looked: list[tuple[bytes, str]] = []
+    monkeypatch.setattr(program_module, "refuse_changeable", lambda name, path: looked.append((name, path)))
+    words = [os.fsencode(tmp_path / "link")]
+    program(words)
+    assert looked == []
+    program(words, strict=True)
+    assert looked == [(words[0], str(file.resolve())), (b"/bin/sh", os.path.realpath("/bin/sh"))]
 
 
 def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path: Path) -> None:

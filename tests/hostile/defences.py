@@ -368,8 +368,45 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         "does_not_come_to_its_end",
     ),
     "20 a user namespace is not asked for its user": (
-        [("membership.py", 'not _are_mapped(process.task, "uid_map", [process.uid])', "False")],
+        [
+            (
+                "membership.py",
+                "    if not made or (process.uid == 0 and",
+                "    if False and (process.uid == 0 and",
+            )
+        ],
         "attack_20_no_program_of_a_user and without",
+    ),
+    "20 the maker of a user namespace is at home there, even root": (
+        [("membership.py", "    if not made or (process.uid == 0 and", "    if not made or (False and")],
+        "attack_20_root_of_the_host_in_a_user_namespace_that_root",
+    ),
+    "20 whoever may write in a root directory is trusted": (
+        [("joining.py", 'strict = procfs.path_of(process.root) != b"/"', "strict = False")],
+        "attack_20_a_user_of_a_container",
+    ),
+    "24 a slice is a control group like any other": (
+        [("runtime.py", 'if group[1] != b"/" and not group[1].endswith(SLICE)]', 'if group[1] != b"/"][:1]')],
+        "attack_24_a_filter_of_its_own_where",
+    ),
+    "20 a slice joins nobody, whatever other hierarchies tell": (
+        [("runtime.py", "        if group is None and theirs.endswith(SLICE) and", "        if False and")],
+        "a_slice_in_one_hierarchy",
+    ),
+    "20 too many processes end the search": (
+        [
+            (
+                "first_process.py",
+                "runtime.named_group(process.cgroups) or runtime.group_of_unit(process.cgroups)",
+                "process.cgroups[0]",
+            ),
+            (
+                "first_process.py",
+                "    except Refused:\n        found = []",
+                "    except ZeroDivisionError:\n        found = []",
+            ),
+        ],
+        "the_control_groups_of_others",
     ),
     "23 tracers are not ended": (
         [("supervisor.py", " and _kill_tracers(child.pid, process):", " and False:")],

@@ -148,8 +148,9 @@ def user_of_session(cgroups: "list[tuple[bytes, bytes]]") -> int:
 def group_of_root(cgroups: "list[tuple[bytes, bytes]]") -> "int | None":
     """Return a number for the innermost control group that only root could make, None for the root groups.
 
-    The first hierarchy counts that has such a group.
+    The hierarchy counts in which that group lies deepest and is no slice; of several, the first one. See group_of_unit.
     """
+    best, chosen = (False, 0), None
     for controllers, path in cgroups:
         group, number = b"/", None
         for component in filter(None, path.split(b"/")):
@@ -159,9 +160,10 @@ def group_of_root(cgroups: "list[tuple[bytes, bytes]]") -> "int | None":
             group += component + b"/"
             # Each hierarchy is a device, and numbers its own groups.
             number = posix.minor(found.st_dev) << 42 | found.st_ino & ((1 << 42) - 1)
-        if number is not None:
-            return number
-    return None
+        rank = (not group.endswith(SLICE + b"/"), group.count(b"/"))
+        if number is not None and rank > best:
+            best, chosen = rank, number
+    return chosen
 
 
 def named_group(cgroups: "list[tuple[bytes, bytes]]") -> "tuple[bytes, bytes] | None":

@@ -389,6 +389,10 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         [("runtime.py", 'if group[1] != b"/" and not group[1].endswith(SLICE)]', 'if group[1] != b"/"][:1]')],
         "attack_24_a_filter_of_its_own_where",
     ),
+    "22 the services of a slice have one share": (
+        [("runtime.py", "if number is not None and rank > best:", "if number is not None and chosen is None:")],
+        "attack_22_sandboxes_of_one_service",
+    ),
     "20 a slice joins nobody, whatever other hierarchies tell": (
         [("runtime.py", "        if group is None and theirs.endswith(SLICE) and", "        if False and")],
         "a_slice_in_one_hierarchy",

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from hostile.groups import make
 from hostile.intruders import OF_THE_HOST, PROGRAM
-from hostile.observe import processes_of, wait_until
+from hostile.observe import LIMIT, helpers, processes_of, wait_until
+from hostile.test_sixth_slots import of_users
 from support import lab
 from support.containers import MakeCrash, read_log, wait_for_log
 from support.hosts import HELPER
@@ -145,6 +146,23 @@ def test_attack_24_a_filter_of_its_own_where_another_service_of_the_slice_has_on
     crash_of_service(run, place, records, "seccomp=filter", "tiny")
     # The variable that names it was not passed on.
     assert not list(records.glob("delegate.*"))
+
+
+@pytest.mark.usefixtures("patient", "delegate_of_the_host")
+def test_attack_22_sandboxes_of_one_service_leave_slots_to_those_of_another(
+    run: Start, place: Place, records: Path
+) -> None:
+    sandbox = ("sandbox=pid", "user", f"execute={PROGRAM}", "tiny")
+    flood = run(PROGRAM, f"wait={records}/go", "fork=70", *sandbox, env={"ATTACK": "never-ends"})
+    place(flood.pid, SERVICE)
+    other = run(PROGRAM, f"wait={records}/go2", "fork=1", *sandbox, env={"RECORD_DIRECTORY": str(records)})
+    place(other.pid, ANOTHER)
+    (records / "go").touch()
+    wait_until(lambda: len(of_users("crasher")) == len(of_users("delegate")) > LIMIT // 4, "no rest", 90)
+    (records / "go2").touch()
+    wait_until(lambda: list(records.glob("delegate.*")), "the crash of the other service was not handled", 30)
+    os.killpg(flood.pid, signal.SIGKILL)
+    wait_until(lambda: helpers() == 0, "helpers are left", 30)
 
 
 # Takes the place of the last line of the installed entry.

@@ -240,7 +240,7 @@ def test_the_user_of_a_session_is_told_by_the_outermost_groups(path: str, user: 
 def test_the_innermost_group_that_root_has_made_is_where_a_user_cannot_make_more(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for group in ("a/user/1/2", "b"):
+    for group in ("a/user/1/2", "b", "c.slice/d.slice", "c.slice/e.service/f"):
         (world.groups / group).mkdir(parents=True)
     monkeypatch.setattr(runtime, "maker_of", lambda controllers, above: 1000 if b"user" in above else 0)
 
@@ -249,6 +249,9 @@ def test_the_innermost_group_that_root_has_made_is_where_a_user_cannot_make_more
 
     assert number("/a/user/1/2") == number("/a/user/1") == number("/a/user") != number("/a")
     assert number("/", "/b") == number("/b") == number("/b/gone") == number("/b", "/a") != number("/a")
+    assert number("/c.slice/d.slice", "/b") == number("/b") and number("/c.slice", "/c.slice/d.slice") is not None
+    deepest = "/c.slice/e.service/f"
+    assert number("/b", "/c.slice/e.service", deepest) == number(deepest) != number("/c.slice/e.service")
     assert number("/") is number("/gone") is number("/gone/b") is number() is None
     assert 0 < (number("/a") or 0) < 1 << 62
     monkeypatch.setattr(runtime, "maker_of", lambda controllers, above: None)

@@ -189,8 +189,12 @@ class Custody:
 
     def _create(self, name: str) -> int:
         """Create the file ``name`` and lock it. Raises OSError."""
-        flags = posix.O_RDWR | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC
-        file = posix.open(name, flags, MODE, dir_fd=self.group)
+        file = posix.open(
+            name,
+            posix.O_RDWR | posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW | posix.O_CLOEXEC,
+            MODE,
+            dir_fd=self.group,
+        )
         fcntl.flock(file, fcntl.LOCK_EX)
         return file
 

@@ -53,7 +53,7 @@ class Store:
         self.path = path
         try:
             _create(path)
-            self.directory = posix.open(path, posix.O_RDONLY | posix.O_DIRECTORY | posix.O_NOFOLLOW | posix.O_CLOEXEC)
+            self.directory = _open_directory(path)
         except OSError as error:
             raise Unusable(
                 f"{path}: {error.strerror}: cores are not kept; correct docker_core_helper_keep_directory"
@@ -83,18 +83,14 @@ class Store:
             posix.mkdir(name, MODE_OF_DIRECTORY, dir_fd=self.directory)
         except FileExistsError:
             pass
-        return posix.open(
-            name, posix.O_RDONLY | posix.O_DIRECTORY | posix.O_NOFOLLOW | posix.O_CLOEXEC, dir_fd=self.directory
-        )
+        return _open_directory(name, self.directory)
 
     def entries(self) -> "list[Entry]":
         """Return what the store has, and delete what nobody writes any more and is not whole. Raises OSError."""
         entries = []
         for name in posix.listdir(self.directory):
             try:
-                group = posix.open(
-                    name, posix.O_RDONLY | posix.O_DIRECTORY | posix.O_NOFOLLOW | posix.O_CLOEXEC, dir_fd=self.directory
-                )
+                group = _open_directory(name, self.directory)
             except OSError:
                 continue  # No directory, or deleted meanwhile.
             try:
@@ -160,6 +156,11 @@ def choose_victim(entries: "list[Entry]", group: str, need: int, bound: int) -> 
         return min((entry for entry in own if entry.whole), key=lambda entry: entry.time, default=None)
     whole = [entry for entry in entries if entry.whole]
     return min(whole, key=lambda entry: (-taken[entry.group], entry.time), default=None)
+
+
+def _open_directory(path: str, directory: "int | None" = None) -> int:
+    """Open a directory to be listed, which is no symbolic link. Raises OSError."""
+    return posix.open(path, posix.O_RDONLY | posix.O_DIRECTORY | posix.O_NOFOLLOW | posix.O_CLOEXEC, dir_fd=directory)
 
 
 def _create(path: str) -> None:

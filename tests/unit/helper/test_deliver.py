@@ -32,6 +32,7 @@ class Stage:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.done: list[Any] = []
+        self.descriptor = 9
         self.process = process(close_task=lambda: self.note("close_task"), signal=6, namespaces=[])
         self.configuration = Configuration()
         self.crash = Crash(4711, 1000, 100)

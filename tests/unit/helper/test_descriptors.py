@@ -18,6 +18,7 @@ READ_OR_LISTED = {
     ("verification", "open_task", "{}/task"),
     ("source", "release", "/proc"),
     ("supervisor", "_end_unknown", "/proc"),
+    ("store", "_open_directory", ""),
 }
 MAGIC_LINK = ("mount_table", "open_link", "")  # A program or a directory, of a file system that is not asked.
 DIRECTORIES = {"/", "/proc", "/proc/self", "/proc/self/fd", "/proc/thread-self", "/proc/{}", "root", "{}/task"}
@@ -75,7 +76,7 @@ def test_a_directory_is_opened_as_one_and_only_to_name_what_is_in_it() -> None:
 
 def test_what_may_be_created_is_never_a_link_that_somebody_has_put_there() -> None:
     created = [found for found in opens() if "O_CREAT" in found.flags]
-    assert {found.where[0] for found in created} == {"slots", "quota"}
+    assert {found.where[0] for found in created} == {"slots", "quota", "custody"}
     assert all("O_NOFOLLOW" in found.flags for found in created)
 
 

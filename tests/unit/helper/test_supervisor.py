@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from core_helper import joining, linux, namespaces, procfs, relay, supervisor
-from core_helper.child import Child
+from core_helper.child import Child, Result
 from core_helper.program import Stopped
-from unit.helper.delivery import LONG, PATIENCE, deliver, end, is_gone, shell, supervise
+from unit.helper.delivery import LONG, PATIENCE, deliver, end, is_gone, shell, supervise, wait_for_text
 from unit.helper.support import PTRACE_TRACEME, process
 from unit.helper.world import keeps_descriptors
 
@@ -339,10 +339,16 @@ def test_of_the_holders_those_that_came_after_the_child_are_looked_for_first(
 ) -> None:
     looked_at: list[int] = []
     monkeypatch.setattr(supervisor, "_is_of_the_family", lambda name, process: looked_at.append(int(name)))
-    # A host of 30 processes, and time for those after the child and a few others.
-    names = [str(number) for number in range(30, 0, -1)]
+
+    def pidfd_open(number: int) -> int:
+        if number == 31:
+            raise ProcessLookupError(3, "No such process")
+        return os.open("/", os.O_PATH)
+
+    # A host of 30 processes and one that has just ended, and time for those after the child and a few others.
+    names = [str(number) for number in range(31, 0, -1)]
     monkeypatch.setattr(posix, "listdir", lambda path: [*names, "self"] if path == "/proc" else [])
-    monkeypatch.setattr(linux, "pidfd_open", lambda number: os.open("/", os.O_PATH))
+    monkeypatch.setattr(linux, "pidfd_open", pidfd_open)
     times = itertools.count(0.0, supervisor.GRACE / 15)
     monkeypatch.setattr(supervisor, "time", SimpleNamespace(monotonic=lambda: next(times)))
     child: Any = SimpleNamespace(pid=pid, setup_pid=setup_pid, pipes=set())
@@ -361,6 +367,74 @@ def test_notes_are_kept_in_order() -> None:
 
     result = supervise(run)
     assert (result.notes, result.absent, result.failure) == (["one", "two\\nlines"], True, "no")
+
+
+@pytest.mark.parametrize(
+    ("report", "pid"), [("4194304", 4194304), ("7", 7), ("41943040", 0), ("-7", 0), ("\u00b2", 0), ("", 0)]
+)
+def test_a_pid_is_a_number_that_the_kernel_gives(report: str, pid: int) -> None:
+    child: Any = SimpleNamespace(reported=f"pid {report}\nrest".encode(), reported_pid=0)
+    result = Result()
+    assert supervisor._read_reports(child, result) is False
+    assert (child.reported_pid, child.reported) == (pid, b"rest")
+    assert result.failure == (None if pid else report)
+
+
+@pytest.mark.parametrize("kind", ["absent", "crowded", "refused", "failed"])
+def test_the_first_failure_that_is_reported_tells_what_became_of_the_core(kind: str) -> None:
+    child: Any = SimpleNamespace(reported=f"{kind} why\nabsent later\nrefused later\n".encode())
+    result = Result()
+    assert supervisor._read_reports(child, result) is False
+    assert (result.failure, result.notes) == ("why", [])
+    assert [name for name in ("absent", "crowded", "refused") if getattr(result, name)] == [kind][: kind != "failed"]
+
+
+def test_a_child_that_reports_without_end_is_ended() -> None:
+    def run(child: Child) -> None:
+        status = joining.StatusPipe(child.status_write_end)
+        while True:
+            status.send("note", "x" * 1000)
+
+    result = supervise(run)
+    told = "more than 65536 bytes were reported before the delegate was started"
+    assert (result.started, result.failure, result.left) == (False, told, 0)
+
+
+@pytest.mark.parametrize("started", [True, False])
+def test_where_the_thread_that_attends_to_the_child_is_late_another_one_ends_the_child(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: bool
+) -> None:
+    def wait(child: Child) -> bool:
+        while not child.ending.locked():
+            time.sleep(0.001)
+        return False
+
+    monkeypatch.setattr(supervisor, "LATE", 0.0)
+    if started:
+        monkeypatch.setattr(relay.Relay, "run", lambda moving, deadline: wait(moving.child))
+    else:
+        monkeypatch.setattr(supervisor, "_wait_for_start", lambda child, result, deadline: wait(child))
+    begun, asked = tmp_path / "begun", tmp_path / "asked"
+    monkeypatch.setattr(supervisor, "_kill_holders", lambda *words: asked.open("a").write("x"))
+    result = deliver(shell('echo >"$0"; exec sleep 60', begun), timeout=0.5, once=begun)
+    assert (result.started, result.stuck, result.left) == (started, False, 0)
+    # With the family of a delegate; and in any case, since a holder of a pipe may be what keeps the thread.
+    assert asked.read_text() == ("xx" if started else "x")
+
+
+def test_who_has_the_status_pipe_of_a_child_that_has_ended_is_not_waited_for(tmp_path: Path) -> None:
+    def run(child: Child) -> None:
+        joining.StatusPipe(child.status_write_end).send("ready", "")
+        if os.fork() == 0:
+            linux.close_all_but({child.status_write_end})
+            (tmp_path / "pid").write_text(str(os.getpid()))
+            time.sleep(60)
+        wait_for_text(tmp_path / "pid")
+        os._exit(0)
+
+    result = supervise(run)
+    end(int((tmp_path / "pid").read_text()))
+    assert (result.started, result.failure) == (True, None)
 
 
 def test_a_report_is_never_longer_than_what_a_pipe_takes_at_once() -> None:
@@ -488,6 +562,36 @@ def test_a_delegate_that_is_slow_to_start_has_until_the_deadline_once_the_enviro
 
 
 # Who does not let the delegate end.
+
+
+@pytest.mark.parametrize(
+    ("ended", "traced", "after"), [(True, True, []), (False, False, ["tracers"]), (False, True, ["tracers", 0])]
+)
+def test_who_traces_the_delegate_is_looked_for_where_nothing_else_ends_it(
+    monkeypatch: pytest.MonkeyPatch, ended: bool, traced: bool, after: list[object]
+) -> None:
+    done: list[object] = []
+
+    def noted(word: object, answer: bool) -> bool:
+        done.append(word)
+        return answer
+
+    monkeypatch.setattr(supervisor, "_signal_session", lambda pid, number: done.append(number))
+    monkeypatch.setattr(supervisor, "_kill_holders", lambda child, process: done.append("holders"))
+    monkeypatch.setattr(supervisor, "_wait_for_end", lambda pid, option: noted(option, ended))
+    monkeypatch.setattr(supervisor, "_kill_tracers", lambda pid, process: noted("tracers", traced))
+    child: Any = SimpleNamespace(pid=4711)
+    supervisor._end_family(child, process())
+    assert done == [signal.SIGTERM, os.WNOWAIT, signal.SIGKILL, "holders", 0, *after]
+
+
+def test_the_parent_of_a_process_that_has_ended_is_nobody() -> None:
+    proc = os.open("/proc", os.O_PATH)
+    assert (supervisor._parent(proc, str(os.getpid())), supervisor._parent(proc, str(1 << 22))) == (
+        str(os.getppid()),
+        "",
+    )
+    os.close(proc)
 
 
 def test_whoever_traces_a_thread_of_the_delegate_is_found() -> None:

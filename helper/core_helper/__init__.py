@@ -8,7 +8,7 @@ The modules that a crash goes through, those that ``deliver`` calls from top to 
            |-> membership -> first_process, foreign_files -> strangers
            |-> child -(fork)-> joining -> control_groups, then privileges and container in turn, program
            |-> supervisor -> relay -> corefile
-           |-> custody -> store, where cores are kept; cores is the operators' command for those
+           |-> custody -> store, build_ids, where cores are kept; cores is the operators' command for those
            \\-> fallback in place of joining; previous_handler in place of child and all that follows
 
 ``main`` receives the crash: it parses the ``command_line``, reads the ``configuration``, makes the ``crash``, the ``source``

@@ -153,9 +153,15 @@ class Custody:
             posix._exit(0)
 
     def finish(self, facts: "dict[str, object]") -> None:
-        """Compress the core, and add its checksum to its ``facts``. Raises OSError."""
+        """Compress the core, and add its checksum and build ids to its ``facts``. Raises OSError.
+
+        Does nothing more where the core was deleted meanwhile.
+        """
         import hashlib
 
+        from core_helper import build_ids
+
+        identified = build_ids.of_core(self.file)
         posix.lseek(self.file, 0, SEEK_SET)
         digest = hashlib.sha256()
         program = next((path for path in COMPRESSORS if posix.access(path, posix.X_OK)), None)
@@ -183,9 +189,13 @@ class Custody:
                 posix.fsync(result)
                 self._rename(part, compressed)
         name = self.part if program is None else compressed
-        self._describe({**facts, "file": name, "sha256": digest.hexdigest()})
-        if name != self.part:
-            posix.unlink(self.part, dir_fd=self.group)
+        known = {**facts, "file": name, "sha256": digest.hexdigest(), "build_ids": identified}
+        described = self._describe(known, again=True)
+        for file in {compressed, self.part} - ({name} if described else set()):
+            try:
+                posix.unlink(file, dir_fd=self.group)
+            except FileNotFoundError:
+                pass
 
     def _create(self, name: str) -> int:
         """Create the file ``name`` and lock it. Raises OSError."""
@@ -198,12 +208,17 @@ class Custody:
         fcntl.flock(file, fcntl.LOCK_EX)
         return file
 
-    def _describe(self, facts: "dict[str, object]") -> None:
-        """Write the JSON file of the core, or replace it. Raises OSError."""
+    def _describe(self, facts: "dict[str, object]", again: bool = False) -> bool:
+        """Write the JSON file of the core, or replace it; with ``again``, only if it is still there. Return whether it is.
+
+        Raises OSError.
+        """
         import json
 
         self.store.lock()
         try:
+            if again and not self._is_listed():
+                return False
             name = f".{self.key}{store.JSON}{store.PART}"
             file = self._create(name)
             posix.write(file, json.dumps(facts, indent=1, sort_keys=True).encode() + b"\n")
@@ -211,8 +226,16 @@ class Custody:
             self._rename(name, self.key + store.JSON)
             posix.fsync(self.group)
             posix.close(file)
+            return True
         finally:
             self.store.unlock()
+
+    def _is_listed(self) -> bool:
+        try:
+            posix.stat(self.key + store.JSON, dir_fd=self.group)
+        except FileNotFoundError:
+            return False
+        return True
 
     def _rename(self, old: str, new: str) -> None:
         posix.rename(old, new, src_dir_fd=self.group, dst_dir_fd=self.group)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -195,7 +196,11 @@ def test_an_operator_sees_fetches_and_deletes_a_core(attack: MakeCrash, keep: Ke
     assert "/usr/bin/crasher" in line and "SIGSEGV" in line and line.endswith("whole")
     name = line.split()[0]
     assert json.loads(lab.output(*words, "list", "--json"))[0]["key"] == known["key"]
-    assert json.loads(lab.output(*words, "info", name))["facts"]["CORE_EXE"] == "/usr/bin/crasher"
+    told = json.loads(lab.output(*words, "info", name))
+    assert told["facts"]["CORE_EXE"] == "/usr/bin/crasher"
+    notes = lab.output("readelf", "--notes", lab.PROGRAMS / "crasher")
+    (build_id,) = re.findall("Build ID: ([0-9a-f]+)", notes)
+    assert told["build_ids"] == {"/usr/bin/crasher": build_id}
     lab.output(*words, "get", name, tmp_path / "core")
     assert (tmp_path / "core").read_bytes() == content_of(core)
     again = lab.command(*words, "get", name, tmp_path / "core", check=False, stderr=subprocess.PIPE, text=True)

@@ -188,7 +188,8 @@ def test_a_finished_core_is_compressed_and_has_the_checksum_of_the_plain_one(
     kept.finish({"reason": "why"})
     file = "key.core.zst" if compressor else "key.core"
     assert names(kept_in) == [file, "key.json"]
-    assert known_of(kept_in) == {"file": file, "reason": "why", "sha256": hashlib.sha256(core).hexdigest()}
+    digest = hashlib.sha256(core).hexdigest()
+    assert known_of(kept_in) == {"file": file, "reason": "why", "sha256": digest, "build_ids": {}}
     content = Path(kept_in.path, "group", file).read_bytes()
     assert content == (core.replace(b"\0", b"") if compressor else core)
 
@@ -251,3 +252,19 @@ def test_the_relay_gives_away_the_file_and_then_what_comes_after_it(kept_in: sto
             moving._move()
     reader.join(10)
     assert bytes(content) == core and result.complete
+
+
+@pytest.mark.parametrize("compressor", [True, False])
+def test_what_was_deleted_meanwhile_does_not_come_back(
+    kept_in: store.Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compressor: bool
+) -> None:
+    zstd = tmp_path / "zstd"
+    zstd.write_text("#!/bin/sh\nexec /bin/cat\n")
+    zstd.chmod(0o755)
+    monkeypatch.setattr(custody, "COMPRESSORS", (str(zstd),) if compressor else ())
+    kept, _kernel = written(kept_in, b"core")
+    kept.seal({})
+    for name in ("key.core", "key.json"):
+        Path(kept_in.path, "group", name).unlink()
+    kept.finish({})
+    assert names(kept_in) == []

@@ -225,7 +225,10 @@ class Delivery:
         if kept is None or not self.seal(reason):
             return False
         self.log.lines.keep(self.crash, self.process, kept, reason)
-        kept.finish_later(self.known(kept, reason), self.kernel, self.crash)
+        try:
+            kept.finish_later(self.known(kept, reason), self.kernel, self.crash)
+        except OSError:
+            pass  # Neither compressed nor with a checksum.
         return True
 
     def known(self, kept: "Custody", reason: str) -> "dict[str, object]":
@@ -240,9 +243,9 @@ class Delivery:
         }
 
     def let_go(self, reason: str) -> bool:
-        """Let the process end before its core is delivered, once the core is safe; return whether that was done."""
+        """Let the process end before its core is delivered, once the core is safe; return whether that was done now."""
         kept = self.custody
-        if kept is None or not kept.is_all() or self.hanging or not self.seal(reason):
+        if kept is None or not kept.is_all() or self.hanging or self.kernel.closed or not self.seal(reason):
             return False
         self.process.keep_environ()
         self.kernel.release(self.crash)

@@ -730,6 +730,34 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         [("privileges.py", '"Max processes", 64', '"Max processes", 0')],
         "limit_of_processes",
     ),
+    "keeping: a store that others may enter": (
+        [("store.py", "if found.st_uid != 0 or found.st_mode & 0o077:", "if False:")],
+        "others_could_change and (mode or owner)",
+    ),
+    "keeping: a loop pushes out the cores of others": (
+        [("store.py", "if own and taken[group] > bound // len(taken):", "if False:")],
+        "crashes_in_a_loop",
+    ),
+    "keeping: what nobody writes any more counts": (
+        [("store.py", "if entry.whole or _is_being_written(group, entry):", "if True:")],
+        "helper_that_was_killed",
+    ),
+    "keeping: no second chance": (
+        [("deliver.py", "if failed is not None and delivery.let_go(", "if False and delivery.let_go(")],
+        "second_chance",
+    ),
+    "keeping: a core that was taken stays": (
+        [("deliver.py", "        if self.custody is not None:\n            self.custody.drop()", "        pass")],
+        "delegate_takes_does_not_stay",
+    ),
+    "keeping: a delegate that has read a part has taken it": (
+        [("deliver.py", "if self.custody is None or (result.complete", "if True or (result.complete")],
+        "delegate_loses or counts_as_taken",
+    ),
+    "keeping: the kernel dumps on at the deadline": (
+        [("deliver.py", "        elif kept.late:", "        elif False:")],
+        "terabytes",
+    ),
     "attributes: nice": ([("privileges.py", "if process.nice != 0:", "if False:")], "no_more and limits"),
     "attributes: out-of-memory score": (
         [("privileges.py", "posix.write(descriptor, FIRST_TO_GO)", "pass")],

@@ -10,12 +10,14 @@ import pytest
 from core_helper import (
     container,
     control_groups,
+    custody,
     deliver,
     diagnosis,
     joining,
     membership,
     previous_handler,
     runtime,
+    store,
     supervisor,
     tracing,
     verification,
@@ -401,3 +403,227 @@ def test_a_container_without_a_delegate_is_handed_on_where_that_is_configured(
     monkeypatch.setattr(deliver.PreviousHandler, "attempt", attempt)
     assert deliveries.deliver() == (0 if absent else 1)
     assert len(given) == handed_on
+
+
+class Kept:
+    """A core in the store, and what is done with it."""
+
+    def __init__(self, stage: Stage, all_of_it: bool = True) -> None:
+        self.stage = stage
+        self.source = self
+        self.all_of_it = all_of_it
+        self.late = False
+        self.reads_on = True
+        self.store = SimpleNamespace(path="/store")
+        self.key, self.group_name, self.size = "key", "group", 7
+
+    def write(self, kernel: Any, deadline: float) -> None:
+        self.stage.note("write")
+
+    def rewind(self) -> bool:
+        return self.reads_on
+
+    def is_all(self) -> bool:
+        return self.all_of_it
+
+    def truncated(self) -> bool:
+        return False
+
+    def facts(self) -> dict[bytes, bytes]:
+        return {b"CORE_SIZE": b"7"}
+
+    def seal(self, known: dict[str, Any]) -> None:
+        self.stage.note("seal", known["reason"])
+
+    def finish_later(self, known: dict[str, Any], kernel: Any, crash: Crash) -> None:
+        self.stage.note("finish")
+
+    def drop(self) -> None:
+        self.stage.note("drop")
+
+
+class Place:
+    """A destination whose attempts end as the test says."""
+
+    only_if_absent = False
+    secured = True
+
+    def __init__(self, stage: Stage, *ends: Any) -> None:
+        self.stage = stage
+        self.ends = list(ends)
+
+    def attempt(self, delivery: Any, reason: str) -> Any:
+        self.stage.note("attempt", reason)
+        end = self.ends.pop(0)
+        if isinstance(end, Exception):
+            raise end
+        return end
+
+
+FAILS = deliver.Outcome(deliver.FAILED, "it failed")
+HAS_NONE = deliver.Outcome(deliver.ABSENT, "there is none")
+TAKES = deliver.Outcome(deliver.TAKEN, delivered=True)
+
+
+def keeping(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, *places: Place, kept: Kept | None = None, keep: str = "undelivered"
+) -> list[Any]:
+    """Deliver to the places, with a core on the disk, and return what was done."""
+    stage.configuration.keep = keep
+    monkeypatch.setattr(deliver, "choose", lambda delivery, refusal: list(places))
+    monkeypatch.setattr(custody, "take", lambda *words: kept or Kept(stage))
+    monkeypatch.setattr(deliver, "facts_of", lambda crash, process: {b"CORE_COMM": b"x"})
+    monkeypatch.setattr(Stage, "keep", lambda self, *words: self.note("line", words[-1]), raising=False)
+    monkeypatch.setattr(Stage, "drop", lambda self, *words: self.note("dropped", words[2]), raising=False)
+    monkeypatch.setattr(Stage, "closed", False, raising=False)
+    stage.process.keep_environ = lambda: stage.note("environ")
+    monkeypatch.setattr(Stage, "release", lambda self, crash: self.note("released"), raising=False)
+    stage.done.clear()
+    stage.deliver()
+    return [done for done in stage.done if done not in ("check", "close_task")]
+
+
+def test_nothing_of_a_core_touches_the_disk_by_default(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert keeping(stage, monkeypatch, Place(stage, HAS_NONE), keep="never") == [
+        ("attempt", ""),
+        ("dropped", "there is none"),
+    ]
+
+
+def test_a_core_is_written_before_the_first_destination_and_deleted_when_one_has_it(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = (Place(stage, HAS_NONE), Place(stage, TAKES))
+    assert keeping(stage, monkeypatch, *places) == ["write", ("attempt", ""), ("attempt", "there is none"), "drop"]
+
+
+def test_what_the_previous_handler_of_the_host_gets_is_not_written(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place(stage, TAKES)
+    place.secured = False
+    assert keeping(stage, monkeypatch, place) == [("attempt", "")]
+
+
+def test_all_cores_stay_where_that_is_wanted(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = keeping(stage, monkeypatch, Place(stage, TAKES), keep="always")
+    assert done == ["write", ("attempt", ""), ("seal", "all cores are kept"), ("line", "all cores are kept"), "finish"]
+
+
+def test_without_a_destination_the_core_stays(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = keeping(stage, monkeypatch, Place(stage, HAS_NONE))
+    assert done == ["write", ("attempt", ""), ("seal", "there is none"), ("line", "there is none"), "finish"]
+
+
+def test_a_failure_has_a_second_chance_when_the_process_is_gone(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = keeping(stage, monkeypatch, Place(stage, FAILS, TAKES), Place(stage, HAS_NONE))
+    assert done == [
+        "write",
+        ("attempt", ""),
+        ("attempt", "it failed"),
+        ("seal", "it failed; there is none"),
+        "environ",
+        "released",
+        ("attempt", "it failed; there is none"),
+        "drop",
+    ]
+
+
+def test_a_second_failure_is_the_last_one(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = keeping(stage, monkeypatch, Place(stage, FAILS, deliver.Outcome(deliver.FAILED, "again")))
+    assert done[-3:] == [
+        ("seal", "it failed; again without the process: again"),
+        ("line", "it failed; again without the process: again"),
+        "finish",
+    ]
+
+
+def test_a_core_of_which_a_part_can_be_read_but_once_has_no_second_chance(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = Kept(stage, all_of_it=False)
+    done = keeping(stage, monkeypatch, Place(stage, FAILS), kept=kept)
+    assert done == ["write", ("attempt", ""), ("seal", "it failed"), ("line", "it failed"), "finish"]
+    kept.reads_on = False
+    assert ("attempt", "") not in keeping(stage, monkeypatch, Place(stage, FAILS), kept=kept)
+
+
+def test_a_process_may_end_as_soon_as_its_core_is_safe(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage.configuration.release_kept = True
+    done = keeping(stage, monkeypatch, Place(stage, TAKES))
+    assert done == ["write", ("seal", "not delivered yet"), "environ", "released", ("attempt", ""), "drop"]
+
+
+def test_at_the_deadline_the_kernel_dumps_no_more(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Kept(stage)
+    kept.late = True
+    assert keeping(stage, monkeypatch, Place(stage, TAKES), kept=kept) == ["write", "released", ("attempt", ""), "drop"]
+
+
+def test_a_core_that_a_child_refused_is_deleted(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Refused, match="no"):
+        keeping(stage, monkeypatch, Place(stage, Refused("no")))
+    assert stage.done[-1] == "drop" and not any(done[0] == "seal" for done in stage.done)
+
+
+@pytest.mark.parametrize("error", [deliver.Stuck("it hangs"), OSError("it hangs")])
+def test_a_core_stays_if_the_way_in_fails(stage: Stage, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    done = keeping(stage, monkeypatch, Place(stage, error))
+    assert done == ["write", ("attempt", ""), ("seal", "it hangs"), ("line", "it hangs"), "finish"]
+
+
+def test_a_store_that_cannot_be_used_is_told_and_the_core_is_delivered(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*words: Any) -> Any:
+        raise store.Unusable("no room")
+
+    monkeypatch.setattr(custody, "take", refuse)
+    place = Place(stage, FAILS)
+    stage.configuration.keep = "undelivered"
+    monkeypatch.setattr(deliver, "choose", lambda delivery, refusal: [place])
+    monkeypatch.setattr(Stage, "drop", lambda self, *words: self.note("dropped", words[2]), raising=False)
+    stage.deliver()
+    assert stage.configuration.problems == ["pid=4711: no room"]
+    assert stage.done[-2:] == [("attempt", ""), ("dropped", "it failed")]
+
+
+def test_a_disk_that_fails_at_the_end_is_told(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Kept(stage, all_of_it=False)
+
+    def fail(known: Any) -> None:
+        raise OSError(5, "Input/output error")
+
+    kept.seal = fail  # type: ignore[method-assign]
+    done = keeping(stage, monkeypatch, Place(stage, FAILS), kept=kept)
+    assert done[-3:] == [
+        ("warning", "pid=4711: /store: Input/output error: not kept"),
+        "drop",
+        ("dropped", "it failed"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("has_copy", "complete", "failure", "kind"),
+    [
+        (False, False, "it ended", "taken"),
+        (True, False, "it ended", "failed"),
+        (True, True, "it ended", "failed"),
+        (True, False, None, "failed"),
+        (True, True, None, "taken"),
+    ],
+)
+def test_a_delegate_that_has_read_a_part_takes_the_core_only_where_the_host_has_no_copy(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, has_copy: bool, complete: bool, failure: str | None, kind: str
+) -> None:
+    everything: Any = stage
+    delivery = deliver.Delivery(
+        everything, stage.crash, stage.process, stage.configuration, everything, everything, 0.0
+    )
+    delivery.custody = Kept(stage) if has_copy else None  # type: ignore[assignment]
+    monkeypatch.setattr(Stage, "conclude", lambda *words: False, raising=False)
+    result: Any = SimpleNamespace(complete=complete, failure=failure)
+    outcome = delivery.conclude(b"/delegate", result)
+    assert (outcome.kind, outcome.delivered) == (kind, False)
+    if kind == "failed":
+        assert outcome.reason == f"/delegate: {failure or 'it stopped reading'}"

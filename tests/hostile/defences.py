@@ -106,9 +106,9 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
                 "joining.py",
                 "        enter(plan, status)\n        # After",
                 "        words = [b'/proc/self/fd/%d' % process.root + words[0]]\n"
-                "        program = Program(words, plan.interpreter, descriptors)\n        enter(plan, status)\n        # After",
+                "        program = Program(words, plan.interpreter, descriptors, plan.strict)\n        enter(plan, status)\n        # After",
             ),
-            ("joining.py", "        program = Program(words, plan.interpreter, descriptors)\n", ""),
+            ("joining.py", "        program = Program(words, plan.interpreter, descriptors, plan.strict)\n", ""),
         ],
         "attack_06_the_path and programs",
     ),
@@ -753,10 +753,6 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
     "keeping: a delegate that has read a part has taken it": (
         [("deliver.py", "if self.custody is None or (result.complete", "if True or (result.complete")],
         "delegate_loses or counts_as_taken",
-    ),
-    "keeping: the kernel dumps on at the deadline": (
-        [("deliver.py", "        elif kept.late:", "        elif False:")],
-        "terabytes",
     ),
     "attributes: nice": ([("privileges.py", "if process.nice != 0:", "if False:")], "no_more and limits"),
     "attributes: out-of-memory score": (

@@ -216,7 +216,9 @@ int main(int argc, char **argv)
 				memset(block, 1, 1 << 20);
 		}
 	} else if (is("needs-memory")) {
-		memset(malloc(40 << 20), 1, 40 << 20);
+		volatile char *memory = malloc(40 << 20);
+		for (size_t i = 0; i < 40 << 20; i += 4096)
+			memory[i] = 1;
 		record();
 	} else if (is("drips")) {
 		/* A pause after each byte: so the helper finds one byte at a time. */

@@ -27,6 +27,9 @@
 # sticky, everybody can delete and replace every core; one line on stderr warns of it. An upload that is killed can leave a part
 # of a core under a hidden name, DIRECTORY/.<name>.XXXXXX.
 #
+# SIGTERM to the process group says that the whole core does not come: docker_core_helper sends it at the deadline, and where
+# the core was cut off. Then a bucket gets no object. In a directory, what has come until then gets the name <name>.truncated.
+#
 # What the exit code of a delegate, this script or another, means to docker_core_helper:
 #
 #     0                                the core is stored; or, if the delegate has read nothing of it, not wanted
@@ -123,9 +126,9 @@ limits() {
 
 # ended STATUS: runs at the end, even if the shell ends because it cannot fork.
 ended() {
-    [ -z "$probing" ] || exec 2>&9
+    [ -z "$muted" ] || exec 2>&9
     case $told$1 in
-    yes* | 129 | 130 | 143) ;; # bash comes here, too, when a signal ends it
+    yes* | 0 | 129 | 130 | 143) ;; # bash comes here, too, when a signal ends it
     *)
         limits
         say "${temporary:-cannot start a process}" "${temporary:+cannot start a process: }$limits" \
@@ -135,6 +138,17 @@ ended() {
     esac
     [ -z "$temporary" ] || rm -f "$temporary"
     exit "$1"
+}
+
+# mute, unmute: what the shell itself says goes nowhere meanwhile; ended unmutes, too.
+mute() {
+    muted=yes
+    exec 9>&2 2>/dev/null
+}
+
+unmute() {
+    exec 2>&9 9>&-
+    muted=''
 }
 
 # processes N: whether N more processes can exist at the same time.
@@ -186,6 +200,9 @@ compress() {
 # hears of the failure first, has stopped the client. The sleep that it waits for is started at the beginning: later there may
 # be no process left.
 compressing() {
+    # Who gives the core ends the whole process group by SIGTERM where the core is not whole. The compressor must not be the
+    # first to end: the client would see the end of its input. SIGKILL ends the compressor later.
+    trap '' TERM
     # Longer than the longest time that the helper gives, 86400 seconds; judging ends it.
     sleep 100000 >/dev/null 2>&1 3>&- &
     holder=$!
@@ -233,12 +250,12 @@ judging() {
             ;;
         esac
         if [ -n "$broken" ] && [ -n "$gone$sent" ]; then
-            kill "$holder" 2>/dev/null
+            kill -KILL "$holder" 2>/dev/null
         elif [ -n "$broken" ] && [ -n "$client" ]; then
             kill "$client" 2>/dev/null
         fi
     done
-    [ -z "$holder" ] || kill "$holder" 2>/dev/null
+    [ -z "$holder" ] || kill -KILL "$holder" 2>/dev/null
     [ "$compressed$sent" = 00 ] || lose "${culprit:-a part of the upload was killed}"
 }
 
@@ -308,7 +325,7 @@ upload() {
 # create one at any moment.
 place() {
     # Never replaces anything, follows no symbolic link and, by -T, goes into no directory.
-    ln -T "$temporary" "$1" 2>/dev/null && return
+    ln -T "$temporary" "$1" 2>/dev/null && return 0 # Without the 0, bash in a trap returns what was before the trap.
     # An older busybox has no -T, some file systems have no hard links.
     if [ -e "$1" ] || [ -L "$1" ]; then
         return 1
@@ -317,6 +334,20 @@ place() {
         { mv -n "$temporary" "$1" 2>/dev/null && [ ! -e "$temporary" ]; } ||
         return 1
     [ -f "$1" ] && [ ! -L "$1" ]
+}
+
+# keep_part: ends the script where the whole core does not come, as SIGTERM says, and keeps what has come under a name that
+# says so. The compressor has got the same signal.
+keep_part() {
+    trap '' TERM
+    [ -z "$muted" ] || unmute
+    [ -s "$temporary" ] || fail 74 "$object" "ended by SIGTERM before a part of the core was written" "see the host's log"
+    object=$object.truncated
+    if ! place "$object"; then
+        object=${object%".core$suffix.truncated"}.${temporary##*.}.core$suffix.truncated
+        place "$object" || fail 74 "$object" "cannot rename $temporary" "see who else writes there"
+    fi
+    fail 74 "$object" "ended by SIGTERM, so this is a part of the core" "see the host's log"
 }
 
 # Under a temporary name first, so that nobody ever reads half a core. mktemp creates it (O_EXCL, mode 0600) under a name
@@ -335,11 +366,17 @@ write() {
     temporary=$(mktemp "$directory/.${object##*/}.XXXXXX" 2>/dev/null) ||
         fail 73 "$object" "cannot create a file in $directory/" \
             "let every user write there (mode 1777), make room, or mount a volume"
-    trap 'told=yes; exit 74' HUP INT TERM
-    said=$(compress 2>&1 >"$temporary") || {
-        blame "$compressor" "$?" "$said"
+    trap 'told=yes; exit 74' HUP INT
+    trap keep_part TERM
+    mute # Some shells say "Terminated" here.
+    said=$(compress 2>&1 >"$temporary" 9>&-) || {
+        status=$?
+        unmute
+        blame "$compressor" "$status" "$said"
         lose "$blame"
     }
+    trap '' TERM # From here on it is whole.
+    unmute
     # The core cannot be read again: if its name was taken meanwhile, it gets another one.
     if ! place "$object"; then
         taken=$object object=${object%".core$suffix"}.${temporary##*.}.core$suffix
@@ -348,7 +385,7 @@ write() {
 }
 
 # What the function ended needs to know.
-told='' probing='' temporary=''
+told='' muted='' temporary=''
 trap 'ended "$?"' EXIT
 
 case ${1-} in
@@ -389,11 +426,9 @@ case $destination in
 s3://*) number=9 ;;
 *) number=3 ;;
 esac
-probing=yes
-exec 9>&2 2>/dev/null
+mute
 processes "$number" || exit 71
-exec 2>&9 9>&-
-probing=''
+unmute
 
 if command -v zstd >/dev/null 2>&1; then
     compressor=zstd suffix=.zst

@@ -73,6 +73,10 @@ class Child:
         """
         return {0: self.core_read_end, 1: self.stdout_write_end, 2: self.stderr_write_end}
 
+    def is_delegate(self) -> bool:
+        """Tell whether the child is a program of the container, and not our own code; asked once the child has started."""
+        return self.pid != self.setup_pid
+
     def left(self) -> int:
         """Return the pid of a process of this child that was told to end and is still there, 0 if there is none.
 
@@ -99,8 +103,9 @@ class Result:
     the container has reached its pids.max, ``refused`` if the core must not go anywhere, ``mute`` if the environment of the
     process could not be read in time. ``fallback`` says whether that environment asks for the fallback file, ``untouched``
     whether the child ended without reading a byte: then the core is still whole. ``complete`` says whether the child has read
-    all of the core; ``delivered`` counts bytes, ``length`` how many it should be, None if that is not known. ``stuck`` says
-    that the container still holds a pipe of the child locked, ``error`` what ended the thread that attended to the child.
+    all of the core that came; ``delivered`` counts bytes, ``length`` how many it should be, None if that is not known, and
+    ``cut`` says whether the kernel has ended the dump before that. ``stuck`` says that the container still holds a pipe of the
+    child locked, ``error`` what ended the thread that attended to the child.
     """
 
     def __init__(self) -> None:
@@ -116,6 +121,7 @@ class Result:
         self.notes: list[str] = []
         self.delivered = 0
         self.complete = False
+        self.cut = False
         self.length: int | None = None
         self.stuck = False
         self.error: BaseException | None = None

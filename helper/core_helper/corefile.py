@@ -6,6 +6,7 @@ elf_core_dump: the program headers come first, and a pipe gets every byte that t
 
 import _struct
 
+MAGIC = b"\x7fELF"
 PN_XNUM = 0xFFFF
 LONGEST_HEADER = 64 + 56 * PN_XNUM
 
@@ -55,7 +56,9 @@ class Header:
     def add(self, part: bytes) -> None:
         """Take the next bytes of the dump. What is no ELF core has no known length."""
         self.content += part
-        if len(self.content) < self.wanted:
+        if self.content[:4] != MAGIC[: len(self.content)]:
+            self.wanted = 0
+        if len(self.content) < self.wanted or not self.wanted:
             return
         end = header_end(self.content)
         if end is None:
@@ -66,10 +69,21 @@ class Header:
             self.length = core_length(self.content)
             self.wanted = 0
 
+    def add_some(self, block: bytes) -> None:
+        """Take of the next bytes of the dump what is wanted."""
+        while block and self.wanted:
+            part = block[: self.wanted - len(self.content)]
+            block = block[len(part) :]
+            self.add(part)
+
+    def was_cut(self, amount: int) -> bool:
+        """Tell whether a dump was cut off that came to its end after ``amount`` bytes, all of which were added."""
+        return self.wanted > 0 or amount < (self.length or 0)
+
 
 def header_end(content: bytes) -> "int | None":
     """Return where the program headers end that the ELF header ``content`` announces, None if it is none; elf(5)."""
-    if content[:4] != b"\x7fELF" or content[4] not in CLASSES or content[5] not in ORDERS:
+    if content[:4] != MAGIC or content[4] not in CLASSES or content[5] not in ORDERS:
         return None
     layout = CLASSES[content[4]]
     first, _sections, entry, count, _section = layout.header(content)

@@ -2,7 +2,7 @@
 
 import posix
 
-from core_helper import joining, linux, privileges
+from core_helper import corefile, joining, linux, privileges
 from core_helper.configuration import FALLBACK_VARIABLE
 from core_helper.program import Absent, Stopped
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 BLOCK = 1 << 18
 MODE = 0o600
+TRUNCATED = b".truncated"  # What is added to the name of a file that holds a part of a core.
 
 
 def path_of(pid: int, uid: int, gid: int) -> bytes:
@@ -50,18 +51,31 @@ def write(plan: joining.Plan, path: bytes, wanted: bool, child: "Child") -> "NoR
             raise Stopped(f"{path.decode()}: {error.strerror}") from None
         status.step = "write fallback file"
         status.send("ready", "")
-        copy(child.core_read_end, file)
+        if copy(child.core_read_end, file):
+            status.step = "rename fallback file"
+            rename(path, path + TRUNCATED)
         posix._exit(0)
 
 
-def copy(source: int, file: int) -> None:
-    """Copy ``source`` to its end into ``file``, onto the disk. Raises Stopped with what was written so far."""
+def rename(old: bytes, new: bytes) -> None:
+    """Give the file ``old`` the name ``new``, unless there is a file of that name. Raises OSError."""
+    posix.link(old, new, follow_symlinks=False)
+    posix.unlink(old)
+
+
+def copy(source: int, file: int) -> bool:
+    """Copy ``source`` to its end into ``file``, onto the disk, and tell whether the core was cut off.
+
+    Raises Stopped with what was written so far.
+    """
     written = 0
+    header = corefile.Header()
     try:
         while True:
             block = posix.read(source, BLOCK)
             if not block:
                 break
+            header.add_some(block)
             while block:
                 count = posix.write(file, block)
                 written += count
@@ -69,3 +83,4 @@ def copy(source: int, file: int) -> None:
         posix.fsync(file)
     except OSError as error:
         raise Stopped(f"{error.strerror} after {written} bytes") from None
+    return header.was_cut(written)

@@ -71,16 +71,16 @@ class Journal:
                 LOG_INFO, f"{name}not wanted by {escape(target)}: it read nothing and ended with exit code 0{notes}"
             )
             return True
-        # A dump of which not even the header arrived is cut off, too.
-        cut = result.delivered < (result.length or 1)
-        if result.failure is None and result.complete and not cut:
+        if result.failure is None and result.complete and not result.cut:
             self._write(LOG_INFO, f"{name}delivered {amount}{notes}")
             return True
-        if result.complete and cut:
-            amount += f", truncated: of {result.length} bytes; the process was killed or frozen while it dumped core"
+        if result.cut:
+            # A dump of which not even the header arrived does not say how long it was to be.
+            whole = "an unknown number of" if result.length is None else result.length
+            amount += f", truncated: of {whole} bytes; the process was killed or frozen while it dumped core"
         elif not result.complete and result.delivered:
             amount += ", truncated"
-        failure = result.failure or ("the rest is missing" if result.complete else "it stopped reading")
+        failure = result.failure or ("the core was cut off" if result.complete else "it stopped reading")
         self._write(LOG_ERR, f"{name}not delivered: {failure}: {amount}{notes}")
         return False
 

@@ -110,7 +110,8 @@ class Relay:
     def run(self, deadline: float) -> bool:
         """Relay the core to its end and wait for that of the delegate; tell whether both came before the time ``deadline``.
 
-        Also false where the delegate has failed and nobody has read a byte, but somebody may do so yet.
+        Also false where the delegate has failed and nobody has read a byte, but somebody may do so yet; and where the core was
+        cut off. Then the delegate must be ended while its input is open.
         """
         pidfd = linux.pidfd_open(self.child.pid)
         end, held = None, False
@@ -145,6 +146,9 @@ class Relay:
                     break
                 if self.shown:
                     self._commit()
+            if self.open and self.result.complete:
+                held = True
+                break
         posix.close(pidfd)
         # Nobody can read the shown bytes any more; the kernel's pipe still has them.
         self.result.untouched = not self.committed and end is not None
@@ -254,6 +258,7 @@ class Relay:
         elif moved == 0:
             self.ended = True
             self.result.length = self.header.length
+            self.result.cut = self.header.was_cut(self.result.delivered)
             self._close_when_read()
 
     def _splice(self) -> int:
@@ -271,10 +276,15 @@ class Relay:
         return moved
 
     def _close_when_read(self) -> None:
-        """Close the delegate's input once it has read all: bytes that still lie in the pipe are not delivered yet."""
+        """Close the child's input once it has read all: bytes that still lie in the pipe are not delivered yet.
+
+        The input of a delegate stays open where the core was cut off: at its end the delegate would give the core a name, and
+        nobody could tell that core from a whole one.
+        """
         if linux.bytes_in_pipe(self.sink) == 0:
             self.result.complete = True
-            self._close()
+            if not (self.result.cut and self.child.is_delegate()):
+                self._close()
 
     def _copy(self) -> int:
         """Move some of the dump's first bytes, which say how long the dump must be, and return how many."""

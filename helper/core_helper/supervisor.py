@@ -87,7 +87,8 @@ def _attend(
             from core_helper import relay
 
             moving = relay.Relay(source, child, result, log_output)
-            # Before its input ends: an uploader would take that for the end of the core, and store an incomplete object.
+            # At the deadline, and where the core was cut off. Before its input ends: an uploader would take that for the end
+            # of the core, and store an incomplete object.
             if not moving.run(deadline) and child.ending.acquire(blocking=False):
                 _end(child, process)
             moving.finish()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +20,11 @@ BUCKET = "cores"
 # Keeps what the delegate has read, with which the test compares the object; uploader.sh is the image's own.
 KEEP_AND_UPLOAD = """#!/bin/sh
 tee /out/kept | /opt/bin/uploader.sh "$@"
+"""
+
+WAIT_AND_UPLOAD = """#!/bin/sh
+until [ -e /out/go ]; do sleep 0.05; done
+exec /opt/bin/uploader.sh "$@"
 """
 
 
@@ -71,4 +79,30 @@ def test_the_log_of_the_host_says_why_an_upload_failed(crash: MakeCrash, options
     container = crash(image="uploader", options=(*options, "--env=AWS_SECRET_ACCESS_KEY=wrong"))
     remedy = "check the container's AWS_ACCESS_KEY_ID"
     assert remedy in container.log(remedy)
+    assert lab.s3("lsf", BUCKET) == b""
+
+
+def test_the_bucket_gets_no_object_of_a_core_that_was_cut_off(
+    crash: MakeCrash, options: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "delegate").write_text(WAIT_AND_UPLOAD)
+    container = crash("-m", "256", "-c", "1", image="uploader", options=(*options, "--detach"))
+    deadline = time.monotonic() + 10
+    top = ("docker", "top", container.name, "-eo", "pid,args")
+    while "/opt/bin/delegate" not in lab.output(*top):
+        assert time.monotonic() < deadline, "no delegate"
+        time.sleep(0.1)
+    # The process that the out-of-memory killer would end: that which dumps core.
+    (dumper,) = (
+        int(status.parent.name)
+        for status in Path("/proc").glob("[0-9]*/status")
+        if "\nCoreDumping:\t1\n" in status.read_text()
+    )
+    os.kill(dumper, signal.SIGKILL)
+    time.sleep(0.5)
+    (container.records / "go").touch()
+    line = container.log("truncated: of")
+    assert re.search(r"not delivered: the core was cut off: \d+ bytes to .*truncated: of \d+ bytes", line), line
+    # What a client has left to end at that moment, it has ended now.
+    time.sleep(2)
     assert lab.s3("lsf", BUCKET) == b""

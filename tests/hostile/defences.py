@@ -722,6 +722,10 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         ],
         "no_more and limits",
     ),
+    "fate: a core that was cut off comes to its end": (
+        [("relay.py", "self.result.cut and self.child.is_delegate()", "False")],
+        "core_that_was_cut_off",
+    ),
     "fate: a neighbour of the delegate goes first": (
         [("privileges.py", "posix.write(descriptor, FIRST_TO_GO)", "pass")],
         "if_memory_ends",

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hostile.observe import cpu_of_helpers, delegates_of, helpers, wait_until
+from hostile.observe import cpu_of_helpers, delegates_of, helpers, kill_dumper, processes_of, wait_until
 from support import lab
 from support.containers import Container, MakeCrash
 from support.hosts import HELPER
@@ -159,6 +159,36 @@ def test_the_uploader_that_may_start_no_process_leaves_the_whole_core(
         r": delivered \d+ bytes to .*; no delegate took it: .* exit code 71 before it read a byte", told
     ), told
     assert is_whole(core_file(tmp_path))
+
+
+# A core that was cut off never has the name of a whole one.
+
+WAIT_AND_UPLOAD = """#!/bin/sh
+until [ -e /out/go ]; do sleep 0.05; done
+exec /opt/bin/uploader.sh /out "$1" "$2" "$3"
+"""
+
+
+def test_a_core_that_was_cut_off_never_has_the_name_of_a_whole_one(attack: MakeCrash, tmp_path: Path) -> None:
+    tmp_path.parent.chmod(0o755)
+    delegate = tmp_path / "delegate"
+    delegate.write_text(WAIT_AND_UPLOAD)
+    delegate.chmod(0o755)
+    uploader = f"{lab.PROJECT}/container_scripts/uploader.sh:/opt/bin/uploader.sh:ro"
+    volumes = (f"--volume={delegate}:/opt/bin/delegate:ro", f"--volume={uploader}")
+    container = attack("keep=20", "memory=256", options=(*volumes, "--detach"))
+    wait_until(lambda: any("/opt/bin/delegate" in words for _, words in processes_of(container)), "no delegate")
+    time.sleep(0.3)
+    kill_dumper(container)
+    (container.records / "go").touch()
+    told = container.log("truncated: of")
+    delivered, length = map(
+        int, re.findall(r"the core was cut off: (\d+) bytes to .*truncated: of (\d+) bytes", told)[0]
+    )
+    assert 0 < delivered < 8 << 20 and length > 256 << 20
+    (core,) = (path.name for path in container.records.iterdir() if ".core" in path.name)
+    assert re.fullmatch(rf"{container.name}\.crasher\.\d+\.0\.0\.\d+\.core(\.zst|\.gz)?\.truncated", core), core
+    assert f"delegate: uploader.sh: /out/{core}: ended by SIGTERM, so this is a part of the core" in told
 
 
 # Whatever is wrong with the pattern or the limit, a line names it.

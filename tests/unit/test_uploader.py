@@ -655,6 +655,73 @@ def test_a_terminal_is_not_a_core(image: Image, cores: Path) -> None:
     assert_failed(result, 64, "stdin is a terminal")
 
 
+# SIGTERM: the whole core does not come.
+
+
+def terminated(image: Image, destination: str, core: bytes, **variables: str) -> tuple[int, str]:
+    """What becomes of an upload whose process group gets SIGTERM when it has read ``core``, and whose input stays open."""
+    reader, writer = os.pipe()
+    process = subprocess.Popen(
+        [*image.command, str(image.script), destination],
+        env={"PATH": str(image.bin), **FACTS, **variables},
+        stdin=reader,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        with open(writer, "wb", 0) as input:
+            input.write(core)
+            deadline = time.monotonic() + 10
+            while any(fcntl.ioctl(reader, termios.FIONREAD, bytes(4))) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            # So long that a compressor has written what it had read.
+            time.sleep(0.3)
+            os.killpg(process.pid, signal.SIGTERM)
+            status = process.wait(10)
+            # Now, and not before, a client that has misunderstood has an object.
+            time.sleep(0.6)
+    finally:
+        os.close(reader)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.stderr is not None
+    with process.stderr as errors:
+        return status, errors.read().decode()
+
+
+@pytest.mark.parametrize("compressor", ["zstd", "gzip", "cat"])
+def test_in_a_directory_a_part_of_a_core_has_a_name_that_says_so(image: Image, cores: Path, compressor: str) -> None:
+    image.link(compressor) if compressor != "cat" else None
+    suffix = {"zstd": ".zst", "gzip": ".gz", "cat": ""}[compressor]
+    core = os.urandom(30_000_000)  # zstd may hold some of these back until it has more.
+    status, told = terminated(image, str(cores), core)
+    name = f"{cores}/{NAME}{suffix}.truncated"
+    assert (status, told) == (
+        74,
+        f"uploader.sh: {name}: ended by SIGTERM, so this is a part of the core: see the host's log\n",
+    )
+    assert files(cores) == [f"{NAME}{suffix}.truncated"]
+    read = {"zstd": ["zstd", "-q", "-d", "-c"], "gzip": ["gzip", "-d", "-c"], "cat": ["cat"]}[compressor]
+    with Path(name).open("rb") as file:
+        part = subprocess.run(read, stdin=file, capture_output=True).stdout
+    assert len(part) > 10_000_000 and core.startswith(part)
+
+
+def test_the_part_of_a_core_replaces_no_other(image: Image, cores: Path) -> None:
+    (cores / f"{NAME}.truncated").write_bytes(b"precious")
+    status, told = terminated(image, str(cores), CORE)
+    assert status == 74 and re.search(r"\.[A-Za-z0-9]{6}\.core\.truncated: ended by SIGTERM", told), told
+    assert (cores / f"{NAME}.truncated").read_bytes() == b"precious"
+    (other,) = (name for name in files(cores) if name != f"{NAME}.truncated")
+    assert other.endswith(".core.truncated") and (cores / other).read_bytes() == CORE
+
+
+def test_in_a_directory_nothing_is_left_of_a_core_of_which_nothing_came(image: Image, cores: Path) -> None:
+    status, told = terminated(image, str(cores), b"")
+    assert (status, files(cores)) == (74, []), told
+    assert "ended by SIGTERM before a part of the core was written" in told
+
+
 # The clients, replaced by one that writes down what it was given. Like a real one it is one process, has an object when it
 # sees the end of its input, and takes its time to stop.
 
@@ -694,6 +761,16 @@ def store(tmp_path: Path) -> Path:
 
 def test_an_image_without_a_client_is_one_clear_line(image: Image) -> None:
     assert_refused(image.offer("s3://bucket/"), 69, f"s3://bucket/{KEY}", "no S3 client", "install rclone or aws")
+
+
+@pytest.mark.parametrize("compressor", ["zstd", "gzip", "cat"])
+def test_a_bucket_gets_no_object_of_a_part_of_a_core(image: Image, store: Path, compressor: str) -> None:
+    image.link(compressor) if compressor != "cat" else None
+    storing_client(image, "rclone")
+    status, told = terminated(image, "s3://bucket/", CORE, STORE=str(store))
+    # bash ends by itself.
+    assert (status in (-signal.SIGTERM, 128 + signal.SIGTERM), told) == (True, "")
+    assert (store.parent / "store.given").exists() and not store.exists()
 
 
 def test_rclone_goes_before_aws(image: Image, store: Path) -> None:

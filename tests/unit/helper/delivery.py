@@ -52,7 +52,7 @@ def wait_for_text(path: Path) -> None:
 
 
 def supervise(
-    run: Callable[[Child], Any], core: bytes = b"", timeout: float = PATIENCE, once: Path | None = None
+    run: Callable[[Child], Any], core: bytes = b"core", timeout: float = PATIENCE, once: Path | None = None
 ) -> Any:
     """Return what the supervisor says of a child that does ``run``; in a process of its own, as the helper has it.
 
@@ -81,7 +81,7 @@ def supervise(
 
 def deliver(
     words: list[str],
-    core: bytes = b"",
+    core: bytes = b"core",
     timeout: float = PATIENCE,
     once: Path | None = None,
     environment: dict[bytes, bytes] | None = None,

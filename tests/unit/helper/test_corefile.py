@@ -54,6 +54,22 @@ def test_what_is_no_core_dump_has_no_length_and_is_not_read_on(dump: bytes) -> N
     assert (length, read) == (None, 64)
 
 
+@pytest.mark.parametrize(("amount", "cut"), [(LENGTH, False), (LENGTH - 1, True), (300, True), (100, True), (0, True)])
+def test_a_dump_that_is_shorter_than_it_says_was_cut_off(amount: int, cut: bool) -> None:
+    header = corefile.Header()
+    dump = elf(64, "<", SEGMENTS).ljust(LENGTH, b"c")[:amount]
+    for at in range(0, amount, 150):
+        header.add_some(dump[at : at + 150])
+    assert header.was_cut(amount) is cut
+
+
+@pytest.mark.parametrize("text", [b"c", b"core", bytes(64), bytes(5000), b"\x7fELF\x03\x01" + bytes(58)])
+def test_what_is_no_core_dump_was_not_cut_off(text: bytes) -> None:
+    header = corefile.Header()
+    header.add_some(text)
+    assert header.was_cut(len(text)) is False
+
+
 def test_more_segments_than_the_field_can_count_are_told_by_the_section_header_at_the_end() -> None:
     dump = elf(64, "<", [], count=0xFFFF, sections=123456)
     assert length_of(dump + bytes(1000), 4096)[0] == 123456 + 64

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from core_helper import control_groups, fallback, joining
 from unit.helper.delivery import supervise
-from unit.helper.support import process
+from unit.helper.support import elf, process
 
 pytestmark = pytest.mark.usefixtures("without_entry")
 
@@ -28,7 +28,7 @@ def test_the_path_holds_the_ids_of_the_host() -> None:
     assert fallback.path_of(4711, 1000, 100) == b"/tmp/core.4711.1000.100"
 
 
-@pytest.mark.parametrize("size", [0, 4, 3_000_000])
+@pytest.mark.parametrize("size", [4, 3_000_000])
 def test_the_whole_core_is_written_and_belongs_to_the_process_alone(tmp_path: Path, size: int) -> None:
     core = os.urandom(size)
     result = write(tmp_path / "core", core)
@@ -37,6 +37,29 @@ def test_the_whole_core_is_written_and_belongs_to_the_process_alone(tmp_path: Pa
     found = os.stat(tmp_path / "core")
     assert stat.S_IMODE(found.st_mode) == 0o600
     assert (found.st_uid, found.st_gid) == (os.getuid(), os.getgid())
+
+
+CORE = elf(64, "<", [(4096, 600_000)]).ljust(604_096, b"c")
+
+
+@pytest.mark.parametrize("length", [0, 3, 100, 5000, 604_095])
+def test_a_core_that_was_cut_off_has_a_name_that_says_so(tmp_path: Path, length: int) -> None:
+    result = write(tmp_path / "core", CORE[:length])
+    assert (result.failure, result.complete, result.cut, result.delivered) == (None, True, True, length)
+    assert os.listdir(tmp_path) == ["core.truncated"]
+    assert (tmp_path / "core.truncated").read_bytes() == CORE[:length]
+
+
+def test_a_core_that_was_cut_off_replaces_no_other(tmp_path: Path) -> None:
+    (tmp_path / "core.truncated").write_bytes(b"precious")
+    result = write(tmp_path / "core", CORE[:5000])
+    assert result.failure == "rename fallback file: File exists"
+    assert (tmp_path / "core.truncated").read_bytes() == b"precious"
+
+
+def test_a_core_that_announces_its_length_and_is_whole_keeps_its_name(tmp_path: Path) -> None:
+    result = write(tmp_path / "core", CORE)
+    assert (result.failure, result.cut, os.listdir(tmp_path)) == (None, False, ["core"])
 
 
 @pytest.mark.parametrize("kind", ["file", "hard link", "link", "dangling link", "directory", "fifo"])

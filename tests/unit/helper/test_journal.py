@@ -174,12 +174,21 @@ def outcome(**facts: object) -> Result:
             r": not delivered: it ended with exit code 1: 4096 bytes to /d\\x0a in 0\.\d{3} s",
         ),
         (
-            outcome(length=4097),
+            outcome(length=4097, cut=True),
             27,
-            r": not delivered: the rest is missing: 4096 bytes to /d\\x0a in 0\.\d{3} s, truncated: of 4097 bytes; .*",
+            r": not delivered: the core was cut off: 4096 bytes to /d\\x0a in 0\.\d{3} s, truncated: of 4097 bytes; .*",
         ),
         (outcome(length=4096), 30, r": delivered 4096 bytes to /d\\x0a in 0\.\d{3} s"),
-        (outcome(delivered=0), 27, r": not delivered: .*: 0 bytes to /d\\x0a in .*"),
+        (
+            outcome(delivered=0, cut=True),
+            27,
+            r": not delivered: .*: 0 bytes to /d\\x0a in .*, truncated: of an unknown number of bytes; .*",
+        ),
+        (
+            outcome(failure="write fallback file: File exists", length=4097, cut=True),
+            27,
+            r": not delivered: write fallback file: File exists: 4096 bytes to .*, truncated: of 4097 bytes; .*",
+        ),
         (
             outcome(failure="deadline passed", complete=False, notes=["a"]),
             27,

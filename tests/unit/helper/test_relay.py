@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from core_helper import linux, relay
+from core_helper import linux, relay, supervisor
 from unit.helper.delivery import LONG, PATIENCE, deliver, shell
 from unit.helper.support import elf
 
 pytestmark = pytest.mark.usefixtures("without_entry")
 
 
-@pytest.mark.parametrize("size", [0, 1, 4095, 4096, 65536, 65537, (1 << 20) + 1, LONG])
+@pytest.mark.parametrize("size", [1, 4095, 4096, 65536, 65537, (1 << 20) + 1, LONG])
 def test_the_whole_core_arrives(tmp_path: Path, size: int) -> None:
     core = os.urandom(size)
     result = deliver(shell('cat >"$0"', tmp_path / "core"), core)
@@ -25,12 +26,68 @@ def test_the_whole_core_arrives(tmp_path: Path, size: int) -> None:
     assert (tmp_path / "core").read_bytes() == core
 
 
-@pytest.mark.parametrize("missing", [0, 1, 5000])
-def test_the_length_that_the_core_announces_is_told_beside_what_came(tmp_path: Path, missing: int) -> None:
-    core = (elf(64, "<", [(4096, 100_000)]) + bytes(104_096))[: 104_096 - missing]
+def announcing(length: int) -> bytes:
+    """Return a core of ``length`` bytes, which its header announces."""
+    return elf(64, "<", [(4096, length - 4096)]).ljust(length, b"c")
+
+
+def test_the_length_that_the_core_announces_is_told_beside_what_came(tmp_path: Path) -> None:
+    core = announcing(104_096)
     result = deliver(shell('cat >"$0"', tmp_path / "core"), core)
-    assert (result.complete, result.delivered, result.length) == (True, 104_096 - missing, 104_096)
+    assert (result.complete, result.cut, result.delivered, result.length) == (True, False, 104_096, 104_096)
     assert (tmp_path / "core").read_bytes() == core
+
+
+# A core that was cut off.
+
+LENGTHS = [104_095, 99_096, 5000, 100, 64, 63, 4, 1, 0]
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_a_delegate_never_sees_the_end_of_a_core_that_was_cut_off(tmp_path: Path, length: int) -> None:
+    core = announcing(104_096)[:length]
+    result = deliver(shell('cat >"$0"; echo end >&2; mv "$0" "$1"', tmp_path / "part", tmp_path / "core"), core)
+    known = 104_096 if length > 119 else None
+    assert (result.started, result.failure, result.complete) == (True, None, True)
+    assert (result.cut, result.delivered, result.length) == (True, length, known)
+    assert result.drained is True and result.logged == [] and not (tmp_path / "core").exists()
+    assert result.seconds < 1.5  # No grace for who has ended.
+
+
+def test_a_delegate_that_has_all_of_a_core_that_was_cut_off_gets_sigterm_with_its_input_open(tmp_path: Path) -> None:
+    # As a program that has got SIGTERM: it does something more, and its input has not come to its end. The shell runs the trap
+    # when the read is over, which the signal ends.
+    script = f"""exec {sys.executable} -IS -c '
+import os, select, signal, sys
+def stop(number, frame):
+    print("ready" if select.select([0], [], [], 0.2)[0] else "open", file=sys.stderr)
+    os._exit(3)
+signal.signal(signal.SIGTERM, stop)
+with open(sys.argv[1], "wb", 0) as file:
+    while part := os.read(0, 1000):
+        file.write(part)
+' "$0" """
+    core = announcing(1 << 20)[: LONG // 8]
+    result = deliver(shell(script, tmp_path / "core"), core)
+    assert (result.cut, result.delivered, result.logged) == (True, len(core), ["open"])
+    assert len((tmp_path / "core").read_bytes()) > len(core) - 1001
+
+
+def test_a_delegate_that_ignores_sigterm_is_killed_with_its_input_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "GRACE", 0.5)
+    script = 'trap "" TERM; cat >/dev/null; touch "$0"; sleep 9'
+    result = deliver(shell(script, tmp_path / "end"), announcing(104_096)[:5000])
+    assert (result.failure, result.complete, result.cut) == (None, True, True)
+    assert not (tmp_path / "end").exists()
+    assert 0.5 < result.seconds < 4
+
+
+def test_a_delegate_that_did_not_read_to_where_the_core_was_cut_off_has_stopped_reading() -> None:
+    script = "exec dd bs=1000 count=3 iflag=fullblock of=/dev/null status=none"
+    result = deliver(shell(script), announcing(104_096)[:50_000])
+    assert (result.failure, result.complete, result.delivered) == (None, False, 3000)
 
 
 def test_a_core_of_50_megabytes_arrives_unchanged(tmp_path: Path) -> None:
@@ -97,7 +154,7 @@ def test_bytes_that_the_delegate_did_not_read_do_not_count() -> None:
         ("exec 0</dev/null; exit 3", "it ended with exit code 3"),
     ],
 )
-@pytest.mark.parametrize("size", [0, LONG])
+@pytest.mark.parametrize("size", [4, LONG])
 def test_a_failure_of_the_delegate_is_told(script: str, failure: str, size: int) -> None:
     assert deliver(shell(script), bytes(size)).failure == failure
 
@@ -141,14 +198,13 @@ def test_standard_error_is_bounded_and_never_blocks(text: str, lines: int) -> No
 # What was read decides whose core it is.
 
 
-@pytest.mark.parametrize("size", [0, 10, 5000, LONG])
+@pytest.mark.parametrize("size", [10, 5000, LONG])
 @pytest.mark.parametrize("script", ["exit 7", "kill -KILL $$", "exec 0<&-; exit 1", "exec 0<&-; sleep 0.1; exit 1"])
 def test_a_delegate_that_fails_and_has_read_nothing_leaves_the_core_whole(script: str, size: int) -> None:
     result = deliver(shell(script), b"c" * size)
     assert (result.started, result.delivered) == (True, 0)
     assert result.failure is not None
-    # Of a process that was killed before it wrote anything there is no core to be kept.
-    assert result.untouched is True or size == 0
+    assert result.untouched is True
 
 
 @pytest.mark.parametrize("script", ["head -c 1 >/dev/null; exit 7", "head -c 1 >/dev/null; kill -KILL $$"])

@@ -33,6 +33,7 @@
 # What the exit code of a delegate, this script or another, means to docker_core_helper:
 #
 #     0                                the core is stored; or, if the delegate has read nothing of it, not wanted
+#     75                               failed as with another code; the store may take the core later, so keep it and try again
 #     another code, nothing was read   the fallback file gets the whole core, if it is enabled; else the core is dropped
 #     another code after reading       the core is lost or only a part is stored; the host's log says so
 #
@@ -40,7 +41,8 @@
 #
 # Exit codes: 0 stored; 64 wrong arguments; 69 the image lacks a program; 71 no process could be started; 73 the directory is
 # missing, not writable, or has a file of this name. With these codes it has read nothing, except for a 71 that comes late. 74:
-# the core could not be compressed, sent or written. Each failure is one line on stderr:
+# the core could not be compressed, sent or written. 75: the store is away: it does not answer in time, refuses the connection,
+# or says that it has an error of its own (5xx). Each failure is one line on stderr:
 # uploader.sh: OBJECT: WHAT HAPPENED: WHAT TO DO.
 
 # Without -f the shell could expand the words of a client's message to names of files.
@@ -261,19 +263,22 @@ judging() {
 
 # lose WHAT: fails because the core is not stored, and adds the remedy that fits. In most cases the core was read by then.
 lose() {
+    code=74
     case $1 in
     *NoSuchBucket* | *'bucket does not exist'*)
         remedy="create the bucket or correct the destination" ;;
     *InvalidAccessKeyId* | *SignatureDoesNotMatch* | *AccessDenied* | *Token* | *redential* | *Forbidden* | *'ode: 403'* | *'(403)'*)
         remedy="check the container's AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and that they may write there" ;;
-    *refused* | *'no such host'* | *'onnect to the endpoint'* | *imeout* | *'timed out'* | *unreachable*)
-        remedy="check the container's AWS_ENDPOINT_URL and network" ;;
+    *refused* | *'no such host'* | *'onnect to the endpoint'* | *imeout* | *'timed out'* | *unreachable* | *' EOF' | *'reset by peer'*)
+        code=75 remedy="check the container's AWS_ENDPOINT_URL and network" ;;
+    *'ode: 5'[0-9][0-9]* | *'('5[0-9][0-9]')'* | *Internal*Error* | *erviceUnavailable* | *SlowDown* | *BadGateway*)
+        code=75 remedy="look at the S3 server, or try again later" ;;
     *'o space left'* | *'quota'*)
         remedy="make room there" ;;
     *)
         remedy="run the container's client by hand, or see the container's limits of processes, memory and disk" ;;
     esac
-    fail 74 "$object" "$1" "$remedy"
+    fail "$code" "$object" "$1" "$remedy"
 }
 
 # Settings as environment defaults, so that those of the container take precedence.
@@ -316,8 +321,10 @@ upload() {
     fi
     need "$compressor" sleep
     { compressing | sending "$@"; } 3>&1 >/dev/null | judging || {
+        status=$?
         told=yes # by judging
-        exit 74
+        [ "$status" -eq 75 ] || status=74
+        exit "$status"
     }
 }
 

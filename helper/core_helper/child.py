@@ -105,7 +105,8 @@ class Result:
     whether the child ended without reading a byte: then the core is still whole. ``complete`` says whether the child has read
     all of the core that came; ``delivered`` counts bytes, ``length`` how many it should be, None if that is not known, and
     ``cut`` says whether the kernel has ended the dump before that. ``stuck`` says that the container still holds a pipe of the
-    child locked, ``error`` what ended the thread that attended to the child.
+    child locked, ``error`` what ended the thread that attended to the child. ``keep`` says that the child has failed, but asks
+    to keep the core and to try again.
     """
 
     def __init__(self) -> None:
@@ -124,4 +125,5 @@ class Result:
         self.cut = False
         self.length: int | None = None
         self.stuck = False
+        self.keep = False
         self.error: BaseException | None = None

@@ -189,9 +189,9 @@ class Delivery:
         A core of which the host has a copy is not lost by a destination that has read a part of it: the next one gets it all.
         """
         delivered = self.log.lines.conclude(self.crash, self.process, target, result, self.began, reason)
-        if self.custody is None or (result.complete and not result.failure) or delivered:
+        if self.custody is None or (result.complete and not result.failure and not result.cut) or delivered:
             return Outcome(TAKEN, delivered=delivered)
-        failure = result.failure or "it stopped reading"
+        failure = result.failure or ("the core was cut off" if result.complete else "it stopped reading")
         return Outcome(FAILED, f"{target.decode('utf-8', 'backslashreplace')}: {failure}")
 
     def facts(self) -> "dict[bytes, bytes]":
@@ -402,6 +402,7 @@ class Delegate:
     def attempt(self, delivery: Delivery, reason: str) -> Outcome:
         """Start the program and give it the core. It has taken the core as soon as it has read from it."""
         facts = delivery.facts()
+        facts[b"CORE_TIMEOUT"] = b"%d" % max(0.0, delivery.deadline - time.monotonic())
         plan, words = delivery.plan, self.words
         result = delivery.run(lambda child: joining.execute_delegate(plan, words, facts, child))
         delivery.wants_file = delivery.wants_file or result.fallback

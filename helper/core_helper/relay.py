@@ -24,6 +24,7 @@ OUTPUT_FREE = 1 << 20
 OUTPUT_READ = 1 << 12
 OUTPUT_PAUSE = 0.02
 DEADLINE = "deadline passed"
+EXIT_KEEP = 75  # EX_TEMPFAIL of sysexits.h: the delegate asks to keep the core, and to try again later.
 TRACED_PAUSE = 0.05  # Seconds between two checks whether a traced delegate has ended.
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.0001, 0.1  # Seconds between two checks whether the delegate has read all.
 
@@ -153,8 +154,11 @@ class Relay:
         # Nobody can read the shown bytes any more; the kernel's pipe still has them.
         self.result.untouched = not self.committed and end is not None
         if self.result.failure is None and end is not None and end.si_status:
-            kind = "ended with exit code" if end.si_code == posix.CLD_EXITED else "was killed by signal"
-            self.result.failure = f"it {kind} {end.si_status}"
+            exited = end.si_code == posix.CLD_EXITED
+            self.result.keep = exited and end.si_status == EXIT_KEEP
+            kind = "ended with exit code" if exited else "was killed by signal"
+            meaning = " (keep the core and try again)" if self.result.keep else ""
+            self.result.failure = f"it {kind} {end.si_status}{meaning}"
         return self.result.failure != DEADLINE and not held
 
     def _is_held(self) -> bool:

@@ -28,6 +28,13 @@ exec /opt/bin/uploader.sh "$@"
 """
 
 
+# Keeps the container when the process that crashes has ended.
+STAY = """#!/bin/sh
+"$@" &
+sleep 30
+"""
+
+
 @pytest.fixture(scope="module", autouse=True)
 def image() -> None:
     """The image, as a user makes it."""
@@ -86,7 +93,10 @@ def test_the_bucket_gets_no_object_of_a_core_that_was_cut_off(
     crash: MakeCrash, options: tuple[str, ...], tmp_path: Path
 ) -> None:
     (tmp_path / "delegate").write_text(WAIT_AND_UPLOAD)
-    container = crash("-m", "256", "-c", "1", image="uploader", options=(*options, "--detach"))
+    (tmp_path / "stay").write_text(STAY)
+    (tmp_path / "stay").chmod(0o755)
+    stay = (f"--volume={tmp_path}/stay:/stay:ro", "--entrypoint=/stay")
+    container = crash("-m", "256", image="uploader", options=(*options, *stay, "--detach"))
     deadline = time.monotonic() + 10
     top = ("docker", "top", container.name, "-eo", "pid,args")
     while "/opt/bin/delegate" not in lab.output(*top):

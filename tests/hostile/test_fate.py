@@ -191,6 +191,19 @@ def test_a_core_that_was_cut_off_never_has_the_name_of_a_whole_one(attack: MakeC
     assert f"delegate: uploader.sh: /out/{core}: ended by SIGTERM, so this is a part of the core" in told
 
 
+def test_a_delegate_that_asks_to_keep_the_core_is_heard(attack: MakeCrash, tmp_path: Path) -> None:
+    tmp_path.parent.chmod(0o755)
+    delegate = tmp_path / "delegate"
+    delegate.write_text('#!/bin/sh\ncat >/dev/null\necho "$CORE_TIMEOUT" >/out/left\nexit 75\n')
+    delegate.chmod(0o755)
+    container = attack("memory=4", options=(f"--volume={delegate}:/opt/bin/delegate:ro",))
+    told = container.log("not delivered")
+    assert re.search(r"not delivered: it ended with exit code 75 \(keep the core and try again\): \d+ bytes", told), (
+        told
+    )
+    assert 0 < int((container.records / "left").read_text()) <= 5
+
+
 # Whatever is wrong with the pattern or the limit, a line names it.
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import gzip
+import http.server
 import os
 import re
 import resource
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import termios
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -862,6 +864,30 @@ def test_a_failed_client_is_blamed_in_one_line(image: Image, end: str, words: st
     assert_failed(image.run("s3://bucket", core=os.urandom(1 << 20)), 74, words)
 
 
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ("dial tcp 127.0.0.1:9000: connect: connection refused", 75),
+        ("Could not connect to the endpoint URL", 75),
+        ("read: connection reset by peer", 75),
+        ("context deadline exceeded (Client.Timeout exceeded)", 75),
+        ("lookup s3.test: no such host", 75),
+        ("https response error StatusCode: 503, RequestID: , HostID: , no more", 75),
+        ("An error occurred (500) when calling the PutObject operation", 75),
+        ("An error occurred (SlowDown) when calling the UploadPart operation", 75),
+        ("An error occurred (InternalError) when calling", 75),
+        ("https response error StatusCode: 403, RequestID: , HostID: , no more", 74),
+        ("An error occurred (404) when calling the PutObject operation", 74),
+        ("tls: failed to verify certificate: x509: certificate signed by unknown authority", 74),
+        ("NoSuchBucket: request of 503 bytes", 74),
+        ("", 74),
+    ],
+)
+def test_a_store_that_is_away_is_told_from_one_that_refuses(image: Image, words: str, code: int) -> None:
+    image.program("rclone", f"cat >/dev/null; echo '{words}' >&2; exit 1\n")
+    assert_failed(image.run("s3://bucket"), code, words)
+
+
 def test_what_a_client_says_does_not_reach_the_terminal_as_escapes(image: Image) -> None:
     image.program("rclone", "printf 'a\\033[31m\\r\\tb' >&2; exit 3\n")
     assert_failed(image.run("s3://bucket"), 74, "rclone: a [31m b: ")
@@ -998,8 +1024,58 @@ def test_an_endpoint_where_nobody_listens_is_one_clear_line_soon(image: Image, c
         endpoint = f"http://127.0.0.1:{bound_but_silent.getsockname()[1]}"
         began = time.monotonic()
         result = image.run("s3://bucket/", environment={**server.environment, "AWS_ENDPOINT_URL": endpoint})
-    assert_failed(result, 74, f"{client}: ", "check the container's AWS_ENDPOINT_URL and network")
+    assert_failed(result, 75, f"{client}: ", "check the container's AWS_ENDPOINT_URL and network")
     assert time.monotonic() - began < 30
+
+
+class Ailing(http.server.BaseHTTPRequestHandler):
+    """A server, or what stands before one, that answers everything with an error of its own."""
+
+    protocol_version = "HTTP/1.1"
+    status = 503
+    body = b""
+
+    def answer(self) -> None:
+        self.close_connection = True
+        self.send_response(self.status)
+        self.send_header("Content-Length", str(len(self.body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(self.body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+for verb in ("GET", "HEAD", "PUT", "POST", "DELETE"):
+    setattr(Ailing, f"do_{verb}", Ailing.answer)
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (503, b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce</Message></Error>"),
+        (500, b"<?xml version='1.0'?><Error><Code>InternalError</Code><Message>Try again</Message></Error>"),
+        (502, b"<html>Bad Gateway</html>"),
+        (503, b""),
+    ],
+    ids=["slow down", "internal error", "gateway", "no body"],
+)
+def test_an_error_of_the_server_asks_to_keep_the_core(image: Image, client: str, status: int, body: bytes) -> None:
+    handler = type("Handler", (Ailing,), {"status": status, "body": body})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as ailing:
+        threading.Thread(target=ailing.serve_forever, daemon=True).start()
+        environment = {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ailing.server_port}",
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+            "AWS_EC2_METADATA_DISABLED": "true",
+            # The clients wait between their tries.
+            "AWS_MAX_ATTEMPTS": "1",
+        }
+        result = image.run("s3://bucket/", environment=environment)
+        ailing.shutdown()
+    assert_failed(result, 75, f"{client}: ", "look at the S3 server, or try again later")
 
 
 def test_a_compressor_killed_in_the_middle_of_an_upload_leaves_no_object(

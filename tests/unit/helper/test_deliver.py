@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _signal
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -256,6 +257,24 @@ def test_a_delivery_is_tried_once_where_nothing_stands_in_its_way(deliveries: De
     assert deliveries.tried == [(True, True, 107.0)]
     assert deliveries.stage.process.hostname == b"visited"
     assert deliveries.told[0] == ("output", b"a line")
+
+
+@pytest.mark.parametrize(("now", "left"), [(100.2, b"6"), (103.5, b"3"), (110.0, b"0")])
+def test_the_delegate_is_told_how_many_seconds_are_left(
+    deliveries: Deliveries, monkeypatch: pytest.MonkeyPatch, now: float, left: bytes
+) -> None:
+    told: list[dict[bytes, bytes]] = []
+    monkeypatch.setattr(joining, "execute_delegate", lambda plan, words, facts, child: told.append(facts))
+
+    def start(source: object, groups: object, run: Callable[[object], object]) -> Any:
+        run(None)
+        return SimpleNamespace(left=lambda: 0)
+
+    monkeypatch.setattr(deliver, "Child", start)
+    monkeypatch.setattr(deliver, "time", SimpleNamespace(monotonic=lambda: now))
+    deliveries.outcomes = [outcome()]
+    assert deliveries.deliver() == 0
+    assert told[0][b"CORE_TIMEOUT"] == left
 
 
 def test_an_environment_that_does_not_answer_is_done_without_once(deliveries: Deliveries) -> None:

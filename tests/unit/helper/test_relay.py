@@ -159,6 +159,20 @@ def test_a_failure_of_the_delegate_is_told(script: str, failure: str, size: int)
     assert deliver(shell(script), bytes(size)).failure == failure
 
 
+@pytest.mark.parametrize(
+    ("end", "keep", "failure"),
+    [
+        ("exit 75", True, "it ended with exit code 75 (keep the core and try again)"),
+        ("exit 74", False, "it ended with exit code 74"),
+        ("exit 0", False, None),
+    ],
+)
+@pytest.mark.parametrize("reads", ["", "cat >/dev/null; "])
+def test_a_delegate_may_ask_to_keep_the_core(reads: str, end: str, keep: bool, failure: str | None) -> None:
+    result = deliver(shell(reads + end))
+    assert (result.keep, result.failure, result.untouched) == (keep, failure, not reads)
+
+
 def test_standard_error_is_logged_line_by_line() -> None:
     result = deliver(shell("printf 'one\\n\\ntwo\\377\\033[0m\\n' >&2; cat >/dev/null; printf three >&2"), b"core")
     assert result.failure is None

@@ -8,6 +8,7 @@ from core_helper.words import WordError, expand, shown, split_words, unquote
 CONFIGURATION = "/etc/docker_core_helper.conf"
 LONGEST_FILE = 65536
 DEFAULT_TIMEOUT = 300.0
+DEFAULT_TIMEOUT_MAX = 3600.0
 LONGEST_TIMEOUT = 86400
 MOST_DELIVERIES = 1 << 14
 FALLBACK_VARIABLE = b"DOCKERCOREHELPER_FALLBACK_CORE"
@@ -26,6 +27,7 @@ class Configuration:
         self.delegate: list[bytes] = []
         self.fallback = False
         self.timeout = DEFAULT_TIMEOUT
+        self.timeout_max = DEFAULT_TIMEOUT_MAX
         self.pipe_limit: int | None = None
         self.chain: list[bytes] = []
         self.chain_containers = False
@@ -99,6 +101,8 @@ def _take_line(line: bytes, configuration: "Configuration") -> None:
         configuration.delegate = words
     elif key == b"DOCKERCOREHELPER_TIMEOUT":
         configuration.timeout = float(_number(key, value, "a number of seconds", LONGEST_TIMEOUT))
+    elif key == b"DOCKERCOREHELPER_TIMEOUT_MAX":
+        configuration.timeout_max = float(_number(key, value, "a number of seconds", LONGEST_TIMEOUT))
     elif key == b"DOCKERCOREHELPER_PIPE_LIMIT":
         configuration.pipe_limit = _number(key, value, "a number of cores", MOST_DELIVERIES)
     elif key == b"DOCKERCOREHELPER_CHAIN":

@@ -7,12 +7,12 @@ that is tried.
 
 import _signal
 import posix
-import time
 
 from core_helper import container, joining, membership, runtime, supervisor, unwanted, verification
 from core_helper.child import Child, Result
 from core_helper.configuration import ALWAYS, CONFIGURATION, FALLBACK_VARIABLE, NEVER, Configuration
 from core_helper.crash import Crash, Refused
+from core_helper.deadline import Deadline
 from core_helper.process import FaultingProcess, Withheld
 from core_helper.words import encode, expand
 
@@ -88,7 +88,11 @@ class Delivery:
         self.slot = slot
         self.log = log
         self.began = began
-        self.deadline = began + configuration.timeout
+        # Where cores are kept, writing them to the disk may take as long as a delivery, and a second one may follow.
+        after = 0.0 if configuration.keep == NEVER else 2 * configuration.timeout
+        self.deadline = Deadline(
+            began, configuration.timeout, configuration.timeout_max, lambda: self.slot.are_short(), after
+        )
         # Whether the fallback file is wanted: by the configuration, or by the helper's own environment. That of the faulting
         # process may ask for it, too; only a child reads that.
         self.wants_file = configuration.fallback or FALLBACK_VARIABLE in posix.environ
@@ -174,14 +178,14 @@ class Delivery:
         except store.Unusable as error:
             self.configuration.problems.append(f"pid={self.crash.pid}: {error}")
             return
-        kept.write(self.kernel, self.deadline)
+        kept.write(self.kernel, self.deadline.at)
         self.custody = kept
         if self.configuration.release_kept:
             self.let_go("not delivered yet")
         elif kept.late:
             # Nobody reads on, or the kernel would go on for as long as the process has memory.
             self.kernel.release(self.crash)
-        self.deadline = time.monotonic() + self.configuration.timeout
+        self.deadline = self.deadline.again()
 
     def conclude(self, target: bytes, result: "Result", reason: str = "") -> "Outcome":
         """Write the line about a destination that was given the core, and return what came of it.
@@ -249,7 +253,7 @@ class Delivery:
             return False
         self.process.keep_environ()
         self.kernel.release(self.crash)
-        self.deadline = time.monotonic() + self.configuration.timeout
+        self.deadline = self.deadline.again()
         return True
 
     def forget(self) -> None:
@@ -402,7 +406,7 @@ class Delegate:
     def attempt(self, delivery: Delivery, reason: str) -> Outcome:
         """Start the program and give it the core. It has taken the core as soon as it has read from it."""
         facts = delivery.facts()
-        facts[b"CORE_TIMEOUT"] = b"%d" % max(0.0, delivery.deadline - time.monotonic())
+        facts[b"CORE_TIMEOUT"] = b"%d" % delivery.deadline.left()
         plan, words = delivery.plan, self.words
         result = delivery.run(lambda child: joining.execute_delegate(plan, words, facts, child))
         delivery.wants_file = delivery.wants_file or result.fallback

@@ -191,21 +191,26 @@ class Execution:
         _checked(_fexecve(self.descriptor, self.arguments, self.environment), "execve")
 
 
+# The number of the timer, once there is one.
+_timer: "list[int]" = []
+
+
 def kill_after(seconds: int) -> None:
     """Have the kernel end this process by SIGKILL after that time, unless it executes a program before; timer_create(2).
 
-    A timer of its own, beside that of alarm(2). SIGALRM is handled, and so it does not end a wait that only a fatal signal
-    ends, such as one for NFS. On other machines than those in NR_TIMER there is no such timer.
+    Called again, it begins anew. A timer of its own, beside that of alarm(2). SIGALRM is handled, and so it does not end a wait
+    that only a fatal signal ends, such as one for NFS. On other machines than those in NR_TIMER there is no such timer.
     """
     numbers = NR_TIMER.get(posix.uname().machine)
     if numbers is None or _struct.calcsize("P") < 8:
         return
     event = _struct.pack("=qii48x", 0, SIGKILL, SIGEV_SIGNAL)
     timer = _Memory()
-    _checked(_syscall(_Long(numbers[0]), _Long(CLOCK_MONOTONIC), event, timer), "timer_create")
-    (number,) = _struct.unpack_from("=i", timer)
+    if not _timer:
+        _checked(_syscall(_Long(numbers[0]), _Long(CLOCK_MONOTONIC), event, timer), "timer_create")
+        _timer.append(_struct.unpack_from("=i", timer)[0])
     expiry = _struct.pack("=4q", 0, 0, seconds, 0)
-    _checked(_syscall(_Long(numbers[1]), _Long(number), _zero, expiry, _zero), "timer_settime")
+    _checked(_syscall(_Long(numbers[1]), _Long(_timer[0]), _zero, expiry, _zero), "timer_settime")
 
 
 def wait_for_end(pid: int, patience: float, option: int = 0) -> bool:

@@ -10,7 +10,7 @@ import sys
 import time
 
 import core_helper
-from core_helper import command_line, linux, procfs, quota, runtime, slots, start
+from core_helper import command_line, deadline, linux, procfs, quota, runtime, slots, start
 from core_helper.configuration import NEVER, Configuration, read_configuration
 from core_helper.crash import Crash, Refused
 from core_helper.log import Log
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 EXIT_OK, EXIT_NOT_DELIVERED, EXIT_USAGE = 0, 1, 2
 LIMIT_OF_KERNEL = "/proc/sys/kernel/core_pipe_limit"
-LAST_RESORT = 60  # Seconds after the deadline.
-BACKSTOP = 30  # Seconds after that.
 
 
 def main(arguments: "list[str]") -> "NoReturn":
@@ -75,12 +73,7 @@ def receive(words: "list[str]", source: KernelPipe, log: Log, began: float) -> i
         began = mark[2]
     _signal.signal(_signal.SIGALRM, give_up)
     # Where cores are kept, writing them to the disk may take as long as a delivery, and a second one may follow.
-    last = int(configuration.timeout) * (1 if configuration.keep == NEVER else 3) + LAST_RESORT
-    _signal.alarm(last)
-    try:
-        linux.kill_after(last + BACKSTOP)
-    except OSError:
-        pass  # Then a wait that does not return to Python ends only with what it waits for.
+    deadline.arm(int(configuration.timeout) * (1 if configuration.keep == NEVER else 3))
     code = EXIT_NOT_DELIVERED
     try:
         # First of all: a container that has too many crashes in flight must not cost more than this.
@@ -91,6 +84,7 @@ def receive(words: "list[str]", source: KernelPipe, log: Log, began: float) -> i
             crash.unprotected = start.protect_interpreter(crash, source, slot, began, log)
         else:
             slot = slots.resume(mark[0], mark[1], log)
+        slot.limit = slots.limit_of(configuration.pipe_limit, kernel_limit)
         if kernel_limit == 0:
             from core_helper import diagnosis
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from typing import Callable
 
     from core_helper.child import Child, Result
+    from core_helper.deadline import Deadline
     from core_helper.source import Source
 
 PIPE_SIZE = 1 << 20
@@ -80,7 +81,8 @@ class Relay:
 
     ``copied`` bytes of the core lie as a copy in our pipe, and ``shown`` of them in the child's. ``committed`` says that
     they were removed from the kernel's pipe. ``pending`` bytes were read and not written yet. ``readable`` says that there
-    may be something to move, ``ended`` that the core has come to its end, and ``open`` that the child's input is open.
+    may be something to move, ``moved`` when something was moved last, ``ended`` that the core has come to its end, and
+    ``open`` that the child's input is open.
     """
 
     def __init__(self, source: "Source", child: "Child", result: "Result", log: "Callable[[bytes], None]") -> None:
@@ -100,6 +102,7 @@ class Relay:
         self.committed = False
         self.header = corefile.Header()
         self.pending = b""
+        self.moved = time.monotonic()
         # The core moves through a pipe of ours. The container may hold the lock of the child's pipe. A call that waits for that
         # lock must not hold the lock of the kernel's pipe: the faulting process would wait for it, and no signal would
         # interrupt that.
@@ -108,8 +111,8 @@ class Relay:
         linux.set_pipe_size(self.buffer_in, 1)
         linux.set_pipe_size(self.core, PIPE_SIZE)  # Does nothing to a file.
 
-    def run(self, deadline: float) -> bool:
-        """Relay the core to its end and wait for that of the delegate; tell whether both came before the time ``deadline``.
+    def run(self, deadline: "Deadline") -> bool:
+        """Relay the core to its end and wait for that of the delegate; tell whether both came before the ``deadline``.
 
         Also false where the delegate has failed and nobody has read a byte, but somebody may do so yet; and where the core was
         cut off. Then the delegate must be ended while its input is open.
@@ -117,7 +120,7 @@ class Relay:
         pidfd = linux.pidfd_open(self.child.pid)
         end, held = None, False
         while end is None or (self.open and not self.ended):
-            left = deadline - time.monotonic()
+            left = deadline.wait(self.result.delivered, self.moved)
             if left <= 0:
                 self.result.failure = DEADLINE
                 break
@@ -257,6 +260,7 @@ class Relay:
             self._close()
             return
         self.result.delivered += moved
+        self.moved = time.monotonic()
         if moved == 0 and self.source.advance():
             self.core = self.source.descriptor
         elif moved == 0:

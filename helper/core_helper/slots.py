@@ -20,6 +20,8 @@ from core_helper.crash import Refused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Iterator
+
     from core_helper.crash import Crash
     from core_helper.log import Log
 
@@ -35,6 +37,9 @@ MUTEX = MOST_SLOTS * RECORD.size
 CHILD = _struct.Struct("=IQ")
 CHILDREN = MUTEX + RECORD.size
 OWNER_WEIGHT = 3
+SHORT = (
+    2  # Slots are short where fewer than one in so many is free; a container that is alone can take no more than that.
+)
 RESERVE = 8  # One in so many slots is for containers and users that hold none.
 SUBUID, PASSWD = "/etc/subuid", "/etc/passwd"
 FIRST_SUBUID = 65536  # The first number that is neither a user's nor nobody's; subuid(5).
@@ -65,6 +70,18 @@ class Slot:
         """Take the opened file, None for no record. The file stays open: closing a descriptor of it would release the lock."""
         self.file = file
         self.index = index
+        self.limit = 0  # How many slots there are.
+
+    def are_short(self) -> bool:
+        """Tell whether so few slots are free that nobody may hold one for longer than the timeout."""
+        if self.file is None:
+            return True
+        fcntl.lockf(self.file, fcntl.LOCK_EX, 1, MUTEX)
+        try:
+            used = sum(taken for index, _record, taken in _rows(self.file, self.limit, self.index))
+        finally:
+            fcntl.lockf(self.file, fcntl.LOCK_UN, 1, MUTEX)
+        return (self.limit - used) * SHORT < self.limit
 
     def release(self) -> bytes:
         """Free the slot while the faulting process still exists: the previous handler looks after that process from here on.
@@ -131,11 +148,8 @@ def log_name(owner: int, group: str) -> str:
 def _acquire(file: int, holder: Holder, limit: int, crash: "Crash") -> Slot:
     group = holder.group.encode()
     empty, used, of_group, of_owner = None, 0, 0, 0
-    table = posix.pread(file, limit * RECORD.size, 0).ljust(limit * RECORD.size, b"\0")
-    children = posix.pread(file, limit * CHILD.size, CHILDREN).ljust(limit * CHILD.size, b"\0")
-    rows = zip(RECORD.iter_unpack(table), CHILD.iter_unpack(children))
-    for index, ((pid, tid, started, owner, name), child) in enumerate(rows):
-        if (pid and (_is_locked(file, index) or is_dumping(pid, tid, started))) or is_there(*child):
+    for index, (_pid, _tid, _started, owner, name), taken in _rows(file, limit):
+        if taken:
             used += 1
             of_group += name.rstrip(b"\0") == group
             of_owner += owner == holder.owner != NOBODY
@@ -166,6 +180,19 @@ def _acquire(file: int, holder: Holder, limit: int, crash: "Crash") -> Slot:
     # Written, even if it is empty already, so that the disk has room for it later.
     posix.pwrite(file, bytes(CHILD.size), CHILDREN + empty * CHILD.size)
     return Slot(file, empty)
+
+
+def _rows(file: int, limit: int, own: int = -1) -> "Iterator[tuple[int, tuple[int, int, int, int, bytes], bool]]":
+    """Yield the index of each record, the record, and whether its slot is taken; that with the index ``own`` is ours.
+
+    Our own lock is not asked for: to ask would release it.
+    """
+    table = posix.pread(file, limit * RECORD.size, 0).ljust(limit * RECORD.size, b"\0")
+    children = posix.pread(file, limit * CHILD.size, CHILDREN).ljust(limit * CHILD.size, b"\0")
+    for index, (record, child) in enumerate(zip(RECORD.iter_unpack(table), CHILD.iter_unpack(children))):
+        pid, tid, started, _owner, _name = record
+        held = index == own or (pid and (_is_locked(file, index) or is_dumping(pid, tid, started)))
+        yield index, record, bool(held) or is_there(*child)
 
 
 def may_add(held: int, free: int, weight: int) -> bool:

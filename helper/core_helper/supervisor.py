@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing import Callable
 
     from core_helper.child import Child
+    from core_helper.deadline import Deadline
     from core_helper.process import FaultingProcess
     from core_helper.source import Source
 
@@ -35,20 +36,24 @@ def supervise(
     source: "Source",
     child: "Child",
     process: "FaultingProcess",
-    deadline: float,
+    deadline: "Deadline",
     log_output: "Callable[[bytes], None]",
 ) -> Result:
     """Give the forked ``child`` the core of ``process`` from its ``source``, wait for its end, and return how that went.
 
-    ``deadline`` is a time of the monotonic clock in seconds, after which the child is ended. ``log_output`` gets what the
-    delegate writes to its standard error, line by line.
+    After the ``deadline`` the child is ended. ``log_output`` gets what the delegate writes to its standard error, line by line.
     """
     result = Result()
     child.note_pipes()
     finished = _thread.allocate_lock()
     finished.acquire()
     _thread.start_new_thread(_attend, (source, child, process, deadline, log_output, result, finished))
-    if not finished.acquire(timeout=max(0.0, deadline - time.monotonic()) + LATE):
+    in_time = False
+    while not in_time:
+        in_time = finished.acquire(timeout=deadline.left(LATE))
+        if deadline.close(LATE):  # Otherwise it has moved on.
+            break
+    if not in_time:
         # The other thread is late. As a rule it is just ending the child. Or a pipe that the container keeps locked holds it in
         # the kernel.
         if child.ending.acquire(blocking=False):
@@ -68,7 +73,7 @@ def _attend(
     source: "Source",
     child: "Child",
     process: "FaultingProcess",
-    deadline: float,
+    deadline: "Deadline",
     log_output: "Callable[[bytes], None]",
     result: Result,
     finished: "_thread.LockType",
@@ -80,7 +85,7 @@ def _attend(
     pipe waits in the kernel, and no signal interrupts that (fs/splice.c, fs/pipe.c).
     """
     try:
-        if _wait_for_start(child, result, deadline):
+        if _wait_for_start(child, result, deadline.at):
             result.started = True
             child.unblock()
             # What moves the core is imported only now, when the delegate runs.

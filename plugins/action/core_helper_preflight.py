@@ -99,8 +99,9 @@ def problems(defaults: dict[str, Any], known: dict[str, Any]) -> Iterator[str]:
             yield f"{PREFIX}{name} {PATH_WORDS}{reason}: {shown(known[name])}"
     yield from problems_of_pattern(str(known["core_pattern"]), f"{known['bin_dir']}/docker_core_helper")
     yield from problems_of_limits(known["pipe_limit"], known["kernel_limit"])
-    if not 1 <= number(known["timeout"]) <= 86400:
-        yield f"{PREFIX}timeout must be a number of seconds from 1 to 86400: {shown(known['timeout'])}"
+    for name in ("timeout", "timeout_max"):
+        if not 1 <= number(known[name]) <= 86400:
+            yield f"{PREFIX}{name} must be a number of seconds from 1 to 86400: {shown(known[name])}"
     if not isinstance(delegate, list):
         yield f"{PREFIX}delegate must be a list of words, such as [/opt/bin/uploader.sh, s3://cores/]: {shown(delegate)}"
     elif delegate:

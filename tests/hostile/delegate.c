@@ -25,6 +25,14 @@ static void read_slowly(void)
 		usleep(100000);
 }
 
+/* At most 6.25 MiB a second. */
+static void read_on(void)
+{
+	char buffer[1 << 16];
+	while (read(0, buffer, sizeof buffer) > 0)
+		usleep(10000);
+}
+
 static void read_all(void)
 {
 	char buffer[1 << 16];
@@ -204,6 +212,8 @@ int main(int argc, char **argv)
 		return 7;
 	else if (is("wants-nothing"))
 		return 0;
+	else if (is("reads-on"))
+		read_on();
 	else if (is("floods")) {
 		char line[4096] = {0};
 		for (int i = 0; i < 1 << 20; i++)

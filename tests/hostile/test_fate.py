@@ -204,6 +204,13 @@ def test_a_delegate_that_asks_to_keep_the_core_is_heard(attack: MakeCrash, tmp_p
     assert 0 < int((container.records / "left").read_text()) <= 5
 
 
+def test_a_delegate_that_goes_on_reading_is_not_ended_at_the_timeout(attack: MakeCrash) -> None:
+    container = attack("memory=96", options=("--env=ATTACK=reads-on",))
+    assert ": delivered " in container.log("delivered"), container.log("pid=")
+    # The timeout of these tests; a delegate that drips is ended then: see test_supervision.py.
+    assert container.seconds > 10
+
+
 # Whatever is wrong with the pattern or the limit, a line names it.
 
 

@@ -33,7 +33,7 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "env": {"core_pattern": f"|/usr/bin/env DOCKERCOREHELPER_FALLBACK_CORE=1 {HELPER} %P %u %g"},
     "options": {"core_pattern": f"|{HELPER} -d%d -F%F -- %P %u %g"},
     "longest": {"core_pattern": f"|{HELPER} %P %u %g /".ljust(127, "x")},
-    "strings": {"pipe_limit": "8", "timeout": "86400", "fallback_core": "true"},
+    "strings": {"pipe_limit": "8", "timeout": "86400", "timeout_max": "7", "fallback_core": "true"},
     "many": {"pipe_limit": 16384},
     "kernel_limit": {"kernel_limit": 64},
     "kernel_limit_string": {"pipe_limit": "600", "kernel_limit": "1000"},
@@ -102,6 +102,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "pattern_number": ({"core_pattern": 7}, "docker_core_helper_core_pattern must begin with |/"),
     "timeout_lines": ({"timeout": "x\ny"}, "docker_core_helper_timeout must be a number of seconds"),
     "timeout": ({"timeout": 86401}, "docker_core_helper_timeout must be a number of seconds"),
+    "timeout_max": (
+        {"timeout_max": 0},
+        "docker_core_helper_timeout_max must be a number of seconds from 1 to 86400: 0",
+    ),
+    "timeout_max_word": ({"timeout_max": "long"}, "docker_core_helper_timeout_max must be a number of seconds"),
     "delegate_string": ({"delegate": "/opt/bin/uploader.sh"}, "docker_core_helper_delegate must be a list of words"),
     "delegate_date": ({"delegate": datetime.date(2026, 1, 2)}, "docker_core_helper_delegate must be a list of words"),
     "delegate_mapping": ({"delegate": {datetime.date(2026, 1, 2): 7}}, "must be a list of words"),
@@ -206,6 +211,7 @@ def test_the_helper_reads_in_the_configuration_what_the_user_has_written(message
     words = [word.encode() for word in expected.get("delegate", ["/opt/bin/uploader.sh"])]
     assert configuration.delegate == words
     assert configuration.timeout == float(expected.get("timeout", 300))
+    assert configuration.timeout_max == float(expected.get("timeout_max", 3600))
     assert configuration.fallback == bool(expected.get("fallback_core"))
     chain = expected.get("chain", "previous")
     assert configuration.chain == ([word.encode() for word in chain] if isinstance(chain, list) else [])

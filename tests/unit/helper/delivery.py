@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from core_helper import control_groups, joining, supervisor
+from core_helper import control_groups, deadline, joining, supervisor
 from core_helper.child import Child
 from core_helper.source import KernelPipe
 from unit.helper.support import in_child, process
@@ -52,7 +52,12 @@ def wait_for_text(path: Path) -> None:
 
 
 def supervise(
-    run: Callable[[Child], Any], core: bytes = b"core", timeout: float = PATIENCE, once: Path | None = None
+    run: Callable[[Child], Any],
+    core: bytes = b"core",
+    timeout: float = PATIENCE,
+    once: Path | None = None,
+    longest: float = 0.0,
+    short: bool = False,
 ) -> Any:
     """Return what the supervisor says of a child that does ``run``; in a process of its own, as the helper has it.
 
@@ -69,7 +74,8 @@ def supervise(
         if once is not None:
             wait_for_text(once)
         began = time.monotonic()
-        result = supervisor.supervise(source, child, process(), began + timeout, lines.append)
+        until = deadline.Deadline(began, timeout, longest, lambda: short)
+        result = supervisor.supervise(source, child, process(), until, lines.append)
         logged = [line.decode("latin-1") for line in lines]
         seconds, left = time.monotonic() - began, child.left()
         if left:
@@ -85,6 +91,7 @@ def deliver(
     timeout: float = PATIENCE,
     once: Path | None = None,
     environment: dict[bytes, bytes] | None = None,
+    **more: Any,
 ) -> Any:
     """Return what the supervisor says of the delegate ``words``."""
     label: Any = SimpleNamespace(open=lambda: None, at_exec=lambda: None)
@@ -94,7 +101,7 @@ def deliver(
     def run(child: Child) -> Any:
         return joining.execute_delegate(plan, encoded, environment or {}, child)
 
-    return supervise(run, core, timeout, once)
+    return supervise(run, core, timeout, once, **more)
 
 
 def shell(script: str, *arguments: object) -> list[str]:

@@ -53,10 +53,11 @@ def test_the_example_of_the_role_is_understood(read: Read) -> None:
         b'DOCKERCOREHELPER_DELEGATE="/opt/bin/uploader.sh s3://bucket/ %P %u %g"\n'
         b"DOCKERCOREHELPER_FALLBACK_CORE=1\n"
         b"DOCKERCOREHELPER_TIMEOUT=120\n"
+        b"DOCKERCOREHELPER_TIMEOUT_MAX=600\n"
     )
     assert configuration.delegate == [b"/opt/bin/uploader.sh", b"s3://bucket/", b"%P", b"%u", b"%g"]
     assert configuration.fallback is True
-    assert configuration.timeout == 120.0
+    assert (configuration.timeout, configuration.timeout_max) == (120.0, 600.0)
     assert configuration.problems == []
 
 
@@ -68,6 +69,7 @@ def test_a_missing_file_means_the_defaults(tmp_path: Path) -> None:
 
 def test_an_empty_file_means_the_defaults(read: Read) -> None:
     configuration = read(b"")
+    assert configuration.timeout_max == 3600.0
     assert (configuration.delegate, configuration.fallback, configuration.timeout) == ([], False, 300.0)
     assert configuration.problems == []
 
@@ -246,6 +248,8 @@ def test_words_are_those_of_the_library_for_the_shells_rules(text: str) -> None:
         (b"DOCKERCOREHELPER_TIMEOUT=1 2", "number of seconds"),
         (b"DOCKERCOREHELPER_TIMEOUT=86401", "number of seconds"),
         (b"DOCKERCOREHELPER_TIMEOUT=" + b"9" * 5000, "number of seconds"),
+        (b"DOCKERCOREHELPER_TIMEOUT_MAX=0", "number of seconds"),
+        (b"DOCKERCOREHELPER_TIMEOUT_MAX=86401", "number of seconds"),
         (b"DOCKERCOREHELPER_DELEGATE=uploader.sh", "absolute path"),
         (b"DOCKERCOREHELPER_DELEGATE=\"''\"", "absolute path"),
         (b"DOCKERCOREHELPER_DELEGATE=/d %x", "%x is not one of"),

@@ -12,6 +12,7 @@ from core_helper import (
     container,
     control_groups,
     custody,
+    deadline,
     deliver,
     diagnosis,
     joining,
@@ -219,8 +220,8 @@ class Deliveries:
     def keep_for(self, pid: int) -> None:
         self.told.append(("keep_for", pid))
 
-    def supervise(self, source: object, run: object, process: Any, deadline: float, output: Any) -> Result:
-        self.tried.append((process.environ_file is not None, not self.plan.late, deadline))
+    def supervise(self, source: object, run: object, process: Any, deadline: Any, output: Any) -> Result:
+        self.tried.append((process.environ_file is not None, not self.plan.late, deadline.at))
         assert (self.plan.groups.unified is None) is self.plan.late
         output(b"a line")
         return self.outcomes.pop(0)
@@ -271,7 +272,7 @@ def test_the_delegate_is_told_how_many_seconds_are_left(
         return SimpleNamespace(left=lambda: 0)
 
     monkeypatch.setattr(deliver, "Child", start)
-    monkeypatch.setattr(deliver, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(deadline, "time", SimpleNamespace(monotonic=lambda: now))
     deliveries.outcomes = [outcome()]
     assert deliveries.deliver() == 0
     assert told[0][b"CORE_TIMEOUT"] == left

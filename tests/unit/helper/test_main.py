@@ -138,7 +138,7 @@ def test_a_helper_that_handles_no_signal_any_more_is_ended_after_one_that_does(t
     first = (
         "calls = []\n"
         f"def note(seconds): calls.append(seconds); open({str(tmp_path / 'calls')!r}, 'w').write(repr(calls))\n"
-        "main._signal = type('', (), {'SIGALRM': 14, 'signal': print, 'alarm': note})\n"
+        "main.deadline._signal = main._signal = type('', (), {'SIGALRM': 14, 'signal': print, 'alarm': note})\n"
         "def kill_after(seconds): note(seconds); raise OSError\n"
         "main.linux.kill_after = kill_after\n"
         "main.read_configuration = configuration.Configuration"

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from core_helper import linux, relay, supervisor
+from core_helper import deadline, linux, relay, supervisor
 from unit.helper.delivery import LONG, PATIENCE, deliver, shell
 from unit.helper.support import elf
 
@@ -207,6 +207,46 @@ def test_standard_error_is_bounded_and_never_blocks(text: str, lines: int) -> No
     assert (result.failure, result.complete, len(result.logged)) == (None, True, lines)
     assert "more than 64 KiB" in result.logged[-1]
     assert all(line == text or text.startswith(line) for line in result.logged[:-1])
+
+
+# Whoever goes on reading has more time.
+
+READS_SLOWLY = "import os, time\nwhile os.read(0, 65536): time.sleep({pause})\n"
+
+
+@pytest.fixture
+def little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second more for 256 KiB, and never much at once."""
+    monkeypatch.setattr(deadline, "RATE", 1 << 18)
+    monkeypatch.setattr(deadline, "STEP", 0.4)
+    monkeypatch.setattr(deadline, "AHEAD", 0.2)
+
+
+def slow_reader(pause: float) -> list[str]:
+    return [sys.executable, "-IS", "-c", READS_SLOWLY.format(pause=pause)]
+
+
+@pytest.mark.usefixtures("little")
+def test_a_delegate_that_goes_on_reading_is_not_ended_at_the_timeout() -> None:
+    # 64 pieces of 64 KiB each, less than 640 of them a second.
+    result = deliver(slow_reader(0.05), bytes(LONG), 1.0, longest=20.0)
+    assert (result.failure, result.complete, result.delivered) == (None, True, LONG)
+    assert result.seconds > 3
+
+
+@pytest.mark.usefixtures("little")
+@pytest.mark.parametrize(("longest", "short"), [(1.0, False), (2.0, False), (20.0, True)])
+def test_a_delegate_that_goes_on_reading_is_ended_in_the_end(longest: float, short: bool) -> None:
+    result = deliver(slow_reader(0.05), bytes(LONG), 1.0, longest=longest, short=short)
+    assert (result.failure, result.complete) == ("deadline passed", False)
+    assert 0 < result.delivered < LONG and result.seconds < min(longest, 2.0) + 1.2
+
+
+@pytest.mark.usefixtures("little")
+def test_a_delegate_that_reads_much_and_stops_is_ended_after_the_timeout() -> None:
+    result = deliver(shell("head -c 3000000 >/dev/null; sleep 20"), bytes(LONG), 1.0, longest=20.0)
+    assert result.failure == "deadline passed"
+    assert result.seconds < 4
 
 
 # What was read decides whose core it is.

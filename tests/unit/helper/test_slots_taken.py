@@ -124,6 +124,25 @@ def write(file: Path, *processes: tuple[int, int, bytes]) -> None:
     file.write_bytes(content)
 
 
+@pytest.mark.parametrize(("others", "short"), [(0, False), (3, False), (4, True), (6, True)])
+def test_slots_are_short_where_fewer_than_half_are_free(
+    file: Path, monkeypatch: pytest.MonkeyPatch, others: int, short: bool
+) -> None:
+    monkeypatch.setattr(slots, "is_dumping", lambda pid, tid, started: started == 5)
+    write(file, *((pid, slots.NOBODY, b"-1 x") for pid in range(1, others + 1)))
+    slot = slots.acquire(crash_of(os.getpid()), 8, Log())
+    slot.limit = 8
+    assert slot.are_short() is short
+    # To count has not given up the slot, nor kept anybody from counting.
+    assert not lockable(file, slot.index * slots.RECORD.size)
+    assert lockable(file, slots.MUTEX)
+    close(slot)
+
+
+def test_where_slots_are_not_counted_they_are_short() -> None:
+    assert slots.Slot(None, 0).are_short()
+
+
 def refusal(crash: Crash, limit: int) -> str:
     try:
         slot = slots.acquire(crash, limit, Log())

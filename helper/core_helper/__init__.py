@@ -8,6 +8,7 @@ The modules that a crash goes through, those that ``deliver`` calls from top to 
            |-> membership -> first_process, foreign_files -> strangers
            |-> child -(fork)-> joining -> control_groups, then privileges and container in turn, program
            |-> supervisor -> relay -> corefile, deadline
+           |-> bounds, if there are any
            |-> custody -> store, build_ids, where cores are kept; cores is the operators' command for those
            \\-> fallback in place of joining; previous_handler in place of child and all that follows
 

@@ -16,6 +16,8 @@ NEVER, UNDELIVERED, ALWAYS = "never", "undelivered", "always"
 KEEP_DIRECTORY = "/var/lib/docker_core_helper/cores"
 KEEP_MAX, KEEP_FREE, KEEP_AGE = 10 << 30, 15, 14  # Bytes, percent, days.
 UNITS = {b"": 0, b"K": 10, b"M": 20, b"G": 30, b"T": 40}
+SIZES = {b"K": 1 << 10, b"M": 1 << 20, b"G": 1 << 30, b"T": 1 << 40}
+TIMES = {b"s": 1, b"m": 60, b"h": 3600, b"d": 86400}
 S_IFMT, S_IFREG = 0o170000, 0o100000
 
 
@@ -29,6 +31,9 @@ class Configuration:
         self.timeout = DEFAULT_TIMEOUT
         self.timeout_max = DEFAULT_TIMEOUT_MAX
         self.pipe_limit: int | None = None
+        self.size_max = 0
+        # So many cores of each program of a container, in so many seconds; 0 means any number.
+        self.burst = (0, 0)
         self.chain: list[bytes] = []
         self.chain_containers = False
         self.obey_core_limit = True
@@ -105,6 +110,15 @@ def _take_line(line: bytes, configuration: "Configuration") -> None:
         configuration.timeout_max = float(_number(key, value, "a number of seconds", LONGEST_TIMEOUT))
     elif key == b"DOCKERCOREHELPER_PIPE_LIMIT":
         configuration.pipe_limit = _number(key, value, "a number of cores", MOST_DELIVERIES)
+    elif key == b"DOCKERCOREHELPER_SIZE_MAX":
+        configuration.size_max = _unit_number(key, value, SIZES, "a number of bytes such as 10G, or 0")
+    elif key == b"DOCKERCOREHELPER_BURST":
+        most, slash, period = value.partition(b"/")
+        what = "a number of cores and a time such as 5/1h, or 0"
+        seconds = _unit_number(key, period, TIMES, what) if slash else 0
+        if not most.isdigit() or len(most) > 5 or bool(int(most)) != bool(seconds):
+            raise WordError(f"{key.decode()}={shown(value)} must be {what}")
+        configuration.burst = (int(most), seconds)
     elif key == b"DOCKERCOREHELPER_CHAIN":
         # Any % is fine: previous_handler.py drops a specifier that it does not know, as the kernel does.
         words = split_words(value)
@@ -145,6 +159,13 @@ def _take_line(line: bytes, configuration: "Configuration") -> None:
     else:
         blank = ": no blank may stand before the =" if key != key.strip() else ""
         raise WordError(f"unknown key {shown(key)}{blank}")
+
+
+def _unit_number(key: bytes, value: bytes, units: "dict[bytes, int]", what: str) -> int:
+    number, factor = (value[:-1], units[value[-1:]]) if value[-1:] in units else (value, 1)
+    if not number.isdigit() or len(number) > 15:
+        raise WordError(f"{key.decode()}={shown(value)} must be {what}")
+    return int(number) * factor
 
 
 def _switch(key: bytes, value: bytes) -> bool:

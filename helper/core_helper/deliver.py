@@ -370,6 +370,8 @@ def choose(delivery: Delivery, refusal: "Withheld | None") -> "list[Destination]
     reason = unwanted.reason_of(crash, process, configuration)
     if reason:
         return [*destinations, NoDestination(reason)]
+    if configuration.size_max or configuration.burst[0]:
+        destinations.append(Bounds())
     words = crash.delegate or [expand(word, specifiers(crash, process)) for word in configuration.delegate]
     destinations.append(Delegate(words) if words else NoDestination(NO_DELEGATE))
     if configuration.chain and configuration.chain_containers and not of_the_host:
@@ -391,6 +393,32 @@ class NoDestination:
     def attempt(self, delivery: Delivery, reason: str) -> Outcome:
         """Say why."""
         return Outcome(ABSENT, self.reason)
+
+
+class Bounds:
+    """Stands before the delegate where the administrator has set bounds, and takes a core that is beyond one of them."""
+
+    only_if_absent = False
+
+    def attempt(self, delivery: Delivery, reason: str) -> Outcome:
+        """Say that the core is beyond a bound, once for each program; or else leave it to the next destination."""
+        from core_helper import bounds  # Most hosts have none.
+
+        process, configuration = delivery.process, delivery.configuration
+        length = bounds.announced_length(delivery.source.descriptor) if configuration.size_max else None
+        if length is not None and length > configuration.size_max:
+            told = f"not wanted: it has {length} bytes, and DOCKERCOREHELPER_SIZE_MAX is {configuration.size_max}"
+            delivery.log.lines.drop(delivery.crash, process, told, True)
+            return Outcome(TAKEN, delivered=True)
+        most, seconds = configuration.burst
+        process.left_out, beyond = bounds.left_out(process, most, seconds) if most else (0, 0)
+        if beyond == 1:
+            told = (
+                f"not wanted: DOCKERCOREHELPER_BURST allows {most} cores of this program in {seconds} s; more are left out,"
+                " and the line of the next one tells how many"
+            )
+            delivery.log.lines.drop(delivery.crash, process, told, True)
+        return Outcome(TAKEN, delivered=True) if beyond else Outcome(ABSENT)
 
 
 class Delegate:

@@ -163,4 +163,5 @@ def describe(crash: "Crash", process: "FaultingProcess") -> str:
         f"pid={crash.pid} ({process.pid} in its namespace) uid={crash.uid} gid={crash.gid} signal={signal}"
         f' comm="{escape(process.comm)}" exe="{exe}"'
         f' container={process.container_name} host="{escape(process.hostname)}"'
+        + (f" left_out={process.left_out}" if process.left_out else "")
     )

@@ -76,6 +76,7 @@ class FaultingProcess:
         self.limits = procfs.parse_limits(procfs.read(task, "limits"))
         self.cgroups = procfs.parse_cgroup(procfs.read(task, "cgroup"))
         self.notes: list[str] = []
+        self.left_out = 0  # How many cores of this program were left out before this one; see bounds.py.
         self.visits = mount_table.Visits()
         # Opened here and read later: a read needs the memory of the process, which may lie in a file system that does not
         # answer.

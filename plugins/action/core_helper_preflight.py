@@ -99,6 +99,10 @@ def problems(defaults: dict[str, Any], known: dict[str, Any]) -> Iterator[str]:
             yield f"{PREFIX}{name} {PATH_WORDS}{reason}: {shown(known[name])}"
     yield from problems_of_pattern(str(known["core_pattern"]), f"{known['bin_dir']}/docker_core_helper")
     yield from problems_of_limits(known["pipe_limit"], known["kernel_limit"])
+    if not re.fullmatch(r"[0-9]{1,15}[KMGT]?", str(known["size_max"])):
+        yield f"{PREFIX}size_max must be a number of bytes such as 10G, or 0: {shown(known['size_max'])}"
+    if not re.fullmatch(r"0|[1-9][0-9]{0,4}/[1-9][0-9]{0,9}[smhd]", str(known["burst"])):
+        yield f"{PREFIX}burst must be a number of cores and a time such as 5/1h, or 0: {shown(known['burst'])}"
     for name in ("timeout", "timeout_max"):
         if not 1 <= number(known[name]) <= 86400:
             yield f"{PREFIX}{name} must be a number of seconds from 1 to 86400: {shown(known[name])}"

@@ -730,6 +730,14 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         [("deadline.py", "if left <= AHEAD and", "if False and")],
         "goes_on_reading",
     ),
+    "fate: a core of any size": (
+        [("deliver.py", "length > configuration.size_max", "False")],
+        "core_that_is_too_large",
+    ),
+    "fate: any number of cores": (
+        [("bounds.py", "if admitted < most:", "if True:")],
+        "crashes_too_often",
+    ),
     "fate: a neighbour of the delegate goes first": (
         [("privileges.py", "posix.write(descriptor, FIRST_TO_GO)", "pass")],
         "if_memory_ends",

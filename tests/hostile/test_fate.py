@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -209,6 +209,54 @@ def test_a_delegate_that_goes_on_reading_is_not_ended_at_the_timeout(attack: Mak
     assert ": delivered " in container.log("delivered"), container.log("pid=")
     # The timeout of these tests; a delegate that drips is ended then: see test_supervision.py.
     assert container.seconds > 10
+
+
+# There are too many cores, or too large ones.
+
+
+@pytest.fixture
+def configured() -> Iterator[Callable[[str], None]]:
+    """Adds lines to the helper's configuration for the time of one test."""
+    file = Path("/etc/docker_core_helper.conf")
+    before = file.read_text()
+
+    def add(lines: str) -> None:
+        file.write_text(before + lines)
+
+    yield add
+    file.write_text(before)
+
+
+def test_a_core_that_is_too_large_is_refused_before_anything_is_started(
+    attack: MakeCrash, configured: Callable[[str], None], tmp_path: Path, fallback: tuple[str, ...]
+) -> None:
+    configured("DOCKERCOREHELPER_SIZE_MAX=32M\n")
+    told = attack("memory=64", options=fallback).log("not wanted")
+    length = int(
+        re.findall(r"core dropped: not wanted: it has (\d+) bytes, and .*SIZE_MAX is 33554432$", told, re.M)[0]
+    )
+    assert 64 << 20 < length < 80 << 20
+    assert "delegate" not in told and list(tmp_path.iterdir()) == []
+    assert ": delivered " in attack("memory=4", options=fallback).log("delivered")
+
+
+def test_a_program_that_crashes_too_often_leaves_a_line_and_a_number(
+    attack: MakeCrash, configured: Callable[[str], None]
+) -> None:
+    configured("DOCKERCOREHELPER_BURST=2/15s\n")
+    began = time.monotonic()
+    container = attack("fork=6", "tiny")
+    assert time.monotonic() - began < 10, "this machine is too slow for this test"
+    assert container.log("not wanted").count(": delivered ") == 2
+    assert container.log("not wanted").count("DOCKERCOREHELPER_BURST allows 2 cores of this program in 15 s") == 1
+    assert len(container.of("delegate")) == 2
+    time.sleep(max(0.0, began + 16 - time.monotonic()))
+    lab.output("docker", "start", "--attach", container.name)
+    # Of the next six, again two.
+    told = container.log(" left_out=4: delivered ")
+    assert told.count(" left_out=4: delivered ") == 1 and told.count(": delivered ") == 4
+    # Another container has a bound of its own.
+    assert ": delivered " in attack("tiny").log("delivered")
 
 
 # Whatever is wrong with the pattern or the limit, a line names it.

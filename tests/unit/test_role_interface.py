@@ -42,6 +42,8 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "canary_true": {"canary": True},
     "canary_delegate": {"canary": "delegate", "canary_image": "shop:1.0", "canary_options": ["--env-file", "/etc/x"]},
     "unwanted": {"ignore_signals": ["SIGQUIT", "SIGSYS"], "ignore_programs": ["/opt/a b/*", "*/it's", '/"$x`\\']},
+    "bounds": {"size_max": "10G", "burst": "5/1h"},
+    "bounds_number": {"size_max": 5000, "burst": 0},
     "unlimited": {"obey_core_limit": False},
     "keep": {"keep": "undelivered", "keep_max": "500M", "keep_free": 0, "keep_age": "365", "release": "kept"},
     "keep_bytes": {"keep": "always", "keep_max": 5000000, "keep_directory": '/srv/a "b" \\c/cores'},
@@ -107,6 +109,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "docker_core_helper_timeout_max must be a number of seconds from 1 to 86400: 0",
     ),
     "timeout_max_word": ({"timeout_max": "long"}, "docker_core_helper_timeout_max must be a number of seconds"),
+    "size_max": ({"size_max": "10GB"}, "docker_core_helper_size_max must be a number of bytes such as 10G, or 0"),
+    "size_max_lines": ({"size_max": "1\n2"}, "docker_core_helper_size_max must be a number of bytes"),
+    "burst": ({"burst": 5}, "docker_core_helper_burst must be a number of cores and a time such as 5/1h, or 0: 5"),
+    "burst_none": ({"burst": "0/1h"}, "docker_core_helper_burst must be a number of cores and a time"),
     "delegate_string": ({"delegate": "/opt/bin/uploader.sh"}, "docker_core_helper_delegate must be a list of words"),
     "delegate_date": ({"delegate": datetime.date(2026, 1, 2)}, "docker_core_helper_delegate must be a list of words"),
     "delegate_mapping": ({"delegate": {datetime.date(2026, 1, 2): 7}}, "must be a list of words"),
@@ -212,6 +218,8 @@ def test_the_helper_reads_in_the_configuration_what_the_user_has_written(message
     assert configuration.delegate == words
     assert configuration.timeout == float(expected.get("timeout", 300))
     assert configuration.timeout_max == float(expected.get("timeout_max", 3600))
+    assert configuration.size_max == {"10G": 10 << 30, "5000": 5000}.get(str(expected.get("size_max")), 0)
+    assert configuration.burst == ((5, 3600) if expected.get("burst") else (0, 0))
     assert configuration.fallback == bool(expected.get("fallback_core"))
     chain = expected.get("chain", "previous")
     assert configuration.chain == ([word.encode() for word in chain] if isinstance(chain, list) else [])

@@ -143,6 +143,7 @@ def process(**facts: Any) -> Any:
         "label": b"",
         "label_kind": "",
         "notes": [],
+        "left_out": 0,
         "visits": mount_table.Visits(),
         "in_container": lambda: False,
     }

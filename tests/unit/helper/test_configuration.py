@@ -250,6 +250,19 @@ def test_words_are_those_of_the_library_for_the_shells_rules(text: str) -> None:
         (b"DOCKERCOREHELPER_TIMEOUT=" + b"9" * 5000, "number of seconds"),
         (b"DOCKERCOREHELPER_TIMEOUT_MAX=0", "number of seconds"),
         (b"DOCKERCOREHELPER_TIMEOUT_MAX=86401", "number of seconds"),
+        (b"DOCKERCOREHELPER_SIZE_MAX=", "number of bytes"),
+        (b"DOCKERCOREHELPER_SIZE_MAX=10g", "number of bytes"),
+        (b"DOCKERCOREHELPER_SIZE_MAX=G", "number of bytes"),
+        (b"DOCKERCOREHELPER_SIZE_MAX=-1", "number of bytes"),
+        (b"DOCKERCOREHELPER_SIZE_MAX=1.5G", "number of bytes"),
+        (b"DOCKERCOREHELPER_SIZE_MAX=" + b"9" * 16, "number of bytes"),
+        (b"DOCKERCOREHELPER_BURST=5", "a number of cores and a time"),
+        (b"DOCKERCOREHELPER_BURST=5/", "a number of cores and a time"),
+        (b"DOCKERCOREHELPER_BURST=/1h", "a number of cores and a time"),
+        (b"DOCKERCOREHELPER_BURST=5/1w", "a number of cores and a time"),
+        (b"DOCKERCOREHELPER_BURST=5/0s", "a number of cores and a time"),
+        (b"DOCKERCOREHELPER_BURST=0/1h", "a number of cores and a time"),
+        (b"DOCKERCOREHELPER_BURST=100000/1h", "a number of cores and a time"),
         (b"DOCKERCOREHELPER_DELEGATE=uploader.sh", "absolute path"),
         (b"DOCKERCOREHELPER_DELEGATE=\"''\"", "absolute path"),
         (b"DOCKERCOREHELPER_DELEGATE=/d %x", "%x is not one of"),
@@ -266,6 +279,24 @@ def test_a_wrong_line_is_told_with_its_number_and_only_it_is_skipped(read: Read,
     assert (configuration.delegate, configuration.fallback, configuration.timeout) == ([b"/before"], True, 300.0)
     assert len(configuration.problems) == 1
     assert "helper.conf, line 3 skipped: " in configuration.problems[0] and complaint in configuration.problems[0]
+
+
+@pytest.mark.parametrize(
+    ("value", "size"),
+    [(b"0", 0), (b"5000", 5000), (b"2K", 2048), (b"3M", 3 << 20), (b"10G", 10 << 30), (b"1T", 1 << 40)],
+)
+def test_a_size_may_have_a_unit(read: Read, value: bytes, size: int) -> None:
+    configuration = read(b"DOCKERCOREHELPER_SIZE_MAX=" + value)
+    assert (configuration.size_max, configuration.problems) == (size, [])
+
+
+@pytest.mark.parametrize(
+    ("value", "burst"),
+    [(b"0", (0, 0)), (b"5/1h", (5, 3600)), (b"1/90s", (1, 90)), (b"9/2m", (9, 120)), (b"3/1d", (3, 86400))],
+)
+def test_a_burst_is_a_number_in_a_time(read: Read, value: bytes, burst: tuple[int, int]) -> None:
+    configuration = read(b"DOCKERCOREHELPER_BURST=" + value)
+    assert (configuration.burst, configuration.problems) == (burst, [])
 
 
 def test_an_empty_delegate_in_quotes_turns_a_delegate_off(read: Read) -> None:

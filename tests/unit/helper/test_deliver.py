@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from core_helper import (
+    bounds,
     container,
     control_groups,
     custody,
@@ -174,6 +175,9 @@ def test_destinations_are_tried_in_this_order(stage: Stage, monkeypatch: pytest.
     assert chosen(stage) == [("NoDestination", False), ("CoreFile", False)]
     stage.configuration.delegate = [b"/d"]
     assert chosen(stage) == [("Delegate", False), ("CoreFile", False)]
+    stage.configuration.burst = (5, 60)
+    assert chosen(stage) == [("Bounds", False), ("Delegate", False), ("CoreFile", False)]
+    stage.configuration.burst = (0, 0)
     stage.configuration.chain = [b"/handler"]
     assert chosen(stage) == [("Delegate", False), ("CoreFile", False)]
     stage.configuration.chain_containers = True
@@ -276,6 +280,39 @@ def test_the_delegate_is_told_how_many_seconds_are_left(
     deliveries.outcomes = [outcome()]
     assert deliveries.deliver() == 0
     assert told[0][b"CORE_TIMEOUT"] == left
+
+
+def test_a_core_that_is_too_large_is_refused_before_anything_is_started(
+    deliveries: Deliveries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounds, "announced_length", lambda pipe: {7: 5000}[pipe])
+    deliveries.stage.configuration.size_max = 4999
+    source: Any = SimpleNamespace(descriptor=7)
+    this: Any = deliveries
+    configuration = deliveries.stage.configuration
+    assert deliver.deliver(source, deliveries.stage.crash, configuration, this, this, 100.0) == 0
+    assert deliveries.told == [("drop", "not wanted: it has 5000 bytes, and DOCKERCOREHELPER_SIZE_MAX is 4999", True)]
+    configuration.size_max = 5000
+    deliveries.outcomes = [outcome()]
+    assert deliver.deliver(source, deliveries.stage.crash, configuration, this, this, 100.0) == 0
+    assert len(deliveries.tried) == 1
+
+
+def test_cores_beyond_the_burst_have_one_line_and_the_next_one_tells_how_many(
+    deliveries: Deliveries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = [(0, 0), (0, 1), (0, 2), (2, 0)]
+    monkeypatch.setattr(bounds, "left_out", lambda process, most, seconds: {(1, 60): answers.pop(0)}[most, seconds])
+    deliveries.stage.configuration.burst = (1, 60)
+    deliveries.outcomes = [outcome(), outcome()]
+    lines = []
+    for _ in range(4):
+        assert deliveries.deliver() == 0
+        lines.append([words[0] for words in deliveries.told if words[0] != "output"])
+        deliveries.told.clear()
+    assert lines == [["conclude"], ["drop"], [], ["conclude"]]
+    assert deliveries.stage.process.left_out == 2
+    assert deliveries.outcomes == []
 
 
 def test_an_environment_that_does_not_answer_is_done_without_once(deliveries: Deliveries) -> None:

@@ -206,6 +206,11 @@ def test_the_outcome_is_one_line_and_success_is_never_claimed_wrongly(
     assert re.fullmatch(rf"<{severity}>{PREFIX}{who}{expected}\n", line)
 
 
+def test_cores_that_were_left_out_before_are_told(kernel_log: Path, crash: Crash) -> None:
+    journal.Journal(Log()).conclude(crash, process(left_out=7), b"/d", outcome(), time.monotonic())
+    assert ' host="box" left_out=7: delivered 4096 bytes' in kernel_log.read_text()
+
+
 def test_a_reason_of_the_container_does_not_push_the_outcome_out_of_the_line(kernel_log: Path, crash: Crash) -> None:
     reason = "/" + "x" * 5000 + ": not executable"
     journal.Journal(Log()).conclude(crash, process(), b"/tmp/core.1.2.3", outcome(), time.monotonic(), reason)

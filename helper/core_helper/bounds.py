@@ -1,0 +1,111 @@
+"""How many cores a program may leave, and how large one may be: asked before a delegate is started.
+
+The administrator's bound for crash loops is a number of cores of each program of a container, in so many seconds. What was
+counted stands in a file of root's, so that it holds over all helpers. The first core beyond the bound has a line in the log,
+the others are counted, and the line of the next core that is delivered tells their number.
+"""
+
+import _struct
+import fcntl
+import posix
+import select
+import time
+
+from core_helper import corefile, linux
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from core_helper.process import FaultingProcess
+
+FILE = "/run/docker_core_helper.bursts"
+MOST_PROGRAMS = 1024
+# When it began to be counted, by the monotonic clock; cores since then; cores left out since then; container, program.
+RECORD = _struct.Struct("=dII128s136s")
+LONGEST_GROUP, LONGEST_PROGRAM = 128, 136
+HEADER_PATIENCE = 5.0  # Seconds for the kernel to write the first bytes of the core.
+PIPE_SIZE = 1 << 20
+PAUSE = 0.001
+F_GETPIPE_SZ = 1032
+
+
+def group_of(process: "FaultingProcess") -> str:
+    """Return what the programs are counted for: a container, as the log names it, or else the longest path of a control group.
+
+    So nobody's cores count for a container or a unit of somebody else.
+    """
+    if process.container_id:
+        return process.container_name
+    return max((path.decode("latin-1") for _, path in process.cgroups), key=len, default="")
+
+
+def left_out(process: "FaultingProcess", most: int, seconds: int, now: "float | None" = None) -> "tuple[int, int]":
+    """Count a core of ``process``, and tell whether it is within the bound of ``most`` cores in so many ``seconds``.
+
+    If it is, return how many were left out before it, and 0. If not, return 0, and how many are left out by now. A file that
+    cannot be used means no bound.
+    """
+    # Of a path, a user may choose the end.
+    group = group_of(process).encode("latin-1")[:LONGEST_GROUP].ljust(LONGEST_GROUP, b"\0")
+    program = process.exe[-LONGEST_PROGRAM:].ljust(LONGEST_PROGRAM, b"\0")
+    try:
+        file = posix.open(FILE, posix.O_RDWR | posix.O_CREAT | posix.O_NOFOLLOW | posix.O_CLOEXEC, 0o600)
+    except OSError:
+        return 0, 0
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        return _count(file, group, program, most, seconds, time.monotonic() if now is None else now)
+    except OSError:
+        return 0, 0
+    finally:
+        posix.close(file)
+
+
+def _count(file: int, group: bytes, program: bytes, most: int, seconds: int, now: float) -> "tuple[int, int]":
+    size = MOST_PROGRAMS * RECORD.size
+    records = list(RECORD.iter_unpack(posix.pread(file, size, 0).ljust(size, b"\0")))
+    index = next((index for index, record in enumerate(records) if record[3:] == (group, program)), None)
+    if index is None:
+        # A new program takes the place of the one whose time began first.
+        index = min(range(MOST_PROGRAMS), key=lambda index: records[index][0])
+        began, admitted, missed = now, 0, 0
+    else:
+        began, admitted, missed = records[index][:3]
+    before = 0
+    if now - began >= seconds or began > now:
+        began, admitted = now, 0
+    if admitted < most:
+        before, admitted, missed = missed, admitted + 1, 0
+    else:
+        missed = min(missed + 1, (1 << 32) - 1)
+    posix.pwrite(file, RECORD.pack(began, admitted, missed, group, program), index * RECORD.size)
+    return before, missed
+
+
+def announced_length(pipe: int) -> "int | None":
+    """Return how long the core in the ``pipe`` will be, and leave it there; None where that is not known in time."""
+    header = corefile.Header()
+    limit = time.monotonic() + HEADER_PATIENCE
+    linux.set_pipe_size(pipe, PIPE_SIZE)
+    out, into = posix.pipe()
+    poll = select.poll()
+    poll.register(pipe, 0)  # Tells only of the end.
+    try:
+        while header.wanted:
+            size = max(PIPE_SIZE, 2 * header.wanted)
+            linux.set_pipe_size(pipe, size)
+            ended = bool(poll.poll(0))
+            if linux.bytes_in_pipe(pipe) >= header.wanted:
+                linux.set_pipe_size(into, size)
+                content = posix.read(out, linux.tee(pipe, into, size))
+                header = corefile.Header()
+                header.add_some(content)
+            elif ended or fcntl.fcntl(pipe, F_GETPIPE_SZ) < header.wanted or time.monotonic() > limit:
+                return None
+            else:
+                time.sleep(PAUSE)
+        return header.length
+    except OSError:
+        return None  # Started by hand with a file.
+    finally:
+        posix.close(out)
+        posix.close(into)

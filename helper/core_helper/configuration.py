@@ -8,6 +8,7 @@ from core_helper.words import WordError, expand, shown, split_words, unquote
 CONFIGURATION = "/etc/docker_core_helper.conf"
 LONGEST_FILE = 65536
 DEFAULT_TIMEOUT = 300.0
+DEFAULT_FALLBACK_MAX = (16, 8 << 30)
 DEFAULT_TIMEOUT_MAX = 3600.0
 LONGEST_TIMEOUT = 86400
 MOST_DELIVERIES = 1 << 14
@@ -28,6 +29,8 @@ class Configuration:
         """Start with the defaults."""
         self.delegate: list[bytes] = []
         self.fallback = False
+        # So many core files in the directory of the fallback file, which take so many bytes; 0 means any number.
+        self.fallback_max = DEFAULT_FALLBACK_MAX
         self.timeout = DEFAULT_TIMEOUT
         self.timeout_max = DEFAULT_TIMEOUT_MAX
         self.pipe_limit: int | None = None
@@ -113,12 +116,9 @@ def _take_line(line: bytes, configuration: "Configuration") -> None:
     elif key == b"DOCKERCOREHELPER_SIZE_MAX":
         configuration.size_max = _unit_number(key, value, SIZES, "a number of bytes such as 10G, or 0")
     elif key == b"DOCKERCOREHELPER_BURST":
-        most, slash, period = value.partition(b"/")
-        what = "a number of cores and a time such as 5/1h, or 0"
-        seconds = _unit_number(key, period, TIMES, what) if slash else 0
-        if not most.isdigit() or len(most) > 5 or bool(int(most)) != bool(seconds):
-            raise WordError(f"{key.decode()}={shown(value)} must be {what}")
-        configuration.burst = (int(most), seconds)
+        configuration.burst = _pair(key, value, TIMES, "a number of cores and a time such as 5/1h, or 0")
+    elif key == b"DOCKERCOREHELPER_FALLBACK_MAX":
+        configuration.fallback_max = _pair(key, value, SIZES, "a number of files and of bytes such as 16/8G, or 0")
     elif key == b"DOCKERCOREHELPER_CHAIN":
         # Any % is fine: previous_handler.py drops a specifier that it does not know, as the kernel does.
         words = split_words(value)
@@ -166,6 +166,15 @@ def _unit_number(key: bytes, value: bytes, units: "dict[bytes, int]", what: str)
     if not number.isdigit() or len(number) > 15:
         raise WordError(f"{key.decode()}={shown(value)} must be {what}")
     return int(number) * factor
+
+
+def _pair(key: bytes, value: bytes, units: "dict[bytes, int]", what: str) -> "tuple[int, int]":
+    """Return the two numbers of such as 5/1h, of which neither is 0, or both for the value 0."""
+    most, slash, amount = value.partition(b"/")
+    second = _unit_number(key, amount, units, what) if slash else 0
+    if not most.isdigit() or len(most) > 5 or bool(int(most)) != bool(second):
+        raise WordError(f"{key.decode()}={shown(value)} must be {what}")
+    return int(most), second
 
 
 def _switch(key: bytes, value: bytes) -> bool:

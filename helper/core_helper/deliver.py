@@ -460,9 +460,9 @@ class CoreFile:
             return Outcome(ABSENT)
         from core_helper import fallback
 
-        crash, plan = delivery.crash, delivery.plan
+        crash, plan, bound = delivery.crash, delivery.plan, delivery.configuration.fallback_max
         path = fallback.path_of(crash.pid, crash.uid, crash.gid)
-        result = delivery.run(lambda child: fallback.write(plan, path, wanted, child))
+        result = delivery.run(lambda child: fallback.write(plan, path, wanted, child, bound))
         if result.started:
             return delivery.conclude(path, result, reason)
         return Outcome(ABSENT) if result.absent else Outcome(FAILED, str(result.failure))

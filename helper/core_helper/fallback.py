@@ -1,4 +1,8 @@
-"""The fallback file /tmp/core.PID.UID.GID, written where the process sees that path, and at its privilege."""
+"""The fallback file /tmp/core.PID.UID.GID, written where the process sees that path, and at its privilege.
+
+It has holes where the core has nothing but zeros: most of the memory that a process has reserved was never used. A bound keeps
+a program that crashes in a loop from filling the disk: so many files may lie there, which take so many bytes of the disk.
+"""
 
 import posix
 
@@ -13,8 +17,14 @@ if TYPE_CHECKING:
     from core_helper.child import Child
 
 BLOCK = 1 << 18
+PAGE = 1 << 12
+ZEROS = bytes(PAGE)
+SECTOR = 512  # The unit of st_blocks; stat(2).
 MODE = 0o600
 TRUNCATED = b".truncated"  # What is added to the name of a file that holds a part of a core.
+RLIMIT_FSIZE = 1
+SEEK_SET = 0
+NO_LIMIT = 1 << 62
 
 
 def path_of(pid: int, uid: int, gid: int) -> bytes:
@@ -22,11 +32,14 @@ def path_of(pid: int, uid: int, gid: int) -> bytes:
     return f"/tmp/core.{pid}.{uid}.{gid}".encode()
 
 
-def write(plan: joining.Plan, path: bytes, wanted: bool, child: "Child") -> "NoReturn":
+def write(
+    plan: joining.Plan, path: bytes, wanted: bool, child: "Child", bound: "tuple[int, int]" = (0, 0)
+) -> "NoReturn":
     """In a child: enter the container as the delegate would, create ``path`` and copy the core into it; never returns.
 
     Nothing is executed and nothing appears in the container's pid namespace. Where it is not known yet whether the fallback
-    file is ``wanted``, the environment of the process must ask for it.
+    file is ``wanted``, the environment of the process must ask for it. The ``bound`` is the number of such files and of the
+    bytes that they take, 0 for any number.
     """
     process = plan.process
     with joining.StatusPipe(child.status_write_end) as status:
@@ -41,6 +54,8 @@ def write(plan: joining.Plan, path: bytes, wanted: bool, child: "Child") -> "NoR
         joining.enter(plan, status)
         status.step = "take over label"
         plan.label.at_once()
+        status.step = "count fallback files"
+        room = room_in(path.rpartition(b"/")[0], *bound)
         status.step = "create fallback file"
         privileges.limit_file_size(process)
         # O_EXCL follows no symbolic link and takes no file, FIFO or hard link that somebody has put there.
@@ -51,10 +66,40 @@ def write(plan: joining.Plan, path: bytes, wanted: bool, child: "Child") -> "NoR
             raise Stopped(f"{path.decode()}: {error.strerror}") from None
         status.step = "write fallback file"
         status.send("ready", "")
-        if copy(child.core_read_end, file):
+        try:
+            cut = copy(child.core_read_end, file, room)
+        except Stopped as error:
+            try:
+                rename(path, path + TRUNCATED)
+            except OSError as second:
+                raise Stopped(f"{error}; rename: {second.strerror}") from None
+            raise
+        if cut:
             status.step = "rename fallback file"
             rename(path, path + TRUNCATED)
         posix._exit(0)
+
+
+def room_in(directory: bytes, most: int, size: int) -> int:
+    """Return how many bytes more the fallback files in ``directory`` may take. Raises Stopped if there may be no more."""
+    if not most:
+        return NO_LIMIT
+    count, taken = 0, 0
+    try:
+        listed = linux.openat2(directory, posix.O_RDONLY | posix.O_DIRECTORY)
+        for entry in posix.scandir(listed):
+            words = entry.name.split(".")
+            if words[0] == "core" and len(words) in (4, 5) and all(map(str.isdigit, words[1:4])):
+                count += 1
+                taken += entry.stat(follow_symlinks=False).st_blocks * SECTOR
+    except OSError as error:
+        raise Stopped(f"{directory.decode()}: {error.strerror}") from None
+    if count >= most or taken >= size:
+        raise Stopped(
+            f"{count} core files take {taken} bytes in {directory.decode()} already, and DOCKERCOREHELPER_FALLBACK_MAX is"
+            f" {most}/{size}: remove them"
+        )
+    return size - taken
 
 
 def rename(old: bytes, new: bytes) -> None:
@@ -63,13 +108,14 @@ def rename(old: bytes, new: bytes) -> None:
     posix.unlink(old)
 
 
-def copy(source: int, file: int) -> bool:
+def copy(source: int, file: int, room: int = NO_LIMIT) -> bool:
     """Copy ``source`` to its end into ``file``, onto the disk, and tell whether the core was cut off.
 
-    Raises Stopped with what was written so far.
+    Raises Stopped with how much was copied so far, also where more than ``room`` bytes would be written.
     """
-    written = 0
+    copied = 0
     header = corefile.Header()
+    limit = linux.getrlimit(RLIMIT_FSIZE)[0]
     try:
         while True:
             block = posix.read(source, BLOCK)
@@ -77,10 +123,38 @@ def copy(source: int, file: int) -> bool:
                 break
             header.add_some(block)
             while block:
-                count = posix.write(file, block)
-                written += count
+                count = holes_in(block, copied)
+                # Beyond the limit nothing is left out: the write there tells that the file may be no larger.
+                if count and (limit < 0 or copied + count <= limit):
+                    posix.lseek(file, copied + count, SEEK_SET)
+                else:
+                    data = data_in(block, copied)
+                    if data > room:
+                        raise Stopped(f"the bound of all core files there is reached after {copied} bytes")
+                    count = posix.write(file, block[:data])
+                    room -= count
+                copied += count
                 block = block[count:]
+        posix.ftruncate(file, copied)
         posix.fsync(file)
     except OSError as error:
-        raise Stopped(f"{error.strerror} after {written} bytes") from None
-    return header.was_cut(written)
+        posix.ftruncate(file, copied)
+        raise Stopped(f"{error.strerror} after {copied} bytes") from None
+    return header.was_cut(copied)
+
+
+def holes_in(block: bytes, position: int) -> int:
+    """Return with how many bytes ``block`` begins that need not be written: pages of zeros, if ``position`` begins a page."""
+    count = 0
+    if position % PAGE == 0:
+        while block[count : count + PAGE] == ZEROS:
+            count += PAGE
+    return count
+
+
+def data_in(block: bytes, position: int) -> int:
+    """Return how many bytes ``block`` has before its next page of zeros; at least a part of a page."""
+    count = min(len(block), PAGE - position % PAGE)
+    while count < len(block) and block[count : count + PAGE] != ZEROS:
+        count += PAGE
+    return min(count, len(block))

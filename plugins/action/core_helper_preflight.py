@@ -103,6 +103,11 @@ def problems(defaults: dict[str, Any], known: dict[str, Any]) -> Iterator[str]:
         yield f"{PREFIX}size_max must be a number of bytes such as 10G, or 0: {shown(known['size_max'])}"
     if not re.fullmatch(r"0|[1-9][0-9]{0,4}/[1-9][0-9]{0,9}[smhd]", str(known["burst"])):
         yield f"{PREFIX}burst must be a number of cores and a time such as 5/1h, or 0: {shown(known['burst'])}"
+    if not re.fullmatch(r"0|[1-9][0-9]{0,4}/[1-9][0-9]{0,14}[KMGT]?", str(known["fallback_max"])):
+        yield (
+            f"{PREFIX}fallback_max must be a number of files and of bytes such as 16/8G, or 0:"
+            f" {shown(known['fallback_max'])}"
+        )
     for name in ("timeout", "timeout_max"):
         if not 1 <= number(known[name]) <= 86400:
             yield f"{PREFIX}{name} must be a number of seconds from 1 to 86400: {shown(known[name])}"

@@ -24,6 +24,7 @@
  *   memory=MIB     fills that much memory
  *   mapped=MIB     maps a file of that size, whose pages it never reads, and has them dumped
  *   reserve=TIB    reserves that much memory and never uses it
+ *   untouched=MIB  the same in mebibytes
  *   modest         processor 0 alone, and scheduled when nobody else wants to be
  *   tiny           has no memory dumped
  *   path=LENGTH    the program is at a path of that length
@@ -271,7 +272,8 @@ static void change_root(const char *path)
 
 static void reserve(size_t size)
 {
-	for (size_t step = 1ul << 40; size; size -= step) {
+	for (size_t step; size; size -= step) {
+		step = size < 1ul << 40 ? size : 1ul << 40;
 		int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
 		char *memory = mmap(NULL, step, PROT_READ | PROT_WRITE, flags, -1, 0);
 		if (memory == MAP_FAILED)
@@ -1241,6 +1243,8 @@ static void act(char **actions)
 				change_root("/jail");
 		} else if (IS("reserve"))
 			reserve(strtoul(value, NULL, 10) << 40);
+		else if (IS("untouched"))
+			reserve(strtoul(value, NULL, 10) << 20);
 		else if (IS("modest"))
 			be_modest();
 		else if (IS("receiver"))

@@ -730,6 +730,14 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         [("deadline.py", "if left <= AHEAD and", "if False and")],
         "goes_on_reading",
     ),
+    "fate: any number of core files": (
+        [("fallback.py", "if count >= most or taken >= size:", "if False:")],
+        "do_not_fill_the_disk",
+    ),
+    "fate: no holes": (
+        [("fallback.py", "    if position % PAGE == 0:", "    if False:")],
+        "has_holes",
+    ),
     "fate: a core of any size": (
         [("deliver.py", "length > configuration.size_max", "False")],
         "core_that_is_too_large",

@@ -259,6 +259,25 @@ def test_a_program_that_crashes_too_often_leaves_a_line_and_a_number(
     assert ": delivered " in attack("tiny").log("delivered")
 
 
+def test_core_files_do_not_fill_the_disk(
+    attack: MakeCrash, configured: Callable[[str], None], tmp_path: Path, fallback: tuple[str, ...]
+) -> None:
+    configured("DOCKERCOREHELPER_FALLBACK_MAX=2/1G\n")
+    for _ in range(2):
+        assert ": delivered " in attack("delegate=none", "memory=4", options=fallback).log("delivered")
+    told = attack("delegate=none", "memory=4", options=fallback).log("core dropped")
+    assert "2 core files take" in told and "DOCKERCOREHELPER_FALLBACK_MAX is 2/1073741824: remove them" in told
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_core_file_has_holes(attack: MakeCrash, tmp_path: Path, fallback: tuple[str, ...]) -> None:
+    attack("delegate=none", "memory=4", "untouched=512", options=fallback).log("delivered")
+    (core,) = tmp_path.glob("core.*")
+    found = core.stat()
+    assert found.st_size > 512 << 20 and found.st_blocks * 512 < 32 << 20
+    assert is_whole(core.read_bytes())
+
+
 # Whatever is wrong with the pattern or the limit, a line names it.
 
 

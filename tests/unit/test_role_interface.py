@@ -42,8 +42,8 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "canary_true": {"canary": True},
     "canary_delegate": {"canary": "delegate", "canary_image": "shop:1.0", "canary_options": ["--env-file", "/etc/x"]},
     "unwanted": {"ignore_signals": ["SIGQUIT", "SIGSYS"], "ignore_programs": ["/opt/a b/*", "*/it's", '/"$x`\\']},
-    "bounds": {"size_max": "10G", "burst": "5/1h"},
-    "bounds_number": {"size_max": 5000, "burst": 0},
+    "bounds": {"size_max": "10G", "burst": "5/1h", "fallback_max": "3/5000"},
+    "bounds_number": {"size_max": 5000, "burst": 0, "fallback_max": 0},
     "unlimited": {"obey_core_limit": False},
     "keep": {"keep": "undelivered", "keep_max": "500M", "keep_free": 0, "keep_age": "365", "release": "kept"},
     "keep_bytes": {"keep": "always", "keep_max": 5000000, "keep_directory": '/srv/a "b" \\c/cores'},
@@ -113,6 +113,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "size_max_lines": ({"size_max": "1\n2"}, "docker_core_helper_size_max must be a number of bytes"),
     "burst": ({"burst": 5}, "docker_core_helper_burst must be a number of cores and a time such as 5/1h, or 0: 5"),
     "burst_none": ({"burst": "0/1h"}, "docker_core_helper_burst must be a number of cores and a time"),
+    "fallback_max": (
+        {"fallback_max": "16"},
+        "_fallback_max must be a number of files and of bytes such as 16/8G, or 0",
+    ),
+    "fallback_max_none": ({"fallback_max": "0/8G"}, "docker_core_helper_fallback_max must be a number of files"),
     "delegate_string": ({"delegate": "/opt/bin/uploader.sh"}, "docker_core_helper_delegate must be a list of words"),
     "delegate_date": ({"delegate": datetime.date(2026, 1, 2)}, "docker_core_helper_delegate must be a list of words"),
     "delegate_mapping": ({"delegate": {datetime.date(2026, 1, 2): 7}}, "must be a list of words"),
@@ -220,6 +225,8 @@ def test_the_helper_reads_in_the_configuration_what_the_user_has_written(message
     assert configuration.timeout_max == float(expected.get("timeout_max", 3600))
     assert configuration.size_max == {"10G": 10 << 30, "5000": 5000}.get(str(expected.get("size_max")), 0)
     assert configuration.burst == ((5, 3600) if expected.get("burst") else (0, 0))
+    bound = {"3/5000": (3, 5000), "0": (0, 0)}.get(str(expected.get("fallback_max")), (16, 8 << 30))
+    assert configuration.fallback_max == bound
     assert configuration.fallback == bool(expected.get("fallback_core"))
     chain = expected.get("chain", "previous")
     assert configuration.chain == ([word.encode() for word in chain] if isinstance(chain, list) else [])

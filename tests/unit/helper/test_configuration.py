@@ -256,6 +256,9 @@ def test_words_are_those_of_the_library_for_the_shells_rules(text: str) -> None:
         (b"DOCKERCOREHELPER_SIZE_MAX=-1", "number of bytes"),
         (b"DOCKERCOREHELPER_SIZE_MAX=1.5G", "number of bytes"),
         (b"DOCKERCOREHELPER_SIZE_MAX=" + b"9" * 16, "number of bytes"),
+        (b"DOCKERCOREHELPER_FALLBACK_MAX=16", "a number of files and of bytes"),
+        (b"DOCKERCOREHELPER_FALLBACK_MAX=16/8X", "a number of files and of bytes"),
+        (b"DOCKERCOREHELPER_FALLBACK_MAX=16/0", "a number of files and of bytes"),
         (b"DOCKERCOREHELPER_BURST=5", "a number of cores and a time"),
         (b"DOCKERCOREHELPER_BURST=5/", "a number of cores and a time"),
         (b"DOCKERCOREHELPER_BURST=/1h", "a number of cores and a time"),
@@ -288,6 +291,12 @@ def test_a_wrong_line_is_told_with_its_number_and_only_it_is_skipped(read: Read,
 def test_a_size_may_have_a_unit(read: Read, value: bytes, size: int) -> None:
     configuration = read(b"DOCKERCOREHELPER_SIZE_MAX=" + value)
     assert (configuration.size_max, configuration.problems) == (size, [])
+
+
+def test_the_bound_of_core_files_is_a_number_of_files_and_of_bytes(read: Read) -> None:
+    assert read(b"").fallback_max == (16, 8 << 30)
+    assert read(b"DOCKERCOREHELPER_FALLBACK_MAX=3/2M").fallback_max == (3, 2 << 20)
+    assert read(b"DOCKERCOREHELPER_FALLBACK_MAX=0").fallback_max == (0, 0)
 
 
 @pytest.mark.parametrize(

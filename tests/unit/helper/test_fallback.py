@@ -18,10 +18,10 @@ from unit.helper.support import elf, process
 pytestmark = pytest.mark.usefixtures("without_entry")
 
 
-def write(path: Path, core: bytes) -> Any:
+def write(path: Path, core: bytes, bound: tuple[int, int] = (0, 0)) -> Any:
     label: Any = SimpleNamespace(at_once=lambda: None)
     plan = joining.Plan(process(), control_groups.ControlGroups(), label, None)
-    return supervise(lambda child: fallback.write(plan, os.fsencode(path), True, child), core)
+    return supervise(lambda child: fallback.write(plan, os.fsencode(path), True, child, bound), core)
 
 
 def test_the_path_holds_the_ids_of_the_host() -> None:
@@ -103,4 +103,78 @@ def test_a_full_disk_is_told_and_what_was_written_stays(
     result = write(tmp_path / "core", bytes(size))
     assert result.started is True
     assert result.failure == f"write fallback file: File too large after {room} bytes"
-    assert (tmp_path / "core").stat().st_size == room
+    assert os.listdir(tmp_path) == ["core.truncated"]
+    assert (tmp_path / "core.truncated").stat().st_size == room
+
+
+# Holes, and how much may lie there.
+
+
+def data(size: int) -> bytes:
+    return b"c" * size
+
+
+@pytest.mark.parametrize(
+    "core",
+    [
+        data(4096) + bytes(4 << 20) + data(100),
+        bytes(1 << 20) + data(1),
+        data(1) + bytes(1 << 20),
+        data(5000) + bytes(5000) + data(5000),
+        bytes(300_000),
+        b"".join(data(4096) + bytes(4096) for _ in range(100)),
+        data(1 << 20),
+        bytes(4095),
+    ],
+)
+def test_zeros_are_holes_and_the_core_is_the_same(tmp_path: Path, core: bytes) -> None:
+    (tmp_path / "plain").write_bytes(core)
+    assert write(tmp_path / "core", core).failure is None
+    assert (tmp_path / "core").read_bytes() == core
+    whole = sum(core[at : at + 4096] != bytes(4096)[: len(core) - at] for at in range(0, len(core), 4096))
+    last = core[len(core) // 4096 * 4096 :]
+    # Not a page more is written than has data in it, but for a last part of a page. One more may hold the list of the others.
+    assert (tmp_path / "core").stat().st_blocks * 512 <= 4096 * (whole + bool(last) + 1)
+
+
+@pytest.mark.parametrize("room", [4096, 8192, 100_000])
+def test_holes_end_where_the_file_may_be_no_larger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+
+    monkeypatch.setattr(joining, "enter", lambda plan, status: limit())
+    result = write(tmp_path / "core", data(10) + bytes(1 << 20) + data(10))
+    assert result.failure == f"write fallback file: File too large after {room} bytes"
+    assert (tmp_path / "core.truncated").stat().st_size == room
+
+
+@pytest.mark.parametrize(
+    ("bound", "told"),
+    [
+        ((3, 1 << 30), "3 core files take"),
+        ((4, 1 << 30), ""),
+        ((9, 8192), "3 core files take"),
+        ((0, 0), ""),
+    ],
+)
+def test_no_more_core_files_are_written_than_the_bound_says(tmp_path: Path, bound: tuple[int, int], told: str) -> None:
+    for name in ("core.1.0.0", "core.2.0.0", "core.3.0.0.truncated", "core", "core.x.0.0", "cores.1.2.3", "core.1.2"):
+        (tmp_path / name).write_bytes(data(8192))
+    result = write(tmp_path / "core.4.0.0", data(5000), bound)
+    if told:
+        assert result.started is False
+        assert result.failure.startswith(f"count fallback files: {told} ")
+        assert f"DOCKERCOREHELPER_FALLBACK_MAX is {bound[0]}/{bound[1]}: remove them" in result.failure
+    else:
+        assert result.failure is None
+    assert (tmp_path / "core.4.0.0").exists() is not bool(told)
+
+
+def test_a_core_that_takes_more_than_is_left_is_ended_there_and_holes_take_nothing(tmp_path: Path) -> None:
+    (tmp_path / "core.1.0.0").write_bytes(data(1 << 20))
+    core = data(1 << 20) + bytes(8 << 20)
+    assert write(tmp_path / "core.2.0.0", core, (9, 3 << 20)).failure is None
+    result = write(tmp_path / "core.3.0.0", data(2 << 20), (9, 3 << 20))
+    assert result.failure.startswith("write fallback file: the bound of all core files there is reached after ")
+    assert sorted(os.listdir(tmp_path)) == ["core.1.0.0", "core.2.0.0", "core.3.0.0.truncated"]
+    assert (tmp_path / "core.3.0.0.truncated").stat().st_size <= 1 << 20

@@ -159,9 +159,16 @@ def test_the_core_file_is_created_after_all_privileges_were_given_away(recorder:
     with pytest.raises(Ended):
         line.write()
     first = ["read environment", "join control groups"]
-    assert line.names() == [*first, *ENTRY, "take over label", "create fallback file", "write fallback file"]
+    assert line.names() == [
+        *first,
+        *ENTRY,
+        "take over label",
+        "count fallback files",
+        "create fallback file",
+        "write fallback file",
+    ]
     assert line.of("take over label") == [("at_once",)]
-    assert line.of("write fallback file") == [("send", "ready", ""), ("copy", 51, 9), ("_exit", 0)]
+    assert line.of("write fallback file") == [("send", "ready", ""), ("copy", 51, 9, fallback.NO_LIMIT), ("_exit", 0)]
 
 
 def test_what_cannot_be_taken_over_of_the_scheduling_is_a_note_and_limits_get_room(recorder: Recorder) -> None:

@@ -273,7 +273,9 @@ class Stage:
         monkeypatch.setattr(joining, "prepare", lambda process: plan)
         monkeypatch.setattr(deliver, "Child", lambda source, groups, run: SimpleNamespace(run=run, left=lambda: 0))
         monkeypatch.setattr(joining, "execute_delegate", lambda plan, words, environment, child: ("execute", words))
-        monkeypatch.setattr(fallback, "write", lambda plan, path, asked, child: ("write" if asked else "ask", path))
+        monkeypatch.setattr(
+            fallback, "write", lambda plan, path, asked, child, bound: ("write" if asked else "ask", path)
+        )
         monkeypatch.setattr(supervisor, "supervise", self.supervise)
 
     def supervise(self, source: object, child: Any, *_: object) -> Result:

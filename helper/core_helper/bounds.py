@@ -1,8 +1,8 @@
 """How many cores a program may leave, and how large one may be: asked before a delegate is started.
 
-The administrator's bound for crash loops is a number of cores of each program of a container, in so many seconds. What was
-counted stands in a file of root's, so that it holds over all helpers. The first core beyond the bound has a line in the log,
-the others are counted, and the line of the next core that is delivered tells their number.
+The administrator's bound for crash loops is a number of cores of each program of a group, in so many seconds; runtime.group_of
+says what a group is. What was counted stands in a file of root's, so that it holds over all helpers. The first core beyond the
+bound has a line in the log, the others are counted, and the line of the next core that is delivered tells their number.
 """
 
 import _struct
@@ -11,7 +11,7 @@ import posix
 import select
 import time
 
-from core_helper import corefile, linux
+from core_helper import corefile, linux, runtime
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 FILE = "/run/docker_core_helper.bursts"
 MOST_PROGRAMS = 1024
-# When it began to be counted, by the monotonic clock; cores since then; cores left out since then; container, program.
+# When it began to be counted, by the monotonic clock; cores since then; cores left out since then; group, program.
 RECORD = _struct.Struct("=dII128s136s")
 LONGEST_GROUP, LONGEST_PROGRAM = 128, 136
 HEADER_PATIENCE = 5.0  # Seconds for the kernel to write the first bytes of the core.
@@ -28,24 +28,13 @@ PAUSE = 0.001
 F_GETPIPE_SZ = 1032
 
 
-def group_of(process: "FaultingProcess") -> str:
-    """Return what the programs are counted for: a container, as the log names it, or else the longest path of a control group.
-
-    So nobody's cores count for a container or a unit of somebody else.
-    """
-    if process.container_id:
-        return process.container_name
-    return max((path.decode("latin-1") for _, path in process.cgroups), key=len, default="")
-
-
 def left_out(process: "FaultingProcess", most: int, seconds: int, now: "float | None" = None) -> "tuple[int, int]":
     """Count a core of ``process``, and tell whether it is within the bound of ``most`` cores in so many ``seconds``.
 
     If it is, return how many were left out before it, and 0. If not, return 0, and how many are left out by now. A file that
     cannot be used means no bound.
     """
-    # Of a path, a user may choose the end.
-    group = group_of(process).encode("latin-1")[:LONGEST_GROUP].ljust(LONGEST_GROUP, b"\0")
+    group = runtime.group_of(process.cgroups).encode()[:LONGEST_GROUP].ljust(LONGEST_GROUP, b"\0")
     program = process.exe[-LONGEST_PROGRAM:].ljust(LONGEST_PROGRAM, b"\0")
     try:
         file = posix.open(FILE, posix.O_RDWR | posix.O_CREAT | posix.O_NOFOLLOW | posix.O_CLOEXEC, 0o600)

@@ -17,7 +17,7 @@ NEVER, UNDELIVERED, ALWAYS = "never", "undelivered", "always"
 KEEP_DIRECTORY = "/var/lib/docker_core_helper/cores"
 KEEP_MAX, KEEP_FREE, KEEP_AGE = 10 << 30, 15, 14  # Bytes, percent, days.
 UNITS = {b"": 0, b"K": 10, b"M": 20, b"G": 30, b"T": 40}
-SIZES = {b"K": 1 << 10, b"M": 1 << 20, b"G": 1 << 30, b"T": 1 << 40}
+SIZES = {unit: 1 << shift for unit, shift in UNITS.items() if unit}
 TIMES = {b"s": 1, b"m": 60, b"h": 3600, b"d": 86400}
 S_IFMT, S_IFREG = 0o170000, 0o100000
 

@@ -399,13 +399,14 @@ class Bounds:
     """Stands before the delegate where the administrator has set bounds, and takes a core that is beyond one of them."""
 
     only_if_absent = False
+    secured = False
 
     def attempt(self, delivery: Delivery, reason: str) -> Outcome:
         """Say that the core is beyond a bound, once for each program; or else leave it to the next destination."""
         from core_helper import bounds  # Most hosts have none.
 
         process, configuration = delivery.process, delivery.configuration
-        length = bounds.announced_length(delivery.source.descriptor) if configuration.size_max else None
+        length = bounds.announced_length(delivery.kernel.descriptor) if configuration.size_max else None
         if length is not None and length > configuration.size_max:
             told = f"not wanted: it has {length} bytes, and DOCKERCOREHELPER_SIZE_MAX is {configuration.size_max}"
             delivery.log.lines.drop(delivery.crash, process, told, True)

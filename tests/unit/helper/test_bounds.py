@@ -10,15 +10,16 @@ import time
 from pathlib import Path
 
 import pytest
-from core_helper import bounds, linux
+from core_helper import bounds, linux, runtime
 from unit.helper.support import elf, in_child, process
 
-A, B = process(container_id="a" * 64, container_name="a" * 12), process(container_id="b" * 64, container_name="b" * 12)
+A, B = process(cgroups=[(b"", b"/docker/a")]), process(cgroups=[(b"", b"/docker/b")])
 
 
 @pytest.fixture(autouse=True)
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(bounds, "FILE", str(tmp_path / "bursts"))
+    monkeypatch.setattr(runtime, "group_of", lambda cgroups: repr(cgroups))
     return tmp_path / "bursts"
 
 
@@ -34,27 +35,11 @@ def test_beyond_the_bound_cores_are_counted_and_the_next_one_tells_how_many(file
 
 
 def test_each_program_of_each_container_has_a_bound_of_its_own() -> None:
-    other = process(container_id="a" * 64, container_name="a" * 12, exe=b"/usr/bin/other")
+    other = process(cgroups=A.cgroups, exe=b"/usr/bin/other")
     for found in (A, B, other):
         assert bounds.left_out(found, 1, 100, 5000.0) == (0, 0)
     for found in (A, B, other):
         assert bounds.left_out(found, 1, 100, 5000.0) == (0, 1)
-
-
-def test_a_user_who_names_a_control_group_after_a_container_uses_up_nothing_of_it() -> None:
-    forged = process(container_id="a" * 64, container_name="1000:" + "a" * 12)
-    assert bounds.left_out(forged, 1, 100, 5000.0) == (0, 0)
-    assert bounds.left_out(A, 1, 100, 5000.0) == (0, 0)
-
-
-def test_what_is_in_no_container_counts_for_its_control_group_whose_end_may_be_anybodys() -> None:
-    unit = b"/system.slice/" + b"x" * 200 + b".service"
-    ours = process(cgroups=[(b"pids", b"/"), (b"", unit)])
-    theirs = process(cgroups=[(b"", b"/user.slice/user-1000.slice" + unit)])
-    assert bounds.left_out(theirs, 1, 100, 5000.0) == (0, 0)
-    assert bounds.left_out(ours, 1, 100, 5000.0) == (0, 0)
-    assert bounds.left_out(ours, 1, 100, 5000.0) == (0, 1)
-    assert bounds.group_of(process(cgroups=[])) == ""
 
 
 def test_the_file_does_not_grow_and_forgets_the_program_that_began_first(

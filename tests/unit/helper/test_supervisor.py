@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from core_helper import joining, linux, namespaces, procfs, relay, supervisor
 from core_helper.child import Child, Result
+from core_helper.deadline import Deadline
 from core_helper.program import Stopped
 from unit.helper.delivery import LONG, PATIENCE, deliver, end, is_gone, shell, supervise, wait_for_text
 from unit.helper.support import PTRACE_TRACEME, process
@@ -490,7 +491,7 @@ def test_a_process_of_the_delegates_session_is_ended_with_it(tmp_path: Path) -> 
 def test_no_pipe_of_the_delegate_makes_the_supervisor_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     real = relay.Relay.run
 
-    def run(moving: relay.Relay, deadline: float) -> bool:
+    def run(moving: relay.Relay, deadline: Deadline) -> bool:
         child = moving.child
         pipes = (child.core_write_end, child.status_read_end, child.stdout_read_end, child.stderr_read_end)
         moving.output.log(str([os.get_blocking(pipe) for pipe in pipes]).encode())

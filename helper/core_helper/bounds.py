@@ -86,6 +86,8 @@ def announced_length(pipe: int) -> "int | None":
             if linux.bytes_in_pipe(pipe) >= header.wanted:
                 linux.set_pipe_size(into, size)
                 content = posix.read(out, linux.tee(pipe, into, size))
+                if len(content) < header.wanted:
+                    return None  # There may be no pipe of that size beside the kernel's.
                 header = corefile.Header()
                 header.add_some(content)
             elif ended or fcntl.fcntl(pipe, F_GETPIPE_SZ) < header.wanted or time.monotonic() > limit:

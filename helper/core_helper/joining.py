@@ -35,12 +35,12 @@ class Plan:
         groups: control_groups.ControlGroups,
         label: privileges.Label,
         interpreter: "tuple[int, int] | None",
-        strict: bool = False,
+        root: bytes = b"/",
     ) -> None:
         """Take the process to become; ``interpreter`` is device and inode of the helper's own, never to be executed.
 
-        ``strict`` says that no other user may be able to change the delegate, as in a directory that a daemon has made its
-        root directory: who may write there need not be who has made the image.
+        ``root`` is the path of the root directory. Unless that is /, no other user may be able to change the delegate, as in a
+        directory that a daemon has made its root directory: who may write there need not be who has made the image.
         ``late`` says whether the last fork happens outside of the control group that counts processes.
         """
         self.process = process
@@ -48,7 +48,7 @@ class Plan:
         self.groups = groups
         self.label = label
         self.interpreter = interpreter
-        self.strict = strict
+        self.root = root
 
 
 def prepare(process: "FaultingProcess") -> Plan:
@@ -58,8 +58,8 @@ def prepare(process: "FaultingProcess") -> Plan:
     if process.in_container():
         # Outside of containers the delegate may well be a script for the same Python.
         interpreter = identity(posix.stat("/proc/self/exe"))
-    strict = procfs.path_of(process.root) != b"/"
-    return Plan(process, control_groups.open_control_groups(process), privileges.Label(process), interpreter, strict)
+    root = procfs.path_of(process.root)
+    return Plan(process, control_groups.open_control_groups(process), privileges.Label(process), interpreter, root)
 
 
 class Crowded(Stopped):
@@ -177,7 +177,7 @@ def execute_delegate(plan: Plan, words: "list[bytes]", facts: "dict[bytes, bytes
         enter(plan, status)
         # After the capabilities were dropped: the delegate must not be a file that the process itself could not reach.
         status.step = "open delegate"
-        program = Program(words, plan.interpreter, descriptors, plan.strict)
+        program = Program(words, plan.interpreter, descriptors, plan.root)
         status.step = "take over label"  # With the next execve(2), so after everything that is opened.
         plan.label.at_exec()
         if plan.late:

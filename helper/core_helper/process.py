@@ -116,7 +116,12 @@ class FaultingProcess:
             return {}
         # An earlier child may have read the same open file to its end.
         posix.lseek(self.environ_file, 0, SEEK_SET)
-        variables, cut = procfs.parse_environ(procfs.read_all(self.environ_file, procfs.ENVIRON_LIMIT + 1))
+        text = procfs.read_all(self.environ_file, procfs.ENVIRON_LIMIT + 1)
+        variables, cut = procfs.parse_environ(text)
+        if procfs.was_overwritten(text):
+            self.notes.append(
+                f"it has overwritten its environment, of which {len(variables)} variables are left: the delegate may lack some"
+            )
         if cut:
             self.notes.append(
                 f"its environment has more than {procfs.MOST_VARIABLES} variables or 1 MiB, or a variable of 128 KiB:"

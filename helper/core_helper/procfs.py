@@ -136,6 +136,14 @@ def parse_environ(text: bytes) -> "tuple[dict[bytes, bytes], bool]":
     return variables, cut
 
 
+def was_overwritten(text: bytes) -> bool:
+    """Tell whether the process has written a title over the variables of /proc/PID/environ, as by setproctitle(3).
+
+    Then it begins within such a title, or with the zeros or blanks behind one, and not with NAME=VALUE.
+    """
+    return bool(text) and b"=" not in text.split(b"\0", 1)[0]
+
+
 def parse_processors(text: str) -> "set[int]":
     """Return the processors of a list like "0-3,8", as /proc/PID/status has it in Cpus_allowed_list; proc_pid_status(5)."""
     processors: set[int] = set()

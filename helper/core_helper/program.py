@@ -29,13 +29,13 @@ class Program:
     """
 
     def __init__(
-        self, words: "list[bytes]", forbidden: "tuple[int, int] | None", descriptors: int, strict: bool = False
+        self, words: "list[bytes]", forbidden: "tuple[int, int] | None", descriptors: int, root: bytes = b"/"
     ) -> None:
         """Open the program of the command line ``words``.
 
         Raises Stopped with a text for the log when it cannot be executed. ``forbidden`` is device and inode of a file that
-        must not be executed whatever its name is, ``descriptors`` the opened /proc/self/fd of the host. ``strict`` says that
-        nobody but root and the calling user may be able to change the program.
+        must not be executed whatever its name is, ``descriptors`` the opened /proc/self/fd of the host. ``root`` is the
+        path of the root directory. Unless that is /, nobody but root and the calling user may be able to change the program.
         """
         self.arguments = list(words)
         path = words[0]
@@ -44,12 +44,14 @@ class Program:
                 self.descriptor = self._open(path, forbidden)
             except FileNotFoundError:
                 where = "on this host" if forbidden is None else "in the container"
+                if root != b"/":
+                    where += f", below {_name(root)}, which the process has made its root directory"
                 if path is words[0]:
                     raise Absent(f"{_name(path)}: No such file {where}: put the delegate there") from None
                 remedy = "save it with Unix line ends" if path.endswith(b"\r") else "install that one there"
                 text = f"{_name(words[0])}: its interpreter {_name(path)}: No such file {where}: {remedy}"
                 raise Stopped(text) from None
-            if strict:
+            if root != b"/":
                 refuse_changeable(path, posix.readlink(str(self.descriptor), dir_fd=descriptors))
             line = self._first_line(descriptors)
             if not line.startswith(b"#!"):

@@ -30,6 +30,7 @@
  *   path=LENGTH    the program is at a path of that length
  *   name           a name full of bytes that matter elsewhere: thread, host, path
  *   environ=KIND   an environment of its own: letters, large, many (200,000 variables) or unterminated
+ *   title          writes a title over its environment, as setproctitle(3) does
  *   setid          user 1000 executes a set-user-id program of root, which goes on; become: it becomes root altogether
  *   capable        user 1000 executes a program with a file capability, which goes on
  *   delegate=KIND  puts something else where the delegate is
@@ -364,6 +365,15 @@ static void change_environment(const char *kind, char **rest)
 	}
 	execve("/usr/bin/crasher", rest - 1, environment);
 	fail("execve");
+}
+
+static void overwrite_environment(void)
+{
+	char *first = environ[0], *end = first;
+	for (char **variable = environ; *variable; variable++)
+		end = *variable + strlen(*variable);
+	memset(first, ' ', end - first);
+	memcpy(first, "er: idle", 8);
 }
 
 /* The last byte of the environment's area is the NUL of the path that was executed; the one before ends a variable. */
@@ -1282,6 +1292,8 @@ static void act(char **actions)
 			take_strange_names(actions + 1);
 		else if (IS("thread-name"))
 			must(prctl(PR_SET_NAME, "a\nb) \"%P\x1b\xff", 0, 0, 0), "prctl");
+		else if (IS("title"))
+			overwrite_environment();
 		else if (IS("environ") && !strcmp(value, "unterminated"))
 			unterminate_environment();
 		else if (IS("environ"))

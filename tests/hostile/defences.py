@@ -382,7 +382,7 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         "attack_20_root_of_the_host_in_a_user_namespace_that_root",
     ),
     "20 whoever may write in a root directory is trusted": (
-        [("joining.py", 'strict = procfs.path_of(process.root) != b"/"', "strict = False")],
+        [("joining.py", "root = procfs.path_of(process.root)", 'root = b"/"')],
         "attack_20_a_user_of_a_container",
     ),
     "24 a slice is a control group like any other": (

@@ -278,6 +278,16 @@ def test_a_core_file_has_holes(attack: MakeCrash, tmp_path: Path, fallback: tupl
     assert is_whole(core.read_bytes())
 
 
+def test_a_process_that_has_overwritten_its_environment_is_told_as_such(attack: MakeCrash) -> None:
+    told = attack("tiny", "title").log("it has overwritten its environment")
+    assert re.search(r"; it has overwritten its environment, of which 0 variables are left: the delegate may lack", told)
+
+
+def test_below_which_root_directory_the_delegate_was_looked_for_is_told(attack: MakeCrash) -> None:
+    told = attack("root=/tmp").log("core dropped")
+    assert "No such file in the container, below /tmp, which the process has made its root directory" in told, told
+
+
 # Whatever is wrong with the pattern or the limit, a line names it.
 
 

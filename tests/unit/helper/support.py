@@ -91,11 +91,11 @@ def executed(function: Callable[[joining.StatusPipe], object]) -> Execution:
     return execution
 
 
-def program(words: list[bytes], forbidden: tuple[int, int] | None = None, strict: bool = False) -> Program:
+def program(words: list[bytes], forbidden: tuple[int, int] | None = None, root: bytes = b"/") -> Program:
     """Return the opened delegate of the command line ``words``."""
     descriptors = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY)
     try:
-        return Program(words, forbidden, descriptors, strict)
+        return Program(words, forbidden, descriptors, root)
     finally:
         os.close(descriptors)
 

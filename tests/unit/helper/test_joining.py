@@ -201,7 +201,7 @@ def test_the_delegate_may_open_its_pipes_anew(recorder: Recorder) -> None:
         ("open", "/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC),
         ("send", "note", "a note"),
     ]
-    assert line.of("open delegate") == [("Program", [b"/d", b"x"], None, 99, False)]
+    assert line.of("open delegate") == [("Program", [b"/d", b"x"], None, 99, b"/")]
 
 
 STREAMS = [("dup2", source, target) for target, source in enumerate((51, 52, 53))]
@@ -325,9 +325,9 @@ def test_a_delegate_below_a_root_directory_that_was_changed_is_looked_at_closely
     recorder: Recorder, tmp_path: Path
 ) -> None:
     recorder.watch(privileges, "check")
-    for path, strict in (("/", False), (tmp_path, True)):
+    for path, root in (("/", b"/"), (tmp_path, os.fsencode(tmp_path))):
         crashed = process(in_container=lambda: True, root=os.open(path, os.O_PATH))
-        assert joining.prepare(crashed).strict is strict
+        assert joining.prepare(crashed).root == root
         os.close(crashed.root)
 
 

@@ -137,10 +137,29 @@ def test_a_program_that_cannot_be_named_has_no_name(directory: Path) -> None:
 
 
 def test_a_long_environment_is_bounded(directory: Path) -> None:
-    (directory / "environ").write_bytes((b"A" * 1023 + b"\0") * 2048)
+    (directory / "environ").write_bytes((b"A=" + b"A" * 1021 + b"\0") * 2048)
     process = describe(directory)
-    assert process.read_environ() == {}
+    assert process.read_environ() == {b"A": b"A" * 1021}
     assert len(process.notes) == 1 and "left out" in process.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "left", "told"),
+    [
+        (bytes(100), {}, "0 variables are left"),
+        (b"er: worker process\0\0\0\0B=2\0", {b"B": b"2"}, "1 variables are left"),
+        (b"postgres: idle" + b" " * 50, {}, "0 variables are left"),
+        (b"A=1\0B=2\0", {b"A": b"1", b"B": b"2"}, ""),
+        (b"", {}, ""),
+    ],
+)
+def test_an_environment_that_a_title_has_overwritten_is_told(
+    directory: Path, text: bytes, left: dict[bytes, bytes], told: str
+) -> None:
+    (directory / "environ").write_bytes(text)
+    process = describe(directory)
+    assert process.read_environ() == left
+    assert len(process.notes) == bool(told) and told in "".join(process.notes)
 
 
 def test_an_environment_that_was_given_up_is_empty(directory: Path) -> None:

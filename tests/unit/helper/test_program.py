@@ -160,6 +160,15 @@ def test_a_missing_delegate_is_nobodys_failure(tmp_path: Path) -> None:
     )
 
 
+def test_a_delegate_that_is_missing_below_a_root_directory_that_was_changed_is_told_with_that(tmp_path: Path) -> None:
+    with pytest.raises(Stopped) as caught:
+        program([b"/missing"], (0, 0), b"/var/lib/haproxy")
+    assert str(caught.value) == (
+        "/missing: No such file in the container, below /var/lib/haproxy, which the process has made its root directory:"
+        " put the delegate there"
+    )
+
+
 def test_a_missing_interpreter_is_a_failure(tmp_path: Path) -> None:
     path = script(tmp_path / "delegate", b"#!/missing\n")
     told = f"Stopped: {path}: its interpreter /missing: No such file"
@@ -215,7 +224,7 @@ def test_a_program_and_its_interpreters_are_looked_at_where_no_link_leads(
     words = [os.fsencode(tmp_path / "link")]
     program(words)
     assert looked == []
-    program(words, strict=True)
+    program(words, root=b"/srv")
     assert looked == [(words[0], str(file.resolve())), (b"/bin/sh", os.path.realpath("/bin/sh"))]
 
 

@@ -280,7 +280,9 @@ def test_a_core_file_has_holes(attack: MakeCrash, tmp_path: Path, fallback: tupl
 
 def test_a_process_that_has_overwritten_its_environment_is_told_as_such(attack: MakeCrash) -> None:
     told = attack("tiny", "title").log("it has overwritten its environment")
-    assert re.search(r"; it has overwritten its environment, of which 0 variables are left: the delegate may lack", told)
+    assert re.search(
+        r"; it has overwritten its environment, of which 0 variables are left: the delegate may lack", told
+    )
 
 
 def test_below_which_root_directory_the_delegate_was_looked_for_is_told(attack: MakeCrash) -> None:

@@ -271,7 +271,7 @@ lose() {
         remedy="check the container's AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and that they may write there" ;;
     *refused* | *'no such host'* | *'onnect to the endpoint'* | *imeout* | *'timed out'* | *unreachable* | *' EOF' | *'reset by peer'*)
         code=75 remedy="check the container's AWS_ENDPOINT_URL and network" ;;
-    *'ode: 5'[0-9][0-9]* | *'('5[0-9][0-9]')'* | *Internal*Error* | *erviceUnavailable* | *SlowDown* | *BadGateway*)
+    *'ode: 5'[0-9][0-9]* | *\(5[0-9][0-9]\)* | *Internal*Error* | *erviceUnavailable* | *SlowDown* | *BadGateway*)
         code=75 remedy="look at the S3 server, or try again later" ;;
     *'o space left'* | *'quota'*)
         remedy="make room there" ;;

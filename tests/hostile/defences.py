@@ -106,9 +106,10 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
                 "joining.py",
                 "        enter(plan, status)\n        # After",
                 "        words = [b'/proc/self/fd/%d' % process.root + words[0]]\n"
-                "        program = Program(words, plan.interpreter, descriptors, plan.strict)\n        enter(plan, status)\n        # After",
+                "        program = Program(words, plan.interpreter, descriptors, plan.root)\n"
+                "        enter(plan, status)\n        # After",
             ),
-            ("joining.py", "        program = Program(words, plan.interpreter, descriptors, plan.strict)\n", ""),
+            ("joining.py", "        program = Program(words, plan.interpreter, descriptors, plan.root)\n", ""),
         ],
         "attack_06_the_path and programs",
     ),

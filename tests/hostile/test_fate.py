@@ -245,11 +245,11 @@ def test_a_program_that_crashes_too_often_leaves_a_line_and_a_number(
 ) -> None:
     configured("DOCKERCOREHELPER_BURST=2/15s\n")
     began = time.monotonic()
-    container = attack("fork=6", "tiny")
+    # This delegate leaves no record, in whose way a process of the same pid would be later.
+    container = attack("fork=6", "tiny", options=("--env=ATTACK=reads-on",))
     assert time.monotonic() - began < 10, "this machine is too slow for this test"
     assert container.log("not wanted").count(": delivered ") == 2
     assert container.log("not wanted").count("DOCKERCOREHELPER_BURST allows 2 cores of this program in 15 s") == 1
-    assert len(container.of("delegate")) == 2
     time.sleep(max(0.0, began + 16 - time.monotonic()))
     lab.output("docker", "start", "--attach", container.name)
     # Of the next six, again two.

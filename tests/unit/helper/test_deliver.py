@@ -298,6 +298,29 @@ def test_a_core_that_is_too_large_is_refused_before_anything_is_started(
     assert len(deliveries.tried) == 1
 
 
+@pytest.mark.parametrize(
+    ("result", "kind", "reason"),
+    [
+        (outcome(), "taken", ""),
+        (outcome(cut=True), "failed", "/d: the core was cut off"),
+        (outcome(complete=False), "failed", "/d: it stopped reading"),
+    ],
+)
+def test_a_core_of_which_the_host_has_a_copy_is_not_done_with_before_all_of_it_was_taken(
+    deliveries: Deliveries, monkeypatch: pytest.MonkeyPatch, result: Result, kind: str, reason: str
+) -> None:
+    nothing: Any = None
+    this: Any = deliveries
+    stage = deliveries.stage
+    delivery = deliver.Delivery(nothing, stage.crash, stage.process, stage.configuration, this, this, 100.0)
+    monkeypatch.setattr(Deliveries, "conclude", lambda *words: kind == "taken", raising=False)
+    found = delivery.conclude(b"/d", result)
+    assert found.kind == "taken"
+    delivery.custody = this
+    found = delivery.conclude(b"/d", result)
+    assert (found.kind, found.reason) == (kind, reason)
+
+
 def test_cores_beyond_the_burst_have_one_line_and_the_next_one_tells_how_many(
     deliveries: Deliveries, monkeypatch: pytest.MonkeyPatch
 ) -> None:

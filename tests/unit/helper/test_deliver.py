@@ -702,7 +702,7 @@ def test_a_delegate_that_has_read_a_part_takes_the_core_only_where_the_host_has_
     )
     delivery.custody = Kept(stage) if has_copy else None  # type: ignore[assignment]
     monkeypatch.setattr(Stage, "conclude", lambda *words: False, raising=False)
-    result: Any = SimpleNamespace(complete=complete, failure=failure)
+    result: Any = SimpleNamespace(cut=False, complete=complete, failure=failure)
     outcome = delivery.conclude(b"/delegate", result)
     assert (outcome.kind, outcome.delivered) == (kind, False)
     if kind == "failed":

@@ -28,7 +28,7 @@ import sys
 PACKAGE = "core_helper"
 START = ("main", "deliver")
 # What the helper imports and some builds of Python lack.
-NEEDED = ("_ctypes", "_socket", "_struct", "fcntl", "select")
+NEEDED = ("_ctypes", "_json", "_socket", "_struct", "fcntl", "select")
 
 
 def refuse_unusable_python() -> None:

@@ -8,7 +8,7 @@ that is tried.
 import _signal
 import posix
 
-from core_helper import container, joining, membership, runtime, supervisor, unwanted, verification
+from core_helper import container, joining, key, membership, record, runtime, supervisor, unwanted, verification
 from core_helper.child import Child, Result
 from core_helper.configuration import ALWAYS, CONFIGURATION, FALLBACK_VARIABLE, NEVER, Configuration
 from core_helper.crash import Crash, Refused
@@ -522,6 +522,7 @@ def specifiers(crash: Crash, process: FaultingProcess) -> "dict[str, bytes]":
 
 def facts_of(crash: Crash, process: FaultingProcess) -> "dict[bytes, bytes]":
     """Return the variables that tell the delegate about the crash; docs/images.md has their table."""
+    known = process.record.facts
     return {
         b"CORE_PID": b"%d" % process.pid,
         b"CORE_HOST_PID": b"%d" % crash.pid,
@@ -536,4 +537,6 @@ def facts_of(crash: Crash, process: FaultingProcess) -> "dict[bytes, bytes]":
         b"CORE_HOSTNAME": process.hostname,
         b"CORE_NODE": encode(posix.uname().nodename),
         b"CORE_CONTAINER_ID": process.container_id.encode(),
+        **{name: known.get(name, b"") for name in record.FACTS},
+        b"CORE_KEY": key.key_of(crash, process).encode(),
     }

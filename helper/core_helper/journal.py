@@ -5,6 +5,7 @@ import posix
 import time
 
 from core_helper import quota
+from core_helper.record import CONTAINER_NAME, POD_NAME, POD_NAMESPACE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ LOG_DAEMON = 3 << 3
 LOG_ERR, LOG_WARNING, LOG_INFO = 3, 4, 6
 LINE_LIMIT = 2000
 NAME_LIMIT = 256
+LONGEST_WORD = 80
 KERNEL_LINE_LIMIT = 900  # The kernel's record holds about 1,000 bytes.
 
 
@@ -162,6 +164,14 @@ def describe(crash: "Crash", process: "FaultingProcess") -> str:
     return (
         f"pid={crash.pid} ({process.pid} in its namespace) uid={crash.uid} gid={crash.gid} signal={signal}"
         f' comm="{escape(process.comm)}" exe="{exe}"'
-        f' container={process.container_name} host="{escape(process.hostname)}"'
+        f' container={process.container_name}{_names_of(process)} host="{escape(process.hostname)}"'
         + (f" left_out={process.left_out}" if process.left_out else "")
     )
+
+
+def _names_of(process: "FaultingProcess") -> str:
+    """Return what the engine's record adds to the id of the container; whoever started that has chosen the names."""
+    known = process.record.facts
+    pod = b"/".join(filter(None, (known.get(POD_NAMESPACE), known.get(POD_NAME))))
+    names = (("name", known.get(CONTAINER_NAME, b"")), ("pod", pod))
+    return "".join(f' {word}="{escape(name[:LONGEST_WORD])}"' for word, name in names if name)

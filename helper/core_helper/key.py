@@ -4,6 +4,7 @@ import posix
 import time
 
 from core_helper import procfs, runtime
+from core_helper.record import CONTAINER_NAME, POD_NAME
 from core_helper.unwanted import DELETED
 from core_helper.words import encode, harmless
 
@@ -41,6 +42,9 @@ def key_of(crash: "Crash", process: "FaultingProcess") -> str:
 
 def place_of(process: "FaultingProcess") -> bytes:
     """Return where the process was, as an operator calls that: its pod, its container, else its unit."""
+    known = process.record.facts.get(POD_NAME) or process.record.facts.get(CONTAINER_NAME)
+    if known:
+        return known
     if process.container_id:
         return process.container_name.encode()
     return runtime.group_of(process.cgroups).encode()

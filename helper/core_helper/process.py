@@ -10,6 +10,10 @@ import posix
 from core_helper import mount_table, namespaces, procfs, runtime
 from core_helper.crash import Refused
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from core_helper.record import Record
+
 SEEK_SET = 0
 
 
@@ -86,8 +90,18 @@ class FaultingProcess:
         self.container_id = runtime.container_id(self.cgroups)
         self.container_name = runtime.name_for_log(self.cgroups)
         self.hostname = b""  # deliver.py asks, when the process is verified.
+        self._record: Record | None = None
         # A guess, until membership.check has compared it with the container's first process.
         self.confined = self.seccomp_filters > (1 if self.in_container() else 0)
+
+    @property
+    def record(self) -> "Record":
+        """What the engine has written about the container, read where it is asked for first; the process must be verified."""
+        if self._record is None:
+            from core_helper import record  # Not needed for cores that nobody wants.
+
+            self._record = record.record_of(self)
+        return self._record
 
     def close_task(self) -> None:
         """Close the directory in the host's /proc: nobody in the container must find it open in one of our processes."""

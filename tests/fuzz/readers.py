@@ -20,6 +20,7 @@ from core_helper import (
     journal,
     mount_table,
     procfs,
+    record,
     relay,
     runtime,
     supervisor,
@@ -30,7 +31,7 @@ from core_helper.child import Result
 from core_helper.configuration import LONGEST_TIMEOUT, Configuration, parse_configuration
 from core_helper.crash import Refused
 from core_helper.program import SCRIPT_LINE, parse_script_line
-from core_helper.words import WordError, expand, split_words, unquote
+from core_helper.words import WordError, expand, harmless, split_words, unquote
 from unit.helper.support import elf
 
 LONGEST_PID = 9999999  # PID_MAX_LIMIT, include/linux/threads.h, has so many digits.
@@ -299,6 +300,26 @@ def reports(data: bytes) -> None:
     assert outcomes[0] == outcomes[1]
 
 
+def bundle(data: bytes) -> None:
+    """What an engine has written is damaged, or makes facts of one word each; what stands there is no reason to fail."""
+    found = record.Record()
+    try:
+        record._take(data, "", "", found)
+    except ValueError:
+        return
+    assert set(found.facts) <= set(record.FACTS)
+    assert all(0 < len(fact) <= record.LONGEST_FACT for fact in found.facts.values())
+    assert all(32 < byte < 127 for fact in found.facts.values() for byte in fact)
+    assert all(name and b"=" not in name and b"\0" not in name + text for name, text in found.environment.items())
+
+
+def part(data: bytes) -> None:
+    """A part of a name is no directory, no option and no hidden file, whatever it is made of, and made of itself it stays."""
+    name = harmless(data, 64)
+    assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}", name)
+    assert harmless(name.encode(), 64) == name
+
+
 READERS: dict[str, Callable[[bytes], None]] = {
     reader.__name__: reader
     for reader in (
@@ -321,6 +342,8 @@ READERS: dict[str, Callable[[bytes], None]] = {
         core,
         output,
         reports,
+        bundle,
+        part,
     )
 }
 
@@ -369,5 +392,11 @@ SEEDS: dict[str, list[bytes]] = {
     # Its program headers stand at 1 TiB.
     + [elf(64, "<", [(0, 0)])[:32] + (1 << 40).to_bytes(8, "little") + elf(64, "<", [(0, 0)])[40:]],
     "output": [b"uploader.sh: no client\nbye", b"x\n" * 300],
+    "bundle": [
+        b'{"linux":{"cgroupsPath":"/a"},"process":{"env":["A=1"]},"root":{"path":"/a/overlay/b/merged"},"annotations":'
+        b'{"io.kubernetes.cri.container-name":"a","io.kubernetes.cri-o.ContainerID":"b","io.kubernetes.container.name":"c"}}',
+        b'{"linux":{"cgroupsPath":""},"mounts":[{"destination":"/etc/hosts","source":"/proc/a/b"}]}',
+    ],
+    "part": [b"../../etc", b"-rf", b"", b"web-1"],
     "reports": [b"note a\npid 12\n", b"ready \n", b"absent /a: No such file\n", b"crowded x\nfailed y\n"],
 }

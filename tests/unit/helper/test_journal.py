@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Iterator
 
 import pytest
-from core_helper import journal
+from core_helper import journal, record
 from core_helper.child import Result
 from core_helper.crash import Crash
 from core_helper.log import Log
@@ -121,6 +121,19 @@ def test_every_byte_that_a_container_chose_is_escaped_or_harmless() -> None:
     plain = re.sub(r"\\x(..)", lambda match: chr(int(match[1], 16)), escaped)
     assert plain.encode("latin-1") == bytes(range(256))
     assert journal.escape(b'a" uid=0 b="\n\\') == "a\\x22 uid=0 b=\\x22\\x0a\\x5c"
+
+
+def test_a_line_has_the_names_that_the_engine_knows(crash: Crash) -> None:
+    known = record.Record()
+    crashed = process(container_name=ID[:12], record=known)
+    assert f'container={ID[:12]} host="box"' in journal.describe(crash, crashed)
+    known.facts[record.CONTAINER_NAME] = b'a" b="' + b"x" * 200
+    name = "a\\x22_b=\\x22".replace("_", " ") + "x" * 74
+    assert f'container={ID[:12]} name="{name}" host="box"' in journal.describe(crash, crashed)
+    known.facts = {record.POD_NAME: b"web-0", record.POD_NAMESPACE: b"prod"}
+    assert f'container={ID[:12]} pod="prod/web-0" host="box"' in journal.describe(crash, crashed)
+    known.facts = {record.CONTAINER_NAME: b"web", record.POD_NAME: b"web-0"}
+    assert f'container={ID[:12]} name="web" pod="web-0" host="box"' in journal.describe(crash, crashed)
 
 
 def test_a_crash_is_described_on_one_line(crash: Crash) -> None:

@@ -6,7 +6,7 @@ import posix
 import re
 
 import pytest
-from core_helper import key, runtime
+from core_helper import key, record, runtime
 from core_helper.crash import Crash
 from unit.helper.support import process
 
@@ -33,6 +33,15 @@ def test_a_key_tells_where_who_and_when() -> None:
     assert re.fullmatch(
         r"node-1\.example\.0123456789ab\.java\.C2_CompilerThre\.4711\.20231114T221320Z\.[0-9a-f]{12}", found
     )
+
+
+def test_the_pod_stands_for_the_container_and_the_name_for_the_id() -> None:
+    known = record.Record()
+    known.facts[record.CONTAINER_NAME] = b"web"
+    crashed = process(container_id=ID, container_name=ID[:12], record=known)
+    assert key.key_of(crash(), crashed).startswith("node-1.example.web.server.")
+    known.facts[record.POD_NAME] = b"web-0/.."
+    assert key.key_of(crash(), crashed).startswith("node-1.example.web-0_...server.")
 
 
 def test_the_same_crash_has_one_key_and_no_other_crash_has_it() -> None:

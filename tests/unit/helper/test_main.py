@@ -22,6 +22,7 @@ from core_helper import (
     journal,
     main,
     membership,
+    record,
     slots,
     supervisor,
     verification,
@@ -227,8 +228,11 @@ def test_specifiers_are_those_of_core_5(crash: Crash) -> None:
 
 
 def test_the_facts_tell_the_delegate_about_the_crash(crash: Crash) -> None:
-    told = deliver.facts_of(crash, process(container_id="f" * 64))
-    facts = {name: value for name, value in told.items() if name not in (b"CORE_LIMIT", b"CORE_NODE")}
+    known = record.Record()
+    known.facts = {record.CONTAINER_NAME: b"web", record.POD_NAME: b"web-0"}
+    told = deliver.facts_of(crash, process(container_id="f" * 64, record=known))
+    elsewhere = (b"CORE_LIMIT", b"CORE_NODE", b"CORE_KEY")
+    facts = {name: value for name, value in told.items() if name not in elsewhere}
     assert facts == {
         b"CORE_PID": b"7",
         b"CORE_HOST_PID": b"4711",
@@ -241,7 +245,14 @@ def test_the_facts_tell_the_delegate_about_the_crash(crash: Crash) -> None:
         b"CORE_COMM": b"server",
         b"CORE_HOSTNAME": b"box",
         b"CORE_CONTAINER_ID": b"f" * 64,
+        b"CORE_CONTAINER_NAME": b"web",
+        b"CORE_IMAGE": b"",
+        b"CORE_POD_NAME": b"web-0",
+        b"CORE_POD_NAMESPACE": b"",
+        b"CORE_POD_UID": b"",
     }
+    assert b".web-0.server.server.4711." in told[b"CORE_KEY"]
+    assert told[b"CORE_KEY"].decode() == crash.key
     assert told[b"CORE_NODE"] == os.fsencode(os.uname().nodename)
 
 

@@ -13,7 +13,20 @@ from core_helper import __version__
 from unit.helper.support import HELPER, PACKAGE
 
 # Modules made of C that cost next to nothing; everything of the library that is written in Python costs milliseconds.
-CHEAP = {"_ctypes", "_signal", "_thread", "_stat", "_struct", "errno", "fcntl", "posix", "select", "sys", "time"}
+CHEAP = {
+    "_ctypes",
+    "_json",
+    "_signal",
+    "_thread",
+    "_stat",
+    "_struct",
+    "errno",
+    "fcntl",
+    "posix",
+    "select",
+    "sys",
+    "time",
+}
 CHEAP_AFTER_THE_FORK = CHEAP | {"_socket"}
 SOURCES = [*sorted(PACKAGE.glob("*.py")), HELPER / "docker_core_helper", HELPER / "compile_library.py"]
 

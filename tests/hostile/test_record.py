@@ -1,0 +1,85 @@
+"""What the engine has written about a container goes to the delegates of that container, and to nobody else's."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import pytest
+from hostile.observe import wait_until
+from support import lab
+from support.containers import Container, MakeCrash
+from support.crashes import Crash
+
+NAMES = ("CORE_CONTAINER_NAME", "CORE_IMAGE")
+IMAGE = "core-lab/hostile"
+
+
+def told(crash: Crash) -> tuple[str, ...]:
+    """Name and image, as the delegate of a crash was told them."""
+    environment = crash.delegate.environment
+    return tuple(environment[name] for name in NAMES)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [(), ("--pid=host",), ("--network", "host", "--ipc=host", "--uts=host"), ("--user=1000",), ("--init",)],
+    ids=lambda options: " ".join(options) or "plain",
+)
+def test_the_delegate_is_told_the_name_and_the_image_of_its_container(
+    attack: MakeCrash, options: tuple[str, ...]
+) -> None:
+    container = attack("fork=1", options=options)
+    assert told(container) == (container.name, IMAGE)
+    assert f' name="{container.name}" ' in container.log(": delivered ")
+
+
+def test_a_process_that_was_started_later_or_in_a_sandbox_is_told_the_same(attack: MakeCrash) -> None:
+    container = attack("wait=/out/go", options=("--detach",))
+    lab.command("docker", "exec", container.name, "crasher", "fork=1", check=False)
+    assert told(container) == (container.name, IMAGE)
+    sandboxed = attack("sandbox=pid", "fork=1", options=("--cap-add=SYS_ADMIN", "--security-opt=seccomp=unconfined"))
+    assert told(sandboxed) == (sandboxed.name, IMAGE)
+
+
+def test_two_containers_that_share_all_they_can_are_told_apart(attack: MakeCrash) -> None:
+    first = attack("wait=/out/go", options=("--detach", "--ipc=shareable"))
+    shared = [f"--{kind}=container:{first.name}" for kind in ("pid", "ipc")]
+    second = attack("fork=1", options=tuple(shared))
+    assert told(second) == (second.name, IMAGE)
+
+
+def test_every_core_has_a_name_of_its_own(attack: MakeCrash) -> None:
+    container = attack("fork=20")
+    keys = [delegate.environment["CORE_KEY"] for delegate in container.of("delegate")]
+    assert len(keys) == len(set(keys)) == 20
+    assert all(key.startswith(f"{platform.node()}.{container.name}.crasher.crasher.") for key in keys)
+
+
+USER_OF_THE_HOST = """
+echo $$ > {group}/start/cgroup.procs
+exec setpriv --reuid=1000 --regid=1000 --clear-groups --no-new-privs sh -c '
+mkdir {group}/{name}
+echo $$ > {group}/{name}/cgroup.procs
+exec {crasher} {actions} tiny'
+"""
+
+
+@pytest.mark.usefixtures("delegate_of_the_host")
+@pytest.mark.parametrize("actions", ["", "sandbox=user sandbox=pid fork=1"])
+def test_attack_25_a_user_of_the_host_claims_the_record_of_a_container(
+    attack: MakeCrash, group_of_user: Path, records: Path, actions: str
+) -> None:
+    other: Container = attack("wait=/out/go", options=("--detach",))
+    script = USER_OF_THE_HOST.format(
+        group=group_of_user, name=other.identifier, crasher=f"{lab.PROGRAMS}/crasher", actions=actions
+    )
+    crash = subprocess.Popen(["sh", "-c", script], env={**os.environ, "RECORD_DIRECTORY": str(records)})
+    crash.wait()
+    wait_until(lambda: Crash(records, 0, "").of("delegate"), "the crash of the user was not handled")
+    claimed = Crash(records, 0, "").delegate.environment
+    assert claimed["CORE_CONTAINER_ID"] == other.identifier, "nothing was claimed: nothing was shown"
+    assert [claimed[name] for name in NAMES] == ["", ""]
+    assert other.name not in claimed["CORE_KEY"]

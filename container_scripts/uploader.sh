@@ -5,13 +5,13 @@
 #
 # DESTINATION   s3://BUCKET/PREFIX/, file:///DIRECTORY or an absolute directory. If it is missing or empty, CORE_DESTINATION
 #               in the environment counts, so each container may choose its own.
-# PID UID GID   of the faulting process; without them CORE_PID, CORE_UID and CORE_GID count.
+# PID UID GID   of the faulting process, for a name without CORE_KEY; without them CORE_PID, CORE_UID and CORE_GID count.
 #
-# In a bucket the core becomes DESTINATION/<host name>/<program>.<pid>.<uid>.<gid>.<time>.core. In a directory it becomes
-# DIRECTORY/<host name>.<program>.<pid>.<uid>.<gid>.<time>.core; the script creates no directory. It compresses the core (.zst,
-# .gz) if the image has zstd or gzip. The names come from CORE_HOSTNAME, CORE_COMM (else the last part of CORE_EXE) and
-# CORE_TIME, which docker_core_helper sets. On success the script writes the full name to stderr as one line, which the host
-# logs.
+# The core becomes DESTINATION/<CORE_KEY>.core, an object of the bucket or a file; the script creates no directory. It compresses
+# the core (.zst, .gz) if the image has zstd or gzip. docker_core_helper makes CORE_KEY, a name that no other core has. An older
+# docker_core_helper sets no CORE_KEY: then the core becomes <host name>/<program>.<pid>.<uid>.<gid>.<time>.core in a bucket, and
+# <host name>.<program>.<pid>.<uid>.<gid>.<time>.core in a directory, of CORE_HOSTNAME, CORE_COMM (else the last part of
+# CORE_EXE) and CORE_TIME. On success the script writes the full name to stderr as one line, which the host logs.
 #
 # For s3:// the script uses rclone if the image has it, else aws. Both take the endpoint, the region and the credentials from
 # AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and so on; rclone also from
@@ -449,23 +449,29 @@ directory=$destination
 while [ "$directory" != "${directory%/}" ]; do
     directory=${directory%/}
 done
-part "${CORE_HOSTNAME:-$(uname -n)}" 64
-host=$part
-program=${CORE_EXE-}
-part "${CORE_COMM:-${program##*/}}" 64
-object=$part
-for value in "${1:-${CORE_PID-}}" "${2:-${CORE_UID-}}" "${3:-${CORE_GID-}}" "${CORE_TIME:-$(date +%s)}"; do
-    part "$value" 20
-    object=$object.$part
-done
+if [ -n "${CORE_KEY-}" ]; then
+    # The helper's, unless an older helper has left a variable of that name to the container.
+    part "$CORE_KEY" 200
+    object=$part host=
+else
+    part "${CORE_HOSTNAME:-$(uname -n)}" 64
+    host=$part
+    program=${CORE_EXE-}
+    part "${CORE_COMM:-${program##*/}}" 64
+    object=$part
+    for value in "${1:-${CORE_PID-}}" "${2:-${CORE_UID-}}" "${3:-${CORE_GID-}}" "${CORE_TIME:-$(date +%s)}"; do
+        part "$value" 20
+        object=$object.$part
+    done
+fi
 
 case $destination in
 s3://*)
-    object=$directory/$host/$object.core$suffix
+    object=$directory/${host:+$host/}$object.core$suffix
     upload
     ;;
 *)
-    object=$directory/$host.$object.core$suffix
+    object=$directory/${host:+$host.}$object.core$suffix
     write
     ;;
 esac

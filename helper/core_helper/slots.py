@@ -6,9 +6,10 @@ slot is also taken as long as the faulting process exists, or the process of our
 outlive the helper: if they wait for a file that does not answer, not even SIGKILL ends them at once.
 
 A container may take one more slot only while it holds fewer than are free, as in the dynamic thresholds of switches (Choudhury
-and Hahne, 1998). So three containers that take all they can get hold 32, 16 and 8 of 64 slots, and 8 are left. A user who can
-make any number of containers or processes has a limit, too: all of that user's together may take one more slot only while they
-hold fewer than three times the free ones. One slot in eight is left to those that hold none.
+and Hahne, 1998). The containers of a pod of Kubernetes are one container here. So three containers that take all they can get
+hold 32, 16 and 8 of 64 slots, and 8 are left. A user who can make any number of containers or processes has a limit, too: all
+of that user's together may take one more slot only while they hold fewer than three times the free ones. One slot in eight is
+left to those that hold none.
 """
 
 import _struct
@@ -50,9 +51,9 @@ LAST_USER = (1 << 32) - 1
 class Holder:
     """The container or user to whom a crash belongs.
 
-    ``group`` stands for the container, or for the user of a process of the host. ``owner`` is the user who could make more such
-    groups: the one who made the container, or that user of the host; NOBODY for root, who could do anything. It is a number
-    below that of NOBODY for whoever had root make the container.
+    ``group`` stands for the pod or container, or for the user of a process of the host. ``owner`` is the user who could make
+    more such groups: the one who made the container, or that user of the host; NOBODY for root, who could do anything. It is a
+    number below that of NOBODY for whoever had root make the container.
     """
 
     def __init__(self, group: str, owner: "int | None", by_root: bool = False) -> None:
@@ -258,11 +259,12 @@ def holder_of(crash: "Crash") -> Holder:
         if group is not None:
             maker = runtime.maker_of(*group[1:])
             if maker is not None:
-                # This is one container, whatever namespaces it was given and its processes have made. A user of the host who
-                # may make control groups can give them any name: such a group counts for that user only.
-                owner = user_of(maker)
-                kind = f"control group of user {owner}" if owner else "container"
-                return Holder(f"{kind} {group[0]}", owner)
+                # This is one container, whatever namespaces it was given and its processes have made, or one pod. A user of
+                # the host who may make control groups can give them any name: such a group counts for that user only.
+                owner, pod = user_of(maker), runtime.pod_of(group[2])
+                if owner:
+                    return Holder(f"control group of user {owner} {group[0]}", owner)
+                return Holder(f"pod {pod}" if pod else f"container {group[0]}", None)
         opened.append(posix.open(f"{task}/ns/pid", posix.O_RDONLY | posix.O_CLOEXEC))
         host = namespaces.of_host("pid")
         if posix.fstat(opened[0]).st_ino != host:

@@ -123,6 +123,9 @@ def test_the_delegate_is_told_who_crashed_and_where(container: Container) -> Non
     assert (told["CORE_EXE"], told["CORE_COMM"]) == ("/usr/bin/crash", "crash")
     assert (told["CORE_HOSTNAME"], told["CORE_NODE"]) == (process.facts["hostname"], platform.node())
     assert told["CORE_CONTAINER_ID"] == container.identifier
+    assert (told["CORE_CONTAINER_NAME"], told["CORE_IMAGE"]) == (container.name, container.image)
+    assert [told[f"CORE_POD_{name}"] for name in ("NAME", "NAMESPACE", "UID")] == [""] * 3
+    assert told["CORE_KEY"].startswith(f"{platform.node()}.{container.name}.crash.crash.{told['CORE_HOST_PID']}.")
 
 
 def test_the_delegate_is_started_with_the_words_of_the_configuration(container: Container) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -66,8 +67,8 @@ def test_the_object_is_the_core_and_gdb_reads_program_and_signal_from_it(
 ) -> None:
     container = crash("-m", "32", image="uploader", options=options)
     (key,) = (line for line in lab.s3("lsf", BUCKET).decode().splitlines() if not line.endswith("/"))
-    hostname = container.process.facts["hostname"]
-    assert re.fullmatch(rf"test/{hostname}/crash\.[0-9]+\.0\.0\.[0-9]+\.core\.zst", key), key
+    who = re.escape(f"{platform.node()}.{container.name}.crash.crash.")
+    assert re.fullmatch(rf"test/{who}[0-9]+\.[0-9]{{8}}T[0-9]{{6}}Z\.[0-9a-f]{{12}}\.core\.zst", key), key
 
     kept = (container.records / "kept").read_bytes()
     compressed = lab.s3("cat", f"{BUCKET}/{key}")

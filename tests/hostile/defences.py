@@ -489,7 +489,7 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         "attack_21_cap_sys_ptrace_floods",
     ),
     "22 who made a control group is not asked": (
-        [("slots.py", 'return Holder(f"{kind} {group[0]}", owner)', 'return Holder(f"{kind} {group[0]}", None)')],
+        [("slots.py", '{owner} {group[0]}", owner)', '{owner} {group[0]}", None)')],
         "attack_22_a_user_of_the_host_names",
     ),
     "22 a container is each of its pid namespaces": (
@@ -537,6 +537,22 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
     "15 a user may name a container": (
         [("runtime.py", '"" if maker == 0 else', '"" if True else')],
         "attack_15_a_user",
+    ),
+    "15 a user may claim a record": (
+        [
+            ("record.py", "runtime.maker_of(*group[1:]) != 0", "False"),
+            ("record.py", "if _is_of(bundle, process, group):", "if True:"),
+        ],
+        "attack_15_a_user_of_the_host_claims",
+    ),
+    "15 the first process of a record is not asked": (
+        [
+            ("record.py", "runtime.maker_of(*group[1:]) != 0", "False"),
+            ("record.py", "if runtime.outermost_group(first.cgroups) != group:", "if False:"),
+            ("record.py", "return first.mount_namespace", "return True or first.mount_namespace"),
+            ("record.py", "return namespace is not None and", "return True or"),
+        ],
+        "attack_15_a_user_of_the_host_claims",
     ),
     "22 all mounts are kept": (
         [

@@ -8,13 +8,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hostile.observe import wait_until
+from hostile.observe import pid_of, wait_until
 from support import lab
 from support.containers import Container, MakeCrash
 from support.crashes import Crash
 
 NAMES = ("CORE_CONTAINER_NAME", "CORE_IMAGE")
-IMAGE = "core-lab/hostile"
 
 
 def told(crash: Crash) -> tuple[str, ...]:
@@ -32,23 +31,23 @@ def test_the_delegate_is_told_the_name_and_the_image_of_its_container(
     attack: MakeCrash, options: tuple[str, ...]
 ) -> None:
     container = attack("fork=1", options=options)
-    assert told(container) == (container.name, IMAGE)
+    assert told(container) == (container.name, container.image)
     assert f' name="{container.name}" ' in container.log(": delivered ")
 
 
 def test_a_process_that_was_started_later_or_in_a_sandbox_is_told_the_same(attack: MakeCrash) -> None:
     container = attack("wait=/out/go", options=("--detach",))
     lab.command("docker", "exec", container.name, "crasher", "fork=1", check=False)
-    assert told(container) == (container.name, IMAGE)
+    assert told(container) == (container.name, container.image)
     sandboxed = attack("sandbox=pid", "fork=1", options=("--cap-add=SYS_ADMIN", "--security-opt=seccomp=unconfined"))
-    assert told(sandboxed) == (sandboxed.name, IMAGE)
+    assert told(sandboxed) == (sandboxed.name, sandboxed.image)
 
 
 def test_two_containers_that_share_all_they_can_are_told_apart(attack: MakeCrash) -> None:
     first = attack("wait=/out/go", options=("--detach", "--ipc=shareable"))
     shared = [f"--{kind}=container:{first.name}" for kind in ("pid", "ipc")]
     second = attack("fork=1", options=tuple(shared))
-    assert told(second) == (second.name, IMAGE)
+    assert told(second) == (second.name, second.image)
 
 
 def test_every_core_has_a_name_of_its_own(attack: MakeCrash) -> None:
@@ -58,9 +57,11 @@ def test_every_core_has_a_name_of_its_own(attack: MakeCrash) -> None:
     assert all(key.startswith(f"{platform.node()}.{container.name}.crasher.crasher.") for key in keys)
 
 
+# Whoever has started the program of the user works where the monitor of the container does.
 USER_OF_THE_HOST = """
 echo $$ > {group}/start/cgroup.procs
-exec setpriv --reuid=1000 --regid=1000 --clear-groups --no-new-privs sh -c '
+cd {bundle} || exit
+setpriv --reuid=1000 --regid=1000 --clear-groups --no-new-privs sh -c '
 mkdir {group}/{name}
 echo $$ > {group}/{name}/cgroup.procs
 exec {crasher} {actions} tiny'
@@ -68,18 +69,23 @@ exec {crasher} {actions} tiny'
 
 
 @pytest.mark.usefixtures("delegate_of_the_host")
-@pytest.mark.parametrize("actions", ["", "sandbox=user sandbox=pid fork=1"])
-def test_attack_25_a_user_of_the_host_claims_the_record_of_a_container(
+@pytest.mark.parametrize("actions", ["sleep=0", "sandbox=user sandbox=pid fork=1"])
+def test_attack_15_a_user_of_the_host_claims_the_record_of_a_container(
     attack: MakeCrash, group_of_user: Path, records: Path, actions: str
 ) -> None:
-    other: Container = attack("wait=/out/go", options=("--detach",))
-    script = USER_OF_THE_HOST.format(
-        group=group_of_user, name=other.identifier, crasher=f"{lab.PROGRAMS}/crasher", actions=actions
-    )
-    crash = subprocess.Popen(["sh", "-c", script], env={**os.environ, "RECORD_DIRECTORY": str(records)})
-    crash.wait()
+    other = attack("wait=/out/go", options=("--detach",))
+    words = {"group": group_of_user, "name": other.identifier, "bundle": bundle_of(other), "actions": actions}
+    script = USER_OF_THE_HOST.format(crasher=f"{lab.PROGRAMS}/crasher", **words)
+    subprocess.run(["sh", "-c", script], env={**os.environ, "RECORD_DIRECTORY": str(records)}, check=False)
     wait_until(lambda: Crash(records, 0, "").of("delegate"), "the crash of the user was not handled")
     claimed = Crash(records, 0, "").delegate.environment
     assert claimed["CORE_CONTAINER_ID"] == other.identifier, "nothing was claimed: nothing was shown"
     assert [claimed[name] for name in NAMES] == ["", ""]
     assert other.name not in claimed["CORE_KEY"]
+
+
+def bundle_of(container: Container) -> str:
+    """Where the engine keeps the OCI bundle of a container, as its monitor shows it."""
+    status = Path(f"/proc/{pid_of(container)}/status").read_text()
+    monitor = status.partition("\nPPid:\t")[2].partition("\n")[0]
+    return os.readlink(f"/proc/{monitor}/cwd")

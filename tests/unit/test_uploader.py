@@ -37,8 +37,10 @@ FACTS = {
     "CORE_GID": "1001",
     "CORE_TIME": "1700000000",
 }
+# Under a helper that makes no CORE_KEY.
 KEY = "web-1/server.42.1000.1001.1700000000.core"
 NAME = "web-1.server.42.1000.1001.1700000000.core"
+MADE = "node-1.web-0.server.worker.4711.20231114T221320Z.0123456789ab"  # As the helper makes it.
 # Users of no account, who own nothing and run nothing.
 USERS = [54321, 54322]
 CORE = b"\x7fELF" + bytes(range(256)) * 1000
@@ -403,6 +405,24 @@ def test_names_that_a_container_chooses_cannot_leave_their_place(
     name = f"{kept}.{kept}.42.1000.1001.1700000000.core.zst"
     assert_delivered(image.run(str(cores), CORE_HOSTNAME=chosen, CORE_COMM=chosen), f"{cores}/{name}")
     assert files(cores) == [name]
+
+
+def test_the_name_of_a_core_is_the_one_that_the_helper_has_made(image: Image, cores: Path) -> None:
+    image.link("zstd")
+    assert_delivered(image.run(str(cores), "7", "8", "9", CORE_KEY=MADE), f"{cores}/{MADE}.core.zst")
+    longest = MADE.ljust(200, "x")
+    assert_delivered(image.run(f"{cores}//", CORE_KEY=longest), f"{cores}/{longest}.core.zst")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "kept"), [("../../etc", "_._.._etc"), ("-rf", "_rf"), (".", "_"), ("x" * 4096, "x" * 200)]
+)
+def test_a_name_that_an_older_helper_has_left_to_the_container_cannot_leave_its_place(
+    image: Image, cores: Path, chosen: str, kept: str
+) -> None:
+    image.link("zstd")
+    assert_delivered(image.run(str(cores), CORE_KEY=chosen), f"{cores}/{kept}.core.zst")
+    assert files(cores) == [f"{kept}.core.zst"]
 
 
 def test_ids_and_time_of_the_environment_cannot_leave_their_place(image: Image, cores: Path) -> None:
@@ -788,6 +808,8 @@ def test_a_bucket_needs_no_prefix(image: Image, store: Path, destination: str) -
     storing_client(image, "aws")
     assert_delivered(image.run(destination, STORE=str(store)), f"s3://bucket/{KEY}.zst")
     assert f" s3://bucket/{KEY}.zst " in (store.parent / "store.given").read_text()
+    made = f"s3://bucket/{MADE}.core.zst"
+    assert_delivered(image.run(destination, "7", "8", "9", STORE=str(store), CORE_KEY=MADE), made)
 
 
 @pytest.mark.parametrize("given", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])

@@ -17,7 +17,7 @@ from core_helper import procfs, runtime, slots
 from core_helper.crash import Crash, Refused
 from core_helper.log import Log
 from unit.helper.support import in_child
-from unit.helper.world import World, keeps_descriptors
+from unit.helper.world import OTHER_ID, World, keeps_descriptors
 
 ID = "a1" * 32
 
@@ -384,6 +384,15 @@ def test_a_container_of_an_engine_is_one_whatever_namespaces_its_processes_have_
         assert holder(pid) == (f"container {ID}", -1)
     world.process(20, cgroup=f"/docker/{ID}")
     assert holder(20) == (f"container {ID}", -1)
+
+
+def test_the_containers_of_a_pod_are_one(world: World, maker: dict[str, int | None]) -> None:
+    uid = "0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9"
+    for pid, identifier in ((20, ID), (21, OTHER_ID)):
+        world.process(pid, cgroup=f"/kubepods/burstable/pod{uid}/{identifier}")
+        assert holder(pid) == (f"pod {uid}", -1)
+    maker["maker"] = 1000
+    assert holder(20) == (f"control group of user 1000 {ID}", 1000)
 
 
 def test_a_control_group_that_a_user_has_named_counts_among_his_own(world: World, maker: dict[str, int | None]) -> None:

@@ -13,8 +13,8 @@ The time of a source file may change, as when a backup is restored, but never it
 is. So the compiled files hold a hash of their source that Python does not check at run time. They hold no docstrings, which
 would cost time at every crash. Still they have the usual names: Python finds them without an option.
 
-One more file, the bundle, holds what every crash needs: the modules of START and those that these import at their top level,
-each after those that it imports itself. core_helper/__init__.py loads the bundle.
+One more file, the bundle, holds what the crashes of containers need: the modules of START and those that these import at their
+top level, each after those that it imports itself. core_helper/__init__.py loads the bundle, up to what a crash needs.
 """
 
 import ast
@@ -26,7 +26,7 @@ import py_compile
 import sys
 
 PACKAGE = "core_helper"
-START = ("main", "deliver")
+START = ("main", "deliver", "record")
 # What the helper imports and some builds of Python lack.
 NEEDED = ("_ctypes", "_json", "_socket", "_struct", "fcntl", "select")
 

@@ -8,12 +8,12 @@ that is tried.
 import _signal
 import posix
 
-from core_helper import container, joining, key, membership, record, runtime, supervisor, unwanted, verification
+from core_helper import container, joining, key, membership, runtime, supervisor, unwanted, verification
 from core_helper.child import Child, Result
 from core_helper.configuration import ALWAYS, CONFIGURATION, FALLBACK_VARIABLE, NEVER, Configuration
 from core_helper.crash import Crash, Refused
 from core_helper.deadline import Deadline
-from core_helper.process import FaultingProcess, Withheld
+from core_helper.process import FACTS, FaultingProcess, Withheld
 from core_helper.words import encode, expand
 
 TYPE_CHECKING = False
@@ -537,6 +537,6 @@ def facts_of(crash: Crash, process: FaultingProcess) -> "dict[bytes, bytes]":
         b"CORE_HOSTNAME": process.hostname,
         b"CORE_NODE": encode(posix.uname().nodename),
         b"CORE_CONTAINER_ID": process.container_id.encode(),
-        **{name: known.get(name, b"") for name in record.FACTS},
+        **{name: known.get(name, b"") for name in FACTS},
         b"CORE_KEY": key.key_of(crash, process).encode(),
     }

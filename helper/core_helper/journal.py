@@ -5,7 +5,7 @@ import posix
 import time
 
 from core_helper import quota
-from core_helper.record import CONTAINER_NAME, POD_NAME, POD_NAMESPACE
+from core_helper.process import CONTAINER_NAME, POD_NAME, POD_NAMESPACE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

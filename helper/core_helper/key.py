@@ -4,7 +4,7 @@ import posix
 import time
 
 from core_helper import procfs, runtime
-from core_helper.record import CONTAINER_NAME, POD_NAME
+from core_helper.process import CONTAINER_NAME, POD_NAME
 from core_helper.unwanted import DELETED
 from core_helper.words import encode, harmless
 

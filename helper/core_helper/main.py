@@ -89,7 +89,7 @@ def receive(words: "list[str]", source: KernelPipe, log: Log, began: float) -> i
             from core_helper import diagnosis
 
             configuration.problems.append(f"pid={crash.pid}: {diagnosis.NO_LIMIT}")
-        core_helper.load()
+        core_helper.load("deliver")
         from core_helper import deliver
 
         code = deliver.deliver(source, crash, configuration, slot, log, began)

@@ -7,14 +7,24 @@ read.
 
 import posix
 
+import core_helper
 from core_helper import mount_table, namespaces, procfs, runtime
 from core_helper.crash import Refused
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from core_helper.record import Record
-
 SEEK_SET = 0
+# What the engine may have written about a container: the facts, by the names that the delegate knows them by.
+CONTAINER_NAME, IMAGE = b"CORE_CONTAINER_NAME", b"CORE_IMAGE"
+POD_NAME, POD_NAMESPACE, POD_UID = b"CORE_POD_NAME", b"CORE_POD_NAMESPACE", b"CORE_POD_UID"
+FACTS = (CONTAINER_NAME, IMAGE, POD_NAME, POD_NAMESPACE, POD_UID)
+
+
+class Record:
+    """What an engine says of a container: the facts, and the variables that the first program was started with."""
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        self.facts: dict[bytes, bytes] = {}
+        self.environment: dict[bytes, bytes] = {}
 
 
 class Withheld(Refused):
@@ -95,12 +105,15 @@ class FaultingProcess:
         self.confined = self.seccomp_filters > (1 if self.in_container() else 0)
 
     @property
-    def record(self) -> "Record":
+    def record(self) -> Record:
         """What the engine has written about the container, read where it is asked for first; the process must be verified."""
         if self._record is None:
-            from core_helper import record  # Not needed for cores that nobody wants.
+            self._record = Record()
+            if self.container_id:
+                core_helper.load("record")
+                from core_helper import record  # The host's processes do not pay for it.
 
-            self._record = record.record_of(self)
+                self._record = record.record_of(self)
         return self._record
 
     def close_task(self) -> None:

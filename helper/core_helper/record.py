@@ -1,8 +1,9 @@
 """Reads what a container engine has written about the container of the faulting process. No daemon is asked.
 
 The engine keeps an OCI bundle for each container, a directory with the file config.json: containerd, CRI-O, Docker, and Podman
-as root. The monitor that the engine starts for a container, which is the parent of its first process, works in that directory.
-So no engine need be configured here. Docker keeps the name and the image in a file of its own, config.v2.json.
+as root. It starts a monitor for a container, which is the parent of the first process. The shim of containerd and Docker works
+in that directory, and the command line of conmon, the monitor of CRI-O and Podman, names it. So no engine's directories need be
+known here. Docker keeps the name and the image in a file of its own, config.v2.json, and Podman in a list of all containers.
 
 Everybody who may make control groups can name one after the container of somebody else. So a record counts only if
 
@@ -19,6 +20,7 @@ from _json import make_scanner
 
 from core_helper import namespaces, procfs, runtime
 from core_helper.first_process import Member
+from core_helper.process import CONTAINER_NAME, IMAGE, POD_NAME, POD_NAMESPACE, POD_UID, Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,9 +28,6 @@ if TYPE_CHECKING:
 
     from core_helper.process import FaultingProcess
 
-CONTAINER_NAME, IMAGE = b"CORE_CONTAINER_NAME", b"CORE_IMAGE"
-POD_NAME, POD_NAMESPACE, POD_UID = b"CORE_POD_NAME", b"CORE_POD_NAMESPACE", b"CORE_POD_UID"
-FACTS = (CONTAINER_NAME, IMAGE, POD_NAME, POD_NAMESPACE, POD_UID)
 # The annotations of containerd, and those of CRI-O, which are also the labels that a kubelet gives to containers of Docker.
 CONTAINERD = {
     CONTAINER_NAME: "io.kubernetes.cri.container-name",
@@ -45,17 +44,13 @@ KUBELET = {
     POD_UID: "io.kubernetes.pod.uid",
 }
 OF_CRIO = "io.kubernetes.cri-o.ContainerID"
-# Where the monitor does not show it: its parent may have ended, and CRI-O may have one monitor for a whole pod.
-USUAL_PLACES = (
-    "/run/containerd/io.containerd.runtime.v2.task/k8s.io/{}",
-    "/run/containers/storage/overlay-containers/{}/userdata",
-)
-PID_FILES = ("init.pid", "pidfile")  # Of containerd's shim, and of conmon.
+# Where the monitor does not show it: that of a container may have ended, and CRI-O may have one for a whole pod.
+OF_SHIM = "/run/containerd/io.containerd.runtime.v2.task/k8s.io/{}"
+OF_CONMON = "/run/containers/storage/overlay-containers/{}/userdata"
+USUAL_PLACES = ((OF_SHIM, OF_SHIM + "/init.pid"), (OF_CONMON, OF_CONMON + "/pidfile"))
 FILES_OF_DOCKER = ("/etc/hostname", "/etc/hosts", "/etc/resolv.conf")  # Mounted from beside config.v2.json.
-LIST_OF_STORAGE = (
-    "containers.json",
-    "volatile-containers.json",
-)  # Of all containers of Podman; the second one for --rm.
+# Of all containers of Podman; the second one of those with --rm.
+LIST_OF_STORAGE = ("containers.json", "volatile-containers.json")
 LONGEST_RECORD = 1 << 20
 LONGEST_FACT = 512
 DEEPEST = 64  # Ancestors of the faulting process that are looked at.
@@ -76,18 +71,6 @@ class _Json:
 _scan: "Callable[[str, int], tuple[object, int]]" = make_scanner(_Json)  # type: ignore[arg-type]
 
 
-class Record:
-    """What an engine says of a container: the facts for the delegate's environment by their names, and the variables.
-
-    ``environment`` is what the container's first program was started with.
-    """
-
-    def __init__(self) -> None:
-        """Begin with nothing."""
-        self.facts: dict[bytes, bytes] = {}
-        self.environment: dict[bytes, bytes] = {}
-
-
 def record_of(process: "FaultingProcess") -> Record:
     """Return the record of the container of the verified ``process``; an empty one where there is none that counts."""
     record = Record()
@@ -98,9 +81,9 @@ def record_of(process: "FaultingProcess") -> Record:
     identifier, pod = group[0], runtime.pod_of(group[2])
     if pod:
         record.facts[POD_UID] = pod.encode()
-    for bundle in _bundles_of(process, identifier):
+    for bundle, pid_file in _places_of(process, identifier):
         try:
-            if _is_of(bundle, process, group):
+            if _is_of(pid_file, process, group):
                 _take(_read(f"{bundle}/config.json"), identifier, pod, record)
                 break
         except (OSError, ValueError):
@@ -108,42 +91,43 @@ def record_of(process: "FaultingProcess") -> Record:
     return record
 
 
-def _bundles_of(process: "FaultingProcess", identifier: str) -> "list[str]":
-    """Return the directories that may be the bundle of the container."""
-    places = [place.format(identifier) for place in USUAL_PLACES]
+def _places_of(process: "FaultingProcess", identifier: str) -> "list[tuple[str, str]]":
+    """Return where the bundle of the container may be, and the file in which the engine has written its first process."""
+    places = [(place.format(identifier), pid_file.format(identifier)) for place, pid_file in USUAL_PLACES]
     try:
-        parts = _place_of_monitor(process.host_pid).split("/")
+        monitor = f"/proc/{_monitor_of(process.host_pid)}"
+        if posix.stat(monitor).st_uid != 0:
+            return places  # No engine's. The memory of a user's process may lie in a file system that does not answer.
+        words = procfs.read_path(f"{monitor}/cmdline").decode("utf-8", "surrogateescape").split("\0")
+        parts = posix.readlink(f"{monitor}/cwd").split("/")
     except (OSError, ValueError):
         return places
+    options = dict(zip(words, words[1:]))
+    if options.get("-b", "")[:1] == options.get("-p", "")[:1] == "/":
+        return [(options["-b"], options["-p"]), *places]
     for index in range(len(parts) - 1, 0, -1):
-        if runtime.container_id([(b"", b"/" + parts[index].encode("utf-8", "replace"))]):
-            # A monitor may have several containers, those of a pod; it works in the bundle of the first one.
+        if runtime.container_id([(b"", parts[index].encode("utf-8", "surrogateescape"))]):
+            # A shim may have several containers, those of a pod; it works in the bundle of the first one.
             parts[index] = identifier
-            return ["/".join(parts), *places]
+            bundle = "/".join(parts)
+            return [(bundle, f"{bundle}/init.pid"), *places]
     return places
 
 
-def _place_of_monitor(pid: int) -> str:
-    """Return where the first ancestor of process ``pid`` works that is in no container. Raises OSError or ValueError."""
+def _monitor_of(pid: int) -> int:
+    """Return the first ancestor of process ``pid`` that is in no container. Raises OSError, or ValueError for none."""
     for _ in range(DEEPEST):
         pid = int(procfs.stat_fields(procfs.read_path(f"/proc/{pid}/task/{pid}/stat"))[1])
         if pid == 0:
             break
         if not runtime.container_id(procfs.parse_cgroup(procfs.read_path(f"/proc/{pid}/cgroup"))):
-            return posix.readlink(f"/proc/{pid}/cwd")
+            return pid
     raise ValueError("no monitor")
 
 
-def _is_of(bundle: str, process: "FaultingProcess", group: "tuple[str, bytes, bytes]") -> bool:
-    """Tell whether the first process of the container that a ``bundle`` is of shows that ``process`` belongs to it."""
-    for name in PID_FILES:
-        try:
-            pid = int(_read(f"{bundle}/{name}"))
-            break
-        except FileNotFoundError:
-            continue
-    else:
-        return False
+def _is_of(pid_file: str, process: "FaultingProcess", group: "tuple[str, bytes, bytes]") -> bool:
+    """Tell whether the first process of a container shows that ``process`` belongs to it."""
+    pid = int(_read(pid_file))
     first = Member(pid)
     try:
         if runtime.outermost_group(first.cgroups) != group:
@@ -225,17 +209,20 @@ def _set(record: Record, fact: bytes, text: str) -> None:
 
 
 def _read(path: str) -> bytes:
-    """Return the content of a file that nobody but root can have written or replaced. Raises OSError for others."""
+    """Return the content of a file that nobody but root can have written or replaced. Raises OSError for others.
+
+    Nothing in a directory of somebody else is even looked at: it may lie in a file system that does not answer.
+    """
+    end = 0
+    while end >= 0:
+        _check(posix.stat(path[:end] or "/", follow_symlinks=False), S_IFDIR, path)
+        end = path.find("/", end + 1)
     file = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NOFOLLOW | posix.O_NONBLOCK | posix.O_NOCTTY)
     try:
         _check(posix.fstat(file), S_IFREG, path)
         content = procfs.read_all(file, LONGEST_RECORD + 1)
     finally:
         posix.close(file)
-    directory = path
-    while directory:
-        directory = directory.rpartition("/")[0]
-        _check(posix.stat(directory or "/", follow_symlinks=False), S_IFDIR, directory)
     if len(content) > LONGEST_RECORD:
         raise ValueError(f"{path} is too long")
     return content

@@ -30,6 +30,7 @@ from core_helper import (
 from core_helper.child import Result
 from core_helper.configuration import LONGEST_TIMEOUT, Configuration, parse_configuration
 from core_helper.crash import Refused
+from core_helper.process import FACTS, Record
 from core_helper.program import SCRIPT_LINE, parse_script_line
 from core_helper.words import WordError, expand, harmless, split_words, unquote
 from unit.helper.support import elf
@@ -302,12 +303,12 @@ def reports(data: bytes) -> None:
 
 def bundle(data: bytes) -> None:
     """What an engine has written is damaged, or makes facts of one word each; what stands there is no reason to fail."""
-    found = record.Record()
+    found = Record()
     try:
         record._take(data, "", "", found)
     except ValueError:
         return
-    assert set(found.facts) <= set(record.FACTS)
+    assert set(found.facts) <= set(FACTS)
     assert all(0 < len(fact) <= record.LONGEST_FACT for fact in found.facts.values())
     assert all(32 < byte < 127 for fact in found.facts.values() for byte in fact)
     assert all(name and b"=" not in name and b"\0" not in name + text for name, text in found.environment.items())

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import subprocess
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hostile.observe import pid_of, wait_until
 from support import lab
-from support.containers import Container, MakeCrash
+from support.containers import Container, MakeCrash, wait_for_log
 from support.crashes import Crash
 
 NAMES = ("CORE_CONTAINER_NAME", "CORE_IMAGE")
@@ -55,6 +58,55 @@ def test_every_core_has_a_name_of_its_own(attack: MakeCrash) -> None:
     keys = [delegate.environment["CORE_KEY"] for delegate in container.of("delegate")]
     assert len(keys) == len(set(keys)) == 20
     assert all(key.startswith(f"{platform.node()}.{container.name}.crasher.crasher.") for key in keys)
+
+
+POD = "0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9"
+GROUPS_OF_POD = ("lab-kubepods", f"lab-kubepods/pod{POD}")
+ANNOTATIONS = {
+    "container-name": "web",
+    "image-name": "shop:1.0",
+    "sandbox-name": "web-0",
+    "sandbox-namespace": "prod",
+    "sandbox-uid": POD,
+}
+
+
+@pytest.fixture
+def containerd() -> Iterator[list[str | Path]]:
+    """The client of the engine's containerd; the control groups of the pod are removed after the test."""
+    sockets = [lab.DIRECTORY / "exec/containerd/containerd.sock", Path("/run/containerd/containerd.sock")]
+    found = [socket for socket in sockets if socket.exists()]
+    if not found or shutil.which("ctr") is None:
+        pytest.skip("this machine has no ctr, or the engine has no containerd of its own")
+    yield ["ctr", "--address", found[0], "--namespace", "lab-k8s.io"]
+    hierarchies = Path("/sys/fs/cgroup")
+    for directory in (hierarchies, *hierarchies.iterdir()):
+        for group in reversed(GROUPS_OF_POD):
+            if (directory / group).is_dir():
+                (directory / group).rmdir()
+
+
+def test_the_delegate_is_told_the_pod_of_its_container(jail: Path, records: Path, containerd: list[str | Path]) -> None:
+    name = uuid.uuid4().hex * 2
+    words = [f"--annotation=io.kubernetes.cri.{key}={text}" for key, text in ANNOTATIONS.items()]
+    mount = f"--mount=type=bind,src={records},dst=/out,options=rbind:rw"
+    run = [
+        "run",
+        "--rm",
+        "--rootfs",
+        f"--cgroup=/{GROUPS_OF_POD[-1]}/{name}",
+        mount,
+        *words,
+        jail,
+        name,
+        "/usr/bin/crasher",
+    ]
+    lab.command(*containerd, *run, "fork=1", check=False)
+    told = Crash(records, 0, "").delegate.environment
+    facts = [told[f"CORE_{key}"] for key in ("CONTAINER_NAME", "IMAGE", "POD_NAME", "POD_NAMESPACE", "POD_UID")]
+    assert facts == list(ANNOTATIONS.values())
+    assert told["CORE_KEY"].startswith(f"{platform.node()}.web-0.crasher.crasher.")
+    assert ' name="web" pod="prod/web-0" ' in wait_for_log(name[:12], ": delivered ")
 
 
 # Whoever has started the program of the user works where the monitor of the container does.

@@ -14,7 +14,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from core_helper import joining, mount_table, record
+from core_helper import joining, mount_table
+from core_helper.process import Record
 from core_helper.program import Program
 
 HELPER = Path(__file__).parents[3] / "helper"
@@ -145,7 +146,7 @@ def process(**facts: Any) -> Any:
         "notes": [],
         "left_out": 0,
         "visits": mount_table.Visits(),
-        "record": record.Record(),
+        "record": Record(),
         "in_container": lambda: False,
     }
     attributes = {**attributes, **facts}

@@ -16,6 +16,7 @@ SOURCES = {
     "command.py": "from core_helper import linux\n\ndef parse():\n    from core_helper import late\n",
     "deliver.py": "import core_helper.main\n",
     "linux.py": "import os\n",
+    "record.py": "from core_helper.linux import read\n",
     "late.py": "",
 }
 
@@ -65,7 +66,7 @@ def test_the_bundle_holds_what_every_crash_needs_each_after_what_it_imports(libr
     (bundle,) = library.glob("__pycache__/bundle.*")
     printed = subprocess.check_output([sys.executable, "-ISc", program, str(bundle)], text=True).splitlines()
     assert [line.split()[:2] for line in printed] == [
-        [name, f"/final/{name}.py"] for name in ("linux", "command", "main", "deliver")
+        [name, f"/final/{name}.py"] for name in ("linux", "command", "main", "deliver", "record")
     ]
     # Without the docstring.
     assert "A docstring." not in str(printed)

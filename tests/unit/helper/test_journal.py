@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Iterator
 
 import pytest
-from core_helper import journal, record
+from core_helper import journal
 from core_helper.child import Result
 from core_helper.crash import Crash
 from core_helper.log import Log
+from core_helper.process import CONTAINER_NAME, POD_NAME, POD_NAMESPACE, Record
 from unit.helper.support import process
 
 ID = "0123456789abcdef" * 4
@@ -124,15 +125,15 @@ def test_every_byte_that_a_container_chose_is_escaped_or_harmless() -> None:
 
 
 def test_a_line_has_the_names_that_the_engine_knows(crash: Crash) -> None:
-    known = record.Record()
+    known = Record()
     crashed = process(container_name=ID[:12], record=known)
     assert f'container={ID[:12]} host="box"' in journal.describe(crash, crashed)
-    known.facts[record.CONTAINER_NAME] = b'a" b="' + b"x" * 200
+    known.facts[CONTAINER_NAME] = b'a" b="' + b"x" * 200
     name = "a\\x22_b=\\x22".replace("_", " ") + "x" * 74
     assert f'container={ID[:12]} name="{name}" host="box"' in journal.describe(crash, crashed)
-    known.facts = {record.POD_NAME: b"web-0", record.POD_NAMESPACE: b"prod"}
+    known.facts = {POD_NAME: b"web-0", POD_NAMESPACE: b"prod"}
     assert f'container={ID[:12]} pod="prod/web-0" host="box"' in journal.describe(crash, crashed)
-    known.facts = {record.CONTAINER_NAME: b"web", record.POD_NAME: b"web-0"}
+    known.facts = {CONTAINER_NAME: b"web", POD_NAME: b"web-0"}
     assert f'container={ID[:12]} name="web" pod="web-0" host="box"' in journal.describe(crash, crashed)
 
 

@@ -6,8 +6,9 @@ import posix
 import re
 
 import pytest
-from core_helper import key, record, runtime
+from core_helper import key, runtime
 from core_helper.crash import Crash
+from core_helper.process import CONTAINER_NAME, POD_NAME, Record
 from unit.helper.support import process
 
 ID = "0123456789abcdef" * 4
@@ -36,11 +37,11 @@ def test_a_key_tells_where_who_and_when() -> None:
 
 
 def test_the_pod_stands_for_the_container_and_the_name_for_the_id() -> None:
-    known = record.Record()
-    known.facts[record.CONTAINER_NAME] = b"web"
+    known = Record()
+    known.facts[CONTAINER_NAME] = b"web"
     crashed = process(container_id=ID, container_name=ID[:12], record=known)
     assert key.key_of(crash(), crashed).startswith("node-1.example.web.server.")
-    known.facts[record.POD_NAME] = b"web-0/.."
+    known.facts[POD_NAME] = b"web-0/.."
     assert key.key_of(crash(), crashed).startswith("node-1.example.web-0_...server.")
 
 

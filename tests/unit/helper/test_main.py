@@ -22,7 +22,6 @@ from core_helper import (
     journal,
     main,
     membership,
-    record,
     slots,
     supervisor,
     verification,
@@ -31,6 +30,7 @@ from core_helper.child import Result
 from core_helper.configuration import FALLBACK_VARIABLE, Configuration
 from core_helper.crash import Crash
 from core_helper.log import Log
+from core_helper.process import CONTAINER_NAME, POD_NAME, Record
 from core_helper.words import SPECIFIERS, expand
 from unit.helper.support import HELPER, process
 
@@ -228,8 +228,8 @@ def test_specifiers_are_those_of_core_5(crash: Crash) -> None:
 
 
 def test_the_facts_tell_the_delegate_about_the_crash(crash: Crash) -> None:
-    known = record.Record()
-    known.facts = {record.CONTAINER_NAME: b"web", record.POD_NAME: b"web-0"}
+    known = Record()
+    known.facts = {CONTAINER_NAME: b"web", POD_NAME: b"web-0"}
     told = deliver.facts_of(crash, process(container_id="f" * 64, record=known))
     elsewhere = (b"CORE_LIMIT", b"CORE_NODE", b"CORE_KEY")
     facts = {name: value for name, value in told.items() if name not in elsewhere}

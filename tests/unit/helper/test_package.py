@@ -75,6 +75,10 @@ def test_a_crash_that_is_refused_for_its_slot_pays_for_nothing_that_looks_at_a_c
     }
 
 
+def test_a_crash_of_the_host_does_not_pay_for_the_records_of_engines() -> None:
+    assert not imported("core_helper.main", "core_helper.deliver") & {"core_helper.record", "_json"}
+
+
 def test_who_may_trace_is_rarely_asked_and_not_imported_for_each_crash() -> None:
     assert "core_helper.tracing" not in imported("core_helper.main", "core_helper.deliver")
 

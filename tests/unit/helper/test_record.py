@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from core_helper import record, runtime
+from core_helper.process import CONTAINER_NAME, IMAGE, Record
 from unit.helper.world import DOCKER, FILES, ID, OTHER, OTHER_ID, Elsewhere, World, keeps_descriptors
 
 STATE = "/run/containerd/io.containerd.runtime.v2.task"
@@ -32,6 +33,7 @@ class Host(Elsewhere):
         self.tree = tree
         self.owners: dict[str, int] = {}
         self.modes: dict[str, int] = {}
+        self.seen: list[str] = []
 
     def _moved(self, path: str) -> str:
         return path if path.startswith("/proc") else str(self.tree) + path
@@ -40,7 +42,9 @@ class Host(Elsewhere):
         return super().__getattr__("open")(self._moved(path), flags)  # type: ignore[no-any-return]
 
     def stat(self, path: str, **named: Any) -> Any:
-        return self._owned(path, posix.stat(self._moved(path), **named))
+        found = super().__getattr__("stat")(self._moved(path), **named)
+        self.seen.append(path)
+        return self._owned(path, found)
 
     def fstat(self, descriptor: int) -> Any:
         path = posix.readlink(f"/proc/self/fd/{descriptor}")
@@ -75,10 +79,11 @@ class Engine:
         self.write(f"{bundle}/config.json", {"linux": {"cgroupsPath": group}, **facts})
         self.write(f"{bundle}/{pid_file}", b"%d" % INIT)
 
-    def monitor(self, directory: str = BUNDLE, cgroup: str = "/system.slice/docker.service") -> None:
-        """Have a monitor that works in this directory."""
+    def monitor(self, directory: str = BUNDLE, cgroup: str = "/system.slice/docker.service", *words: str) -> None:
+        """Have a monitor that works in this directory, and has these words in its command line."""
         self.world.process(MONITOR, cgroup=cgroup, parent=1)
         (self.world.proc / str(MONITOR) / "cwd").symlink_to(directory)
+        (self.world.proc / str(MONITOR) / "cmdline").write_text("".join(f"{word}\0" for word in ("monitor", *words)))
 
     def facts(self, pid: int = CRASHED) -> dict[str, str]:
         """Return what is found out about a crash of that process."""
@@ -196,7 +201,7 @@ def test_a_container_that_a_user_may_have_named_has_no_record(docker: Engine, ma
 
 def test_outside_of_containers_nothing_is_looked_for(docker: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     docker.world.process(30, cgroup="/system.slice/a.service")
-    monkeypatch.setattr(record, "_bundles_of", lambda *words: pytest.fail("looked for"))
+    monkeypatch.setattr(record, "_places_of", lambda *words: pytest.fail("looked for"))
     assert docker.facts(30) == {}
 
 
@@ -206,7 +211,7 @@ def test_the_record_of_another_container_tells_nothing(docker: Engine, path: obj
     assert docker.facts() == {}
 
 
-NAME = record.CONTAINERD[record.CONTAINER_NAME]
+NAME = record.CONTAINERD[CONTAINER_NAME]
 
 
 def elsewhere(engine: Engine) -> None:
@@ -281,7 +286,7 @@ def test_a_damaged_record_tells_nothing(docker: Engine, text: bytes) -> None:
 @pytest.mark.parametrize("wrong", [7, None, "x", [7], {"env": 7}, {"env": "x"}])
 def test_what_is_of_another_kind_than_expected_is_left_out(docker: Engine, wrong: object) -> None:
     words = {"mounts": wrong, "process": wrong, "root": wrong}
-    annotations = {NAME: 7, record.CONTAINERD[record.IMAGE]: "shop"}
+    annotations = {NAME: 7, record.CONTAINERD[IMAGE]: "shop"}
     linux = {"cgroupsPath": DOCKER}
     docker.write(f"{BUNDLE}/config.json", {"linux": linux, "annotations": annotations, **words})
     assert docker.facts() == {"IMAGE": "shop"}
@@ -305,13 +310,31 @@ def test_the_monitor_of_a_pod_works_in_the_bundle_of_the_first_container(engine:
     assert engine.facts() == WEB
 
 
-@pytest.mark.parametrize("pid_file", ["init.pid", "pidfile"])
-def test_where_the_monitor_shows_nothing_the_usual_places_are_tried(engine: Engine, pid_file: str) -> None:
+OF_CRIO = f"/run/containers/storage/overlay-containers/{ID}/userdata"
+
+
+@pytest.mark.parametrize("words", [(), ("-b", "x", "-p", "y"), ("-b", "/x"), ("-p", "/y", "-b")])
+def test_where_the_monitor_shows_nothing_the_usual_places_are_tried(engine: Engine, words: tuple[str, ...]) -> None:
     annotations = {**of_a_pod(record.KUBELET), **of_a_pod(record.CONTAINERD, "x"), record.OF_CRIO: ID}
-    bundle = f"/run/containers/storage/overlay-containers/{ID}/userdata"
-    engine.run(bundle, f"{POD}/crio-{ID}", pid_file, annotations=annotations)
-    engine.monitor("/", "/system.slice/crio.service")
+    engine.run(OF_CRIO, f"{POD}/crio-{ID}", "pidfile", annotations=annotations)
+    engine.monitor("/", "/system.slice/crio.service", *words)
     assert engine.facts() == WEB
+
+
+def test_the_command_line_of_a_user_is_not_read(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine.run(f"{STATE}/k8s.io/{ID}", f"{POD}/{ID}", annotations=of_a_pod(record.CONTAINERD))
+    engine.monitor("/")
+    engine.host.owners[f"/proc/{MONITOR}"] = 1000
+    os.unlink(engine.world.proc / str(MONITOR) / "cmdline")
+    os.mkfifo(engine.world.proc / str(MONITOR) / "cmdline")  # Whoever reads it has to wait.
+    assert engine.facts() == WEB
+
+
+def test_nothing_in_a_directory_of_somebody_else_is_looked_at(docker: Engine) -> None:
+    docker.host.modes[STATE] = 0o777
+    assert docker.facts() == {}
+    assert STATE in docker.host.seen
+    assert not [path for path in docker.host.seen if path.startswith(f"{STATE}/moby")]
 
 
 def test_a_monitor_that_has_ended_is_not_missed(engine: Engine) -> None:
@@ -350,8 +373,11 @@ def test_podman_has_a_list_of_all_containers(engine: Engine, name: str) -> None:
     bundle = f"{STORAGE}/overlay-containers/{ID}/userdata"
     group = f"/machine.slice/libpod-{ID}.scope"
     root = {"path": f"{STORAGE}/overlay/{'c' * 64}/merged"}
-    engine.run(bundle, group, "pidfile", linux={"cgroupsPath": f"machine.slice:libpod:{ID}"}, root=root)
-    engine.monitor(bundle, f"/machine.slice/libpod-conmon-{ID}.scope")
+    engine.run(bundle, group, linux={"cgroupsPath": f"machine.slice:libpod:{ID}"}, root=root)
+    engine.write("/run/x/pidfile", b"%d" % INIT)
+    # It works wherever Podman was started.
+    words = ("--api-version", "1", "-c", ID, "-b", bundle, "-p", "/run/x/pidfile", "-n", "shop-1")
+    engine.monitor("/root", f"/machine.slice/libpod-conmon-{ID}.scope", *words)
     assert engine.facts() == {}
     metadata = json.dumps({"image-name": "docker.io/library/shop:1.0", "name": "x"})
     containers = [
@@ -397,10 +423,13 @@ def test_the_record_is_read_once_and_only_when_it_is_asked_for(docker: Engine, m
     process = docker.world.crashed(CRASHED, _record=None)
     asked: list[object] = []
 
-    def record_of(process: Any) -> record.Record:
+    def record_of(process: Any) -> Record:
         asked.append(process)
-        return record.Record()
+        return Record()
 
     monkeypatch.setattr(record, "record_of", record_of)
     assert process.record is process.record
+    assert asked == [process]
+    docker.world.process(30, cgroup="/system.slice/a.service")
+    assert docker.world.crashed(30, _record=None).record.facts == {}
     assert asked == [process]

@@ -90,7 +90,7 @@ def test_the_delegate_is_told_the_pod_of_its_container(jail: Path, records: Path
     name = uuid.uuid4().hex * 2
     words = [f"--annotation=io.kubernetes.cri.{key}={text}" for key, text in ANNOTATIONS.items()]
     mount = f"--mount=type=bind,src={records},dst=/out,options=rbind:rw"
-    run = [
+    run: list[str | Path] = [
         "run",
         "--rm",
         "--rootfs",

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from core_helper import record, runtime
-from core_helper.process import CONTAINER_NAME, IMAGE, Record
+from core_helper.process import CONTAINER_NAME, IMAGE, POD_NAME, POD_NAMESPACE, POD_UID, Record
 from unit.helper.world import DOCKER, FILES, ID, OTHER, OTHER_ID, Elsewhere, World, keeps_descriptors
 
 STATE = "/run/containerd/io.containerd.runtime.v2.task"
@@ -88,7 +88,7 @@ class Engine:
     def facts(self, pid: int = CRASHED) -> dict[str, str]:
         """Return what is found out about a crash of that process."""
         found = record.record_of(self.world.crashed(pid)).facts
-        return {name.decode().removeprefix("CORE_"): text.decode() for name, text in found.items()}
+        return {name[len("CORE_") :].decode(): text.decode() for name, text in found.items()}
 
 
 @pytest.fixture
@@ -296,7 +296,7 @@ def test_what_is_of_another_kind_than_expected_is_left_out(docker: Engine, wrong
 
 def of_a_pod(names: dict[bytes, str], uid: str = UID) -> dict[str, str]:
     """Return the annotations of a container of a pod."""
-    values = dict(zip(names, ("web", "shop:1.0", "web-0", "prod", uid), strict=True))
+    values = {CONTAINER_NAME: "web", IMAGE: "shop:1.0", POD_NAME: "web-0", POD_NAMESPACE: "prod", POD_UID: uid}
     return {names[fact]: value for fact, value in values.items()}
 
 

@@ -93,7 +93,7 @@ said:
   returned: if RV(outcome=delivered) and O(image)
   type: list
   elements: str
-  sample: ["uploader.sh: s3://cores/shop-1/sh.7.0.0.1764403200.core.zst"]
+  sample: ["uploader.sh: s3://cores/node-7.shop-1.sh.sh.7775.20261129T180000Z.0f3a9c27d1b4.core.zst"]
 verdict:
   description: What became of the core, in one line that names the delegate and what it said.
   returned: if RV(outcome=delivered) and O(image)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from support.records import CAPABILITY_SETS, NAMESPACES, is_whole
-from vm.crashes import CONFINED, KEPT, WAYS, MachineCrash
+from vm.crashes import CONFINED, IMAGE, KEPT, WAYS, MachineCrash
 
 
 @pytest.fixture(scope="module", params=list(WAYS))
@@ -53,6 +53,16 @@ def test_a_process_with_the_filters_of_its_whole_container_keeps_its_variables(w
         pytest.skip(f"no variable was set: {way}")
     assert int(crashed.process.status["Seccomp_filters"]) > 0
     assert crashed.delegate.environment["KEPT"] == "1"
+
+
+def test_the_delegate_is_told_what_the_engine_of_root_knows(way: str, crashed: MachineCrash) -> None:
+    told = crashed.delegate.environment
+    assert bool(told["CORE_CONTAINER_NAME"]) is (way in CONFINED)
+    # The tag is Podman's.
+    assert told["CORE_IMAGE"].partition(":")[0] == (IMAGE if way in CONFINED else "")
+    names = {"service": "unit-crasher.service", "hardened-service": "unit-crasher.service"}
+    place = told["CORE_CONTAINER_NAME"] or names.get(way, "")
+    assert f".{place}" in told["CORE_KEY"] and ".crash.crash." in told["CORE_KEY"]
 
 
 def test_the_journal_has_one_line(crashed: MachineCrash) -> None:

@@ -256,6 +256,10 @@ class Delivery:
         self.deadline = self.deadline.again()
         return True
 
+    def is_worth_more(self) -> bool:
+        """Tell whether another try could deliver the core: no destination takes one that was cut off."""
+        return self.custody is not None and not self.custody.truncated()
+
     def forget(self) -> None:
         """Delete the core from the disk of the host."""
         if self.custody is not None:
@@ -304,7 +308,12 @@ def deliver(
                 absent, failed = False, failed or destination
             if outcome.reason:
                 reasons.append(outcome.reason)
-        if failed is not None and delivery.let_go("; ".join(reasons)) and delivery.rewind():
+        if (
+            failed is not None
+            and delivery.is_worth_more()
+            and delivery.let_go("; ".join(reasons))
+            and delivery.rewind()
+        ):
             # A second chance: the memory of the process is free now, and its container may have others that live on.
             outcome = failed.attempt(delivery, "; ".join(reasons))
             if outcome.kind == TAKEN:

@@ -784,7 +784,7 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         "helper_that_was_killed",
     ),
     "keeping: no second chance": (
-        [("deliver.py", "if failed is not None and delivery.let_go(", "if False and delivery.let_go(")],
+        [("deliver.py", "if failed is not None and delivery.is_worth_more()", "if False")],
         "second_chance",
     ),
     "keeping: a core that was taken stays": (

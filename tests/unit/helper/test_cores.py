@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from core_helper import cores, store
+from core_helper.configuration import Configuration
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="a store belongs to root")
 CORE = b"core" + bytes(20000) + b"end"
@@ -46,6 +47,12 @@ def put(directory: Path, key: str, content: bytes = CORE, packed: bool = False, 
     }
     (group / f"{key}.json").write_text(json.dumps(known))
     return file
+
+
+@pytest.fixture(autouse=True)
+def _configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has no configuration of this machine count."""
+    monkeypatch.setattr(cores, "read_configuration", Configuration)
 
 
 @pytest.fixture

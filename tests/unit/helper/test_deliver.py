@@ -488,10 +488,11 @@ def test_a_container_without_a_delegate_is_handed_on_where_that_is_configured(
 class Kept:
     """A core in the store, and what is done with it."""
 
-    def __init__(self, stage: Stage, all_of_it: bool = True) -> None:
+    def __init__(self, stage: Stage, all_of_it: bool = True, cut: bool = False) -> None:
         self.stage = stage
         self.source = self
         self.all_of_it = all_of_it
+        self.cut = cut
         self.late = False
         self.reads_on = True
         self.store = SimpleNamespace(path="/store")
@@ -507,7 +508,7 @@ class Kept:
         return self.all_of_it
 
     def truncated(self) -> bool:
-        return False
+        return self.cut
 
     def facts(self) -> dict[bytes, bytes]:
         return {b"CORE_SIZE": b"7"}
@@ -628,6 +629,11 @@ def test_a_core_of_which_a_part_can_be_read_but_once_has_no_second_chance(
     assert ("attempt", "") not in keeping(stage, monkeypatch, Place(stage, FAILS), kept=kept)
 
 
+def test_a_core_that_was_cut_off_has_no_second_chance(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = keeping(stage, monkeypatch, Place(stage, FAILS), kept=Kept(stage, cut=True))
+    assert done == ["write", ("attempt", ""), ("seal", "it failed"), ("line", "it failed"), "finish"]
+
+
 def test_a_process_may_end_as_soon_as_its_core_is_safe(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     stage.configuration.release_kept = True
     done = keeping(stage, monkeypatch, Place(stage, TAKES))
@@ -684,17 +690,24 @@ def test_a_disk_that_fails_at_the_end_is_told(stage: Stage, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    ("has_copy", "complete", "failure", "kind"),
+    ("has_copy", "complete", "failure", "cut", "reason"),
     [
-        (False, False, "it ended", "taken"),
-        (True, False, "it ended", "failed"),
-        (True, True, "it ended", "failed"),
-        (True, False, None, "failed"),
-        (True, True, None, "taken"),
+        (False, False, "it ended", False, ""),
+        (True, False, "it ended", False, "it ended"),
+        (True, True, "it ended", False, "it ended"),
+        (True, False, None, False, "it stopped reading"),
+        (True, True, None, True, "the core was cut off"),
+        (True, True, None, False, ""),
     ],
 )
 def test_a_delegate_that_has_read_a_part_takes_the_core_only_where_the_host_has_no_copy(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch, has_copy: bool, complete: bool, failure: str | None, kind: str
+    stage: Stage,
+    monkeypatch: pytest.MonkeyPatch,
+    has_copy: bool,
+    complete: bool,
+    failure: str | None,
+    cut: bool,
+    reason: str,
 ) -> None:
     everything: Any = stage
     delivery = deliver.Delivery(
@@ -702,8 +715,7 @@ def test_a_delegate_that_has_read_a_part_takes_the_core_only_where_the_host_has_
     )
     delivery.custody = Kept(stage) if has_copy else None  # type: ignore[assignment]
     monkeypatch.setattr(Stage, "conclude", lambda *words: False, raising=False)
-    result: Any = SimpleNamespace(cut=False, complete=complete, failure=failure)
+    result: Any = SimpleNamespace(cut=cut, complete=complete, failure=failure)
     outcome = delivery.conclude(b"/delegate", result)
-    assert (outcome.kind, outcome.delivered) == (kind, False)
-    if kind == "failed":
-        assert outcome.reason == f"/delegate: {failure or 'it stopped reading'}"
+    assert (outcome.kind, outcome.delivered) == ("failed" if reason else "taken", False)
+    assert outcome.reason == (f"/delegate: {reason}" if reason else "")

@@ -256,9 +256,13 @@ class Delivery:
         self.deadline = self.deadline.again()
         return True
 
-    def is_worth_more(self) -> bool:
-        """Tell whether another try could deliver the core: no destination takes one that was cut off."""
-        return self.custody is not None and not self.custody.truncated()
+    def begins_again(self, reason: str) -> bool:
+        """Let the process go, and tell whether that was done and another try could deliver all of the core.
+
+        No destination takes a core that was cut off.
+        """
+        kept = self.custody
+        return kept is not None and not kept.truncated() and self.let_go(reason) and self.rewind()
 
     def forget(self) -> None:
         """Delete the core from the disk of the host."""
@@ -308,12 +312,7 @@ def deliver(
                 absent, failed = False, failed or destination
             if outcome.reason:
                 reasons.append(outcome.reason)
-        if (
-            failed is not None
-            and delivery.is_worth_more()
-            and delivery.let_go("; ".join(reasons))
-            and delivery.rewind()
-        ):
+        if failed is not None and delivery.begins_again("; ".join(reasons)):
             # A second chance: the memory of the process is free now, and its container may have others that live on.
             outcome = failed.attempt(delivery, "; ".join(reasons))
             if outcome.kind == TAKEN:

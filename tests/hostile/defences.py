@@ -784,7 +784,7 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         "helper_that_was_killed",
     ),
     "keeping: no second chance": (
-        [("deliver.py", "if failed is not None and delivery.is_worth_more()", "if False")],
+        [("deliver.py", "if failed is not None and delivery.begins_again(", "if False and delivery.begins_again(")],
         "second_chance",
     ),
     "keeping: a core that was taken stays": (

@@ -7,7 +7,7 @@ a program that crashes in a loop from filling the disk: so many files may lie th
 import posix
 
 from core_helper import corefile, joining, linux, privileges
-from core_helper.configuration import FALLBACK_VARIABLE
+from core_helper.configuration import FALLBACK_VARIABLE, S_IFMT, S_IFREG
 from core_helper.program import Absent, Stopped
 
 TYPE_CHECKING = False
@@ -90,8 +90,11 @@ def room_in(directory: bytes, most: int, size: int) -> int:
         for entry in posix.scandir(listed):
             words = entry.name.split(".")
             if words[0] == "core" and len(words) in (4, 5) and all(map(str.isdigit, words[1:4])):
-                count += 1
-                taken += entry.stat(follow_symlinks=False).st_blocks * SECTOR
+                found = entry.stat(follow_symlinks=False)
+                # What others have put there, under whatever name, must not cost this user a core.
+                if found.st_uid == posix.getuid() and found.st_nlink == 1 and found.st_mode & S_IFMT == S_IFREG:
+                    count += 1
+                    taken += found.st_blocks * SECTOR
     except OSError as error:
         raise Stopped(f"{directory.decode()}: {error.strerror}") from None
     if count >= most or taken >= size:

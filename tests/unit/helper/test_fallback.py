@@ -148,6 +148,26 @@ def test_holes_end_where_the_file_may_be_no_larger(tmp_path: Path, monkeypatch: 
     assert (tmp_path / "core.truncated").stat().st_size == room
 
 
+@pytest.mark.parametrize("kind", ["link", "hard link", "fifo", "directory", "of another user"])
+def test_what_is_no_core_file_of_this_user_does_not_count(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "other").write_bytes(data(5000))
+    planted = tmp_path / "core.1.0.0"
+    if kind == "link":
+        planted.symlink_to("other")
+    elif kind == "hard link":
+        os.link(tmp_path / "other", planted)
+    elif kind == "fifo":
+        os.mkfifo(planted)
+    elif kind == "directory":
+        planted.mkdir()
+    elif os.getuid() == 0:
+        planted.write_bytes(data(5000))
+        os.chown(planted, 1000, 1000)
+    else:
+        pytest.skip("only root can have a file of another user")
+    assert write(tmp_path / "core.4.0.0", data(5000), (1, 1 << 30)).failure is None
+
+
 @pytest.mark.parametrize(
     ("bound", "told"),
     [

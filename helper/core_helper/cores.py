@@ -113,7 +113,7 @@ def remove_cores(kept_in: store.Store, options: argparse.Namespace) -> None:
 def get_core(kept_in: store.Store, options: argparse.Namespace) -> None:
     """Write one core to the file. Raises Problem if it is not what the helper has kept."""
     core = find(kept_in, options.id)
-    path = os.path.join(kept_in.path, str(core["group"]), str(core["file"]))
+    path = str(core["path"])
     if options.file == "-":
         check(core, copy(read(path), 1, holes=False))
         return
@@ -195,7 +195,9 @@ def cores_of(kept_in: store.Store) -> "list[dict[str, object]]":
             continue  # Deleted meanwhile.
         except ValueError:
             raise Problem(f"{path}: damaged: delete it with its core") from None
-        cores.append({**known, "bytes": entry.bytes, "id": entry.key.rpartition(".")[2]})
+        # The path is for playbooks/collect.yml, which fetches the file as it lies here.
+        lies_at = os.path.join(kept_in.path, entry.group, known["file"])
+        cores.append({**known, "bytes": entry.bytes, "id": entry.key.rpartition(".")[2], "path": lies_at})
     return cores
 
 

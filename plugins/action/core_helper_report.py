@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ansible action: the end of playbooks/verify.yml, one table of the whole fleet.
+"""Ansible action: the end of playbooks/verify.yml and playbooks/collect.yml, one table of the whole fleet.
 
-Runs on the controller, once for all hosts, and connects to none: it reads what ``tasks/inspect.yml`` of the role has found.
-Every host of the play is a row, also one that was unreachable. Writes the rows to the files ``json`` and ``html``, prints
-them as a table, and fails if one host is not as it should be.
+Runs on the controller, once for all hosts, and connects to none: it reads what the role's ``tasks/inspect.yml`` has found, or
+with ``table: cores`` what ``tasks/collect.yml`` has. Every host of the play is a row, also one that was unreachable, and a
+host that keeps several cores is several rows. Writes the rows to the files ``json`` and ``html``, prints them as a table, and
+fails if one host is not as it should be.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import os
 import tempfile
 import time
-from typing import Any
+from typing import Any, Union
 
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
@@ -29,6 +30,18 @@ COLUMNS = {
     "pattern": "pattern",
     "next_boot": "next boot",
     "canary": "canary",
+}
+COLUMNS_OF_CORES = {
+    "host": "host",
+    "id": "id",
+    "time": "time",
+    "size": "size",
+    "on_disk": "on disk",
+    "signal": "signal",
+    "program": "program",
+    "container": "container",
+    "state": "state",
+    "collected": "collected",
 }
 # PR_SET_DUMPABLE(2const) lists when a process gets this value for its own; proc_sys_fs(5) says what it means.
 SUID_DUMPABLE = (
@@ -82,18 +95,6 @@ def text_of(problem: Any) -> str:
     """Return as one line the problem that a module has returned, or Ansible in its place."""
     line = " ".join((problem if isinstance(problem, str) else json.dumps(problem)).split())
     return line.removeprefix("Task failed: ")
-
-
-def row_of(host: str, known: dict[str, Any]) -> dict[str, Any]:
-    """Return the row of a host, even if somebody has taken the host over and it answers nonsense: the others need theirs."""
-    try:
-        row = Row(host, known).values
-        page([row], "")
-        table([row])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        problems = [f"its answer makes no sense: {type(error).__name__}: {error}"]
-        return {**dict.fromkeys(COLUMNS, "-"), "host": host, "ok": False, "problems": problems, "warnings": []}
-    return row
 
 
 class Row:
@@ -215,38 +216,154 @@ def visible(text: str) -> str:
     return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def amount(number: int) -> str:
+    """Return a number of bytes as people read it."""
+    size = float(number)
+    for unit in ("B", "K", "M", "G"):
+        if size < 1024:
+            return f"{size:.0f}{unit}" if unit == "B" or size >= 10 else f"{size:.1f}{unit}"
+        size /= 1024
+    return f"{size:.1f}T"
+
+
+class Fleet:
+    """The table of playbooks/verify.yml."""
+
+    columns = COLUMNS
+    prefix = "verify"
+
+    def make(self, host: str, known: dict[str, Any]) -> dict[str, Any]:
+        """Return what is known of a host."""
+        return Row(host, known).values
+
+    def empty(self, host: str) -> dict[str, Any]:
+        """Return the row of a host of which nothing is known."""
+        return {**dict.fromkeys(COLUMNS, "-"), "host": host, "warnings": []}
+
+    def cells(self, row: dict[str, Any]) -> list[list[str]]:
+        """Return the lines of the table for a host."""
+        return [[str(row[key]) for key in COLUMNS]]
+
+    def cells_of_page(self, row: dict[str, Any]) -> list[list[str]]:
+        """Return the same for the page."""
+        verdict = f": {row['canary_verdict']}" if "canary_verdict" in row else ""
+        return [[f"{row[key]}{verdict if key == 'canary' else ''}" for key in COLUMNS]]
+
+    def notes(self, rows: list[dict[str, Any]]) -> list[str]:
+        """Return what stands between the table and the problems."""
+        return [f"{row['host']}: {row['canary_verdict']}" for row in rows if "canary_verdict" in row]
+
+    def summary(self, rows: list[dict[str, Any]]) -> str:
+        """Return the last line."""
+        return f"{sum(row['ok'] for row in rows)} of {len(rows)} hosts are as they should be"
+
+
+class Cores:
+    """The table of playbooks/collect.yml."""
+
+    columns = COLUMNS_OF_CORES
+    prefix = "collect"
+
+    def make(self, host: str, known: dict[str, Any]) -> dict[str, Any]:
+        """Return which cores a host keeps."""
+        found = known.get("__docker_core_helper_cores") or {}
+        problems = []
+        if found.get("unreachable"):
+            problems.append(f"unreachable: {text_of(found.get('msg', ''))}")
+        elif found.get("problems"):
+            problems += [text_of(problem) for problem in found["problems"]]
+        elif not found or found.get("failed"):
+            problems.append(text_of(found.get("msg", "was not asked")))
+        asked = "cores" in found
+        cores = list(found["cores"]) if asked else []
+        return {"host": host, "asked": asked, "cores": cores, "ok": not problems, "problems": problems, "warnings": []}
+
+    def empty(self, host: str) -> dict[str, Any]:
+        """Return the row of a host of which nothing is known."""
+        return {"host": host, "asked": False, "cores": [], "warnings": []}
+
+    def cells(self, row: dict[str, Any]) -> list[list[str]]:
+        """Return the lines of the table for a host: one for each core."""
+        if not row["cores"]:
+            empty = {**dict.fromkeys(COLUMNS_OF_CORES, "-"), "host": row["host"]}
+            empty["state"] = "no core is kept" if row["asked"] else "unknown"
+            return [list(empty.values())]
+        sizes = [{name: amount(core[name]) for name in ("size", "on_disk")} for core in row["cores"]]
+        shown = [{**core, **size, "host": row["host"]} for core, size in zip(row["cores"], sizes)]
+        return [[str(core[key]) for key in COLUMNS_OF_CORES] for core in shown]
+
+    cells_of_page = cells
+
+    def notes(self, rows: list[dict[str, Any]]) -> list[str]:
+        """Return what stands between the table and the problems: nothing."""
+        return []
+
+    def summary(self, rows: list[dict[str, Any]]) -> str:
+        """Return the last line."""
+        cores = [core for row in rows for core in row["cores"]]
+        keeping = sum(bool(row["cores"]) for row in rows)
+        counts = {
+            "brought": sum(core["collected"] == "now" for core in cores),
+            "there before": sum(core["collected"] == "before" for core in cores),
+            "would be brought": sum(core["collected"] == "would be" for core in cores),
+            "not brought": sum(core["collected"] == "failed" for core in cores),
+            "deleted on their hosts": sum("removed" in core for core in cores),
+        }
+        more = "".join(f", {count} {what}" for what, count in counts.items() if count)
+        silent = sum(not row["asked"] for row in rows)
+        unknown = f"; {silent} of {len(rows)} hosts could not be asked" if silent else ""
+        noun = "core" if len(cores) == 1 else "cores"
+        return f"{len(cores)} {noun} on {keeping} of {len(rows)} hosts{more}{unknown}"
+
+
+Kind = Union[Fleet, Cores]
+
+
+def row_of(kind: Kind, host: str, known: dict[str, Any]) -> dict[str, Any]:
+    """Return the row of a host, even if somebody has taken the host over and it answers nonsense: the others need theirs."""
+    try:
+        row = kind.make(host, known)
+        page(kind, [row])
+        table(kind, [row])
+        kind.summary([row])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        problems = [f"its answer makes no sense: {type(error).__name__}: {error}"]
+        return {**kind.empty(host), "ok": False, "problems": problems}
+    return row
+
+
+def table(kind: Kind, rows: list[dict[str, Any]]) -> str:
     """Return the rows for a terminal, and below them what is wrong."""
 
     def cell(value: str) -> str:
         value = visible(value)
         return value if len(value) <= WIDTH else f"{value[: WIDTH - 3]}..."
 
-    lines = [list(COLUMNS.values()), *([cell(str(row[key])) for key in COLUMNS] for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
+    lines = [list(kind.columns.values())]
+    lines += [[cell(value) for value in cells] for row in rows for cells in kind.cells(row)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(kind.columns))]
     lines.insert(1, ["-" * width for width in widths])
     shown = ["  ".join(value.ljust(width) for value, width in zip(line, widths)).rstrip() for line in lines]
-    verdicts = [visible(f"{row['host']}: {row['canary_verdict']}") for row in rows if "canary_verdict" in row]
+    notes = [visible(note) for note in kind.notes(rows)]
     problems = [visible(f"{row['host']}: {problem}") for row in rows for problem in row["problems"]]
-    return "\n".join([*shown, "", *verdicts, *problems, *warnings_of(rows)])
+    return "\n".join([*shown, "", *notes, *problems, *warnings_of(rows)])
 
 
-def page(rows: list[dict[str, Any]], summary: str) -> str:
+def page(kind: Kind, rows: list[dict[str, Any]]) -> str:
     """Return the rows as a web page in a single file."""
 
-    def line(row: dict[str, Any]) -> str:
-        verdict = f": {row['canary_verdict']}" if "canary_verdict" in row else ""
-        cells = [html.escape(f"{row[key]}{verdict if key == 'canary' else ''}") for key in COLUMNS]
-        problems = "<br>".join(html.escape(problem) for problem in row["problems"]) or "none"
-        warnings = "".join(f"<br>warning: {html.escape(warning)}" for warning in row["warnings"])
-        cells.append(problems + warnings)
-        return f"<tr{'' if row['ok'] else ' class=wrong'}><td>{'</td><td>'.join(cells)}</td></tr>\n"
+    def lines(row: dict[str, Any]) -> str:
+        problems = "<br>".join(html.escape(visible(problem)) for problem in row["problems"]) or "none"
+        warnings = "".join(f"<br>warning: {html.escape(visible(warning))}" for warning in row["warnings"])
+        begin = f"<tr{'' if row['ok'] else ' class=wrong'}><td>"
+        filled = [[*(html.escape(visible(cell)) for cell in cells), problems + warnings] for cells in kind.cells_of_page(row)]
+        return "".join(f"{begin}{'</td><td>'.join(cells)}</td></tr>\n" for cells in filled)
 
     return PAGE.format(
-        summary=html.escape(summary),
+        summary=html.escape(kind.summary(rows)),
         time=time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
-        head="".join(f"<th>{title}</th>" for title in [*COLUMNS.values(), "what is wrong"]),
-        rows="".join(map(line, rows)),
+        head="".join(f"<th>{title}</th>" for title in [*kind.columns.values(), "what is wrong"]),
+        rows="".join(map(lines, rows)),
     )
 
 
@@ -275,21 +392,24 @@ class ActionModule(ActionBase):
         """Write and print it."""
         super().run(tmp, task_vars)
         variables = task_vars or {}
+        kind = Cores() if self._task.args.get("table") == "cores" else Fleet()
         raw = variables["hostvars"].raw_get
-        rows = [row_of(host, raw(host)) for host in variables["ansible_play_hosts_all"]]
+        rows = [row_of(kind, host, raw(host)) for host in variables["ansible_play_hosts_all"]]
         wrong = [row["host"] for row in rows if not row["ok"]]
-        summary = f"{len(rows) - len(wrong)} of {len(rows)} hosts are as they should be"
+        summary = kind.summary(rows)
         paths = {name: os.path.abspath(self._task.args[name]) for name in ("json", "html")}
         files = {}
-        for name, content in (("json", json.dumps(rows, indent=1) + "\n"), ("html", page(rows, summary))):
+        for name, content in (("json", json.dumps(rows, indent=1) + "\n"), ("html", page(kind, rows))):
             try:
                 os.makedirs(os.path.dirname(paths[name]), exist_ok=True)
                 write(paths[name], content)
                 files[name] = paths[name]
             except OSError as error:
-                files[name] = f"not written: {paths[name]}: {error.strerror}, give another file with verify_{name}"
+                files[name] = (
+                    f"not written: {paths[name]}: {error.strerror}, give another file with {kind.prefix}_{name}"
+                )
         # The table comes first: it is what the user has asked for.
-        Display().display(f"\n{table(rows)}\n{summary}; {files['json']}, {files['html']}\n")
+        Display().display(f"\n{table(kind, rows)}\n{summary}; {files['json']}, {files['html']}\n")
         problems = [f"wrong: {', '.join(wrong)}"] if wrong else []
         problems += [text for name, text in files.items() if text != paths[name]]
         message = "; ".join([summary, *problems])

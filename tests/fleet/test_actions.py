@@ -74,14 +74,22 @@ def report(
     directory: Path, answers: dict[str, Any], monkeypatch: pytest.MonkeyPatch, **extra: Any
 ) -> tuple[dict[str, Any], str]:
     """Return the result of the report over what hosts have answered, and what it shows on the terminal."""
+    known = {host: {**COMPARED, "__docker_core_helper_snapshot": answer, **extra} for host, answer in answers.items()}
+    return run_report(directory, known, monkeypatch, table="fleet")
+
+
+def run_report(
+    directory: Path, known: dict[str, Any], monkeypatch: pytest.MonkeyPatch, table: str
+) -> tuple[dict[str, Any], str]:
+    """Return the same for one of its tables over what is known of the hosts."""
     module = load(PLUGINS / "core_helper_report.py")
     shown: list[str] = []
     monkeypatch.setattr(module, "Display", lambda: SimpleNamespace(display=shown.append))
     monkeypatch.setattr(module.ActionBase, "run", lambda *_: {})
     action = module.ActionModule.__new__(module.ActionModule)
-    action._task = SimpleNamespace(args={name: str(directory / f"verify.{name}") for name in ("json", "html")})
-    known = {host: {**COMPARED, "__docker_core_helper_snapshot": answer, **extra} for host, answer in answers.items()}
-    variables = {"hostvars": SimpleNamespace(raw_get=known.get), "ansible_play_hosts_all": list(answers)}
+    files = {name: str(directory / f"verify.{name}") for name in ("json", "html")}
+    action._task = SimpleNamespace(args={"table": table, **files})
+    variables = {"hostvars": SimpleNamespace(raw_get=known.get), "ansible_play_hosts_all": list(known)}
     return action.run(None, variables), "\n".join(shown)
 
 
@@ -213,6 +221,98 @@ def test_that_set_id_programs_leave_no_core_is_a_warning_for_all_hosts_and_no_pr
     rows = {row["host"]: row for row in json.loads((tmp_path / "verify.json").read_text())}
     assert [len(rows[host]["warnings"]) for host in ("web6", "db")] == [1, 0]
     assert (tmp_path / "verify.html").read_text().count("none<br>warning: fs.suid_dumpable is 0") == 7
+
+
+CORE = {
+    "id": "919eb8c9e6bc",
+    "time": "2026-11-29T18:34:40Z",
+    "size": 26214400,
+    "on_disk": 1000,
+    "signal": "SIGABRT",
+    "program": "/usr/bin/shop",
+    "container": "shop",
+    "state": "whole",
+    "collected": "-",
+}
+
+
+def cores(
+    directory: Path, answers: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> tuple[dict[str, Any], list[str], list[dict[str, Any]]]:
+    """Return the result of the report over the cores that hosts keep, the lines that it shows, and its JSON file."""
+    known = {host: {"__docker_core_helper_cores": answer} for host, answer in answers.items()}
+    result, shown = run_report(directory, known, monkeypatch, table="cores")
+    return result, shown.splitlines(), json.loads((directory / "verify.json").read_text())
+
+
+def test_each_core_is_a_line_and_so_is_a_host_that_has_none_or_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = {
+        "web01": {"cores": [CORE, {**CORE, "id": "b", "collected": "now", "removed": True}], "problems": []},
+        "web02": {"cores": [], "problems": []},
+        "web03": {"unreachable": True, "msg": "no route to host"},
+        "web04": {"failed": True, "msg": "there is no helper"},
+        "web05": {},
+        "web06": {"cores": [{**CORE, "collected": "failed"}], "problems": ["k: its checksum is wrong"], "failed": True},
+    }
+    result, shown, rows = cores(tmp_path, answers, monkeypatch)
+    lines = [" ".join(line.split()) for line in shown]
+    assert "web01 919eb8c9e6bc 2026-11-29T18:34:40Z 25M 1000B SIGABRT /usr/bin/shop shop whole -" in lines
+    assert "web01 b 2026-11-29T18:34:40Z 25M 1000B SIGABRT /usr/bin/shop shop whole now" in lines
+    assert "web02 - - - - - - - no core is kept -" in lines
+    assert [line for line in lines if line.startswith("web0") and "unknown" in line] == [
+        f"web0{number} - - - - - - - unknown -" for number in (3, 4, 5)
+    ]
+    assert "web03: unreachable: no route to host" in lines
+    assert "web04: there is no helper" in lines
+    assert "web05: was not asked" in lines
+    assert "web06: k: its checksum is wrong" in lines
+    summary = (
+        "3 cores on 2 of 6 hosts, 1 brought, 1 not brought, 1 deleted on their hosts; 3 of 6 hosts could not be asked"
+    )
+    assert result["failed"] and result["msg"] == f"{summary}; wrong: web03, web04, web05, web06"
+    assert [(row["host"], len(row["cores"]), row["ok"]) for row in rows] == [
+        *(("web01", 2, True), ("web02", 0, True), ("web03", 0, False), ("web04", 0, False), ("web05", 0, False)),
+        ("web06", 1, False),
+    ]
+    assert rows[0]["cores"][0] == CORE
+    page = (tmp_path / "verify.html").read_text()
+    assert page.count("<tr") == 8 and page.count("<tr class=wrong>") == 4 and summary in page
+
+
+def test_hosts_without_any_core_are_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result, _, _ = cores(tmp_path, {"web01": {"cores": [], "problems": []}}, monkeypatch)
+    assert "failed" not in result and result["msg"] == "0 cores on 0 of 1 hosts"
+
+
+def test_what_a_container_has_chosen_steers_neither_terminal_nor_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hostile = "\x1b[2J<script>alert('{head}')</script>\nweb02  x\u202e"
+    core = {**CORE, "program": hostile, "container": hostile}
+    answers = {
+        "web01": {"cores": [core], "problems": [hostile], "failed": True},
+        "web02": {"failed": True, "msg": hostile},
+    }
+    _, shown, _ = cores(tmp_path, answers, monkeypatch)
+    assert all(line.isprintable() for line in shown)
+    assert len([line for line in shown if line.startswith("web02 ")]) == 1
+    page = (tmp_path / "verify.html").read_text()
+    assert "<script" not in page and "&lt;script&gt;" in page
+    assert all(line.isprintable() for line in page.splitlines())
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [{"cores": None}, {"cores": [1]}, {"cores": [{}]}, {"cores": [{**CORE, "size": "x"}]}, ["no"], {"cores": 3}],
+)
+def test_a_list_that_makes_no_sense_is_a_wrong_row_and_not_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: Any
+) -> None:
+    result, shown, _ = cores(tmp_path, {"web01": answer, "web02": {"cores": [CORE], "problems": []}}, monkeypatch)
+    assert result["msg"] == "1 core on 1 of 2 hosts; 1 of 2 hosts could not be asked; wrong: web01"
+    assert [line for line in shown if line.startswith("web01: its answer makes no sense")]
 
 
 def test_a_link_in_the_place_of_the_report_is_replaced_and_not_followed(

@@ -94,6 +94,7 @@ def test_all_that_is_known_is_told_to_programs(directory: Path, capsys: pytest.C
     run(directory, "info", "aaaa")
     told = json.loads(capsys.readouterr().out)
     assert told == listed
+    assert told["path"] == str(directory / "container-abc/node.aaaa.core")
     assert (told["id"], told["key"], told["reason"], told["facts"]["CORE_COMM"]) == (
         "aaaa",
         "node.aaaa",

@@ -181,6 +181,30 @@ def test_every_host_is_a_row_of_the_table(fleet: Fleet) -> None:
         assert str(rows[host]["canary"]).startswith("delivered in ")
 
 
+def test_the_cores_that_hosts_keep_come_here(fleet: Fleet, tmp_path: Path) -> None:
+    """Also from the host that is reached as a user with sudo and its password."""
+    keep = "echo DOCKERCOREHELPER_KEEP=always >>/etc/docker_core_helper.conf"
+    for host in ("shop-1", "shop-2"):
+        machine = fleet.hosts[host]
+        machine.run(f"cp -p /etc/docker_core_helper.conf /root/conf && {keep}")
+        (tmp_path / host).mkdir()
+        crash = MachineCrash(machine, WAYS["docker"], tmp_path / host)
+        noted = "grep -qs sha256 /var/lib/docker_core_helper/cores/*/*.json"
+        machine.run(f"for i in $(seq 300); do {noted} && exit; sleep 0.2; done; exit 1")
+        machine.run("mv /root/conf /etc/docker_core_helper.conf")
+        delivered = crash.delegate.core.read_bytes()
+        (tmp_path / f"{host}.core").write_bytes(delivered)
+    said = fleet.follow("playbooks/collect.yml", "collect_cores=true")
+    assert "2 cores on 2 of 3 hosts, 2 brought" in said
+    for host in ("shop-1", "shop-2"):
+        (core,) = (fleet.clone / "rollout/cores" / host).glob("*.core")
+        assert core.read_bytes() == (tmp_path / f"{host}.core").read_bytes()
+        assert core.stat().st_mode & 0o777 == 0o600
+    said = fleet.run("ansible-playbook -i inventory playbooks/collect.yml -e collect_cores=true -e collect_remove=true")
+    assert "2 cores on 2 of 3 hosts, 2 there before, 2 deleted on their hosts" in said
+    assert "0 cores on 0 of 3 hosts" in fleet.run("ansible-playbook -i inventory playbooks/collect.yml")
+
+
 def test_each_host_is_brought_back_to_how_it_was(fleet: Fleet, bare: dict[str, str]) -> None:
     fleet.follow("playbooks/rollback.yml")
     assert (fleet.patterns(), fleet.have_the_helper()) == (bare, [])

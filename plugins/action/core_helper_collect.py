@@ -44,6 +44,8 @@ CHECKSUM = re.compile(r"[0-9a-f]{64}")
 LONGEST_NAME = 80
 # What cannot be compressed is longer in the end, by less than a part of this.
 OVERHEAD = 128
+# A file cannot be larger.
+LARGEST = (1 << 63) - 1
 # Bytes that stay free on the disk of the controller.
 FREE = 1 << 30
 NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -71,7 +73,7 @@ class Core:
         if self.sha256 and not CHECKSUM.fullmatch(self.sha256):
             raise ValueError(f"no checksum: {self.sha256!r}")
         self.size = int(known["size"])
-        if self.size < 0:
+        if not 0 <= self.size <= LARGEST:
             raise ValueError(f"no size: {self.size}")
         self.path = str(known["path"])
         self.compressed = self.path.endswith(COMPRESSED)
@@ -285,6 +287,8 @@ class Place:
                 os.close(plain)
         else:
             self.compare(core, blocks_of(file), None, expected)
+        # Never is one core described by the checksum of another, whenever this ends.
+        self.unlink(whole)
         self.describe({**core.known, "sha256": expected}, core.key)
         self.rename(new if core.compressed else part, whole)
         # Also what has come of the core before the host has compressed it.

@@ -326,7 +326,7 @@ def row_of(kind: Kind, host: str, known: dict[str, Any]) -> dict[str, Any]:
         page(kind, [row])
         table(kind, [row])
         kind.summary([row])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         problems = [f"its answer makes no sense: {type(error).__name__}: {error}"]
         return {**kind.empty(host), "ok": False, "problems": problems}
     return row
@@ -356,7 +356,9 @@ def page(kind: Kind, rows: list[dict[str, Any]]) -> str:
         problems = "<br>".join(html.escape(visible(problem)) for problem in row["problems"]) or "none"
         warnings = "".join(f"<br>warning: {html.escape(visible(warning))}" for warning in row["warnings"])
         begin = f"<tr{'' if row['ok'] else ' class=wrong'}><td>"
-        filled = [[*(html.escape(visible(cell)) for cell in cells), problems + warnings] for cells in kind.cells_of_page(row)]
+        filled = [
+            [*(html.escape(visible(cell)) for cell in cells), problems + warnings] for cells in kind.cells_of_page(row)
+        ]
         return "".join(f"{begin}{'</td><td>'.join(cells)}</td></tr>\n" for cells in filled)
 
     return PAGE.format(

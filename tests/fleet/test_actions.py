@@ -305,7 +305,15 @@ def test_what_a_container_has_chosen_steers_neither_terminal_nor_page(
 
 @pytest.mark.parametrize(
     "answer",
-    [{"cores": None}, {"cores": [1]}, {"cores": [{}]}, {"cores": [{**CORE, "size": "x"}]}, ["no"], {"cores": 3}],
+    [
+        {"cores": None},
+        {"cores": [1]},
+        {"cores": [{}]},
+        {"cores": [{**CORE, "size": "x"}]},
+        {"cores": [{**CORE, "size": 10**400}]},
+        ["no"],
+        {"cores": 3},
+    ],
 )
 def test_a_list_that_makes_no_sense_is_a_wrong_row_and_not_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: Any

@@ -298,6 +298,27 @@ def test_the_disk_of_the_controller_is_not_filled(
     assert "the disk has less than 1 GiB left: what has come stays" in controller.refused()
 
 
+def test_no_core_stands_beside_the_checksum_of_another(
+    controller: Controller, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = controller.plugin.Place.rename
+
+    def die(place: Any, old: str, new: str) -> None:
+        if new.endswith(".core"):
+            raise KeyboardInterrupt
+        rename(place, old, new)
+
+    host.put()
+    controller.collect()
+    host.cores.clear()
+    host.put(b"x" + CORE[1:])
+    with monkeypatch.context() as patch:
+        patch.setattr(controller.plugin.Place, "rename", die)
+        with pytest.raises(KeyboardInterrupt):
+            controller.collect()
+    assert not controller.core.exists()
+
+
 def test_two_runs_do_not_write_one_file(controller: Controller, host: Host) -> None:
     host.put()
     controller.place.mkdir(mode=0o700, parents=True)
@@ -334,6 +355,7 @@ def test_a_list_that_makes_no_sense_is_a_failure(controller: Controller, host: H
     [
         {"size": -1},
         {"size": "x"},
+        {"size": 10**400},
         {"sha256": "../x"},
         {"facts": {"CORE_TIME": str(10**30)}},
         {"facts": None},

@@ -8,9 +8,9 @@ import fcntl
 import posix
 import select
 import time
-from _signal import SIGPIPE
+from _signal import SIGPIPE, SIGXFSZ
 
-from core_helper import corefile, runtime, store
+from core_helper import corefile, linux, procfs, runtime, store
 from core_helper.key import key_of
 from core_helper.source import KeptFile
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 PIPE_SIZE = 1 << 20
 BLOCK = 1 << 18
 PAGE = 1 << 12
+STEP = 1 << 26  # By so many bytes a core may take more than was expected, at a time.
 ZEROS, ZERO_PAGE = bytes(BLOCK), bytes(PAGE)
 # Beside its memory, a core has headers, and notes about each thread and each mapped file; fs/binfmt_elf.c.
 NOTES = 1 << 22
@@ -34,6 +35,9 @@ LATE = "the deadline has passed while the kernel dumped it"
 HASHED = 1 << 20
 COMPRESSORS = ("/usr/bin/zstd", "/bin/zstd", "/usr/local/bin/zstd")
 IDLE = 19  # nice(2)
+PATIENCE = 10  # Seconds.
+SPARE = 1 << 16  # For JSON files.
+RLIMIT_FSIZE = 1
 
 
 def take(crash: "Crash", process: "FaultingProcess", configuration: "Configuration") -> "Custody":
@@ -62,17 +66,20 @@ class Custody:
         self.length: int | None = None
         self.stopped = ""
         self.late = False
+        self.configuration = configuration
+        # What others leave to this core: they count it, and not what is free besides.
+        self.room = need
         kept_in.lock()
         try:
-            self.room = kept_in.room_for(group, need, configuration)
-            if self.room < need:
+            room = kept_in.room_for(group, need, configuration)
+            if room < need:
                 raise store.Unusable(
-                    f"{kept_in.path} has room for {max(0, self.room)} bytes, and the core may take {need}: not kept; raise"
+                    f"{kept_in.path} has room for {max(0, room)} bytes, and the core may take {need}: not kept; raise"
                     " docker_core_helper_keep_max, or make room"
                 )
             self.group = kept_in.group(group)
             self.part = f".{key}.{need}{store.PART}"
-            self.file = self._create(self.part)
+            self.file = _create(self.group, self.part)
         finally:
             kept_in.unlock()
 
@@ -86,6 +93,10 @@ class Custody:
             _enlarge(source.descriptor)
             leftover = self._copy(source, deadline)
             posix.ftruncate(self.file, self.size)
+            # What it has not taken is for others.
+            self.store.lock()
+            self._claim(0)
+            self.store.unlock()
         except OSError as error:
             # No byte was read and not written: _copy has seen to that.
             self.stopped = str(error.strerror)
@@ -119,7 +130,7 @@ class Custody:
             try:
                 for begin, end in runs(buffer, filled):
                     if stored + end - begin > self.room:
-                        raise OSError(ENOSPC, f"{self.store.path} has no room for more")
+                        self._claim_more(stored + end - begin - self.room)
                     _pwrite(self.file, view[begin:end], self.size + begin)
                     stored += end - begin
             except OSError as error:
@@ -127,6 +138,27 @@ class Custody:
                 return _pipe_with(view[:filled])
             self.size += filled
         return None
+
+    def _claim_more(self, missing: int) -> None:
+        """Have room for ``missing`` bytes more than was expected, or for a step. Raises OSError where there is none.
+
+        What a process has in memory is not all that is dumped: files that it has mapped, and huge pages.
+        """
+        self.store.lock()
+        try:
+            room = self.store.room_for(self.group_name, missing, self.configuration)
+            if room < missing:
+                raise OSError(ENOSPC, f"{self.store.path} has no room for more")
+            self.room += min(room, max(missing, STEP))
+            self._claim(self.room)
+        finally:
+            self.store.unlock()
+
+    def _claim(self, expected: int) -> None:
+        """Have the name of the file say how many bytes the core may take. Raises OSError."""
+        part = f".{self.key}.{expected}{store.PART}"
+        self._rename(self.part, part)
+        self.part = part
 
     def seal(self, facts: "dict[str, object]") -> None:
         """Have the core stay: on the disk, and listed with its ``facts``, which another call replaces. Raises OSError."""
@@ -136,8 +168,11 @@ class Custody:
             self.part = self.key + store.CORE
         self._describe({**facts, "file": self.part})
 
-    def finish_later(self, facts: "dict[str, object]", source: "KernelPipe", crash: "Crash") -> None:
-        """Have another process ``finish``, when the faulting process is gone: nobody waits for that. Raises OSError."""
+    def finish_later(self, source: "KernelPipe", crash: "Crash") -> None:
+        """Have another process finish what is kept, when the faulting process is gone: nobody waits for that. Raises OSError.
+
+        It does not wait for long: a process that another one traces may stay for ever.
+        """
         if posix.fork():
             return
         try:
@@ -147,95 +182,20 @@ class Custody:
             if crash.handle is not None:
                 poll = select.poll()
                 poll.register(crash.handle, select.POLLIN)
-                poll.poll()
-            self.finish(facts)
+                poll.poll(PATIENCE * 1000)
+            # All that will be written of it is there.
+            fcntl.flock(self.file, fcntl.LOCK_UN)
+            finish_all(self.store, self.configuration)
         finally:
             posix._exit(0)
 
-    def finish(self, facts: "dict[str, object]") -> None:
-        """Compress the core, and add its checksum and build ids to its ``facts``. Raises OSError.
-
-        Does nothing more where the core was deleted meanwhile.
-        """
-        import hashlib
-
-        from core_helper import build_ids
-
-        identified = build_ids.of_core(self.file)
-        posix.lseek(self.file, 0, SEEK_SET)
-        digest = hashlib.sha256()
-        program = next((path for path in COMPRESSORS if posix.access(path, posix.X_OK)), None)
-        compressed, part = self.key + store.COMPRESSED, f".{self.key}{store.COMPRESSED}{store.PART}"
-        if program is None:
-            while block := posix.read(self.file, HASHED):
-                digest.update(block)
-        else:
-            result = self._create(part)
-            reading, writing = posix.pipe()
-            actions = [(posix.POSIX_SPAWN_DUP2, reading, 0), (posix.POSIX_SPAWN_DUP2, result, 1)]
-            pid = posix.posix_spawn(program, [program, "-q", "-c", "-1"], {}, file_actions=actions, setsigdef=[SIGPIPE])
-            posix.close(reading)
-            try:
-                while block := posix.read(self.file, HASHED):
-                    digest.update(block)
-                    while block:
-                        block = block[posix.write(writing, block) :]
-            finally:
-                posix.close(writing)
-            if posix.waitpid(pid, 0)[1]:
-                posix.unlink(part, dir_fd=self.group)
-                program = None
-            else:
-                posix.fsync(result)
-                self._rename(part, compressed)
-        name = self.part if program is None else compressed
-        known = {**facts, "file": name, "sha256": digest.hexdigest(), "build_ids": identified}
-        described = self._describe(known, again=True)
-        for file in {compressed, self.part} - ({name} if described else set()):
-            try:
-                posix.unlink(file, dir_fd=self.group)
-            except FileNotFoundError:
-                pass
-
-    def _create(self, name: str) -> int:
-        """Create the file ``name`` and lock it. Raises OSError."""
-        file = posix.open(
-            name,
-            posix.O_RDWR | posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW | posix.O_CLOEXEC,
-            MODE,
-            dir_fd=self.group,
-        )
-        fcntl.flock(file, fcntl.LOCK_EX)
-        return file
-
-    def _describe(self, facts: "dict[str, object]", again: bool = False) -> bool:
-        """Write the JSON file of the core, or replace it; with ``again``, only if it is still there. Return whether it is.
-
-        Raises OSError.
-        """
-        import json
-
+    def _describe(self, facts: "dict[str, object]") -> None:
+        """Write the JSON file of the core, or replace it. Raises OSError."""
         self.store.lock()
         try:
-            if again and not self._is_listed():
-                return False
-            name = f".{self.key}{store.JSON}{store.PART}"
-            file = self._create(name)
-            posix.write(file, json.dumps(facts, indent=1, sort_keys=True).encode() + b"\n")
-            posix.fsync(file)
-            self._rename(name, self.key + store.JSON)
-            posix.fsync(self.group)
-            posix.close(file)
-            return True
+            _describe(self.group, self.key, facts)
         finally:
             self.store.unlock()
-
-    def _is_listed(self) -> bool:
-        try:
-            posix.stat(self.key + store.JSON, dir_fd=self.group)
-        except FileNotFoundError:
-            return False
-        return True
 
     def _rename(self, old: str, new: str) -> None:
         posix.rename(old, new, src_dir_fd=self.group, dst_dir_fd=self.group)
@@ -261,6 +221,175 @@ class Custody:
         self.store.delete(entry)
 
 
+def finish_all(kept_in: store.Store, configuration: "Configuration") -> None:
+    """Finish each core that nobody has finished yet: one process at a time, whatever the number of crashes. Raises OSError."""
+    tried: set[str] = set()
+    while unfinished := [entry for entry in _unfinished(kept_in) if entry.key not in tried]:
+        turn = kept_in.turn()
+        if turn is None:
+            return  # Whoever has the turn looks once more when it has given that up.
+        try:
+            for entry in unfinished:
+                tried.add(entry.key)
+                try:
+                    _finish(kept_in, entry, configuration)
+                except OSError:
+                    # Deleted meanwhile. Or it stays as it is.
+                    kept_in.forget_group(entry.group)
+        finally:
+            posix.close(turn)
+
+
+def _unfinished(kept_in: store.Store) -> "list[store.Entry]":
+    """Return the listed cores that are neither compressed nor have a checksum, and that no helper holds any more."""
+    kept_in.lock()
+    try:
+        return [
+            entry
+            for entry in kept_in.entries()
+            if entry.whole
+            and entry.key + store.COMPRESSED not in entry.files
+            and not _has_checksum(kept_in, entry)
+            and not kept_in.is_held(entry)
+        ]
+    finally:
+        kept_in.unlock()
+
+
+def _has_checksum(kept_in: store.Store, entry: store.Entry) -> bool:
+    try:
+        return "sha256" in _known_of(kept_in, entry)
+    except (OSError, ValueError):
+        return True  # Nothing can be done about it.
+
+
+def _known_of(kept_in: store.Store, entry: store.Entry) -> "dict[str, object]":
+    """Return what the JSON file of a core says. Raises OSError where it is gone."""
+    import json
+
+    group = kept_in.group(entry.group)
+    try:
+        file = posix.open(entry.key + store.JSON, posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_CLOEXEC, dir_fd=group)
+        try:
+            known: dict[str, object] = json.loads(procfs.read_all(file))
+        finally:
+            posix.close(file)
+    finally:
+        posix.close(group)
+    return known
+
+
+def _finish(kept_in: store.Store, entry: store.Entry, configuration: "Configuration") -> None:
+    """Compress a core, and add its checksum and build ids to what is known of it. Raises OSError."""
+    from core_helper import build_ids
+
+    group = kept_in.group(entry.group)
+    plain, compressed = entry.key + store.CORE, entry.key + store.COMPRESSED
+    part, file, result = "", -1, -1
+    try:
+        file = posix.open(plain, posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_CLOEXEC, dir_fd=group)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # Its helper has ended.
+        identified = build_ids.of_core(file)
+        posix.lseek(file, 0, SEEK_SET)
+        program = next((path for path in COMPRESSORS if posix.access(path, posix.X_OK)), None)
+        if program is not None:
+            kept_in.lock()
+            try:
+                # While both are there, they take room. What does not become smaller stays plain.
+                limit = min(kept_in.room(configuration) - SPARE, posix.fstat(file).st_blocks * store.BLOCK)
+                if limit > PAGE:
+                    part = f".{compressed}.{limit}{store.PART}"
+                    result = _create(group, part)
+            finally:
+                kept_in.unlock()
+        if program is None or result < 0:
+            checksum, done = _checksum(file), False
+        else:
+            checksum, done = _compress(file, result, program, limit)
+        kept_in.lock()
+        try:
+            known = {**_known_of(kept_in, entry), "sha256": checksum, "build_ids": identified}
+            if done:
+                posix.rename(part, compressed, src_dir_fd=group, dst_dir_fd=group)
+                part = ""
+                known["file"] = compressed
+            _describe(group, entry.key, known)
+            if done:
+                posix.unlink(plain, dir_fd=group)
+        finally:
+            kept_in.unlock()
+    finally:
+        if part:
+            posix.unlink(part, dir_fd=group)
+        for descriptor in (group, file, result):
+            if descriptor >= 0:
+                posix.close(descriptor)
+
+
+def _checksum(file: int) -> str:
+    import hashlib
+
+    digest = hashlib.sha256()
+    while block := posix.read(file, HASHED):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _compress(file: int, result: int, program: str, limit: int) -> "tuple[str, bool]":
+    """Have the ``program`` compress ``file`` to at most ``limit`` bytes; return the checksum and whether it did."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    reading, writing = posix.pipe()
+    actions = [(posix.POSIX_SPAWN_DUP2, reading, 0), (posix.POSIX_SPAWN_DUP2, result, 1)]
+    soft, hard = linux.getrlimit(RLIMIT_FSIZE)
+    linux.setrlimit(RLIMIT_FSIZE, limit, hard)
+    pid = posix.posix_spawn(
+        program, [program, "-q", "-c", "-1"], {}, file_actions=actions, setsigdef=[SIGPIPE, SIGXFSZ]
+    )
+    linux.setrlimit(RLIMIT_FSIZE, soft, hard)
+    posix.close(reading)
+    takes = True
+    try:
+        while block := posix.read(file, HASHED):
+            digest.update(block)
+            while takes and block:
+                try:
+                    block = block[posix.write(writing, block) :]
+                except BrokenPipeError:
+                    takes = False
+    finally:
+        posix.close(writing)
+    done = posix.waitpid(pid, 0)[1] == 0
+    if done:
+        posix.fsync(result)
+    return digest.hexdigest(), done
+
+
+def _create(group: int, name: str) -> int:
+    """Create the file ``name`` in the opened directory ``group``, and lock it. Raises OSError."""
+    file = posix.open(
+        name, posix.O_RDWR | posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW | posix.O_CLOEXEC, MODE, dir_fd=group
+    )
+    fcntl.flock(file, fcntl.LOCK_EX)
+    return file
+
+
+def _describe(group: int, key: str, facts: "dict[str, object]") -> None:
+    """Write the JSON file of a core, or replace it, while the store is locked. Raises OSError."""
+    import json
+
+    name = f".{key}{store.JSON}{store.PART}"
+    file = _create(group, name)
+    try:
+        posix.write(file, json.dumps(facts, indent=1, sort_keys=True).encode() + b"\n")
+        posix.fsync(file)
+        posix.rename(name, key + store.JSON, src_dir_fd=group, dst_dir_fd=group)
+        posix.fsync(group)
+    finally:
+        posix.close(file)
+
+
 def runs(buffer: bytearray, length: int) -> "list[tuple[int, int]]":
     """Return begin and end of each run of pages in the first ``length`` bytes that are not all zero."""
     if buffer == ZEROS:
@@ -282,8 +411,6 @@ def runs(buffer: bytearray, length: int) -> "list[tuple[int, int]]":
 
 
 def _enlarge(pipe: int) -> None:
-    from core_helper import linux
-
     linux.set_pipe_size(pipe, PIPE_SIZE)
 
 

@@ -230,7 +230,7 @@ class Delivery:
             return False
         self.log.lines.keep(self.crash, self.process, kept, reason)
         try:
-            kept.finish_later(self.known(kept, reason), self.kernel, self.crash)
+            kept.finish_later(self.kernel, self.crash)
         except OSError:
             pass  # Neither compressed nor with a checksum.
         return True

@@ -2,6 +2,7 @@
 
     DIRECTORY/GROUP/KEY.core             the core; KEY.core.zst if it is compressed
     DIRECTORY/GROUP/KEY.json             what is known of it: a core without this file is not listed
+    DIRECTORY/.finishing                 locked by the process that compresses cores
     DIRECTORY/GROUP/.KEY.EXPECTED.part   a core that is being written, and how many bytes it may take
 
 Whoever writes a core holds a lock on its file until the JSON file is there, so what has neither was left behind by a crash of
@@ -20,6 +21,10 @@ PART, JSON, CORE, COMPRESSED = ".part", ".json", ".core", ".core.zst"
 BLOCK = 512  # The unit of st_blocks; stat(2).
 DAY = 86400
 MODE_OF_DIRECTORY = 0o700
+TURN = ".finishing"  # A file whose lock says who finishes cores.
+# The smallest core counts as a part of the bound: whoever looks at all of them must not take long.
+MOST_CORES = 10_000
+FIRST = 4  # The first core of a group may push out others for a part of the bound, whatever the share is.
 
 
 class Unusable(Exception):
@@ -108,10 +113,54 @@ class Store:
         group = self.group(entry.group)
         _unlink(group, entry)
         posix.close(group)
+        self._remove(entry.group)
+
+    def forget_group(self, name: str) -> None:
+        """Delete the directory of a group that has no core. Raises OSError."""
+        self.lock()
         try:
-            posix.rmdir(entry.group, dir_fd=self.directory)
+            self._remove(name)
+        finally:
+            self.unlock()
+
+    def _remove(self, group: str) -> None:
+        try:
+            posix.rmdir(group, dir_fd=self.directory)
         except OSError:
             pass  # It has other cores.
+
+    def is_held(self, entry: Entry) -> bool:
+        """Tell whether another process holds the lock of one of the files of the core. Raises OSError."""
+        group = _open_directory(entry.group, self.directory)
+        try:
+            return _is_being_written(group, entry)
+        finally:
+            posix.close(group)
+
+    def turn(self) -> "int | None":
+        """Return the lock of the process that finishes cores, to be closed; None if another one has it. Raises OSError."""
+        file = posix.open(
+            TURN, posix.O_RDWR | posix.O_CREAT | posix.O_NOFOLLOW | posix.O_CLOEXEC, 0o600, dir_fd=self.directory
+        )
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            posix.close(file)
+            return None
+        return file
+
+    def room(self, configuration: "Configuration") -> int:
+        """Return how many bytes are free. The lock must be held. Raises OSError."""
+        return min(self._room(self.entries(), configuration))
+
+    def _room(self, entries: "list[Entry]", configuration: "Configuration") -> "tuple[int, int]":
+        """Return how many bytes are free on the disk, and how many the bound leaves."""
+        system = posix.fstatvfs(self.directory)
+        free = system.f_bavail * system.f_frsize - system.f_blocks * system.f_frsize * configuration.keep_free // 100
+        # What is being written has not taken all yet that it may take.
+        free -= sum(entry.claim - entry.bytes for entry in entries)
+        bound = configuration.keep_max
+        return free, bound - sum(weight(entry, bound) for entry in entries)
 
     def room_for(self, group: str, need: int, configuration: "Configuration") -> int:
         """Return how many bytes a new core of ``group`` may take, after others had to make room for the ``need`` of it.
@@ -120,42 +169,76 @@ class Store:
         """
         oldest = time.time() - configuration.keep_age * DAY
         entries = self.entries()
-        for entry in [entry for entry in entries if entry.whole and entry.time < oldest]:
-            self.delete(entry)
-            entries.remove(entry)
-        system = posix.fstatvfs(self.directory)
-        free = system.f_bavail * system.f_frsize - system.f_blocks * system.f_frsize * configuration.keep_free // 100
-        # What is being written has not taken all yet that it may take.
-        free -= sum(entry.claim - entry.bytes for entry in entries)
-        left = configuration.keep_max - sum(entry.claim for entry in entries)
-        victims = []
+        bound = configuration.keep_max
+        for entry in entries:
+            if entry.whole and entry.time < oldest:
+                self.delete(entry)
+        entries = [entry for entry in entries if not entry.whole or entry.time >= oldest]
+        free, left = self._room(entries, configuration)
+        victims: list[Entry] = []
+        candidates = Victims(entries, group, need, bound)
+        before, freed = min(free, left), 0
         while min(free, left) < need:
-            victim = choose_victim(entries, group, need, configuration.keep_max)
+            # Where others than cores have filled the disk, no core goes for more than the new one may take.
+            victim = None if left >= need and freed >= need else candidates.next()
             if victim is None:
-                return min(free, left)
-            entries.remove(victim)
+                return before
             victims.append(victim)
-            free, left = free + victim.bytes, left + victim.bytes
+            freed += victim.bytes
+            free, left = free + victim.bytes, left + weight(victim, bound)
         for entry in victims:
             self.delete(entry)
         return min(free, left)
 
 
-def choose_victim(entries: "list[Entry]", group: str, need: int, bound: int) -> "Entry | None":
-    """Return the core that makes room for one of ``group`` that takes ``need`` bytes, None if there is none to delete.
+class Victims:
+    """The cores that make room for one of ``group`` that takes ``need`` bytes, one after the other.
 
     The oldest goes. It is one of the same group if that group takes more than its share of the ``bound``, else one of the group
-    that takes most. So a group that crashes in a loop pushes out its own cores, and not those of others.
+    that takes most. So a group that crashes in a loop pushes out its own cores, and not those of others. A first core that
+    takes more than the share, and much of the bound, pushes out only those of groups that take as much: any process can have
+    the kernel count a page of memory a thousand times.
     """
-    taken = {group: need}
-    for entry in entries:
-        taken[entry.group] = taken.get(entry.group, 0) + entry.claim
-    own = [entry for entry in entries if entry.group == group]
-    if own and taken[group] > bound // len(taken):
-        # Also where the others of the group are only being written: these make no room.
-        return min((entry for entry in own if entry.whole), key=lambda entry: entry.time, default=None)
-    whole = [entry for entry in entries if entry.whole]
-    return min(whole, key=lambda entry: (-taken[entry.group], entry.time), default=None)
+
+    def __init__(self, entries: "list[Entry]", group: str, need: int, bound: int) -> None:
+        """Take the cores that are there. Those that are being written make no room, but count."""
+        self.group = group
+        self.need = need
+        self.bound = bound
+        self.taken = {group: need}
+        self.left: dict[str, int] = {}
+        self.whole: dict[str, list[Entry]] = {}
+        for entry in sorted(entries, key=lambda entry: -entry.time):
+            self.taken[entry.group] = self.taken.get(entry.group, 0) + weight(entry, bound)
+            self.left[entry.group] = self.left.get(entry.group, 0) + 1
+            if entry.whole:
+                self.whole.setdefault(entry.group, []).append(entry)
+
+    def next(self) -> "Entry | None":
+        """Return the next one, None if there is none to delete."""
+        share = self.bound // len(self.taken)
+        groups = list(self.whole)
+        if self.left.get(self.group) and self.taken[self.group] > share:
+            # Also where the others of the group are only being written.
+            groups = [group for group in groups if group == self.group]
+        elif self.need > max(share, self.bound // FIRST):
+            groups = [group for group in groups if self.taken[group] >= self.need]
+        if not groups:
+            return None
+        group = min(groups, key=lambda group: (-self.taken[group], self.whole[group][-1].time))
+        victim = self.whole[group].pop()
+        if not self.whole[group]:
+            del self.whole[group]
+        self.left[group] -= 1
+        self.taken[group] -= weight(victim, self.bound)
+        if not self.left[group] and group != self.group:
+            del self.taken[group]
+        return victim
+
+
+def weight(entry: Entry, bound: int) -> int:
+    """Return the bytes that a core counts for the ``bound``."""
+    return max(entry.claim, bound // MOST_CORES)
 
 
 def _open_directory(path: str, directory: "int | None" = None) -> int:

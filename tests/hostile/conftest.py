@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from core_helper import control_groups
 from hostile.groups import move_into
 from hostile.intruders import ADMINISTRATOR
+from hostile.keeping import Keep
 from hostile.observe import processes_of, wait_until
 from support import lab
 from support.containers import Container, MakeCrash, crash_in, read_log
@@ -194,3 +196,30 @@ def into() -> Iterator[Callable[[int, str], None]]:
     for group in made:
         wait_until(lambda of=group: not (of / "cgroup.procs").read_text(), "a process is left")  # type: ignore[misc]
         group.rmdir()
+
+
+@pytest.fixture
+def keep(tmp_path: Path) -> Iterator[Keep]:
+    """Configures what is kept, and returns the directory: ``keep("undelivered", max="10G")``."""
+    file = Path("/etc/docker_core_helper.conf")
+    before = file.read_text()
+    store = tmp_path / "cores"
+
+    def configure(which: str, **bounds: str) -> Path:
+        lines = {"KEEP": which, "KEEP_DIRECTORY": str(store), "KEEP_FREE": "1"}
+        lines.update({("" if name == "release" else "KEEP_") + name.upper(): text for name, text in bounds.items()})
+        file.write_text(before + "".join(f"DOCKERCOREHELPER_{key}={value}\n" for key, value in lines.items()))
+        return store
+
+    yield configure
+    file.write_text(before)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MiB where the store is."""
+    directory = tmp_path / "cores"
+    directory.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8M,mode=0700", "small", directory], check=True)
+    yield directory
+    subprocess.run(["umount", directory], check=True)

@@ -23,6 +23,8 @@
  *   limits         changes resource limits, umask, nice and oom_score_adj
  *   memory=MIB     fills that much memory
  *   mapped=MIB     maps a file of that size, whose pages it never reads, and has them dumped
+ *   inflate=MIB    has that much in memory, which is the same MiB again and again and is not dumped
+ *   traced=COUNT   that many children go on, whose end the parent stops: they have crashed, and stay
  *   reserve=TIB    reserves that much memory and never uses it
  *   untouched=MIB  the same in mebibytes
  *   modest         processor 0 alone, and scheduled when nobody else wants to be
@@ -683,6 +685,47 @@ static void map_file(size_t size)
 	write_file("/proc/self/coredump_filter", "0x37");
 }
 
+/* It costs one MiB of the container's memory, and counts in full for what the process has in memory. */
+static void inflate(size_t mebibytes)
+{
+	int file = memfd_create("inflate", 0);
+	must(file, "memfd_create");
+	must(ftruncate(file, 1 << 20), "ftruncate");
+	for (size_t i = 0; i < mebibytes; i++) {
+		char *memory = mmap(NULL, 1 << 20, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, file, 0);
+		if (memory == MAP_FAILED)
+			fail("mmap");
+		must(madvise(memory, 1 << 20, MADV_DONTDUMP), "madvise");
+	}
+}
+
+/* Each child is traced from before it crashes, and told to stop before it ends. */
+static void trace_children(int count)
+{
+	int status;
+	for (int i = 0; i < count; i++) {
+		pid_t child = fork();
+		must(child, "fork");
+		if (child == 0) {
+			raise(SIGSTOP);
+			return;
+		}
+		must(waitpid(child, &status, WUNTRACED), "waitpid");
+		must(ptrace(PTRACE_SEIZE, child, NULL, PTRACE_O_TRACEEXIT), "seize");
+		kill(child, SIGCONT);
+	}
+	for (pid_t child; (child = waitpid(-1, &status, __WALL)) > 0;) {
+		if (!WIFSTOPPED(status))
+			continue;
+		if (status >> 16 == PTRACE_EVENT_EXIT)
+			continue;
+		int number = WSTOPSIG(status);
+		ptrace(PTRACE_CONT, child, NULL, status >> 16 || number == SIGCONT || number == SIGSTOP ? 0 : number);
+	}
+	for (;;)
+		pause();
+}
+
 /* A file system with one file, with a page for each pid, whose content never comes; or with names that are never answered. */
 static void serve_fuse(int device, int silent)
 {
@@ -1284,6 +1327,10 @@ static void act(char **actions)
 			fill_memory(strtoul(value, NULL, 10) << 20);
 		else if (IS("mapped"))
 			map_file(strtoul(value, NULL, 10) << 20);
+		else if (IS("inflate"))
+			inflate(strtoul(value, NULL, 10));
+		else if (IS("traced"))
+			trace_children(atoi(value));
 		else if (IS("tiny"))
 			write_file("/proc/self/coredump_filter", "0");
 		else if (IS("path"))

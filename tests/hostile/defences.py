@@ -805,4 +805,30 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         "no_more and limits",
     ),
     "attributes: umask": ([("joining.py", "posix.umask(process.umask)", "pass")], "no_more and limits"),
+    "custody: a core may take what is free, and not what it has claimed": (
+        [("custody.py", "        self.room = need\n", "        self.room = 1 << 40\n")],
+        "never_in_memory",
+    ),
+    "custody: a first core has room whatever it pushes out": (
+        [("store.py", "        elif self.need > max(share, self.bound // FIRST):", "        elif False:")],
+        "pretends_to_have",
+    ),
+    "custody: cores go where others have filled the disk": (
+        [("store.py", "None if left >= need and freed >= need else ", "")],
+        "others_fill",
+    ),
+    "custody: whoever finishes a core waits for its process": (
+        [("custody.py", "poll.poll(PATIENCE * 1000)", "poll.poll()")],
+        "stays_keeps_none",
+    ),
+    "custody: what is compressed has no bound": (
+        [
+            (
+                "custody.py",
+                "min(kept_in.room(configuration) - SPARE, posix.fstat(file).st_blocks * store.BLOCK)",
+                "1 << 40",
+            )
+        ],
+        "compressed_of_it",
+    ),
 }

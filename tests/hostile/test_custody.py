@@ -7,56 +7,16 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hostile.keeping import Keep, content_of, kept_in
 from hostile.observe import delegates_of, running, wait_until
 from support import lab
 from support.containers import MakeCrash, wait_for_log
 from support.hosts import HELPER
 from support.records import is_whole
-
-CONFIGURATION = Path("/etc/docker_core_helper.conf")
-Keep = Callable[..., Path]
-
-
-@pytest.fixture
-def keep(tmp_path: Path) -> Iterator[Keep]:
-    """Configures what is kept, and returns the directory: ``keep("undelivered", max="10G")``."""
-    before = CONFIGURATION.read_text()
-    store = tmp_path / "cores"
-
-    def configure(which: str, **bounds: str) -> Path:
-        lines = {"KEEP": which, "KEEP_DIRECTORY": str(store), "KEEP_FREE": "1"}
-        lines.update({("" if name == "release" else "KEEP_") + name.upper(): text for name, text in bounds.items()})
-        CONFIGURATION.write_text(before + "".join(f"DOCKERCOREHELPER_{key}={value}\n" for key, value in lines.items()))
-        return store
-
-    yield configure
-    CONFIGURATION.write_text(before)
-
-
-def kept_in(store: Path) -> list[tuple[dict[str, object], Path]]:
-    """Return what the store lists, when the helper has finished with each."""
-    found = []
-    for file in store.glob("*/*.json"):
-        wait_until(partial(is_finished, file), "no checksum")
-        known = json.loads(file.read_text())
-        found.append((known, file.parent / known["file"]))
-    return found
-
-
-def is_finished(file: Path) -> bool:
-    return "sha256" in json.loads(file.read_text())
-
-
-def content_of(core: Path) -> bytes:
-    program = {".zst": "zstd", ".gz": "gzip"}.get(core.suffix)
-    if program:
-        return subprocess.run([program, "-d", "-c", core], check=True, stdout=subprocess.PIPE).stdout
-    return core.read_bytes()
 
 
 def test_what_the_delegate_takes_does_not_stay(attack: MakeCrash, keep: Keep) -> None:
@@ -139,16 +99,6 @@ def test_a_store_that_others_could_change_is_not_used(
     assert store.is_file() or list(store.iterdir()) == []
 
 
-@pytest.fixture
-def small(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 8 MiB where the store is."""
-    directory = tmp_path / "cores"
-    directory.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8M,mode=0700", "small", directory], check=True)
-    yield directory
-    subprocess.run(["umount", directory], check=True)
-
-
 def test_a_disk_that_is_too_small_is_not_used(
     attack: MakeCrash, keep: Keep, refusal: Callable[[str], str], small: Path
 ) -> None:
@@ -207,7 +157,7 @@ def test_an_operator_sees_fetches_and_deletes_a_core(attack: MakeCrash, keep: Ke
     assert again.returncode == 1 and "exists already" in again.stderr
     lab.output(*words, "remove", name)
     assert len(lab.output(*words, "list").splitlines()) == 1
-    assert list(store.iterdir()) == []
+    assert list(store.glob("*/*")) == []
 
 
 def test_a_group_that_crashes_in_a_loop_pushes_out_its_own(attack: MakeCrash, keep: Keep) -> None:

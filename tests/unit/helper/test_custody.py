@@ -156,7 +156,7 @@ def known_of(kept_in: store.Store) -> dict[str, Any]:
 
 def test_a_core_is_listed_once_it_is_sealed(kept_in: store.Store) -> None:
     kept, _kernel = written(kept_in, b"core", need=7)
-    assert names(kept_in) == [".key.7.part"]
+    assert names(kept_in) == [".key.0.part"]
     assert [entry.whole for entry in kept_in.entries()] == [False]
     kept.seal({"reason": "first"})
     kept.seal({"reason": "second"})
@@ -184,8 +184,9 @@ def test_a_finished_core_is_compressed_and_has_the_checksum_of_the_plain_one(
     zstd.chmod(0o755)
     monkeypatch.setattr(custody, "COMPRESSORS", (str(zstd),) if compressor else ())
     kept, _kernel = written(kept_in, core)
-    kept.seal({})
-    kept.finish({"reason": "why"})
+    kept.seal({"reason": "why"})
+    os.close(kept.file)
+    custody.finish_all(kept_in, kept.configuration)
     file = "key.core.zst" if compressor else "key.core"
     assert names(kept_in) == [file, "key.json"]
     digest = hashlib.sha256(core).hexdigest()
@@ -203,9 +204,88 @@ def test_a_compressor_that_fails_leaves_the_plain_core(
     monkeypatch.setattr(custody, "COMPRESSORS", (str(zstd),))
     kept, _kernel = written(kept_in, b"core")
     kept.seal({})
-    kept.finish({})
+    os.close(kept.file)
+    custody.finish_all(kept_in, kept.configuration)
     assert names(kept_in) == ["key.core", "key.json"]
     assert known_of(kept_in)["file"] == "key.core"
+
+
+def shell(monkeypatch: pytest.MonkeyPatch, directory: Path, text: str) -> None:
+    """Have a shell script compress."""
+    zstd = directory / "zstd"
+    zstd.write_text(f"#!/bin/sh\n{text}\n")
+    zstd.chmod(0o755)
+    monkeypatch.setattr(custody, "COMPRESSORS", (str(zstd),))
+
+
+def sealed(kept_in: store.Store, core: bytes, room: int = 64 * MIB) -> Custody:
+    kept, _kernel = written(kept_in, core, room)
+    kept.seal({})
+    os.close(kept.file)
+    made: Custody = kept
+    return made
+
+
+def test_what_does_not_become_smaller_stays_plain(
+    kept_in: store.Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shell(monkeypatch, tmp_path, "/bin/cat && /usr/bin/head -c 8192 /dev/zero")
+    core = os.urandom(MIB)
+    custody.finish_all(kept_in, sealed(kept_in, core).configuration)
+    assert names(kept_in) == ["key.core", "key.json"]
+    assert known_of(kept_in)["sha256"] == hashlib.sha256(core).hexdigest()
+
+
+def test_a_compressed_core_keeps_to_the_bound_beside_the_plain_one(
+    kept_in: store.Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shell(monkeypatch, tmp_path, f"/usr/bin/head -c {3 * MIB // 4} && /bin/cat >/dev/null")
+    custody.finish_all(kept_in, sealed(kept_in, os.urandom(MIB), 3 * MIB // 2).configuration)
+    assert names(kept_in) == ["key.core", "key.json"]
+
+
+@pytest.mark.parametrize("compressor", [True, False])
+def test_a_core_that_is_deleted_meanwhile_stays_deleted(
+    kept_in: store.Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compressor: bool
+) -> None:
+    kept = sealed(kept_in, b"core" * MIB)
+    shell(monkeypatch, tmp_path, f"/bin/rm {kept_in.path}/group/key.*; exec /bin/gzip")
+    if not compressor:
+        monkeypatch.setattr(custody, "COMPRESSORS", ())
+        monkeypatch.setattr(custody, "_checksum", lambda file: kept.drop())
+    custody.finish_all(kept_in, kept.configuration)
+    assert list(Path(kept_in.path).glob("*/*")) == []
+
+
+def test_one_process_finishes_all_cores(kept_in: store.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = sealed(kept_in, b"core")
+    monkeypatch.setattr(custody, "COMPRESSORS", ())
+    turn = kept_in.turn()
+    assert turn is not None and kept_in.turn() is None
+    custody.finish_all(kept_in, kept.configuration)
+    assert "sha256" not in known_of(kept_in)
+    os.close(turn)
+    custody.finish_all(kept_in, kept.configuration)
+    assert "sha256" in known_of(kept_in)
+
+
+def test_a_core_that_its_helper_holds_is_left_to_it(kept_in: store.Store) -> None:
+    kept, _kernel = written(kept_in, b"core")
+    kept.seal({})
+    custody.finish_all(kept_in, kept.configuration)
+    assert "sha256" not in known_of(kept_in)
+    os.close(kept.file)
+
+
+def test_two_cores_that_take_more_than_expected_share_what_is_free(kept_in: store.Store) -> None:
+    first, _kernel = written(kept_in, os.urandom(3 * MIB), 4 * MIB)
+    assert [entry.claim for entry in kept_in.entries()] == [3 * MIB]
+    configuration = first.configuration
+    second = Custody(kept_in, "other", "second", MIB // 2, configuration)
+    reading, writing = os.pipe()
+    threading.Thread(target=feed, args=(writing, os.urandom(3 * MIB)), daemon=True).start()
+    second.write(KernelPipe(reading), time.monotonic() + 10)
+    assert first.size == 3 * MIB and "has no room for more" in second.stopped and second.size <= MIB
 
 
 def tell(pipe: int) -> None:
@@ -252,19 +332,3 @@ def test_the_relay_gives_away_the_file_and_then_what_comes_after_it(kept_in: sto
             moving._move()
     reader.join(10)
     assert bytes(content) == core and result.complete
-
-
-@pytest.mark.parametrize("compressor", [True, False])
-def test_what_was_deleted_meanwhile_does_not_come_back(
-    kept_in: store.Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compressor: bool
-) -> None:
-    zstd = tmp_path / "zstd"
-    zstd.write_text("#!/bin/sh\nexec /bin/cat\n")
-    zstd.chmod(0o755)
-    monkeypatch.setattr(custody, "COMPRESSORS", (str(zstd),) if compressor else ())
-    kept, _kernel = written(kept_in, b"core")
-    kept.seal({})
-    for name in ("key.core", "key.json"):
-        Path(kept_in.path, "group", name).unlink()
-    kept.finish({})
-    assert names(kept_in) == []

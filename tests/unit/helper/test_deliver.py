@@ -516,7 +516,7 @@ class Kept:
     def seal(self, known: dict[str, Any]) -> None:
         self.stage.note("seal", known["reason"])
 
-    def finish_later(self, known: dict[str, Any], kernel: Any, crash: Crash) -> None:
+    def finish_later(self, kernel: Any, crash: Crash) -> None:
         self.stage.note("finish")
 
     def drop(self) -> None:

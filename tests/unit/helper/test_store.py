@@ -7,11 +7,12 @@ import os
 import posix
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from core_helper import store
 from core_helper.configuration import Configuration
-from core_helper.store import Entry, Store, choose_victim
+from core_helper.store import Entry, Store, Victims
 
 MIB = 1 << 20
 
@@ -23,7 +24,7 @@ def entry(group: str, key: str, size: int, age: float = 0.0, whole: bool = True)
 
 
 def victim(entries: list[Entry], group: str, need: int, bound: int = 100) -> str:
-    found = choose_victim(entries, group, need, bound)
+    found = Victims(entries, group, need, bound).next()
     return "" if found is None else found.key
 
 
@@ -38,8 +39,38 @@ def test_a_group_below_its_share_takes_from_the_one_that_has_most() -> None:
     assert victim(entries, "fresh", 10) == "old"
 
 
-def test_the_first_core_of_a_group_finds_room_however_large_it_is() -> None:
+def test_a_large_first_core_takes_from_those_that_take_as_much() -> None:
     assert victim([entry("other", "only", 90)], "fresh", 90) == "only"
+    assert victim([entry("other", "only", 89)], "fresh", 90) == ""
+    many = [entry(f"other-{number}", str(number), 10, number) for number in range(9)]
+    assert victim(many, "fresh", 25) == "8"
+    assert victim(many, "fresh", 26) == ""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="a store belongs to root")
+def test_the_smallest_core_counts_for_a_part_of_the_bound(kept: Store) -> None:
+    made = put(kept, "group", "key", 5)
+    (found,) = kept.entries()
+    assert (store.weight(found, 10_000 * MIB), store.weight(found, 0)) == (MIB, found.bytes)
+    # As many as the bound is for: the next one has to push one out.
+    assert kept.room_for("group", 0, bounds(10_000 * MIB)) <= 9_999 * MIB
+    assert made.exists()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="a store belongs to root")
+def test_a_disk_that_others_have_filled_costs_no_more_cores_than_the_new_one_takes(
+    kept: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(4):
+        put(kept, f"group-{number}", "key", MIB, number)
+    free = SimpleNamespace(f_bavail=0, f_blocks=100, f_frsize=MIB // 2)
+    monkeypatch.setattr(posix, "fstatvfs", lambda directory: free)
+    # With half a MiB less than nothing, two must go for one.
+    assert kept.room_for("new", MIB, bounds(free=1)) < 0
+    assert len(kept.entries()) == 4
+    free.f_bavail = 1
+    assert kept.room_for("new", MIB, bounds(free=1)) >= MIB
+    assert len(kept.entries()) == 3
 
 
 def test_cores_that_are_being_written_make_no_room_and_count() -> None:
@@ -55,6 +86,23 @@ def test_the_share_is_the_bound_divided_by_the_groups_with_the_new_one_among_the
     entries = [entry("mine", "mine", 25), entry("other", "other", 75)]
     assert victim(entries, "mine", 25) == "other"
     assert victim(entries, "mine", 26) == "mine"
+
+
+def test_one_victim_after_the_other() -> None:
+    entries = [entry("a", "a1", 30, 3), entry("b", "b1", 20, 9), entry("b", "b2", 15, 8), entry("c", "c1", 5, 7)]
+    victims = Victims([*entries, entry("c", "writing", 1, whole=False)], "new", 10, 100)
+    keys = []
+    while (found := victims.next()) is not None:
+        keys.append(found.key)
+    assert keys == ["b1", "a1", "b2", "c1"]
+
+
+def test_as_many_cores_as_may_be_there_are_looked_at_soon() -> None:
+    entries = [entry("loop", str(number), 1, number) for number in range(store.MOST_CORES)]
+    began = time.process_time()
+    victims = Victims(entries, "new", 10, len(entries))
+    assert [victims.next() is not None for _ in entries] == [True] * len(entries)
+    assert time.process_time() - began < 2
 
 
 @pytest.fixture

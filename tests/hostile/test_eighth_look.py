@@ -1,0 +1,88 @@
+"""What an eighth reader has found: custody."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from hostile.keeping import Keep, bytes_in, content_of, is_finished, kept_in
+from hostile.observe import running, wait_until
+from support import lab
+from support.containers import Container, MakeCrash
+from support.hosts import HELPER
+from support.records import is_whole
+
+MIB = 1 << 20
+
+
+def listed(container: Container) -> list[str]:
+    """The keys of the kept cores of a container."""
+    cores = json.loads(lab.output(HELPER, "cores", "list", "--json"))
+    return [core["key"] for core in cores if core["group"] == f"container-{container.identifier}"]
+
+
+def most_bytes(store: Path, seconds: float) -> int:
+    """How much the store takes at most from now on."""
+    most, end = 0, time.monotonic() + seconds
+    while time.monotonic() < end:
+        most = max(most, bytes_in(store))
+        time.sleep(0.001)
+    return most
+
+
+def test_what_was_never_in_memory_keeps_to_the_bound(attack: MakeCrash, keep: Keep) -> None:
+    # Four processes, each with 30 MiB of a file that they have mapped and never read: less is expected of each of them.
+    store = keep("undelivered", max="40M")
+    container = attack("delegate=none", "mapped=30", "fork=4", options=("--detach",))
+    assert 0 < most_bytes(store, 8) <= 40 * MIB
+    assert "kept on this host" in container.log("kept on this host")
+
+
+def test_memory_that_a_process_pretends_to_have(attack: MakeCrash, keep: Keep) -> None:
+    keep("undelivered", max="100M")
+    first = attack("delegate=none", "memory=6")
+    first.log("kept on this host")
+    attack("delegate=none", "inflate=90").log("core dropped")
+    assert listed(first)
+
+
+def test_a_disk_that_others_fill(attack: MakeCrash, keep: Keep, small: Path) -> None:
+    # What a container writes to its files lies on the same disk, as a rule. It is no reason to delete cores.
+    lab.command("mount", "-o", "remount,size=40M", small)
+    keep("undelivered", free="0")
+    kept = [attack("delegate=none", "memory=6") for _ in range(3)]
+    assert all("kept on this host" in container.log("kept on this host") for container in kept)
+    wait_until(lambda: not running(), "a process of ours stays", 30)
+    (small / "of-others").write_bytes(b"x" * (14 << 20))
+    keep("undelivered", free="50")
+    assert "core dropped" in attack("delegate=none", "tiny").log("core dropped")
+    assert all(map(listed, kept))
+
+
+def test_a_process_that_stays_keeps_none_of_ours(attack: MakeCrash, keep: Keep) -> None:
+    store = keep("undelivered")
+    attack("delegate=none", "traced=3", options=("--detach",))
+    wait_until(lambda: len(list(store.glob("*/*.json"))) == 3, "not kept")
+    wait_until(lambda: not running(), "a process of ours stays", 30)
+    assert all(map(is_finished, store.glob("*/*.json")))
+
+
+def test_a_core_that_was_removed_stays_away(attack: MakeCrash, keep: Keep) -> None:
+    # The tracer gives us the time to be the first.
+    store = keep("undelivered")
+    container = attack("delegate=none", "memory=4", "traced=1", options=("--detach",))
+    wait_until(lambda: list(store.glob("*/*.json")), "not kept")
+    (core,) = json.loads(lab.output(HELPER, "cores", "list", "--json"))
+    lab.output(HELPER, "cores", "remove", core["key"])
+    lab.output("docker", "kill", container.name)
+    wait_until(lambda: not running(), "a process of ours stays", 30)
+    assert list(store.glob("*/*")) == []
+
+
+def test_a_core_and_what_is_compressed_of_it_keep_to_the_bound(attack: MakeCrash, keep: Keep) -> None:
+    store = keep("undelivered", max="40M")
+    attack("delegate=none", "memory=28", options=("--detach",))
+    assert 28 * MIB < most_bytes(store, 8) <= 40 * MIB
+    ((known, core),) = kept_in(store)
+    assert known["sha256"] and is_whole(content_of(core))

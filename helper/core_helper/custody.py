@@ -95,8 +95,10 @@ class Custody:
             posix.ftruncate(self.file, self.size)
             # What it has not taken is for others.
             self.store.lock()
-            self._claim(0)
-            self.store.unlock()
+            try:
+                self._claim(0)
+            finally:
+                self.store.unlock()
         except OSError as error:
             # No byte was read and not written: _copy has seen to that.
             self.stopped = str(error.strerror)

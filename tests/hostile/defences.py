@@ -776,7 +776,7 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         "others_could_change and (mode or owner)",
     ),
     "keeping: a loop pushes out the cores of others": (
-        [("store.py", "if own and taken[group] > bound // len(taken):", "if False:")],
+        [("store.py", "if self.left.get(self.group) and self.taken[self.group] > share:", "if False:")],
         "crashes_in_a_loop",
     ),
     "keeping: what nobody writes any more counts": (

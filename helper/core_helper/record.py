@@ -116,7 +116,7 @@ def _places_of(process: "FaultingProcess", identifier: str) -> "list[tuple[str, 
 
 def _monitor_of(pid: int) -> int:
     """Return the first ancestor of process ``pid`` that is in no container. Raises OSError, or ValueError for none."""
-    for _ in range(DEEPEST):
+    for _step in range(DEEPEST):
         pid = int(procfs.stat_fields(procfs.read_path(f"/proc/{pid}/task/{pid}/stat"))[1])
         if pid == 0:
             break

@@ -137,7 +137,7 @@ def test_a_broken_helper_loses_the_core(host: Host, broken: str) -> None:
     assert f"no core came to {OUTSIDE}" in result["msg"]
 
 
-def test_a_part_of_the_core_is_not_the_core(host: Host) -> None:
+def test_a_part_of_the_core_is_no_core(host: Host) -> None:
     real = host.helper.with_name("real")
     host.helper.rename(real)
     # The kernel's pipe stays open, so that the process is still there to be verified.
@@ -146,7 +146,8 @@ def test_a_part_of_the_core_is_not_the_core(host: Host) -> None:
     host.start_helper()
     result = host.canary()
     assert result["outcome"] == "lost"
-    assert f"4096 bytes came to {OUTSIDE}, but they are not the core of the process" in result["msg"]
+    # The helper has ended the delegate before it could take the part for a core.
+    assert f"no core came to {OUTSIDE}" in result["msg"]
 
 
 def test_a_helper_that_never_ends_is_not_waited_for(host: Host) -> None:

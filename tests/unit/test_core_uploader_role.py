@@ -87,8 +87,11 @@ def playbook(tmp_path: Path) -> Path:
 
 
 def test_the_script_comes_into_a_directory_that_stands_for_the_root(playbook: Path, tmp_path: Path) -> None:
-    os.umask(0o077)
-    result = play(playbook)
+    before = os.umask(0o077)
+    try:
+        result = play(playbook)
+    finally:
+        os.umask(before)
     assert counted(result, "failed") == 0
     script = tmp_path / "root/opt/bin/uploader.sh"
     assert script.read_bytes() == UPLOADER.read_bytes()

@@ -188,6 +188,12 @@ def test_another_container_says_nothing_of_this_one(machine: Machine) -> None:
         machine.crash()
 
 
+@pytest.mark.parametrize("more", [' name="shop-1" host="x"', ' name="a" pod="b/c" host="x"', ' host="x" left_out=3'])
+def test_the_helper_may_say_more_about_the_container(machine: Machine, more: str) -> None:
+    machine.lines = [DELIVERED.replace(' host="x"', more)]
+    assert machine.crash()["outcome"] == "delivered"
+
+
 def test_a_path_is_compared_as_the_helper_writes_it(machine: Machine) -> None:
     machine.lines = [f"{HEAD}: delivered 4096 bytes to /opt/\\xc3\\xa9 in 0.250 s"]
     assert machine.crash(delegate="/opt/é")["outcome"] == "delivered"

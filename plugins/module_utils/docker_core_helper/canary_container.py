@@ -139,7 +139,9 @@ def judge(lines: list[str], delegate: str) -> dict[str, object] | None:
     told = f"; it said: {' | '.join(said[-SHOWN_LINES:])}" if said else "; it said nothing"
     for line in lines:
         # What follows the container's host name, or where nobody knows that, its id.
-        ending = re.match(r'pid=\d+ \([^)]*\) .* container=\w+ host="[^"]*": (.*)', line)
+        ending = re.match(
+            r'pid=\d+ \([^)]*\) .* container=\w+(?: \w+="[^"]*")* host="[^"]*"(?: left_out=\d+)?: (.*)', line
+        )
         refusal = re.match(r"pid=\d+ uid=\d+ .* container=\w+: (core not delivered.*)", line)
         if refusal:
             raise LostError(f"it did not reach {delegate}: {refusal.group(1)}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -242,7 +243,10 @@ def test_a_core_takes_the_way_through_the_delegate_to_its_destination(host: Host
     result = host.canary(image=image, options=options_for(cores), timeout=60)
     assert result.get("outcome") == "delivered", result
     (core,) = cores.iterdir()
-    assert core.name.startswith("shop-1.sh.")
+    # Node, container, program and thread.
+    assert re.fullmatch(r"[^.]+\.docker-core-helper-canary-\w+\.busybox\.sh\..*\.core(\.zst|\.gz)?", core.name), (
+        core.name
+    )
     assert result["verdict"].startswith(
         f"{UPLOADER} has read all {result['size']} bytes and ended with exit code 0; it said: uploader.sh: "
     )

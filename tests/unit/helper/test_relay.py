@@ -44,17 +44,23 @@ LENGTHS = [104_095, 99_096, 5000, 100, 64, 63, 4, 1, 0]
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-def test_a_delegate_never_sees_the_end_of_a_core_that_was_cut_off(tmp_path: Path, length: int) -> None:
+def test_a_delegate_never_sees_the_end_of_a_core_that_was_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    monkeypatch.setattr(supervisor, "GRACE", 20.0)
     core = announcing(104_096)[:length]
     result = deliver(shell('cat >"$0"; echo end >&2; mv "$0" "$1"', tmp_path / "part", tmp_path / "core"), core)
     known = 104_096 if length > 119 else None
     assert (result.started, result.failure, result.complete) == (True, None, True)
     assert (result.cut, result.delivered, result.length) == (True, length, known)
     assert result.drained is True and result.logged == [] and not (tmp_path / "core").exists()
-    assert result.seconds < 1.5  # No grace for who has ended.
+    assert result.seconds < 15  # No grace for who has ended.
 
 
-def test_a_delegate_that_has_all_of_a_core_that_was_cut_off_gets_sigterm_with_its_input_open(tmp_path: Path) -> None:
+def test_a_delegate_that_has_all_of_a_core_that_was_cut_off_gets_sigterm_with_its_input_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "GRACE", 20.0)  # A busy machine takes its time.
     # As a program that has got SIGTERM: it does something more, and its input has not come to its end. The shell runs the trap
     # when the read is over, which the signal ends.
     script = f"""exec {sys.executable} -IS -c '
@@ -81,7 +87,7 @@ def test_a_delegate_that_ignores_sigterm_is_killed_with_its_input_open(
     result = deliver(shell(script, tmp_path / "end"), announcing(104_096)[:5000])
     assert (result.failure, result.complete, result.cut) == (None, True, True)
     assert not (tmp_path / "end").exists()
-    assert 0.5 < result.seconds < 4
+    assert 0.5 < result.seconds < 9
 
 
 def test_a_delegate_that_did_not_read_to_where_the_core_was_cut_off_has_stopped_reading() -> None:

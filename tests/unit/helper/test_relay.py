@@ -66,7 +66,7 @@ def test_a_delegate_that_has_all_of_a_core_that_was_cut_off_gets_sigterm_with_it
     script = f"""exec {sys.executable} -IS -c '
 import os, select, signal, sys
 def stop(number, frame):
-    print("ready" if select.select([0], [], [], 0.2)[0] else "open", file=sys.stderr)
+    print("ready" if select.select([0], [], [], 0.2)[0] else "open", file=sys.stderr, flush=True)
     os._exit(3)
 signal.signal(signal.SIGTERM, stop)
 with open(sys.argv[1], "wb", 0) as file:

@@ -23,7 +23,6 @@ MOST_PROGRAMS = 1024
 RECORD = _struct.Struct("=dII128s136s")
 LONGEST_GROUP, LONGEST_PROGRAM = 128, 136
 HEADER_PATIENCE = 5.0  # Seconds for the kernel to write the first bytes of the core.
-PIPE_SIZE = 1 << 20
 PAUSE = 0.001
 F_GETPIPE_SZ = 1032
 
@@ -74,13 +73,13 @@ def announced_length(pipe: int) -> "int | None":
     """Return how long the core in the ``pipe`` will be, and leave it there; None where that is not known in time."""
     header = corefile.Header()
     limit = time.monotonic() + HEADER_PATIENCE
-    linux.set_pipe_size(pipe, PIPE_SIZE)
+    linux.set_pipe_size(pipe, linux.PIPE_SIZE)
     out, into = posix.pipe()
     poll = select.poll()
     poll.register(pipe, 0)  # Tells only of the end.
     try:
         while header.wanted:
-            size = max(PIPE_SIZE, 2 * header.wanted)
+            size = max(linux.PIPE_SIZE, 2 * header.wanted)
             linux.set_pipe_size(pipe, size)
             ended = bool(poll.poll(0))
             if linux.bytes_in_pipe(pipe) >= header.wanted:

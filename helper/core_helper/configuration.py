@@ -2,6 +2,7 @@
 
 import posix
 
+from core_helper import linux
 from core_helper.crash import SIGNALS
 from core_helper.words import WordError, expand, shown, split_words, unquote
 
@@ -16,10 +17,8 @@ FALLBACK_VARIABLE = b"DOCKERCOREHELPER_FALLBACK_CORE"
 NEVER, UNDELIVERED, ALWAYS = "never", "undelivered", "always"
 KEEP_DIRECTORY = "/var/lib/docker_core_helper/cores"
 KEEP_MAX, KEEP_FREE, KEEP_AGE = 10 << 30, 15, 14  # Bytes, percent, days.
-UNITS = {b"": 0, b"K": 10, b"M": 20, b"G": 30, b"T": 40}
-SIZES = {unit: 1 << shift for unit, shift in UNITS.items() if unit}
+SIZES = {b"K": 1 << 10, b"M": 1 << 20, b"G": 1 << 30, b"T": 1 << 40}
 TIMES = {b"s": 1, b"m": 60, b"h": 3600, b"d": 86400}
-S_IFMT, S_IFREG = 0o170000, 0o100000
 
 
 class Configuration:
@@ -66,7 +65,7 @@ def read_configuration(path: str = CONFIGURATION) -> "Configuration":
         return configuration
     try:
         found = posix.fstat(descriptor)
-        if found.st_mode & S_IFMT != S_IFREG or found.st_uid != 0 or found.st_mode & 0o022:
+        if found.st_mode & linux.S_IFMT != linux.S_IFREG or found.st_uid != 0 or found.st_mode & 0o022:
             configuration.problems.append(
                 f"{path} refused: only root may own and write it; chown root {path} && chmod 0644 {path}"
             )
@@ -139,31 +138,37 @@ def _take_line(line: bytes, configuration: "Configuration") -> None:
                 raise WordError(f"{key.decode()}: {shown(word)} must be a path that begins with / or *")
         configuration.ignore_programs = words
     elif key == b"DOCKERCOREHELPER_KEEP":
-        if value not in (b"never", b"undelivered", b"always"):
-            raise WordError(f"{key.decode()}={shown(value)} must be never, undelivered or always")
-        configuration.keep = value.decode()
+        configuration.keep = _choice(key, value, NEVER, UNDELIVERED, ALWAYS)
     elif key == b"DOCKERCOREHELPER_KEEP_DIRECTORY":
         if not value.startswith(b"/") or b"/../" in value + b"/":
             raise WordError(f"{key.decode()}={shown(value)} must be an absolute path on the host")
         configuration.keep_directory = value.decode("utf-8", "surrogateescape")
     elif key == b"DOCKERCOREHELPER_KEEP_MAX":
-        configuration.keep_max = _amount(key, value)
+        what = "a number of bytes, such as 500000000, 500M or 10G"
+        configuration.keep_max = _unit_number(key, value, SIZES, what, longest=18)
     elif key == b"DOCKERCOREHELPER_KEEP_FREE":
         configuration.keep_free = _number(key, value, "a percentage", 99, 0)
     elif key == b"DOCKERCOREHELPER_KEEP_AGE":
         configuration.keep_age = _number(key, value, "a number of days", 36500)
     elif key == b"DOCKERCOREHELPER_RELEASE":
-        if value not in (b"delivered", b"kept"):
-            raise WordError(f"{key.decode()}={shown(value)} must be delivered or kept")
-        configuration.release_kept = value == b"kept"
+        configuration.release_kept = _choice(key, value, "delivered", "kept") == "kept"
     else:
         blank = ": no blank may stand before the =" if key != key.strip() else ""
         raise WordError(f"unknown key {shown(key)}{blank}")
 
 
-def _unit_number(key: bytes, value: bytes, units: "dict[bytes, int]", what: str) -> int:
+def _choice(key: bytes, value: bytes, *words: str) -> str:
+    """Return the one of ``words`` that ``value`` is."""
+    for word in words:
+        if value == word.encode():
+            return word
+    raise WordError(f"{key.decode()}={shown(value)} must be {', '.join(words[:-1])} or {words[-1]}")
+
+
+def _unit_number(key: bytes, value: bytes, units: "dict[bytes, int]", what: str, longest: int = 15) -> int:
+    """Return the number that ``value`` says, such as 10G, of at most so many digits; ``units`` are the factors."""
     number, factor = (value[:-1], units[value[-1:]]) if value[-1:] in units else (value, 1)
-    if not number.isdigit() or len(number) > 15:
+    if not number.isdigit() or len(number) > longest:
         raise WordError(f"{key.decode()}={shown(value)} must be {what}")
     return int(number) * factor
 
@@ -188,14 +193,6 @@ def _signal_number(key: bytes, word: bytes) -> int:
         if word == name.encode():
             return number
     raise WordError(f"{key.decode()}: {shown(word)} must be one of {' '.join(SIGNALS.values())}")
-
-
-def _amount(key: bytes, value: bytes) -> int:
-    """Return the bytes that ``value`` says, such as 10G; K, M, G and T are powers of 1024."""
-    number, unit = (value[:-1], value[-1:]) if value[-1:] in UNITS else (value, b"")
-    if not number.isdigit() or len(number) > 18:
-        raise WordError(f"{key.decode()}={shown(value)} must be a number of bytes, such as 500000000, 500M or 10G")
-    return int(number) << UNITS[unit]
 
 
 def _number(key: bytes, value: bytes, what: str, most: int, least: int = 1) -> int:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from core_helper.process import FaultingProcess
     from core_helper.source import KernelPipe
 
-PIPE_SIZE = 1 << 20
 BLOCK = 1 << 18
 PAGE = 1 << 12
 STEP = 1 << 26  # By so many bytes a core may take more than was expected, at a time.
@@ -29,7 +28,6 @@ ZEROS, ZERO_PAGE = bytes(BLOCK), bytes(PAGE)
 # Beside its memory, a core has headers, and notes about each thread and each mapped file; fs/binfmt_elf.c.
 NOTES = 1 << 22
 MODE = 0o600
-SEEK_SET = 0
 ENOSPC = 28
 LATE = "the deadline has passed while the kernel dumped it"
 HASHED = 1 << 20
@@ -37,7 +35,6 @@ COMPRESSORS = ("/usr/bin/zstd", "/bin/zstd", "/usr/local/bin/zstd")
 IDLE = 19  # nice(2)
 PATIENCE = 10  # Seconds.
 SPARE = 1 << 16  # For JSON files.
-RLIMIT_FSIZE = 1
 
 
 def take(crash: "Crash", process: "FaultingProcess", configuration: "Configuration") -> "Custody":
@@ -292,7 +289,7 @@ def _finish(kept_in: store.Store, entry: store.Entry, configuration: "Configurat
         file = posix.open(plain, posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_CLOEXEC, dir_fd=group)
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # Its helper has ended.
         identified = build_ids.of_core(file)
-        posix.lseek(file, 0, SEEK_SET)
+        posix.lseek(file, 0, linux.SEEK_SET)
         program = next((path for path in COMPRESSORS if posix.access(path, posix.X_OK)), None)
         if program is not None:
             kept_in.lock()
@@ -344,12 +341,12 @@ def _compress(file: int, result: int, program: str, limit: int) -> "tuple[str, b
     digest = hashlib.sha256()
     reading, writing = posix.pipe()
     actions = [(posix.POSIX_SPAWN_DUP2, reading, 0), (posix.POSIX_SPAWN_DUP2, result, 1)]
-    soft, hard = linux.getrlimit(RLIMIT_FSIZE)
-    linux.setrlimit(RLIMIT_FSIZE, limit, hard)
+    soft, hard = linux.getrlimit(linux.RLIMIT_FSIZE)
+    linux.setrlimit(linux.RLIMIT_FSIZE, limit, hard)
     pid = posix.posix_spawn(
         program, [program, "-q", "-c", "-1"], {}, file_actions=actions, setsigdef=[SIGPIPE, SIGXFSZ]
     )
-    linux.setrlimit(RLIMIT_FSIZE, soft, hard)
+    linux.setrlimit(linux.RLIMIT_FSIZE, soft, hard)
     posix.close(reading)
     takes = True
     try:
@@ -413,7 +410,7 @@ def runs(buffer: bytearray, length: int) -> "list[tuple[int, int]]":
 
 
 def _enlarge(pipe: int) -> None:
-    linux.set_pipe_size(pipe, PIPE_SIZE)
+    linux.set_pipe_size(pipe, linux.PIPE_SIZE)
 
 
 def _pwrite(file: int, view: memoryview, offset: int) -> None:

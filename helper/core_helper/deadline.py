@@ -18,6 +18,7 @@ STEP = 5.0  # Seconds, the most that is given at once: slots may become short me
 AHEAD = 1.0  # Seconds before the deadline at which more is asked for.
 LAST_RESORT = 60  # Seconds after the deadline.
 BACKSTOP = 30  # Seconds after that.
+PASSED = "deadline passed"  # What is said of a child that was ended for it.
 
 
 class Deadline:

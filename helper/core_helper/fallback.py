@@ -7,7 +7,7 @@ a program that crashes in a loop from filling the disk: so many files may lie th
 import posix
 
 from core_helper import corefile, joining, linux, privileges
-from core_helper.configuration import FALLBACK_VARIABLE, S_IFMT, S_IFREG
+from core_helper.configuration import FALLBACK_VARIABLE
 from core_helper.program import Absent, Stopped
 
 TYPE_CHECKING = False
@@ -22,8 +22,6 @@ ZEROS = bytes(PAGE)
 SECTOR = 512  # The unit of st_blocks; stat(2).
 MODE = 0o600
 TRUNCATED = b".truncated"  # What is added to the name of a file that holds a part of a core.
-RLIMIT_FSIZE = 1
-SEEK_SET = 0
 NO_LIMIT = 1 << 62
 
 
@@ -92,7 +90,11 @@ def room_in(directory: bytes, most: int, size: int) -> int:
             if words[0] == "core" and len(words) in (4, 5) and all(map(str.isdigit, words[1:4])):
                 found = entry.stat(follow_symlinks=False)
                 # What others have put there, under whatever name, must not cost this user a core.
-                if found.st_uid == posix.getuid() and found.st_nlink == 1 and found.st_mode & S_IFMT == S_IFREG:
+                if (
+                    found.st_uid == posix.getuid()
+                    and found.st_nlink == 1
+                    and found.st_mode & linux.S_IFMT == linux.S_IFREG
+                ):
                     count += 1
                     taken += found.st_blocks * SECTOR
     except OSError as error:
@@ -118,7 +120,7 @@ def copy(source: int, file: int, room: int = NO_LIMIT) -> bool:
     """
     copied = 0
     header = corefile.Header()
-    limit = linux.getrlimit(RLIMIT_FSIZE)[0]
+    limit = linux.getrlimit(linux.RLIMIT_FSIZE)[0]
     try:
         while True:
             block = posix.read(source, BLOCK)
@@ -129,7 +131,7 @@ def copy(source: int, file: int, room: int = NO_LIMIT) -> bool:
                 count = holes_in(block, copied)
                 # Beyond the limit nothing is left out: the write there tells that the file may be no larger.
                 if count and (limit < 0 or copied + count <= limit):
-                    posix.lseek(file, copied + count, SEEK_SET)
+                    posix.lseek(file, copied + count, linux.SEEK_SET)
                 else:
                     data = data_in(block, copied)
                     if data > room:

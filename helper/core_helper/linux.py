@@ -54,12 +54,18 @@ PR_SET_SECCOMP = 22
 RESOLVE_NO_MAGICLINKS = 0x02
 SECCOMP_MODE_FILTER = 2
 SIGCHLD = 17
+RLIMIT_FSIZE = 1
+S_IFDIR = 0o040000
 S_IFMT = 0o170000
 S_IFREG = 0o100000
+SEEK_SET = 0
 SIGEV_SIGNAL = 0
 SPLICE_F_MOVE = 1
 SPLICE_F_NONBLOCK = 2
 RTLD_NOW = 2
+
+# The capacity of the pipes that a core moves through; pipe(7).
+PIPE_SIZE = 1 << 20
 
 # The numbers of system calls added since Linux 5.0 are the same on every architecture.
 NR_PIDFD_SEND_SIGNAL = 424

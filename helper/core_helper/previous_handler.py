@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 PIDFD = 3  # COREDUMP_PIDFD_NUMBER
 UMASK = 0o022  # Of whatever the kernel starts: init_fs in fs/fs_struct.c.
 UNLIMITED = b"18446744073709551615"
-S_IFMT, S_IFREG = 0o170000, 0o100000
 
 
 def execute(core: int, crash: "Crash", process: "FaultingProcess", words: "list[bytes]", log: "Log") -> None:
@@ -47,7 +46,7 @@ def _unusable(program: bytes) -> "str | None":
         found = posix.stat(program)
     except OSError as error:
         return error.strerror
-    if found.st_mode & S_IFMT != S_IFREG or not found.st_mode & 0o111:
+    if found.st_mode & linux.S_IFMT != linux.S_IFREG or not found.st_mode & 0o111:
         return "not an executable file"
     return None
 

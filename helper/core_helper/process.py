@@ -8,10 +8,9 @@ read.
 import posix
 
 import core_helper
-from core_helper import mount_table, namespaces, procfs, runtime
+from core_helper import linux, mount_table, namespaces, procfs, runtime
 from core_helper.crash import Refused
 
-SEEK_SET = 0
 # What the engine may have written about a container: the facts, by the names that the delegate knows them by.
 CONTAINER_NAME, IMAGE = b"CORE_CONTAINER_NAME", b"CORE_IMAGE"
 POD_NAME, POD_NAMESPACE, POD_UID = b"CORE_POD_NAME", b"CORE_POD_NAMESPACE", b"CORE_POD_UID"
@@ -142,7 +141,7 @@ class FaultingProcess:
             self.notes.append("it had a seccomp filter of its own: none of its variables was passed on")
             return {}
         # An earlier child may have read the same open file to its end.
-        posix.lseek(self.environ_file, 0, SEEK_SET)
+        posix.lseek(self.environ_file, 0, linux.SEEK_SET)
         text = procfs.read_all(self.environ_file, procfs.ENVIRON_LIMIT + 1)
         variables, cut = procfs.parse_environ(text)
         if procfs.was_overwritten(text):

@@ -18,7 +18,7 @@ In all other cases the facts are empty, as they are for rootless engines, whose 
 import posix
 from _json import make_scanner
 
-from core_helper import namespaces, procfs, runtime
+from core_helper import linux, namespaces, procfs, runtime
 from core_helper.first_process import Member
 from core_helper.process import CONTAINER_NAME, IMAGE, POD_NAME, POD_NAMESPACE, POD_UID, Record
 
@@ -54,7 +54,7 @@ LIST_OF_STORAGE = ("containers.json", "volatile-containers.json")
 LONGEST_RECORD = 1 << 20
 LONGEST_FACT = 512
 DEEPEST = 64  # Ancestors of the faulting process that are looked at.
-S_IFMT, S_IFDIR, S_IFREG, OTHERS_WRITE = 0o170000, 0o040000, 0o100000, 0o022
+OTHERS_WRITE = 0o022
 # A fact is one word of printable ASCII.
 WORD = bytes(byte if 32 < byte < 127 else ord("_") for byte in range(256))
 
@@ -215,11 +215,11 @@ def _read(path: str) -> bytes:
     """
     end = 0
     while end >= 0:
-        _check(posix.stat(path[:end] or "/", follow_symlinks=False), S_IFDIR, path)
+        _check(posix.stat(path[:end] or "/", follow_symlinks=False), linux.S_IFDIR, path)
         end = path.find("/", end + 1)
     file = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NOFOLLOW | posix.O_NONBLOCK | posix.O_NOCTTY)
     try:
-        _check(posix.fstat(file), S_IFREG, path)
+        _check(posix.fstat(file), linux.S_IFREG, path)
         content = procfs.read_all(file, LONGEST_RECORD + 1)
     finally:
         posix.close(file)
@@ -230,7 +230,7 @@ def _read(path: str) -> bytes:
 
 def _check(found: posix.stat_result, kind: int, path: str) -> None:
     """Raise PermissionError where others than root may write this file or directory, or it is something else."""
-    if found.st_mode & S_IFMT != kind or found.st_uid != 0 or found.st_mode & OTHERS_WRITE:
+    if found.st_mode & linux.S_IFMT != kind or found.st_uid != 0 or found.st_mode & OTHERS_WRITE:
         raise PermissionError(1, "not of root alone", path)
 
 

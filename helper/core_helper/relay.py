@@ -5,6 +5,7 @@ import select
 import time
 
 from core_helper import corefile, linux
+from core_helper.deadline import PASSED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from core_helper.deadline import Deadline
     from core_helper.source import Source
 
-PIPE_SIZE = 1 << 20
 STEP = 1 << 20
 OUTPUT_LIMIT = 65536
 OUTPUT_LINES = 200
@@ -24,7 +24,6 @@ OUTPUT_LINES = 200
 OUTPUT_FREE = 1 << 20
 OUTPUT_READ = 1 << 12
 OUTPUT_PAUSE = 0.02
-DEADLINE = "deadline passed"
 EXIT_KEEP = 75  # EX_TEMPFAIL of sysexits.h: the delegate asks to keep the core, and to try again later.
 TRACED_PAUSE = 0.05  # Seconds between two checks whether a traced delegate has ended.
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.0001, 0.1  # Seconds between two checks whether the delegate has read all.
@@ -109,7 +108,7 @@ class Relay:
         self.buffer_out, self.buffer_in = posix.pipe()
         self.buffered = 0
         linux.set_pipe_size(self.buffer_in, 1)
-        linux.set_pipe_size(self.core, PIPE_SIZE)  # Does nothing to a file.
+        linux.set_pipe_size(self.core, linux.PIPE_SIZE)  # Does nothing to a file.
 
     def run(self, deadline: "Deadline") -> bool:
         """Relay the core to its end and wait for that of the delegate; tell whether both came before the ``deadline``.
@@ -122,7 +121,7 @@ class Relay:
         while end is None or (self.open and not self.ended):
             left = deadline.wait(self.result.delivered, self.moved)
             if left <= 0:
-                self.result.failure = DEADLINE
+                self.result.failure = PASSED
                 break
             poll = select.poll()
             self._register(poll)
@@ -162,7 +161,7 @@ class Relay:
             kind = "ended with exit code" if exited else "was killed by signal"
             meaning = " (keep the core and try again)" if self.result.keep else ""
             self.result.failure = f"it {kind} {end.si_status}{meaning}"
-        return self.result.failure != DEADLINE and not held
+        return self.result.failure != PASSED and not held
 
     def _is_held(self) -> bool:
         """Tell whether anybody has the input of the delegate open."""
@@ -243,7 +242,7 @@ class Relay:
             self.result.delivered += len(part)
             left -= len(part)
         for pipe in (self.buffer_in, self.sink):
-            linux.set_pipe_size(pipe, PIPE_SIZE)
+            linux.set_pipe_size(pipe, linux.PIPE_SIZE)
 
     def _move(self) -> None:
         if not self.committed:

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     Source = Union["KernelPipe", "KeptFile"]
 
-SEEK_SET = 0
 BLOCK = 1 << 18
 PATIENCE = 0.5  # Seconds for a process to end when nobody reads its core any more.
 
@@ -100,7 +99,7 @@ class KeptFile:
         """Have the next destination read from the start; return False if an earlier one has read what comes but once."""
         if self.descriptor != self.file:
             return False
-        posix.lseek(self.file, 0, SEEK_SET)
+        posix.lseek(self.file, 0, linux.SEEK_SET)
         return True
 
     def peek(self, sink: int, count: int) -> int:
@@ -108,7 +107,7 @@ class KeptFile:
         try:
             return linux.splice(self.file, sink, count)
         finally:
-            posix.lseek(self.file, 0, SEEK_SET)
+            posix.lseek(self.file, 0, linux.SEEK_SET)
 
     def advance(self) -> bool:
         """Go on as KernelPipe.advance does: from the file to what comes after it."""

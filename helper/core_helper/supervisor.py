@@ -14,6 +14,7 @@ from _signal import SIGKILL, SIGTERM
 
 from core_helper import linux, namespaces, procfs, runtime
 from core_helper.child import Result
+from core_helper.deadline import PASSED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ ENVIRON_PATIENCE = 10.0  # Seconds that reading the environment of the process m
 GRACE = 2.0  # Seconds between SIGTERM and SIGKILL, and again before a delegate that cannot be killed is given up.
 LATE = 1.0  # Seconds that the thread which attends to the child may take to notice the deadline.
 LONGEST_REPORTS = 65536  # Bytes that a child may report before the delegate is started; it needs a few lines.
-DEADLINE = "deadline passed"
 LONGEST_PID = 7  # Digits; PID_MAX_LIMIT of the kernel is 4194304.
 
 
@@ -63,7 +63,7 @@ def supervise(
             # This thread must not touch the child's pipes, or it would hang, too. The slot stays taken as long as the other
             # thread hangs.
             result.stuck = True
-            result.failure = DEADLINE
+            result.failure = PASSED
     if result.error is not None:
         raise result.error
     return result

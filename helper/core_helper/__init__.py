@@ -9,7 +9,7 @@ The modules that a crash goes through, those that ``deliver`` calls from top to 
            |-> child -(fork)-> joining -> control_groups, then privileges and container in turn, program
            |-> supervisor -> relay -> corefile, deadline
            |-> bounds, if there are any
-           |-> custody -> store, build_ids, where cores are kept; cores is the operators' command for those
+           |-> custody -> store, then finishing -> build_ids, where cores are kept; cores is the operators' command for those
            \\-> fallback in place of joining; previous_handler in place of child and all that follows
 
 ``main`` receives the crash: it parses the ``command_line``, reads the ``configuration``, makes the ``crash``, the ``source``

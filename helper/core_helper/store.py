@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PART, JSON, CORE, COMPRESSED = ".part", ".json", ".core", ".core.zst"
 BLOCK = 512  # The unit of st_blocks; stat(2).
 DAY = 86400
-MODE_OF_DIRECTORY = 0o700
+MODE, MODE_OF_DIRECTORY = 0o600, 0o700
 TURN = ".finishing"  # A file whose lock says who finishes cores.
 # The smallest core counts as a part of the bound: whoever looks at all of them must not take long.
 MOST_CORES = 10_000
@@ -239,6 +239,30 @@ class Victims:
 def weight(entry: Entry, bound: int) -> int:
     """Return the bytes that a core counts for the ``bound``."""
     return max(entry.claim, bound // MOST_CORES)
+
+
+def create_file(group: int, name: str) -> int:
+    """Create the file ``name`` in the opened directory ``group``, and lock it. Raises OSError."""
+    file = posix.open(
+        name, posix.O_RDWR | posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW | posix.O_CLOEXEC, MODE, dir_fd=group
+    )
+    fcntl.flock(file, fcntl.LOCK_EX)
+    return file
+
+
+def describe(group: int, key: str, facts: "dict[str, object]") -> None:
+    """Write the JSON file of a core, or replace it, while the store is locked. Raises OSError."""
+    import json
+
+    name = f".{key}{JSON}{PART}"
+    file = create_file(group, name)
+    try:
+        posix.write(file, json.dumps(facts, indent=1, sort_keys=True).encode() + b"\n")
+        posix.fsync(file)
+        posix.rename(name, key + JSON, src_dir_fd=group, dst_dir_fd=group)
+        posix.fsync(group)
+    finally:
+        posix.close(file)
 
 
 def _open_directory(path: str, directory: "int | None" = None) -> int:

@@ -824,7 +824,7 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
     "custody: what is compressed has no bound": (
         [
             (
-                "custody.py",
+                "finishing.py",
                 "min(kept_in.room(configuration) - SPARE, posix.fstat(file).st_blocks * store.BLOCK)",
                 "1 << 40",
             )

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from core_helper import custody, relay, store
+from core_helper import custody, finishing, relay, store
 from core_helper.configuration import Configuration
 from core_helper.custody import BLOCK, PAGE, Custody, runs
 from core_helper.source import KeptFile, KernelPipe
@@ -182,11 +182,11 @@ def test_a_finished_core_is_compressed_and_has_the_checksum_of_the_plain_one(
     zstd = tmp_path / "zstd"
     zstd.write_text('#!/bin/sh\n[ "$*" = "-q -c -1" ] && exec /usr/bin/tr -d "\\0"\n')
     zstd.chmod(0o755)
-    monkeypatch.setattr(custody, "COMPRESSORS", (str(zstd),) if compressor else ())
+    monkeypatch.setattr(finishing, "COMPRESSORS", (str(zstd),) if compressor else ())
     kept, _kernel = written(kept_in, core)
     kept.seal({"reason": "why"})
     os.close(kept.file)
-    custody.finish_all(kept_in, kept.configuration)
+    finishing.finish_all(kept_in, kept.configuration)
     file = "key.core.zst" if compressor else "key.core"
     assert names(kept_in) == [file, "key.json"]
     digest = hashlib.sha256(core).hexdigest()
@@ -201,11 +201,11 @@ def test_a_compressor_that_fails_leaves_the_plain_core(
     zstd = tmp_path / "zstd"
     zstd.write_text("#!/bin/sh\n/bin/cat >/dev/null\nexit 1\n")
     zstd.chmod(0o755)
-    monkeypatch.setattr(custody, "COMPRESSORS", (str(zstd),))
+    monkeypatch.setattr(finishing, "COMPRESSORS", (str(zstd),))
     kept, _kernel = written(kept_in, b"core")
     kept.seal({})
     os.close(kept.file)
-    custody.finish_all(kept_in, kept.configuration)
+    finishing.finish_all(kept_in, kept.configuration)
     assert names(kept_in) == ["key.core", "key.json"]
     assert known_of(kept_in)["file"] == "key.core"
 
@@ -215,7 +215,7 @@ def shell(monkeypatch: pytest.MonkeyPatch, directory: Path, text: str) -> None:
     zstd = directory / "zstd"
     zstd.write_text(f"#!/bin/sh\n{text}\n")
     zstd.chmod(0o755)
-    monkeypatch.setattr(custody, "COMPRESSORS", (str(zstd),))
+    monkeypatch.setattr(finishing, "COMPRESSORS", (str(zstd),))
 
 
 def sealed(kept_in: store.Store, core: bytes, room: int = 64 * MIB) -> Custody:
@@ -231,7 +231,7 @@ def test_what_does_not_become_smaller_stays_plain(
 ) -> None:
     shell(monkeypatch, tmp_path, "/bin/cat && /usr/bin/head -c 8192 /dev/zero")
     core = os.urandom(MIB)
-    custody.finish_all(kept_in, sealed(kept_in, core).configuration)
+    finishing.finish_all(kept_in, sealed(kept_in, core).configuration)
     assert names(kept_in) == ["key.core", "key.json"]
     assert known_of(kept_in)["sha256"] == hashlib.sha256(core).hexdigest()
 
@@ -240,7 +240,7 @@ def test_a_compressed_core_keeps_to_the_bound_beside_the_plain_one(
     kept_in: store.Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     shell(monkeypatch, tmp_path, f"/usr/bin/head -c {3 * MIB // 4} && /bin/cat >/dev/null")
-    custody.finish_all(kept_in, sealed(kept_in, os.urandom(MIB), 3 * MIB // 2).configuration)
+    finishing.finish_all(kept_in, sealed(kept_in, os.urandom(MIB), 3 * MIB // 2).configuration)
     assert names(kept_in) == ["key.core", "key.json"]
 
 
@@ -251,28 +251,28 @@ def test_a_core_that_is_deleted_meanwhile_stays_deleted(
     kept = sealed(kept_in, b"core" * MIB)
     shell(monkeypatch, tmp_path, f"/bin/rm {kept_in.path}/group/key.*; exec /bin/gzip")
     if not compressor:
-        monkeypatch.setattr(custody, "COMPRESSORS", ())
-        monkeypatch.setattr(custody, "_checksum", lambda file: kept.drop())
-    custody.finish_all(kept_in, kept.configuration)
+        monkeypatch.setattr(finishing, "COMPRESSORS", ())
+        monkeypatch.setattr(finishing, "_checksum", lambda file: kept.drop())
+    finishing.finish_all(kept_in, kept.configuration)
     assert list(Path(kept_in.path).glob("*/*")) == []
 
 
 def test_one_process_finishes_all_cores(kept_in: store.Store, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = sealed(kept_in, b"core")
-    monkeypatch.setattr(custody, "COMPRESSORS", ())
+    monkeypatch.setattr(finishing, "COMPRESSORS", ())
     turn = kept_in.turn()
     assert turn is not None and kept_in.turn() is None
-    custody.finish_all(kept_in, kept.configuration)
+    finishing.finish_all(kept_in, kept.configuration)
     assert "sha256" not in known_of(kept_in)
     os.close(turn)
-    custody.finish_all(kept_in, kept.configuration)
+    finishing.finish_all(kept_in, kept.configuration)
     assert "sha256" in known_of(kept_in)
 
 
 def test_a_core_that_its_helper_holds_is_left_to_it(kept_in: store.Store) -> None:
     kept, _kernel = written(kept_in, b"core")
     kept.seal({})
-    custody.finish_all(kept_in, kept.configuration)
+    finishing.finish_all(kept_in, kept.configuration)
     assert "sha256" not in known_of(kept_in)
     os.close(kept.file)
 

@@ -64,6 +64,7 @@ def test_what_is_needed_only_after_the_delegate_started_is_not_imported_before_t
         "core_helper.fallback",
         "core_helper.store",
         "core_helper.custody",
+        "core_helper.finishing",
         "core_helper.cores",
     }
 

@@ -1,0 +1,162 @@
+"""Finishes the cores that stay on the host: compresses each, and notes its checksum and its build ids; flock(2), zstd(1).
+
+One process does that for all, when the faulting processes are gone: nobody waits for it. Imported only in that process.
+"""
+
+import fcntl
+import posix
+from _signal import SIGPIPE, SIGXFSZ
+
+from core_helper import build_ids, linux, procfs, store
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from core_helper.configuration import Configuration
+
+HASHED = 1 << 20
+COMPRESSORS = ("/usr/bin/zstd", "/bin/zstd", "/usr/local/bin/zstd")
+SPARE = 1 << 16  # For JSON files.
+PAGE = 1 << 12
+
+
+def finish_all(kept_in: store.Store, configuration: "Configuration") -> None:
+    """Finish each core that nobody has finished yet: one process at a time, whatever the number of crashes. Raises OSError."""
+    tried: set[str] = set()
+    while unfinished := [entry for entry in _unfinished(kept_in) if entry.key not in tried]:
+        turn = kept_in.turn()
+        if turn is None:
+            return  # Whoever has the turn looks once more when it has given that up.
+        try:
+            for entry in unfinished:
+                tried.add(entry.key)
+                try:
+                    _finish(kept_in, entry, configuration)
+                except OSError:
+                    # Deleted meanwhile. Or it stays as it is.
+                    kept_in.forget_group(entry.group)
+        finally:
+            posix.close(turn)
+
+
+def _unfinished(kept_in: store.Store) -> "list[store.Entry]":
+    """Return the listed cores that are neither compressed nor have a checksum, and that no helper holds any more."""
+    kept_in.lock()
+    try:
+        return [
+            entry
+            for entry in kept_in.entries()
+            if entry.whole
+            and entry.key + store.COMPRESSED not in entry.files
+            and not _has_checksum(kept_in, entry)
+            and not kept_in.is_held(entry)
+        ]
+    finally:
+        kept_in.unlock()
+
+
+def _has_checksum(kept_in: store.Store, entry: store.Entry) -> bool:
+    try:
+        return "sha256" in _known_of(kept_in, entry)
+    except (OSError, ValueError):
+        return True  # Nothing can be done about it.
+
+
+def _known_of(kept_in: store.Store, entry: store.Entry) -> "dict[str, object]":
+    """Return what the JSON file of a core says. Raises OSError where it is gone."""
+    import json
+
+    group = kept_in.group(entry.group)
+    try:
+        file = posix.open(entry.key + store.JSON, posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_CLOEXEC, dir_fd=group)
+        try:
+            known: dict[str, object] = json.loads(procfs.read_all(file))
+        finally:
+            posix.close(file)
+    finally:
+        posix.close(group)
+    return known
+
+
+def _finish(kept_in: store.Store, entry: store.Entry, configuration: "Configuration") -> None:
+    """Compress a core, and add its checksum and build ids to what is known of it. Raises OSError."""
+    group = kept_in.group(entry.group)
+    plain, compressed = entry.key + store.CORE, entry.key + store.COMPRESSED
+    part, file, result = "", -1, -1
+    try:
+        file = posix.open(plain, posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_CLOEXEC, dir_fd=group)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # Its helper has ended.
+        identified = build_ids.of_core(file)
+        posix.lseek(file, 0, linux.SEEK_SET)
+        program = next((path for path in COMPRESSORS if posix.access(path, posix.X_OK)), None)
+        if program is not None:
+            kept_in.lock()
+            try:
+                # While both are there, they take room. What does not become smaller stays plain.
+                limit = min(kept_in.room(configuration) - SPARE, posix.fstat(file).st_blocks * store.BLOCK)
+                if limit > PAGE:
+                    part = f".{compressed}.{limit}{store.PART}"
+                    result = store.create_file(group, part)
+            finally:
+                kept_in.unlock()
+        if program is None or result < 0:
+            checksum, done = _checksum(file), False
+        else:
+            checksum, done = _compress(file, result, program, limit)
+        kept_in.lock()
+        try:
+            known = {**_known_of(kept_in, entry), "sha256": checksum, "build_ids": identified}
+            if done:
+                posix.rename(part, compressed, src_dir_fd=group, dst_dir_fd=group)
+                part = ""
+                known["file"] = compressed
+            store.describe(group, entry.key, known)
+            if done:
+                posix.unlink(plain, dir_fd=group)
+        finally:
+            kept_in.unlock()
+    finally:
+        if part:
+            posix.unlink(part, dir_fd=group)
+        for descriptor in (group, file, result):
+            if descriptor >= 0:
+                posix.close(descriptor)
+
+
+def _checksum(file: int) -> str:
+    import hashlib
+
+    digest = hashlib.sha256()
+    while block := posix.read(file, HASHED):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _compress(file: int, result: int, program: str, limit: int) -> "tuple[str, bool]":
+    """Have the ``program`` compress ``file`` to at most ``limit`` bytes; return the checksum and whether it did."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    reading, writing = posix.pipe()
+    actions = [(posix.POSIX_SPAWN_DUP2, reading, 0), (posix.POSIX_SPAWN_DUP2, result, 1)]
+    soft, hard = linux.getrlimit(linux.RLIMIT_FSIZE)
+    linux.setrlimit(linux.RLIMIT_FSIZE, limit, hard)
+    pid = posix.posix_spawn(
+        program, [program, "-q", "-c", "-1"], {}, file_actions=actions, setsigdef=[SIGPIPE, SIGXFSZ]
+    )
+    linux.setrlimit(linux.RLIMIT_FSIZE, soft, hard)
+    posix.close(reading)
+    takes = True
+    try:
+        while block := posix.read(file, HASHED):
+            digest.update(block)
+            while takes and block:
+                try:
+                    block = block[posix.write(writing, block) :]
+                except BrokenPipeError:
+                    takes = False
+    finally:
+        posix.close(writing)
+    done = posix.waitpid(pid, 0)[1] == 0
+    if done:
+        posix.fsync(result)
+    return digest.hexdigest(), done

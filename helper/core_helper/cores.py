@@ -8,15 +8,15 @@ import subprocess
 import sys
 import time
 
-from core_helper import custody, store
+from core_helper import store
 from core_helper.configuration import CONFIGURATION, read_configuration
+from core_helper.holes import BLOCK, runs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable, Iterable, Iterator
 
 EXIT_OK, EXIT_FAILED = 0, 1
-BLOCK = custody.BLOCK
 COLUMNS = ("ID", "TIME", "SIZE", "ON DISK", "SIGNAL", "PROGRAM", "CONTAINER", "STATE")
 
 
@@ -166,7 +166,7 @@ def copy(blocks: "Iterable[bytes]", file: int, holes: bool) -> str:
     size = 0
     for block in blocks:
         digest.update(block)
-        for begin, end in custody.runs(bytearray(block), len(block)) if holes else [(0, len(block))]:
+        for begin, end in runs(block, len(block), size) if holes else [(0, len(block))]:
             part = memoryview(block)[begin:end]
             while part:
                 written = os.pwrite(file, part, size + end - len(part)) if holes else os.write(file, part)

@@ -9,7 +9,7 @@ import posix
 import select
 import time
 
-from core_helper import corefile, linux, runtime, store
+from core_helper import corefile, holes, linux, runtime, store
 from core_helper.key import key_of
 from core_helper.source import KeptFile
 
@@ -20,10 +20,7 @@ if TYPE_CHECKING:
     from core_helper.process import FaultingProcess
     from core_helper.source import KernelPipe
 
-BLOCK = 1 << 18
-PAGE = 1 << 12
 STEP = 1 << 26  # By so many bytes a core may take more than was expected, at a time.
-ZEROS, ZERO_PAGE = bytes(BLOCK), bytes(PAGE)
 # Beside its memory, a core has headers, and notes about each thread and each mapped file; fs/binfmt_elf.c.
 NOTES = 1 << 22
 ENOSPC = 28
@@ -103,14 +100,14 @@ class Custody:
     def _copy(self, source: "KernelPipe", deadline: float) -> "int | None":
         """Do what ``write`` says; return a pipe with the bytes that were read and could not be written, None if all were."""
         header = corefile.Header()
-        buffer = bytearray(BLOCK)
+        buffer = bytearray(holes.BLOCK)
         view = memoryview(buffer)
         poll = select.poll()
         poll.register(source.descriptor, select.POLLIN)
         stored, ended = 0, False
         while not ended:
             filled = 0
-            while filled < BLOCK and not ended:
+            while filled < holes.BLOCK and not ended:
                 if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
                     self.stopped = LATE
                     ended = True
@@ -122,7 +119,7 @@ class Custody:
                 header.add(bytes(view[:filled]))
                 self.length = header.length
             try:
-                for begin, end in runs(buffer, filled):
+                for begin, end in holes.runs(buffer, filled):
                     if stored + end - begin > self.room:
                         self._claim_more(stored + end - begin - self.room)
                     _pwrite(self.file, view[begin:end], self.size + begin)
@@ -217,26 +214,6 @@ class Custody:
         self.store.delete(entry)
 
 
-def runs(buffer: bytearray, length: int) -> "list[tuple[int, int]]":
-    """Return begin and end of each run of pages in the first ``length`` bytes that are not all zero."""
-    if buffer == ZEROS:
-        return []
-    found: list[tuple[int, int]] = []
-    begin = None
-    # A page whose first byte is not zero need not be looked at.
-    for number, first in enumerate(buffer[:length:PAGE]):
-        page = number * PAGE
-        if first or not ZERO_PAGE.startswith(buffer[page : min(page + PAGE, length)]):
-            if begin is None:
-                begin = page
-        elif begin is not None:
-            found.append((begin, page))
-            begin = None
-    if begin is not None:
-        found.append((begin, length))
-    return found
-
-
 def _enlarge(pipe: int) -> None:
     linux.set_pipe_size(pipe, linux.PIPE_SIZE)
 
@@ -248,7 +225,7 @@ def _pwrite(file: int, view: memoryview, offset: int) -> None:
 
 
 def _pipe_with(content: memoryview) -> int:
-    """Return the reading end of a pipe that has this ``content``, of BLOCK bytes at most. Raises OSError."""
+    """Return the reading end of a pipe that has this ``content``, of holes.BLOCK bytes at most. Raises OSError."""
     reading, writing = posix.pipe()
     _enlarge(writing)
     posix.set_blocking(writing, False)

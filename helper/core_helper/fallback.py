@@ -6,7 +6,7 @@ a program that crashes in a loop from filling the disk: so many files may lie th
 
 import posix
 
-from core_helper import corefile, joining, linux, privileges
+from core_helper import corefile, holes, joining, linux, privileges
 from core_helper.configuration import FALLBACK_VARIABLE
 from core_helper.program import Absent, Stopped
 
@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 
     from core_helper.child import Child
 
-BLOCK = 1 << 18
-PAGE = 1 << 12
-ZEROS = bytes(PAGE)
 SECTOR = 512  # The unit of st_blocks; stat(2).
 MODE = 0o600
 TRUNCATED = b".truncated"  # What is added to the name of a file that holds a part of a core.
@@ -123,43 +120,25 @@ def copy(source: int, file: int, room: int = NO_LIMIT) -> bool:
     limit = linux.getrlimit(linux.RLIMIT_FSIZE)[0]
     try:
         while True:
-            block = posix.read(source, BLOCK)
+            block = posix.read(source, holes.BLOCK)
             if not block:
                 break
             header.add_some(block)
-            while block:
-                count = holes_in(block, copied)
-                # Beyond the limit nothing is left out: the write there tells that the file may be no larger.
-                if count and (limit < 0 or copied + count <= limit):
-                    posix.lseek(file, copied + count, linux.SEEK_SET)
-                else:
-                    data = data_in(block, copied)
-                    if data > room:
-                        raise Stopped(f"the bound of all core files there is reached after {copied} bytes")
-                    count = posix.write(file, block[:data])
+            start, view = copied, memoryview(block)
+            # Beyond the limit nothing is left out: the write there tells that the file may be no larger.
+            all_of_it = 0 <= limit < start + len(block)
+            for begin, end in [(0, len(block))] if all_of_it else holes.runs(block, len(block), start):
+                copied = start + begin
+                if end - begin > room:
+                    raise Stopped(f"the bound of all core files there is reached after {copied} bytes")
+                while copied < start + end:
+                    count = posix.pwrite(file, view[copied - start : end], copied)
+                    copied += count
                     room -= count
-                copied += count
-                block = block[count:]
+            copied = start + len(block)
         posix.ftruncate(file, copied)
         posix.fsync(file)
     except OSError as error:
         posix.ftruncate(file, copied)
         raise Stopped(f"{error.strerror} after {copied} bytes") from None
     return header.was_cut(copied)
-
-
-def holes_in(block: bytes, position: int) -> int:
-    """Return with how many bytes ``block`` begins that need not be written: pages of zeros, if ``position`` begins a page."""
-    count = 0
-    if position % PAGE == 0:
-        while block[count : count + PAGE] == ZEROS:
-            count += PAGE
-    return count
-
-
-def data_in(block: bytes, position: int) -> int:
-    """Return how many bytes ``block`` has before its next page of zeros; at least a part of a page."""
-    count = min(len(block), PAGE - position % PAGE)
-    while count < len(block) and block[count : count + PAGE] != ZEROS:
-        count += PAGE
-    return min(count, len(block))

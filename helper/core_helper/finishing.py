@@ -7,7 +7,7 @@ import fcntl
 import posix
 from _signal import SIGPIPE, SIGXFSZ
 
-from core_helper import build_ids, linux, procfs, store
+from core_helper import build_ids, holes, linux, procfs, store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 HASHED = 1 << 20
 COMPRESSORS = ("/usr/bin/zstd", "/bin/zstd", "/usr/local/bin/zstd")
 SPARE = 1 << 16  # For JSON files.
-PAGE = 1 << 12
 
 
 def finish_all(kept_in: store.Store, configuration: "Configuration") -> None:
@@ -93,7 +92,7 @@ def _finish(kept_in: store.Store, entry: store.Entry, configuration: "Configurat
             try:
                 # While both are there, they take room. What does not become smaller stays plain.
                 limit = min(kept_in.room(configuration) - SPARE, posix.fstat(file).st_blocks * store.BLOCK)
-                if limit > PAGE:
+                if limit > holes.PAGE:
                     part = f".{compressed}.{limit}{store.PART}"
                     result = store.create_file(group, part)
             finally:

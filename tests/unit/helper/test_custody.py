@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from core_helper import custody, finishing, relay, store
 from core_helper.configuration import Configuration
-from core_helper.custody import BLOCK, PAGE, Custody, runs
+from core_helper.custody import Custody
+from core_helper.holes import BLOCK, PAGE, runs
 from core_helper.source import KeptFile, KernelPipe
 from unit.helper.delivery import feed
 from unit.helper.support import elf

@@ -169,6 +169,20 @@ def hold(kernel: Callable[[str, str], None], records: Path) -> Iterator[Callable
 
 
 @pytest.fixture
+def old_kernel(kernel: Callable[[str, str], None]) -> Iterator[Callable[[str], None]]:
+    """Installs a helper that takes the kernel for an older one: ``old_kernel(lines)``, which the entry does first."""
+    script = lab.DIRECTORY / "old"
+
+    def install(lines: str) -> None:
+        script.write_text(HELPER.read_text().replace("\nmain(sys.argv)\n", f"\n{lines}\nmain(sys.argv)\n"))
+        script.chmod(0o755)
+        kernel("kernel/core_pattern", f"|{script} -I%I -d%d %P %u %g")
+
+    yield install
+    script.unlink(missing_ok=True)
+
+
+@pytest.fixture
 def other(attack: MakeCrash) -> Container:
     """Another container, whose delegate nobody may start; its program and its delegate are among what was changed in it."""
     container = attack("idle", "sandbox=mounts", "wait=/out/go", options=(*ADMINISTRATOR, "--detach"))

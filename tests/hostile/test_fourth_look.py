@@ -15,7 +15,7 @@ from hostile.intruders import DEFAULT_CAPABILITIES
 from hostile.observe import LIMIT, cpu_of_helpers, helpers, running, wait_until
 from support import lab
 from support.containers import MakeCrash, read_log
-from support.hosts import DELEGATE, HELPER
+from support.hosts import DELEGATE
 
 TRACER = ("--cap-add=SYS_PTRACE", "--detach")
 CAP_SYS_PTRACE = 19
@@ -100,7 +100,7 @@ def test_attack_21_cap_sys_ptrace_never_finds_a_process_outside_of_the_limit_of_
     assert "Resource temporarily unavailable" in container.log("Resource temporarily unavailable")
 
 
-# Takes the place of the last line of the installed entry.
+# Before Linux 5.12, there is no mount_setattr(2).
 OLD_KERNEL = """
 from core_helper import linux
 
@@ -110,24 +110,14 @@ def missing(path):
 
 
 linux.clone_read_only = missing
-main(sys.argv)
 """
 
 
-@pytest.fixture
-def old_kernel(kernel: Callable[[str, str], None]) -> Iterator[None]:
-    """Installs a helper that takes the kernel for one before Linux 5.12, which has no mount_setattr(2)."""
-    script = lab.DIRECTORY / "old"
-    script.write_text(HELPER.read_text().replace("\nmain(sys.argv)\n", OLD_KERNEL))
-    script.chmod(0o755)
-    kernel("kernel/core_pattern", f"|{script} -I%I -d%d %P %u %g")
-    yield
-    script.unlink()
-
-
-@pytest.mark.usefixtures("old_kernel")
 @pytest.mark.parametrize("rights", ["sleep=0", f"unbound={CAP_SYS_PTRACE}"])
-def test_attack_21_cap_sys_ptrace_never_finds_the_interpreter_before_linux_5_12(attack: MakeCrash, rights: str) -> None:
+def test_attack_21_cap_sys_ptrace_never_finds_the_interpreter_before_linux_5_12(
+    attack: MakeCrash, old_kernel: Callable[[str], None], rights: str
+) -> None:
+    old_kernel(OLD_KERNEL)
     container = attack(rights, "hold=2", options=("--cap-add=SYS_PTRACE",))
     assert "held 0\n" in container.output
     assert "Function not implemented" in container.log("Function not implemented")

@@ -18,7 +18,6 @@ from hostile.observe import LIMIT, helpers, processes_of, wait_until
 from hostile.test_sixth_slots import of_users
 from support import lab
 from support.containers import MakeCrash, read_log, wait_for_log
-from support.hosts import HELPER
 
 GROUPS = Path("/sys/fs/cgroup")
 MANY = 300  # More control groups than the helper looks at.
@@ -165,29 +164,19 @@ def test_attack_22_sandboxes_of_one_service_leave_slots_to_those_of_another(
     wait_until(lambda: helpers() == 0, "helpers are left", 30)
 
 
-# Takes the place of the last line of the installed entry.
+# Before Linux 6.11, the kernel does not name the first process.
 OLD_KERNEL = """
 from core_helper import namespaces
 
 namespaces.NS_GET_PID_FROM_PIDNS = 0
-main(sys.argv)
 """
 
 
-@pytest.fixture
-def old_kernel(kernel: Callable[[str, str], None]) -> Iterator[None]:
-    """Installs a helper that takes the kernel for one before Linux 6.11, which does not name the first process."""
-    script = lab.DIRECTORY / "old"
-    script.write_text(HELPER.read_text().replace("\nmain(sys.argv)\n", OLD_KERNEL))
-    script.chmod(0o755)
-    kernel("kernel/core_pattern", f"|{script} -I%I -d%d %P %u %g")
-    yield
-    script.unlink()
-
-
-@pytest.mark.usefixtures("old_kernel")
-def test_the_control_groups_of_others_cost_no_container_its_core(attack: MakeCrash) -> None:
+def test_the_control_groups_of_others_cost_no_container_its_core(
+    attack: MakeCrash, old_kernel: Callable[[str], None]
+) -> None:
     """In a hierarchy that the engine does not know, all containers are in the root group."""
+    old_kernel(OLD_KERNEL)
     with open("/proc/self/cgroup") as file:
         unknown = GROUPS / file.readline().split(":")[1].removeprefix("name=")
     if not (unknown / "tasks").exists():

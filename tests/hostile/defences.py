@@ -788,11 +788,11 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         "second_chance",
     ),
     "keeping: a core that was taken stays": (
-        [("deliver.py", "        if self.custody is not None:\n            self.custody.drop()", "        pass")],
+        [("delivery.py", "        if self.custody is not None:\n            self.custody.drop()", "        pass")],
         "delegate_takes_does_not_stay",
     ),
     "keeping: a delegate that has read a part has taken it": (
-        [("deliver.py", "if self.custody is None or (result.complete", "if True or (result.complete")],
+        [("delivery.py", "if self.custody is None or (result.complete", "if True or (result.complete")],
         "delegate_loses or counts_as_taken",
     ),
     "attributes: nice": ([("privileges.py", "if process.nice != 0:", "if False:")], "no_more and limits"),

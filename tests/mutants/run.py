@@ -60,6 +60,7 @@ MODULES = {
     "unwanted": ("unwanted",),
     "seccomp": ("seccomp", "seccomp_flags"),
     "deliver": ("deliver", "main", "previous_handler"),
+    "delivery": ("deliver", "main"),
     "linux": ("linux", "linux_flags", "descriptors", "start"),
 }
 # Tests that wait most of the time: what only they would notice should be noticed by a quick one.

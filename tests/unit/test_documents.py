@@ -54,11 +54,11 @@ def test_no_example_has_the_host_name_twice_in_a_key(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "name", "page"),
-    [("configuration", r"DOCKERCOREHELPER_\w+", "docs/hosts.md"), ("deliver", r"CORE_\w+", "docs/images.md")],
+    ("modules", "name", "page"),
+    [("configuration", r"DOCKERCOREHELPER_\w+", "docs/hosts.md"), ("*", r"CORE_\w+", "docs/images.md")],
 )
-def test_every_key_and_variable_has_a_row(module: str, name: str, page: str) -> None:
-    source = (PROJECT / f"helper/core_helper/{module}.py").read_text()
+def test_every_key_and_variable_has_a_row(modules: str, name: str, page: str) -> None:
+    source = "".join(path.read_text() for path in (PROJECT / "helper/core_helper").glob(f"{modules}.py"))
     known = set(re.findall(rf'b"({name})"', source))
     assert len(known) > 5
     rows = re.findall(r"^\| (`.*?) \|", (PROJECT / page).read_text(), re.M)

@@ -15,6 +15,7 @@ from core_helper import (
     custody,
     deadline,
     deliver,
+    delivery,
     diagnosis,
     joining,
     membership,
@@ -163,10 +164,10 @@ def test_the_handler_of_the_host_has_what_is_the_hosts(
 
 def chosen(stage: Stage, refusal: Withheld | None = None) -> list[tuple[str, bool]]:
     everything: Any = stage
-    delivery = deliver.Delivery(
+    attempted = delivery.Delivery(
         everything, stage.crash, stage.process, stage.configuration, everything, everything, 0.0
     )
-    return [(type(one).__name__, one.only_if_absent) for one in deliver.choose(delivery, refusal)]
+    return [(type(one).__name__, one.only_if_absent) for one in deliver.choose(attempted, refusal)]
 
 
 def test_destinations_are_tried_in_this_order(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +216,7 @@ class Deliveries:
         self.plan.groups.unified = 99
         monkeypatch.setattr(joining, "prepare", lambda process: self.plan)
         self.left = [0]
-        monkeypatch.setattr(deliver, "Child", lambda source, groups, run: SimpleNamespace(left=self.left_over))
+        monkeypatch.setattr(delivery, "Child", lambda source, groups, run: SimpleNamespace(left=self.left_over))
         monkeypatch.setattr(supervisor, "supervise", self.supervise)
 
     def left_over(self) -> int:
@@ -275,7 +276,7 @@ def test_the_delegate_is_told_how_many_seconds_are_left(
         run(None)
         return SimpleNamespace(left=lambda: 0)
 
-    monkeypatch.setattr(deliver, "Child", start)
+    monkeypatch.setattr(delivery, "Child", start)
     monkeypatch.setattr(deadline, "time", SimpleNamespace(monotonic=lambda: now))
     deliveries.outcomes = [outcome()]
     assert deliveries.deliver() == 0
@@ -312,12 +313,12 @@ def test_a_core_of_which_the_host_has_a_copy_is_not_done_with_before_all_of_it_w
     nothing: Any = None
     this: Any = deliveries
     stage = deliveries.stage
-    delivery = deliver.Delivery(nothing, stage.crash, stage.process, stage.configuration, this, this, 100.0)
+    attempted = delivery.Delivery(nothing, stage.crash, stage.process, stage.configuration, this, this, 100.0)
     monkeypatch.setattr(Deliveries, "conclude", lambda *words: kind == "taken", raising=False)
-    found = delivery.conclude(b"/d", result)
+    found = attempted.conclude(b"/d", result)
     assert found.kind == "taken"
-    delivery.custody = this
-    found = delivery.conclude(b"/d", result)
+    attempted.custody = this
+    found = attempted.conclude(b"/d", result)
     assert (found.kind, found.reason) == (kind, reason)
 
 
@@ -453,9 +454,9 @@ def test_a_core_that_nobody_wants_goes_nowhere_but_to_the_previous_handler_of_th
     monkeypatch.setattr(runtime, "is_of_the_host", lambda process: chain)
     given: list[Any] = []
 
-    def attempt(handler: object, *words: object) -> deliver.Outcome:
+    def attempt(handler: object, *words: object) -> delivery.Outcome:
         given.append(words)
-        return deliver.Outcome(deliver.ABSENT)
+        return delivery.Outcome(delivery.ABSENT)
 
     monkeypatch.setattr(deliver.PreviousHandler, "attempt", attempt)
     assert deliveries.deliver() == 0
@@ -476,9 +477,9 @@ def test_a_container_without_a_delegate_is_handed_on_where_that_is_configured(
     given: list[Any] = []
     deliveries.outcomes = [outcome(started=False, absent=absent, failure="why")]
 
-    def attempt(handler: object, *words: object) -> deliver.Outcome:
+    def attempt(handler: object, *words: object) -> delivery.Outcome:
         given.append(words)
-        return deliver.Outcome(deliver.ABSENT)
+        return delivery.Outcome(delivery.ABSENT)
 
     monkeypatch.setattr(deliver.PreviousHandler, "attempt", attempt)
     assert deliveries.deliver() == (0 if absent else 1)
@@ -541,9 +542,9 @@ class Place:
         return end
 
 
-FAILS = deliver.Outcome(deliver.FAILED, "it failed")
-HAS_NONE = deliver.Outcome(deliver.ABSENT, "there is none")
-TAKES = deliver.Outcome(deliver.TAKEN, delivered=True)
+FAILS = delivery.Outcome(delivery.FAILED, "it failed")
+HAS_NONE = delivery.Outcome(delivery.ABSENT, "there is none")
+TAKES = delivery.Outcome(delivery.TAKEN, delivered=True)
 
 
 def keeping(
@@ -553,7 +554,7 @@ def keeping(
     stage.configuration.keep = keep
     monkeypatch.setattr(deliver, "choose", lambda delivery, refusal: list(places))
     monkeypatch.setattr(custody, "take", lambda *words: kept or Kept(stage))
-    monkeypatch.setattr(deliver, "facts_of", lambda crash, process: {b"CORE_COMM": b"x"})
+    monkeypatch.setattr(delivery, "facts_of", lambda crash, process: {b"CORE_COMM": b"x"})
     monkeypatch.setattr(Stage, "keep", lambda self, *words: self.note("line", words[-1]), raising=False)
     monkeypatch.setattr(Stage, "drop", lambda self, *words: self.note("dropped", words[2]), raising=False)
     monkeypatch.setattr(Stage, "closed", False, raising=False)
@@ -611,7 +612,7 @@ def test_a_failure_has_a_second_chance_when_the_process_is_gone(stage: Stage, mo
 
 
 def test_a_second_failure_is_the_last_one(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    done = keeping(stage, monkeypatch, Place(stage, FAILS, deliver.Outcome(deliver.FAILED, "again")))
+    done = keeping(stage, monkeypatch, Place(stage, FAILS, delivery.Outcome(delivery.FAILED, "again")))
     assert done[-3:] == [
         ("seal", "it failed; again without the process: again"),
         ("line", "it failed; again without the process: again"),
@@ -652,7 +653,7 @@ def test_a_core_that_a_child_refused_is_deleted(stage: Stage, monkeypatch: pytes
     assert stage.done[-1] == "drop" and not any(done[0] == "seal" for done in stage.done)
 
 
-@pytest.mark.parametrize("error", [deliver.Stuck("it hangs"), OSError("it hangs")])
+@pytest.mark.parametrize("error", [delivery.Stuck("it hangs"), OSError("it hangs")])
 def test_a_core_stays_if_the_way_in_fails(stage: Stage, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     done = keeping(stage, monkeypatch, Place(stage, error))
     assert done == ["write", ("attempt", ""), ("seal", "it hangs"), ("line", "it hangs"), "finish"]
@@ -710,12 +711,12 @@ def test_a_delegate_that_has_read_a_part_takes_the_core_only_where_the_host_has_
     reason: str,
 ) -> None:
     everything: Any = stage
-    delivery = deliver.Delivery(
+    attempted = delivery.Delivery(
         everything, stage.crash, stage.process, stage.configuration, everything, everything, 0.0
     )
-    delivery.custody = Kept(stage) if has_copy else None  # type: ignore[assignment]
+    attempted.custody = Kept(stage) if has_copy else None  # type: ignore[assignment]
     monkeypatch.setattr(Stage, "conclude", lambda *words: False, raising=False)
     result: Any = SimpleNamespace(cut=cut, complete=complete, failure=failure)
-    outcome = delivery.conclude(b"/delegate", result)
+    outcome = attempted.conclude(b"/delegate", result)
     assert (outcome.kind, outcome.delivered) == ("failed" if reason else "taken", False)
     assert outcome.reason == (f"/delegate: {reason}" if reason else "")

@@ -17,6 +17,7 @@ from core_helper import (
     container,
     control_groups,
     deliver,
+    delivery,
     fallback,
     joining,
     journal,
@@ -230,7 +231,7 @@ def test_specifiers_are_those_of_core_5(crash: Crash) -> None:
 def test_the_facts_tell_the_delegate_about_the_crash(crash: Crash) -> None:
     known = Record()
     known.facts = {CONTAINER_NAME: b"web", POD_NAME: b"web-0"}
-    told = deliver.facts_of(crash, process(container_id="f" * 64, record=known))
+    told = delivery.facts_of(crash, process(container_id="f" * 64, record=known))
     elsewhere = (b"CORE_LIMIT", b"CORE_NODE", b"CORE_KEY")
     facts = {name: value for name, value in told.items() if name not in elsewhere}
     assert facts == {
@@ -258,7 +259,7 @@ def test_the_facts_tell_the_delegate_about_the_crash(crash: Crash) -> None:
 
 def test_facts_that_are_not_known_are_empty(crash: Crash) -> None:
     crash.signal = None
-    environment = deliver.facts_of(crash, process())
+    environment = delivery.facts_of(crash, process())
     assert (environment[b"CORE_SIGNAL"], environment[b"CORE_SIGNAL_NAME"], environment[b"CORE_CONTAINER_ID"]) == (
         b"",
     ) * 3
@@ -282,7 +283,7 @@ class Stage:
         monkeypatch.setattr(membership, "check", lambda process: None)
         monkeypatch.setattr(container, "hostname_of", lambda process: process.hostname)
         monkeypatch.setattr(joining, "prepare", lambda process: plan)
-        monkeypatch.setattr(deliver, "Child", lambda source, groups, run: SimpleNamespace(run=run, left=lambda: 0))
+        monkeypatch.setattr(delivery, "Child", lambda source, groups, run: SimpleNamespace(run=run, left=lambda: 0))
         monkeypatch.setattr(joining, "execute_delegate", lambda plan, words, environment, child: ("execute", words))
         monkeypatch.setattr(
             fallback, "write", lambda plan, path, asked, child, bound: ("write" if asked else "ask", path)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from core_helper import container, deliver, linux, membership, previous_handler, runtime, start, verification
+from core_helper import container, deliver, delivery, linux, membership, previous_handler, runtime, start, verification
 from core_helper.configuration import Configuration
 from core_helper.crash import Crash, Refused
 from core_helper.process import Withheld
@@ -214,7 +214,7 @@ class Stage:
         monkeypatch.setattr(membership, "check", lambda process: None)
         monkeypatch.setattr(container, "hostname_of", lambda process: b"box")
         monkeypatch.setattr(_signal, "alarm", lambda seconds: 60 - seconds)
-        monkeypatch.setattr(deliver.CoreFile, "attempt", lambda *words: deliver.Outcome(deliver.ABSENT))
+        monkeypatch.setattr(deliver.CoreFile, "attempt", lambda *words: delivery.Outcome(delivery.ABSENT))
         monkeypatch.setattr(
             previous_handler, "execute", lambda core, crash, process, words, log: self.handed_on.append(words)
         )

@@ -187,16 +187,15 @@ def cores_of(kept_in: store.Store) -> "list[dict[str, object]]":
     for entry in sorted(entries, key=lambda entry: entry.time):
         if not entry.whole:
             continue
-        path = os.path.join(kept_in.path, entry.group, entry.key + store.JSON)
+        directory = os.path.join(kept_in.path, entry.group)
         try:
-            with open(path, "rb") as file:
-                known = json.load(file)
+            known = kept_in.known_of(entry)
         except FileNotFoundError:
             continue  # Deleted meanwhile.
         except ValueError:
-            raise Problem(f"{path}: damaged: delete it with its core") from None
+            raise Problem(f"{directory}/{entry.key}{store.JSON}: damaged: delete it with its core") from None
         # The path is for playbooks/collect.yml, which fetches the file as it lies here.
-        lies_at = os.path.join(kept_in.path, entry.group, known["file"])
+        lies_at = os.path.join(directory, str(known["file"]))
         cores.append({**known, "bytes": entry.bytes, "id": entry.key.rpartition(".")[2], "path": lies_at})
     return cores
 

@@ -7,7 +7,7 @@ import fcntl
 import posix
 from _signal import SIGPIPE, SIGXFSZ
 
-from core_helper import build_ids, holes, linux, procfs, store
+from core_helper import build_ids, holes, linux, store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,25 +55,9 @@ def _unfinished(kept_in: store.Store) -> "list[store.Entry]":
 
 def _has_checksum(kept_in: store.Store, entry: store.Entry) -> bool:
     try:
-        return "sha256" in _known_of(kept_in, entry)
+        return "sha256" in kept_in.known_of(entry)
     except (OSError, ValueError):
         return True  # Nothing can be done about it.
-
-
-def _known_of(kept_in: store.Store, entry: store.Entry) -> "dict[str, object]":
-    """Return what the JSON file of a core says. Raises OSError where it is gone."""
-    import json
-
-    group = kept_in.group(entry.group)
-    try:
-        file = posix.open(entry.key + store.JSON, posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_CLOEXEC, dir_fd=group)
-        try:
-            known: dict[str, object] = json.loads(procfs.read_all(file))
-        finally:
-            posix.close(file)
-    finally:
-        posix.close(group)
-    return known
 
 
 def _finish(kept_in: store.Store, entry: store.Entry, configuration: "Configuration") -> None:
@@ -103,7 +87,7 @@ def _finish(kept_in: store.Store, entry: store.Entry, configuration: "Configurat
             checksum, done = _compress(file, result, program, limit)
         kept_in.lock()
         try:
-            known = {**_known_of(kept_in, entry), "sha256": checksum, "build_ids": identified}
+            known = {**kept_in.known_of(entry), "sha256": checksum, "build_ids": identified}
             if done:
                 posix.rename(part, compressed, src_dir_fd=group, dst_dir_fd=group)
                 part = ""

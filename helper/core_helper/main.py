@@ -78,13 +78,14 @@ def receive(words: "list[str]", source: KernelPipe, log: Log, began: float) -> i
     try:
         # First of all: a container that has too many crashes in flight must not cost more than this.
         kernel_limit = int(procfs.read_path(LIMIT_OF_KERNEL))
+        limit = slots.limit_of(configuration.pipe_limit, kernel_limit)
         if mark is None:
-            slot = acquire_slot(crash, configuration, kernel_limit, log)
+            slot = acquire_slot(crash, configuration, limit, log)
             # Returns if there is nothing to protect, or no way to. Else the helper re-executes itself: main() runs again.
             crash.unprotected = start.protect_interpreter(crash, source, slot, began, log)
         else:
             slot = slots.resume(mark[0], mark[1], log)
-        slot.limit = slots.limit_of(configuration.pipe_limit, kernel_limit)
+        slot.limit = limit
         if kernel_limit == 0:
             from core_helper import diagnosis
 
@@ -113,10 +114,10 @@ def open_pidfd(crash: Crash) -> "int | None":
         return None
 
 
-def acquire_slot(crash: Crash, configuration: Configuration, kernel_limit: int, log: Log) -> slots.Slot:
+def acquire_slot(crash: Crash, configuration: Configuration, limit: int, log: Log) -> slots.Slot:
     """Return the slot of ``crash``. If slots cannot be counted, as on a full disk, that is no reason to lose the core."""
     try:
-        return slots.acquire(crash, slots.limit_of(configuration.pipe_limit, kernel_limit), log)
+        return slots.acquire(crash, limit, log)
     except OSError as error:
         configuration.problems.append(
             f"{slots.FILE}: {error.strerror}: slots are not counted, so containers have no limit"

@@ -13,6 +13,8 @@ import fcntl
 import posix
 import time
 
+from core_helper import procfs
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from core_helper.configuration import Configuration
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 PART, JSON, CORE, COMPRESSED = ".part", ".json", ".core", ".core.zst"
 BLOCK = 512  # The unit of st_blocks; stat(2).
 DAY = 86400
+LONGEST_JSON = 1 << 24  # Bytes: the build ids of all the files that a process may have mapped.
 MODE, MODE_OF_DIRECTORY = 0o600, 0o700
 TURN = ".finishing"  # A file whose lock says who finishes cores.
 # The smallest core counts as a part of the bound: whoever looks at all of them must not take long.
@@ -107,6 +110,21 @@ class Store:
             finally:
                 posix.close(group)
         return entries
+
+    def known_of(self, entry: Entry) -> "dict[str, object]":
+        """Return what the JSON file of a core says. Raises OSError where it is gone, ValueError where it is damaged."""
+        import json
+
+        group = _open_directory(entry.group, self.directory)
+        try:
+            file = posix.open(entry.key + JSON, posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_CLOEXEC, dir_fd=group)
+        finally:
+            posix.close(group)
+        try:
+            known: dict[str, object] = json.loads(procfs.read_all(file, LONGEST_JSON))
+        finally:
+            posix.close(file)
+        return known
 
     def delete(self, entry: Entry) -> None:
         """Delete a core. Its JSON file goes first: what is half gone is not listed."""

@@ -24,6 +24,22 @@ BATCHES = [2, 4, "100%"]
 CANARY, FIRST, SECOND, REST = HOSTS[:1], HOSTS[1:3], HOSTS[3:7], HOSTS[7:]
 
 
+def play(words: list[str | Path], directory: Path, environment: dict[str, str], seconds: float) -> tuple[int, str]:
+    """Run a playbook in a directory, and return the exit code and what it said."""
+    result = subprocess.run(
+        words,
+        cwd=directory,
+        env={**os.environ, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_HOME": str(directory / "home"), **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+    return result.returncode, result.stdout
+
+
 class Fleet:
     """The inventory, the record of the controller, and a directory for each host."""
 
@@ -63,26 +79,13 @@ class Fleet:
             json.dumps(variables),
             *options,
         ]
-        result = subprocess.run(
-            [*words, PROJECT / "playbooks" / playbook],
-            cwd=self.directory,
-            env={
-                **os.environ,
-                "ANSIBLE_ROLES_PATH": str(self.role.parent),
-                "ANSIBLE_INJECT_FACT_VARS": "false",
-                "ANSIBLE_NOCOLOR": "1",
-                "ANSIBLE_FORKS": "10",
-                "ANSIBLE_HOME": str(self.directory / "home"),
-                **environment,
-            },
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        return result.returncode, result.stdout
+        settings = {
+            "ANSIBLE_ROLES_PATH": str(self.role.parent),
+            "ANSIBLE_INJECT_FACT_VARS": "false",
+            "ANSIBLE_FORKS": "10",
+            **environment,
+        }
+        return play([*words, PROJECT / "playbooks" / playbook], self.directory, settings, 300)
 
     def touched(self) -> list[str]:
         """Return which hosts were touched since the last call, in that order, and print them."""

@@ -11,7 +11,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -20,9 +19,9 @@ from typing import Any
 
 import pytest
 import yaml
+from fleet.conftest import PLAYBOOK, play
 
 PROJECT = Path(__file__).resolve().parents[2]
-PLAYBOOK = Path(sys.executable).with_name("ansible-playbook")
 KERNEL = Path("/proc/sys/kernel")
 PART = 8 << 20
 # More than two parts, and no zeros.
@@ -118,19 +117,10 @@ class Controller:
             "ansible_python_interpreter": "/usr/bin/python3",
         }
         (self.directory / "inventory.yml").write_text(yaml.safe_dump({"all": {"hosts": self.hosts, "vars": reached}}))
-        result = subprocess.run(
-            [PLAYBOOK, "-i", "inventory.yml", *options, PROJECT / "playbooks/collect.yml"],
-            cwd=self.directory,
-            env={**os.environ, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_HOME": str(self.directory / "home"), **environment},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        print(result.stdout)
-        return result.returncode, result.stdout
+        words: list[str | Path] = [PLAYBOOK, "-i", "inventory.yml", *options, PROJECT / "playbooks/collect.yml"]
+        code, said = play(words, self.directory, environment, 120)
+        print(said)
+        return code, said
 
     def put_part(self, content: bytes) -> None:
         """Have a part of the core here, as after an interrupted run."""

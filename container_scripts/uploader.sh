@@ -343,6 +343,14 @@ place() {
     [ -f "$1" ] && [ ! -L "$1" ]
 }
 
+# name_it ENDING: gives the core the name that $object says. The core cannot be read again: if its name was taken meanwhile, it
+# gets another one with the same ENDING.
+name_it() {
+    place "$object" && return 0
+    taken=$object object=${object%"$1"}.${temporary##*.}$1
+    place "$object" || fail 74 "$taken" "cannot rename $temporary" "see who else writes there"
+}
+
 # keep_part: ends the script where the whole core does not come, as SIGTERM says, and keeps what has come under a name that
 # says so. The compressor has got the same signal.
 keep_part() {
@@ -350,10 +358,7 @@ keep_part() {
     [ -z "$muted" ] || unmute
     [ -s "$temporary" ] || fail 74 "$object" "ended by SIGTERM before a part of the core was written" "see the host's log"
     object=$object.truncated
-    if ! place "$object"; then
-        object=${object%".core$suffix.truncated"}.${temporary##*.}.core$suffix.truncated
-        place "$object" || fail 74 "$object" "cannot rename $temporary" "see who else writes there"
-    fi
+    name_it ".core$suffix.truncated"
     fail 74 "$object" "ended by SIGTERM, so this is a part of the core" "see the host's log"
 }
 
@@ -384,11 +389,7 @@ write() {
     }
     trap '' TERM # From here on it is whole.
     unmute
-    # The core cannot be read again: if its name was taken meanwhile, it gets another one.
-    if ! place "$object"; then
-        taken=$object object=${object%".core$suffix"}.${temporary##*.}.core$suffix
-        place "$object" || fail 74 "$taken" "cannot rename $temporary" "see who else writes there"
-    fi
+    name_it ".core$suffix"
 }
 
 # What the function ended needs to know.

@@ -22,6 +22,8 @@ PLUGIN = Path(__file__).resolve().parents[2] / "plugins/action/core_helper_colle
 PART = 4096
 KEY = "shop-1.box.shop.shop.17.20261129T183440Z.919eb8c9e6bc"
 CORE = os.urandom(6 * PART) + bytes(1 << 20) + b"end"
+# Of the same size, and another one whatever CORE begins with.
+ANOTHER = bytes([CORE[0] ^ 1]) + CORE[1:]
 
 
 @pytest.fixture
@@ -163,7 +165,7 @@ def test_what_is_not_the_same_core_is_brought_again(controller: Controller, host
         controller.core.write_bytes(CORE[:-1])
     elif change == "checksum":
         host.cores.clear()
-        host.put(b"x" + CORE[1:])
+        host.put(ANOTHER)
     else:
         (controller.place / f"{KEY}.json").unlink()
     assert controller.collect()["cores"][0]["collected"] == "now"
@@ -311,7 +313,7 @@ def test_no_core_stands_beside_the_checksum_of_another(
     host.put()
     controller.collect()
     host.cores.clear()
-    host.put(b"x" + CORE[1:])
+    host.put(ANOTHER)
     with monkeypatch.context() as patch:
         patch.setattr(controller.plugin.Place, "rename", die)
         with pytest.raises(KeyboardInterrupt):

@@ -27,6 +27,8 @@
 # sticky, everybody can delete and replace every core; one line on stderr warns of it. An upload that is killed can leave a part
 # of a core under a hidden name, DIRECTORY/.<name>.XXXXXX.
 #
+# CORE_TRUNCATED=1 says that the core was cut off before the script has got it: object or file are named <name>.truncated.
+#
 # SIGTERM to the process group says that the whole core does not come: docker_core_helper sends it at the deadline, and where
 # the core was cut off. Then a bucket gets no object. In a directory, what has come until then gets the name <name>.truncated.
 #
@@ -357,7 +359,7 @@ keep_part() {
     trap '' TERM
     [ -z "$muted" ] || unmute
     [ -s "$temporary" ] || fail 74 "$object" "ended by SIGTERM before a part of the core was written" "see the host's log"
-    object=$object.truncated
+    object=${object%"$cut"}.truncated
     name_it ".core$suffix.truncated"
     fail 74 "$object" "ended by SIGTERM, so this is a part of the core" "see the host's log"
 }
@@ -389,7 +391,7 @@ write() {
     }
     trap '' TERM # From here on it is whole.
     unmute
-    name_it ".core$suffix"
+    name_it ".core$suffix$cut"
 }
 
 # What the function ended needs to know.
@@ -446,6 +448,10 @@ else
     compressor=cat suffix=
 fi
 
+# Known before the core is read, where the host has kept the core: then a part may be stored, under a name that says so.
+cut=
+[ "${CORE_TRUNCATED-}" != 1 ] || cut=.truncated
+
 directory=$destination
 while [ "$directory" != "${directory%/}" ]; do
     directory=${directory%/}
@@ -468,11 +474,11 @@ fi
 
 case $destination in
 s3://*)
-    object=$directory/${host:+$host/}$object.core$suffix
+    object=$directory/${host:+$host/}$object.core$suffix$cut
     upload
     ;;
 *)
-    object=$directory/${host:+$host.}$object.core$suffix
+    object=$directory/${host:+$host.}$object.core$suffix$cut
     write
     ;;
 esac

@@ -47,6 +47,7 @@ class Configuration:
         self.keep_free = KEEP_FREE
         self.keep_age = KEEP_AGE
         self.release_kept = False
+        self.sender: list[bytes] = []
         self.problems: list[str] = []
 
 
@@ -120,10 +121,7 @@ def _take_line(line: bytes, configuration: "Configuration") -> None:
         configuration.fallback_max = _pair(key, value, SIZES, "a number of files and of bytes such as 16/8G, or 0")
     elif key == b"DOCKERCOREHELPER_CHAIN":
         # Any % is fine: previous_handler.py drops a specifier that it does not know, as the kernel does.
-        words = split_words(value)
-        if words and not words[0].startswith(b"/"):
-            raise WordError(f"handler {shown(words[0])} must be an absolute path on the host")
-        configuration.chain = words
+        configuration.chain = _program(value, "handler")
     elif key == b"DOCKERCOREHELPER_CHAIN_CONTAINERS":
         # Here the value counts, unlike that of the fallback: this key opens a way from containers to a program of the host.
         configuration.chain_containers = _switch(key, value)
@@ -152,9 +150,19 @@ def _take_line(line: bytes, configuration: "Configuration") -> None:
         configuration.keep_age = _number(key, value, "a number of days", 36500)
     elif key == b"DOCKERCOREHELPER_RELEASE":
         configuration.release_kept = _choice(key, value, "delivered", "kept") == "kept"
+    elif key == b"DOCKERCOREHELPER_SENDER":
+        configuration.sender = _program(value, "sender")
     else:
         blank = ": no blank may stand before the =" if key != key.strip() else ""
         raise WordError(f"unknown key {shown(key)}{blank}")
+
+
+def _program(value: bytes, what: str) -> "list[bytes]":
+    """Return the words of a program of the host, none where there is none."""
+    words = split_words(value)
+    if words and not words[0].startswith(b"/"):
+        raise WordError(f"{what} {shown(words[0])} must be an absolute path on the host")
+    return words
 
 
 def _choice(key: bytes, value: bytes, *words: str) -> str:

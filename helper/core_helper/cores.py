@@ -30,12 +30,12 @@ def run(arguments: "list[str]") -> int:
     try:
         if os.geteuid() != 0:
             raise Problem("only root may see the cores of this host: sudo docker_core_helper cores ...")
-        configuration = read_configuration()
+        configuration = options.configuration = read_configuration()
         path = options.directory or configuration.keep_directory
         if not os.path.isdir(path):
             hint = "" if configuration.keep != "never" else f": DOCKERCOREHELPER_KEEP in {CONFIGURATION} says never"
-            if options.command is list_cores:
-                print("[]" if options.json else f"no core is kept in {path}{hint}")
+            if options.command is list_cores or (options.command is send_cores and not options.id):
+                print("[]" if getattr(options, "json", False) else f"no core is kept in {path}{hint}")
                 return EXIT_OK
             raise Problem(f"{path}: no core is kept here{hint}")
         kept_in = store.Store(path)
@@ -81,6 +81,10 @@ def _parser() -> argparse.ArgumentParser:
         )
         if name == "get":
             added.add_argument("file", metavar="FILE", help="a new file, or - for standard output")
+    sending = add("send", send_cores, "give the cores that no destination has taken to DOCKERCOREHELPER_SENDER")
+    sending.add_argument(
+        "id", metavar="ID", nargs="*", help="these cores, now; without any, those whose last try is long enough ago"
+    )
     return parser
 
 
@@ -108,6 +112,14 @@ def remove_cores(kept_in: store.Store, options: argparse.Namespace) -> None:
     for entry in kept_in.entries():
         if entry.key in keys:
             kept_in.delete(entry)
+
+
+def send_cores(kept_in: store.Store, options: argparse.Namespace) -> None:
+    """Give cores to the program that sends them, and remove those that it has taken."""
+    from core_helper import sender
+
+    cores = [find(kept_in, name) for name in options.id] or cores_of(kept_in)
+    sender.send(kept_in, cores, options.configuration, bool(options.id))
 
 
 def get_core(kept_in: store.Store, options: argparse.Namespace) -> None:

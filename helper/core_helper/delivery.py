@@ -180,26 +180,29 @@ class Delivery:
 
     def end(self) -> None:
         """Delete the core from the disk of the host, where it was taken, unless all cores are kept."""
-        if self.configuration.keep != ALWAYS or not self.keep("all cores are kept"):
+        if self.configuration.keep != ALWAYS or not self.keep("all cores are kept", True):
             self.forget()
 
-    def seal(self, reason: str) -> bool:
-        """Have the core stay on the disk of the host if it is there, and tell whether it does; ``reason`` says why."""
+    def seal(self, reason: str, delivered: bool = False) -> bool:
+        """Have the core stay on the disk of the host if it is there, and tell whether it does; ``reason`` says why.
+
+        The sender leaves a core alone that was ``delivered``.
+        """
         kept = self.custody
         if kept is None:
             return False
         try:
-            kept.seal(self.known(kept, reason))
+            kept.seal({**self.known(kept, reason), "delivered": delivered})
         except OSError as error:
             self.log.lines.warning(f"pid={self.crash.pid}: {kept.store.path}: {error.strerror}: not kept")
             self.forget()
             return False
         return True
 
-    def keep(self, reason: str) -> bool:
+    def keep(self, reason: str, delivered: bool = False) -> bool:
         """Seal the core for good, write the line about that, and tell whether it stays."""
         kept = self.custody
-        if kept is None or not self.seal(reason):
+        if kept is None or not self.seal(reason, delivered):
             return False
         self.log.lines.keep(self.crash, self.process, kept, reason)
         try:

@@ -22,7 +22,7 @@ def finish_all(kept_in: store.Store, configuration: "Configuration") -> None:
     """Finish each core that nobody has finished yet: one process at a time, whatever the number of crashes. Raises OSError."""
     tried: set[str] = set()
     while unfinished := [entry for entry in _unfinished(kept_in) if entry.key not in tried]:
-        turn = kept_in.turn()
+        turn = kept_in.turn(store.FINISHING)
         if turn is None:
             return  # Whoever has the turn looks once more when it has given that up.
         try:

@@ -3,6 +3,7 @@
     DIRECTORY/GROUP/KEY.core             the core; KEY.core.zst if it is compressed
     DIRECTORY/GROUP/KEY.json             what is known of it: a core without this file is not listed
     DIRECTORY/.finishing                 locked by the process that compresses cores
+    DIRECTORY/.sending                   locked by the process that sends cores
     DIRECTORY/GROUP/.KEY.EXPECTED.part   a core that is being written, and how many bytes it may take
 
 Whoever writes a core holds a lock on its file until the JSON file is there, so what has neither was left behind by a crash of
@@ -24,7 +25,7 @@ BLOCK = 512  # The unit of st_blocks; stat(2).
 DAY = 86400
 LONGEST_JSON = 1 << 24  # Bytes: the build ids of all the files that a process may have mapped.
 MODE, MODE_OF_DIRECTORY = 0o600, 0o700
-TURN = ".finishing"  # A file whose lock says who finishes cores.
+FINISHING, SENDING = ".finishing", ".sending"  # Files whose locks say who does that.
 # The smallest core counts as a part of the bound: whoever looks at all of them must not take long.
 MOST_CORES = 10_000
 FIRST = 4  # The first core of a group may push out others for a part of the bound, whatever the share is.
@@ -35,7 +36,7 @@ class Unusable(Exception):
 
 
 class Entry:
-    """A core in the store: ``group`` and ``key``, its ``files``, the bytes that these take, and the time of the last change."""
+    """A core in the store: ``group`` and ``key``, its ``files``, the bytes that these take, and when it was written."""
 
     def __init__(self, group: str, key: str) -> None:
         """Start without files. ``whole`` says whether it is listed, ``expected`` what it may take if it is being written."""
@@ -155,10 +156,10 @@ class Store:
         finally:
             posix.close(group)
 
-    def turn(self) -> "int | None":
-        """Return the lock of the process that finishes cores, to be closed; None if another one has it. Raises OSError."""
+    def turn(self, name: str) -> "int | None":
+        """Return a lock, to be closed; None if another process has it. ``name`` is FINISHING or SENDING. Raises OSError."""
         file = posix.open(
-            TURN, posix.O_RDWR | posix.O_CREAT | posix.O_NOFOLLOW | posix.O_CLOEXEC, 0o600, dir_fd=self.directory
+            name, posix.O_RDWR | posix.O_CREAT | posix.O_NOFOLLOW | posix.O_CLOEXEC, 0o600, dir_fd=self.directory
         )
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -273,6 +274,10 @@ def describe(group: int, key: str, facts: "dict[str, object]") -> None:
     import json
 
     name = f".{key}{JSON}{PART}"
+    try:
+        posix.unlink(name, dir_fd=group)  # Of a process that was killed in the middle of this.
+    except FileNotFoundError:
+        pass
     file = create_file(group, name)
     try:
         posix.write(file, json.dumps(facts, indent=1, sort_keys=True).encode() + b"\n")
@@ -319,7 +324,8 @@ def _entries_of(name: str, group: int) -> "dict[str, Entry]":
         entry = entries.setdefault(key, Entry(name, key))
         entry.files.append(file)
         entry.bytes += found.st_blocks * BLOCK
-        entry.time = max(entry.time, found.st_mtime)
+        if file != key + JSON:  # That one is replaced by each try to send the core.
+            entry.time = max(entry.time, found.st_mtime)
         entry.whole = entry.whole or file == key + JSON
         entry.expected = max(entry.expected, expected)
     return entries

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -221,12 +222,28 @@ def keep(tmp_path: Path) -> Iterator[Keep]:
 
     def configure(which: str, **bounds: str) -> Path:
         lines = {"KEEP": which, "KEEP_DIRECTORY": str(store), "KEEP_FREE": "1"}
-        lines.update({("" if name == "release" else "KEEP_") + name.upper(): text for name, text in bounds.items()})
+        own = ("release", "sender")
+        lines.update({("" if name in own else "KEEP_") + name.upper(): text for name, text in bounds.items()})
         file.write_text(before + "".join(f"DOCKERCOREHELPER_{key}={value}\n" for key, value in lines.items()))
         return store
 
     yield configure
     file.write_text(before)
+
+
+@pytest.fixture
+def sender() -> Iterator[Path]:
+    """The uploader, on the host, beside a directory where the user that sends cores may write; that user is there, too."""
+    user = "docker-core-helper"
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o755)
+        uploader = Path(shutil.copy(lab.PROJECT / "container_scripts/uploader.sh", directory))
+        subprocess.run(["useradd", "--system", "--no-create-home", user], check=True)
+        try:
+            shutil.chown(uploader.parent, user)
+            yield uploader
+        finally:
+            subprocess.run(["userdel", user], check=True)
 
 
 @pytest.fixture

@@ -160,6 +160,36 @@ def test_an_operator_sees_fetches_and_deletes_a_core(attack: MakeCrash, keep: Ke
     assert list(store.glob("*/*")) == []
 
 
+def test_what_no_delegate_took_is_sent_by_a_user_without_privileges(
+    attack: MakeCrash, keep: Keep, sender: Path
+) -> None:
+    store = keep("undelivered", sender=f'"{sender} {sender.parent}"')
+    container = attack("memory=4", options=("--env=ATTACK=fails", "--env=CORE_DESTINATION=/of-the-container"))
+    container.log("kept on this host")
+    ((known, core),) = kept_in(store)
+    whole = content_of(core)
+    assert lab.output(HELPER, "cores", "send") == f"{known['key']}: sent"
+    (sent,) = sender.parent.glob("*.core*")
+    assert sent.name == f"{known['key']}.core.zst"
+    assert sent.owner() == "docker-core-helper"
+    assert content_of(sent) == whole and is_whole(whole)
+    assert list(store.glob("*/*")) == []
+
+
+def test_a_core_that_was_cut_off_is_sent_under_a_name_that_says_so(
+    attack: MakeCrash, keep: Keep, small: Path, sender: Path
+) -> None:
+    store = keep("undelivered", sender=f'"{sender} {sender.parent}"')
+    container = attack("delegate=none", "mapped=20")
+    assert "truncated" in container.log("kept on this host")
+    ((known, core),) = kept_in(store)
+    part = content_of(core)
+    lab.output(HELPER, "cores", "send")
+    (sent,) = sender.parent.glob("*.core*")
+    assert sent.name == f"{known['key']}.core.zst.truncated"
+    assert content_of(sent.rename(sent.with_suffix(""))) == part
+
+
 def test_a_group_that_crashes_in_a_loop_pushes_out_its_own(attack: MakeCrash, keep: Keep) -> None:
     store = keep("undelivered", max="40M")
     first = attack("delegate=none", "memory=6")

@@ -729,6 +729,25 @@ def test_in_a_directory_a_part_of_a_core_has_a_name_that_says_so(image: Image, c
     assert len(part) > 10_000_000 and core.startswith(part)
 
 
+@pytest.mark.parametrize(("cut", "ending"), [("1", ".truncated"), ("0", ""), ("", ""), ("UNSET", "")])
+def test_a_core_that_was_cut_off_before_is_stored_under_a_name_that_says_so(
+    image: Image, cores: Path, cut: str, ending: str
+) -> None:
+    result = image.run(str(cores), CORE_TRUNCATED=cut)
+    assert (result.returncode, result.stderr.decode()) == (0, f"uploader.sh: {cores}/{NAME}{ending}\n")
+    assert files(cores) == [f"{NAME}{ending}"]
+    image.program("rclone", 'cat >/dev/null; for word; do :; done; echo "$word" >"$OBJECT"\n')
+    told = cores / "object"
+    assert image.run("s3://bucket", CORE_TRUNCATED=cut, OBJECT=str(told)).returncode == 0
+    assert told.read_text() == f":s3:bucket/{KEY}{ending}\n"
+
+
+def test_the_part_of_a_core_that_was_cut_off_before_says_so_once(image: Image, cores: Path) -> None:
+    status, told = terminated(image, str(cores), CORE, CORE_TRUNCATED="1")
+    assert status == 74 and f"{cores}/{NAME}.truncated: ended by SIGTERM" in told
+    assert files(cores) == [f"{NAME}.truncated"]
+
+
 def test_the_part_of_a_core_replaces_no_other(image: Image, cores: Path) -> None:
     (cores / f"{NAME}.truncated").write_bytes(b"precious")
     status, told = terminated(image, str(cores), CORE)

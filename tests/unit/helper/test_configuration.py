@@ -83,6 +83,14 @@ def test_the_handler_from_before_is_split_as_a_shell_would_and_may_hold_any_spec
     assert configuration.problems == []
 
 
+def test_the_program_that_sends_cores_is_split_as_a_shell_would(read: Read) -> None:
+    assert read(b"").sender == []
+    assert read(b"DOCKERCOREHELPER_SENDER=\"/opt/up 's3://a b/' %P\"\n").sender == [b"/opt/up", b"s3://a b/", b"%P"]
+    configuration = read(b"DOCKERCOREHELPER_SENDER=uploader.sh s3://b/\n")
+    assert configuration.sender == []
+    assert "line 1 skipped: sender 'uploader.sh' must be an absolute path on the host" in configuration.problems[0]
+
+
 def test_without_a_handler_nothing_is_handed_on(read: Read) -> None:
     configuration = read(b"")
     assert (configuration.chain, configuration.chain_containers) == ([], False)

@@ -28,6 +28,7 @@ def put(directory: Path, key: str, content: bytes = CORE, packed: bool = False, 
         subprocess.run(["zstd", "-c"], input=content, check=True, stdout=subprocess.PIPE).stdout if packed else content
     )
     facts = {
+        "CORE_KEY": key,
         "CORE_TIME": "86400",
         "CORE_SIGNAL_NAME": "SIGSEGV",
         "CORE_SIGNAL": "11",

@@ -261,8 +261,8 @@ def test_a_core_that_is_deleted_meanwhile_stays_deleted(
 def test_one_process_finishes_all_cores(kept_in: store.Store, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = sealed(kept_in, b"core")
     monkeypatch.setattr(finishing, "COMPRESSORS", ())
-    turn = kept_in.turn()
-    assert turn is not None and kept_in.turn() is None
+    turn = kept_in.turn(store.FINISHING)
+    assert turn is not None and kept_in.turn(store.FINISHING) is None
     finishing.finish_all(kept_in, kept.configuration)
     assert "sha256" not in known_of(kept_in)
     os.close(turn)

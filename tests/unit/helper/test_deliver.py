@@ -515,7 +515,7 @@ class Kept:
         return {b"CORE_SIZE": b"7"}
 
     def seal(self, known: dict[str, Any]) -> None:
-        self.stage.note("seal", known["reason"])
+        self.stage.note("seal", known["reason"], *(["delivered"] if known["delivered"] else []))
 
     def finish_later(self, kernel: Any, crash: Crash) -> None:
         self.stage.note("finish")
@@ -589,7 +589,13 @@ def test_what_the_previous_handler_of_the_host_gets_is_not_written(
 
 def test_all_cores_stay_where_that_is_wanted(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     done = keeping(stage, monkeypatch, Place(stage, TAKES), keep="always")
-    assert done == ["write", ("attempt", ""), ("seal", "all cores are kept"), ("line", "all cores are kept"), "finish"]
+    assert done == [
+        "write",
+        ("attempt", ""),
+        ("seal", "all cores are kept", "delivered"),
+        ("line", "all cores are kept"),
+        "finish",
+    ]
 
 
 def test_without_a_destination_the_core_stays(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -486,14 +486,14 @@ def copied(tmp_path: Path, core: bytes) -> Path:
 def test_the_core_is_on_the_disk_before_that_is_told(
     recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, sizes = posix.write, []
+    real, sizes = posix.pwrite, []
 
-    def write(file: int, block: bytes) -> int:
+    def pwrite(file: int, block: bytes, offset: int) -> int:
         sizes.append(len(block))
         # A disk may take less than it was given.
-        return real(file, block[:3])
+        return real(file, block[:3], offset)
 
-    monkeypatch.setattr(posix, "write", write)
+    monkeypatch.setattr(posix, "pwrite", pwrite)
     recorder.watch(posix, "fsync")
     assert copied(tmp_path, b"12345678").read_bytes() == b"12345678"
     assert sizes == [8, 5, 2]

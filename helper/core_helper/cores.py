@@ -115,9 +115,14 @@ def remove_cores(kept_in: store.Store, options: argparse.Namespace) -> None:
 
 
 def send_cores(kept_in: store.Store, options: argparse.Namespace) -> None:
-    """Give cores to the program that sends them, and remove those that it has taken."""
+    """Give cores to the program that sends them, and remove those that it has taken, and before that those that are too old."""
     from core_helper import sender
 
+    kept_in.lock()
+    try:
+        kept_in.expire(options.configuration)
+    finally:
+        kept_in.unlock()
     cores = [find(kept_in, name) for name in options.id] or cores_of(kept_in)
     sender.send(kept_in, cores, options.configuration, bool(options.id))
 

@@ -168,6 +168,17 @@ class Store:
             return None
         return file
 
+    def expire(self, configuration: "Configuration") -> "list[Entry]":
+        """Delete the cores that are too old, and return the others. The lock must be held. Raises OSError."""
+        oldest = time.time() - configuration.keep_age * DAY
+        left = []
+        for entry in self.entries():
+            if entry.whole and entry.time < oldest:
+                self.delete(entry)
+            else:
+                left.append(entry)
+        return left
+
     def room(self, configuration: "Configuration") -> int:
         """Return how many bytes are free. The lock must be held. Raises OSError."""
         return min(self._room(self.entries(), configuration))
@@ -186,13 +197,8 @@ class Store:
 
         Less than ``need`` if there is no room for that; then nothing was deleted for it. The lock must be held. Raises OSError.
         """
-        oldest = time.time() - configuration.keep_age * DAY
-        entries = self.entries()
+        entries = self.expire(configuration)
         bound = configuration.keep_max
-        for entry in entries:
-            if entry.whole and entry.time < oldest:
-                self.delete(entry)
-        entries = [entry for entry in entries if not entry.whole or entry.time >= oldest]
         free, left = self._room(entries, configuration)
         victims: list[Entry] = []
         candidates = Victims(entries, group, need, bound)

@@ -45,6 +45,7 @@
  *   hold-userns=SECONDS  with children that have a user namespace of their own
  *   storm=COUNT    that many processes have one child after the other crash, for ever
  *   series=COUNT   that many children go on, a moment after each other
+ *   loop=COUNT     one child goes on, and when it has ended the next one, that many times
  *   limit=NAME:N   sets both of a resource's limits: fsize, data, stack, files or memory
  *   other-user     becomes a user whom no other process here is
  *   sandbox=KIND   a namespace of its own: user, with itself as root; pid, where a child goes on; mounts; root, which is a
@@ -639,6 +640,20 @@ static void storm(int count)
 			}
 	for (;;)
 		pause();
+}
+
+static void loop(int count)
+{
+	for (int i = 0; i < count; i++) {
+		pid_t child = fork();
+		must(child, "fork");
+		if (child == 0)
+			return;
+		must(waitpid(child, NULL, 0), "waitpid");
+	}
+	printf("children ended\n");
+	fflush(stdout);
+	_exit(0);
 }
 
 static void series(int count)
@@ -1379,6 +1394,8 @@ static void act(char **actions)
 			storm(atoi(value));
 		else if (IS("series"))
 			series(atoi(value));
+		else if (IS("loop"))
+			loop(atoi(value));
 		else if (IS("limit"))
 			limit(value);
 		else if (IS("other-user"))

@@ -7,12 +7,13 @@ import os
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hostile.keeping import Keep, content_of, kept_in
-from hostile.observe import delegates_of, running, wait_until
+from hostile.keeping import Keep, bytes_in, content_of, kept_in
+from hostile.observe import LIMIT, delegates_of, helpers, running, wait_until
 from support import lab
 from support.containers import MakeCrash, wait_for_log
 from support.hosts import HELPER
@@ -195,11 +196,43 @@ def test_a_group_that_crashes_in_a_loop_pushes_out_its_own(attack: MakeCrash, ke
     first = attack("delegate=none", "memory=6")
     first.log("kept on this host")
     kept_in(store)
-    other = attack("delegate=none", "fork=12", "memory=6")
-    wait_until(lambda: "child ended" in other.output or "children ended" in other.output, "children")
+    attack("delegate=none", "fork=12", "memory=6")
     groups = {str(known["group"]) for known, _core in kept_in(store)}
     assert f"container-{first.identifier}" in groups
-    assert sum(path.stat().st_blocks * 512 for path in store.rglob("*.*")) <= 40 << 20
+    assert bytes_in(store) <= 40 << 20
+
+
+def test_a_loop_of_a_thousand_crashes_keeps_to_the_bound_and_costs_nobody_else_a_core(
+    attack: MakeCrash, keep: Keep
+) -> None:
+    store = keep("undelivered", max="40M")
+    others = [attack("delegate=none", f"memory={size}") for size in (6, 1)]
+    for other in others:
+        other.log("kept on this host")
+    loop = attack("wait=/out/go", "delegate=none", "loop=1000", "memory=1", options=("--detach",))
+    (loop.records / "go").touch()
+    most = 0
+    limit = time.monotonic() + 400
+    while "children ended" not in lab.output("docker", "logs", loop.name):
+        assert time.monotonic() < limit, "the loop does not end"
+        most = max(most, bytes_in(store))
+        time.sleep(0.2)
+    assert most <= 40 << 20
+    found = [str(known["group"]) for known, _core in kept_in(store)]
+    assert {f"container-{other.identifier}" for other in others} <= set(found)
+    # It has used the room that was left to it.
+    assert found.count(f"container-{loop.identifier}") > 5
+
+
+def test_a_container_that_is_stopped_during_the_delivery_loses_nothing(attack: MakeCrash, keep: Keep) -> None:
+    store = keep("undelivered")
+    container = attack("memory=4", options=("--env=ATTACK=never-ends", "--detach"))
+    wait_until(lambda: delegates_of(container), "no delegate")
+    lab.output("docker", "stop", "--time=1", container.name)
+    container.log("kept on this host")
+    ((known, core),) = kept_in(store)
+    assert known["truncated"] is False
+    assert is_whole(content_of(core))
 
 
 def test_a_core_file_in_the_container_counts_as_taken(attack: MakeCrash, keep: Keep, tmp_path: Path) -> None:
@@ -215,6 +248,19 @@ def test_a_core_file_in_the_container_counts_as_taken(attack: MakeCrash, keep: K
     (core,) = directory.glob("core.*")
     assert is_whole(core.read_bytes())
     assert [path for path in store.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("which", ["never", "undelivered"])
+def test_terabytes_in_as_many_processes_as_there_are_slots(attack: MakeCrash, keep: Keep, which: str) -> None:
+    keep(which)
+    flood = attack("wait=/out/go", f"fork={LIMIT}", "reserve=8", options=("--env=ATTACK=never-ends", "--detach"))
+    wait_until(lambda: helpers() == 0, "crashes of another test are in flight")
+    (flood.records / "go").touch()
+    wait_until(lambda: helpers() > LIMIT // 4, "the flood does not begin")
+    wait_until(lambda: "children ended" in lab.output("docker", "logs", flood.name), "its processes stay", 90)
+    wait_until(lambda: helpers() == 0, "its slots stay", 10)
+    other = attack("memory=4")
+    assert is_whole(other.delegate.core.read_bytes())
 
 
 def test_terabytes_that_were_never_used_stay_no_longer_than_the_deadline(attack: MakeCrash, keep: Keep) -> None:

@@ -330,11 +330,20 @@ def test_an_ignored_sigchld_hides_no_failure(host: Host) -> None:
 def test_a_core_that_was_tried_is_no_younger_for_it(host: Host) -> None:
     host.does("cat >/dev/null; exit 1")
     file = put(host.directory, "node.aaaa")
+    before = int(time.time()) - 1000
     for path in (file, file.with_suffix(".json")):
-        os.utime(path, (1000, 1000))
+        os.utime(path, (before, before))
     host.send()
     (entry,) = store.Store(str(host.directory)).entries()
-    assert entry.time == 1000
+    assert entry.time == before
+
+
+def test_a_core_that_is_too_old_goes_before_it_is_sent(host: Host) -> None:
+    host.configuration.keep_age = 1
+    os.utime(put(host.directory, "node.aaaa"), (time.time() - 2 * store.DAY,) * 2)
+    put(host.directory, "node.bbbb")
+    assert host.send() == 0
+    assert host.keys() == [] and not (host.sent / "node.aaaa").exists() and (host.sent / "node.bbbb").exists()
 
 
 def test_a_process_that_was_killed_while_it_described_a_core_is_no_obstacle(host: Host) -> None:

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
 # fs/exec.c: the kernel reads BINPRM_BUF_SIZE bytes of a script, and follows at most five scripts that name scripts.
 SCRIPT_LINE = 256
 SCRIPT_DEPTH = 5
+# Bytes of a program, in which linkers put its program headers and the path of its loader.
+FIRST_PAGE = 4096
+ELF = b"\x7fELF"
+PT_INTERP = 3
 
 
 class Stopped(Exception):
@@ -53,7 +57,7 @@ class Program:
                 raise Stopped(text) from None
             if root != b"/":
                 refuse_changeable(path, posix.readlink(str(self.descriptor), dir_fd=descriptors))
-            line = self._first_line(descriptors)
+            self.begin = line = self._first_page(descriptors)
             if not line.startswith(b"#!"):
                 return
             posix.close(self.descriptor)
@@ -87,7 +91,7 @@ class Program:
             raise Stopped(f"{_name(path)}: not executable; chmod 0755")
         return descriptor
 
-    def _first_line(self, descriptors: int) -> bytes:
+    def _first_page(self, descriptors: int) -> bytes:
         """Return the first bytes of the program, b"" where it may be executed but not read: then it is no script."""
         try:
             # Opened again by its descriptor: its path may lead to something else by now.
@@ -95,7 +99,7 @@ class Program:
         except OSError:
             return b""
         try:
-            return posix.read(readable, SCRIPT_LINE)
+            return posix.read(readable, FIRST_PAGE)
         finally:
             posix.close(readable)
 
@@ -119,10 +123,32 @@ class Program:
                 if error.errno == linux.ENOENT:
                     # The program itself is open, so it is the loader that is missing. Or the program has become a script; see
                     # above.
-                    reason = "its dynamic loader is not there: install that one, or link the program statically"
+                    loader = _name(b" " + loader_of(self.begin)).rstrip()
+                    reason = (
+                        f"its dynamic loader{loader} is not there: install that one, or link the program statically"
+                    )
                 raise Stopped(f"{_name(self.arguments[0])}: {reason}") from None
         status.send("note", "environment too long for execve(2): only CORE_* passed on")
         self.last_resort.run()
+
+
+def loader_of(begin: bytes) -> bytes:
+    """Return the path of the dynamic loader that a program of these first bytes names, b"" where they do not say; elf(5)."""
+
+    def number(at: int, size: int) -> int:
+        return int.from_bytes(begin[at : at + size], "big" if begin[5:6] == b"\2" else "little")
+
+    is_long = begin[4:5] == b"\2"  # EI_CLASS: 64 bits.
+    word, phoff, phentsize, p_offset, p_filesz = (8, 32, 54, 8, 32) if is_long else (4, 28, 42, 4, 16)
+    if begin[:4] != ELF:
+        return b""
+    first, size, count = number(phoff, word), number(phentsize, 2), number(phentsize + 2, 2)
+    for header in range(first, min(first + size * count, len(begin)), size or FIRST_PAGE):
+        if number(header, 4) == PT_INTERP:
+            start = number(header + p_offset, word)
+            # The string ends in a NUL.
+            return begin[start : start + number(header + p_filesz, word)].partition(b"\0")[0]
+    return b""
 
 
 def refuse_changeable(name: bytes, path: str) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hostile.keeping import content_of
 from hostile.observe import cpu_of_helpers, delegates_of, helpers, kill_dumper, processes_of, wait_until
 from support import lab
 from support.containers import Container, MakeCrash
@@ -241,6 +245,30 @@ def test_a_core_that_is_too_large_is_refused_before_anything_is_started(
     assert ": delivered " in attack("memory=4", options=fallback).log("delivered")
 
 
+@pytest.mark.parametrize(
+    ("setting", "other"),
+    [
+        ('IGNORE_SIGNALS="SIGQUIT SIGSEGV"', "IGNORE_SIGNALS=SIGQUIT"),
+        ("IGNORE_PROGRAMS=*/crash?r", "IGNORE_PROGRAMS=/crasher"),
+    ],
+    ids=["signals", "programs"],
+)
+def test_cores_that_nobody_wants_go_nowhere(
+    attack: MakeCrash,
+    configured: Callable[[str], None],
+    tmp_path: Path,
+    fallback: tuple[str, ...],
+    setting: str,
+    other: str,
+) -> None:
+    configured(f"DOCKERCOREHELPER_{setting}\n")
+    container = attack("tiny", options=fallback)
+    assert f"core dropped: not wanted: DOCKERCOREHELPER_{setting.partition('=')[0]} names" in container.log("dropped")
+    assert not container.of("delegate") and list(tmp_path.iterdir()) == []
+    configured(f"DOCKERCOREHELPER_{other}\n")
+    assert ": delivered " in attack("tiny").log("delivered")
+
+
 def test_a_program_that_crashes_too_often_leaves_a_line_and_a_number(
     attack: MakeCrash, configured: Callable[[str], None]
 ) -> None:
@@ -289,6 +317,57 @@ def test_a_process_that_has_overwritten_its_environment_is_told_as_such(attack: 
 def test_below_which_root_directory_the_delegate_was_looked_for_is_told(attack: MakeCrash) -> None:
     told = attack("root=/tmp").log("core dropped")
     assert "No such file in the container, below /tmp, which the process has made its root directory" in told, told
+
+
+def test_the_loader_that_the_delegate_misses_is_named(
+    attack: MakeCrash, tmp_path: Path, fallback: tuple[str, ...]
+) -> None:
+    container = attack("tiny", options=(*fallback, "--volume=/bin/true:/opt/bin/delegate:ro"))
+    told = container.log("its dynamic loader")
+    assert re.search(r"/opt/bin/delegate: its dynamic loader /\S+ is not there: install that one, or link", told), told
+    assert is_whole(core_file(tmp_path))
+
+
+# Uploader and helper come to a host in different ways, so one of them may be older.
+
+RELEASED = "da06cd6"  # Version 1.0.0.
+
+
+@pytest.fixture
+def released() -> Iterator[Path]:
+    """Version 1.0.0 of helper and uploader, in a directory."""
+    git = ["git", "-c", f"safe.directory={lab.PROJECT}", "-C", str(lab.PROJECT)]
+    archive = subprocess.run([*git, "archive", RELEASED, "helper", "container_scripts"], capture_output=True)
+    if archive.returncode:
+        pytest.skip("this clone has no version 1.0.0: fetch the history (git fetch --unshallow)")
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o755)
+        subprocess.run(["tar", "-x", "-C", directory], input=archive.stdout, check=True)
+        yield Path(directory)
+
+
+def uploaded(container: Container) -> Path:
+    """The core that the uploader has put into /out of the container."""
+    assert ": delivered " in container.log(": delivered "), container.log("pid=")
+    (core,) = container.records.rglob("*.core*")
+    assert is_whole(content_of(core))
+    return core
+
+
+def test_the_uploader_of_version_1_0_0_under_this_helper(attack: MakeCrash, released: Path) -> None:
+    uploader = f"--volume={released}/container_scripts/uploader.sh:/opt/bin/delegate:ro"
+    container = attack("memory=4", options=(uploader, "--env=CORE_DESTINATION=/out"))
+    assert ".crasher." in uploaded(container).name
+
+
+def test_this_uploader_under_the_helper_of_version_1_0_0(
+    attack: MakeCrash, released: Path, kernel: Callable[[str, str], None]
+) -> None:
+    kernel("kernel/core_pattern", f"|{released}/helper/docker_core_helper %P %u %g /opt/bin/delegate")
+    uploader = f"--volume={lab.PROJECT}/container_scripts/uploader.sh:/opt/bin/delegate:ro"
+    container = attack("memory=4", options=(uploader, "--env=CORE_DESTINATION=/out"))
+    # The name that it makes itself.
+    assert re.search(r"\.crasher\.\d+\.0\.0\.\d+\.core", uploaded(container).name)
 
 
 # Whatever is wrong with the pattern or the limit, a line names it.

@@ -87,3 +87,11 @@ def test_the_lines_of_the_log_that_are_explained_are_those_that_are_said() -> No
     assert len(quoted) > 20
     said = "\n".join(texts())
     assert {text for text in quoted if text not in said} == set()
+
+
+def test_every_test_that_a_page_names_is_there() -> None:
+    tests = PROJECT / "tests"
+    names = re.findall(r"`([\w/]+\.py)::(test_\w+)`", (tests / "README.md").read_text())
+    assert len(names) > 20
+    for file, name in names:
+        assert re.search(rf"^def {name}\(", (tests / file).read_text(), re.M), f"{file}: {name}"

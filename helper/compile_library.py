@@ -13,8 +13,8 @@ The time of a source file may change, as when a backup is restored, but never it
 is. So the compiled files hold a hash of their source that Python does not check at run time. They hold no docstrings, which
 would cost time at every crash. Still they have the usual names: Python finds them without an option.
 
-One more file, the bundle, holds what the crashes of containers need: the modules of START and those that these import at their
-top level, each after those that it imports itself. core_helper/__init__.py loads the bundle, up to what a crash needs.
+One more file for each module of START, a bundle, holds that module and those that it imports at its top level, each after those
+that it imports itself, unless an earlier bundle has it. core_helper/__init__.py loads the bundles that a crash needs.
 """
 
 import ast
@@ -67,18 +67,20 @@ def sources_of(library: str) -> "list[str]":
     return [os.path.join(library, name) for name in names if name.endswith(".py")]
 
 
-def bundle_of(library: str) -> str:
-    """Return the path of the bundle of a library."""
-    return os.path.join(library, "__pycache__", "bundle." + str(sys.implementation.cache_tag))
+def bundles_of(library: str) -> "list[tuple[str, str]]":
+    """Return the module with which each bundle of a library starts, and the path of the bundle."""
+    cache = os.path.join(library, "__pycache__")
+    found = [start for start in START if os.path.exists(os.path.join(library, start + ".py"))]
+    return [
+        (start, os.path.join(cache, "bundle." + start + "." + str(sys.implementation.cache_tag))) for start in found
+    ]
 
 
 def uncompiled(library: str) -> "list[str]":
-    """Return the files of a library that are not compiled for this Python; the bundle is one of them."""
+    """Return the files of a library that are not compiled for this Python; the bundles are among them."""
     sources = sources_of(library)
     wrong = [source for source in sources if not is_compiled(importlib.util.cache_from_source(source), [source])]
-    if sources and not is_compiled(bundle_of(library), sources):
-        wrong.append(bundle_of(library))
-    return wrong
+    return wrong + [path for _start, path in bundles_of(library) if not is_compiled(path, sources)]
 
 
 def imported_by(tree: ast.Module) -> "list[str]":
@@ -92,22 +94,21 @@ def imported_by(tree: ast.Module) -> "list[str]":
     return names
 
 
-def add_to_bundle(bundle: "list[tuple[str, bytes]]", name: str, library: str, final: str) -> None:
-    """Add a module to the bundle, after those that it imports."""
+def add_to_bundle(bundle: "list[tuple[str, object]]", name: str, library: str, final: str, done: "set[str]") -> None:
+    """Add a module to the bundle, after those that it imports, unless that is ``done``."""
     source = os.path.join(library, name + ".py")
-    if not os.path.exists(source) or name in dict(bundle):
+    if not os.path.exists(source) or name in done:
         return
+    done.add(name)
     with open(source, "rb") as file:
         tree = ast.parse(file.read())
     for imported in imported_by(tree):
-        add_to_bundle(bundle, imported, library, final)
-    code = compile(tree, os.path.join(final, name + ".py"), "exec", dont_inherit=True, optimize=2)
-    # Each module is encoded on its own: a crash that does not need a module does not even decode it.
-    bundle.append((name, marshal.dumps(code)))
+        add_to_bundle(bundle, imported, library, final, done)
+    bundle.append((name, compile(tree, os.path.join(final, name + ".py"), "exec", dont_inherit=True, optimize=2)))
 
 
 def compile_library(library: str, final: str) -> None:
-    """Compile each file of a library, and put the bundle next to them in one step."""
+    """Compile each file of a library, and put each bundle next to them in one step."""
     for source in sources_of(library):
         py_compile.compile(
             source,
@@ -117,15 +118,15 @@ def compile_library(library: str, final: str) -> None:
             optimize=2,
             invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
         )
-    bundle = []  # type: list[tuple[str, bytes]]
-    for name in START:
-        add_to_bundle(bundle, name, library, final)
-    new = bundle_of(library) + ".new"
-    with open(new, "wb") as file:
-        file.write(header(sources_of(library)) + marshal.dumps(bundle))
-        # Whatever the umask and a default ACL of the directory are.
-        os.fchmod(file.fileno(), 0o644)
-    os.replace(new, bundle_of(library))
+    done = set()  # type: set[str]
+    for start, path in bundles_of(library):
+        bundle = []  # type: list[tuple[str, object]]
+        add_to_bundle(bundle, start, library, final, done)
+        with open(path + ".new", "wb") as file:
+            file.write(header(sources_of(library)) + marshal.dumps(bundle))
+            # Whatever the umask and a default ACL of the directory are.
+            os.fchmod(file.fileno(), 0o644)
+        os.replace(path + ".new", path)
 
 
 def main(words: "list[str]") -> None:

@@ -61,7 +61,7 @@ def test_what_is_opened_is_close_on_exec() -> None:
     # Python sees to that anyway, but not openat2: whoever copies a line has the flag.
     inherited = {found.where[:2] for found in opens() if "O_CLOEXEC" not in found.flags}
     # The library's code is read before anything else.
-    assert inherited == {("__init__", "_open_bundle")}
+    assert inherited == {("__init__", "load")}
     assert len(opens()) > 25
 
 

@@ -9,7 +9,7 @@ The modules that a crash goes through, those that ``deliver`` calls from top to 
            |-> child -(fork)-> joining -> control_groups, then privileges and container in turn, program
            |-> supervisor -> relay -> corefile, deadline
            |-> bounds, if there are any
-           |-> custody -> store, then finishing -> build_ids, where cores are kept; cores is the operators' command for those
+           |-> custody -> store, then finishing -> build_ids, where cores are kept; cores and sender are the operators' command
            \\-> fallback in place of joining; previous_handler in place of child and all that follows
 
 ``main`` receives the crash: it parses the ``command_line``, reads the ``configuration``, makes the ``crash``, the ``source``
@@ -20,7 +20,7 @@ nobody wants, ``key`` names a core. ``process`` describes the faulting process; 
 whether a container could trace a process of ours. ``procfs`` reads /proc, ``mount_table`` the lists of mounts in it,
 ``corefile`` the first bytes of the core, which say how long it must be. ``control_groups`` joins the control groups of the
 process. ``words`` splits command lines. ``linux`` holds system calls, ``seccomp`` the filter. ``journal`` writes the log,
-``quota`` limits it, ``diagnosis`` explains why a process is not there.
+``quota`` limits it, ``diagnosis`` explains why a process is not there; ``slots``, ``quota`` and ``bounds`` count in a ``table``.
 
 The package is imported at every crash. So it imports no module of the standard library that is written in Python (``posix`` is
 what ``os`` is made of), and of those in C only some that load fast. Not even ``__future__``: annotations that Python 3.8

@@ -11,7 +11,7 @@ import posix
 import select
 import time
 
-from core_helper import corefile, linux, runtime
+from core_helper import corefile, linux, runtime, table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,38 +35,32 @@ def left_out(process: "FaultingProcess", most: int, seconds: int, now: "float | 
     """
     group = runtime.group_of(process.cgroups).encode()[:LONGEST_GROUP].ljust(LONGEST_GROUP, b"\0")
     program = process.exe[-LONGEST_PROGRAM:].ljust(LONGEST_PROGRAM, b"\0")
-    try:
-        file = posix.open(FILE, posix.O_RDWR | posix.O_CREAT | posix.O_NOFOLLOW | posix.O_CLOEXEC, 0o600)
-    except OSError:
-        return 0, 0
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX)
-        return _count(file, group, program, most, seconds, time.monotonic() if now is None else now)
-    except OSError:
-        return 0, 0
-    finally:
-        posix.close(file)
+    moment = time.monotonic() if now is None else now
+    counted = Counted(most, seconds, moment)
+    table.change(FILE, RECORD, MOST_PROGRAMS, (group, program), (moment, 0, 0), counted.add)
+    return counted.before, counted.missed
 
 
-def _count(file: int, group: bytes, program: bytes, most: int, seconds: int, now: float) -> "tuple[int, int]":
-    size = MOST_PROGRAMS * RECORD.size
-    records = list(RECORD.iter_unpack(posix.pread(file, size, 0).ljust(size, b"\0")))
-    index = next((index for index, record in enumerate(records) if record[3:] == (group, program)), None)
-    if index is None:
-        # A new program takes the place of the one whose time began first.
-        index = min(range(MOST_PROGRAMS), key=lambda index: records[index][0])
-        began, admitted, missed = now, 0, 0
-    else:
-        began, admitted, missed = records[index][:3]
-    before = 0
-    if now - began >= seconds or began > now:
-        began, admitted = now, 0
-    if admitted < most:
-        before, admitted, missed = missed, admitted + 1, 0
-    else:
-        missed = min(missed + 1, (1 << 32) - 1)
-    posix.pwrite(file, RECORD.pack(began, admitted, missed, group, program), index * RECORD.size)
-    return before, missed
+class Counted:
+    """What becomes of one core: ``before`` were left out before it, ``missed`` with it."""
+
+    def __init__(self, most: int, seconds: int, now: float) -> None:
+        """Take the bound."""
+        self.most = most
+        self.seconds = seconds
+        self.now = now
+        self.before = self.missed = 0
+
+    def add(self, row: "tuple[float, ...]") -> "tuple[float, ...]":
+        """Count the core: when the time began, how many cores were admitted since then, how many were left out."""
+        began, admitted, missed = row
+        if self.now - began >= self.seconds or began > self.now:
+            began, admitted = self.now, 0
+        if admitted < self.most:
+            self.before, admitted = int(missed), admitted + 1
+        else:
+            self.missed = min(int(missed) + 1, (1 << 32) - 1)
+        return began, admitted, self.missed
 
 
 def announced_length(pipe: int) -> "int | None":

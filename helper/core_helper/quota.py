@@ -4,9 +4,9 @@ Without a limit, a container that crashes in a loop, each time with a delegate t
 """
 
 import _struct
-import fcntl
-import posix
 import time
+
+from core_helper import table
 
 FILE = "/run/docker_core_helper.lines"
 # The size of the bucket: lines that a container may write at once. The lines that each second adds. The lines that must be in
@@ -16,6 +16,7 @@ BURST, RATE, RESUME = 1000.0, 10.0, 100.0
 MOST_HOLDERS = 256
 # Time of the monotonic clock; lines in the bucket; lines left out since it was empty (-1: it was not empty); name.
 RECORD = _struct.Struct("=ddq104s")
+LONGEST_NAME = 104
 
 
 def admit(holder: str, now: "float | None" = None) -> "tuple[bool, str]":
@@ -23,55 +24,46 @@ def admit(holder: str, now: "float | None" = None) -> "tuple[bool, str]":
 
     ``now`` is a time of the monotonic clock in seconds. A file that cannot be used lets every line through.
     """
-    return _locked(holder, now, False) or (True, "")
+    line = Line(now, only_left_out=False)
+    line.count(holder)
+    return line.admitted, line.notice
 
 
 def leaves_out(holder: str, now: "float | None" = None) -> bool:
     """Tell whether the next line of ``holder`` is left out, and count it if so: then the log need not even be loaded for it."""
-    return _locked(holder, now, True) is not None
+    line = Line(now, only_left_out=True)
+    line.count(holder)
+    return not line.admitted
 
 
-def _locked(holder: str, now: "float | None", only_left_out: bool) -> "tuple[bool, str] | None":
-    """Return what ``_admit`` says while nobody else asks, None where the file cannot be used."""
-    try:
-        file = posix.open(FILE, posix.O_RDWR | posix.O_CREAT | posix.O_NOFOLLOW | posix.O_CLOEXEC, 0o600)
-    except OSError:
-        return None
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX)
-        return _admit(file, holder, time.monotonic() if now is None else now, only_left_out)
-    except OSError:
-        return None
-    finally:
-        posix.close(file)
+class Line:
+    """A line for the log: whether it is ``admitted``, and the ``notice`` that the log should be told before."""
 
+    def __init__(self, now: "float | None", only_left_out: bool) -> None:
+        """Take the time. With ``only_left_out``, a line that may be written is not counted."""
+        self.now = time.monotonic() if now is None else now
+        self.only_left_out = only_left_out
+        self.admitted = True
+        self.notice = ""
 
-def _admit(file: int, holder: str, now: float, only_left_out: bool) -> "tuple[bool, str] | None":
-    """Take a line of ``holder``, and return what becomes of it. With ``only_left_out``, None for a line that may be written."""
-    name = holder.encode()[:104].ljust(104, b"\0")
-    table = posix.pread(file, MOST_HOLDERS * RECORD.size, 0).ljust(MOST_HOLDERS * RECORD.size, b"\0")
-    records = list(RECORD.iter_unpack(table))
-    index = next((index for index, record in enumerate(records) if record[3] == name), None)
-    if index is None:
-        # A new holder takes the place of the one that has been silent for the longest time.
-        index = min(range(MOST_HOLDERS), key=lambda index: records[index][0])
-        then, left, missed = now, BURST, -1
-    else:
-        then, left, missed, _holder = records[index]
-    left = min(BURST, left + max(0.0, now - then) * RATE)
-    admitted, notice = True, ""
-    if only_left_out and not (missed >= 0 and left < RESUME):
-        return None
-    if missed >= 0 and left < RESUME:
-        admitted, missed = False, missed + 1
-    elif missed >= 0:
-        notice, missed = f"{missed} lines of this container were left out of the log", -1
-    if admitted and left < 1:
-        admitted, missed = False, 1
-        notice = (
-            f"this container has written {BURST:.0f} lines: more are left out while it writes over {RATE:.0f} a second"
-        )
-    elif admitted:
-        left -= 1
-    posix.pwrite(file, RECORD.pack(now, left, missed, name), index * RECORD.size)
-    return admitted, notice
+    def count(self, holder: str) -> None:
+        """Take the line from the bucket of ``holder``."""
+        name = holder.encode()[:LONGEST_NAME].ljust(LONGEST_NAME, b"\0")
+        table.change(FILE, RECORD, MOST_HOLDERS, (name,), (self.now, BURST, -1), self.take)
+
+    def take(self, row: "tuple[float, ...]") -> "tuple[float, ...] | None":
+        """Take the line from a bucket: when it was looked at, the lines in it, and how many were left out."""
+        then, left, missed = row
+        left = min(BURST, left + max(0.0, self.now - then) * RATE)
+        if self.only_left_out and not (missed >= 0 and left < RESUME):
+            return None
+        if missed >= 0 and left < RESUME:
+            self.admitted, missed = False, missed + 1
+        elif missed >= 0:
+            self.notice, missed = f"{missed} lines of this container were left out of the log", -1
+        if self.admitted and left < 1:
+            self.admitted, missed = False, 1
+            self.notice = f"this container has written {BURST:.0f} lines: more are left out while it writes over {RATE:.0f} a second"
+        elif self.admitted:
+            left -= 1
+        return self.now, left, missed

@@ -16,7 +16,7 @@ import _struct
 import fcntl
 import posix
 
-from core_helper import namespaces, procfs, runtime
+from core_helper import namespaces, procfs, runtime, table
 from core_helper.crash import Refused
 
 TYPE_CHECKING = False
@@ -123,7 +123,7 @@ def acquire(crash: "Crash", limit: int, log: "Log") -> Slot:
     """
     holder = holder_of(crash)
     log.holder = log_name(holder.owner, holder.group)
-    file = posix.open(FILE, posix.O_RDWR | posix.O_CREAT | posix.O_NOFOLLOW | posix.O_CLOEXEC, 0o600)
+    file = table.open_file(FILE)
     fcntl.lockf(file, fcntl.LOCK_EX, 1, MUTEX)
     try:
         return _acquire(file, holder, limit, crash)

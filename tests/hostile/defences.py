@@ -760,7 +760,7 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         "core_that_is_too_large",
     ),
     "fate: any number of cores": (
-        [("bounds.py", "if admitted < most:", "if True:")],
+        [("bounds.py", "if admitted < self.most:", "if True:")],
         "crashes_too_often",
     ),
     "fate: a neighbour of the delegate goes first": (

@@ -1,0 +1,62 @@
+"""table: a file of records by which helpers that run at the same time count together."""
+
+from __future__ import annotations
+
+import _struct
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from core_helper import table
+
+RECORD = _struct.Struct("=dI4s")
+
+
+def add(path: Path, key: bytes, time: float = 1.0, rows: int = 4) -> bool:
+    """Count one more for ``key``."""
+    return table.change(str(path), RECORD, rows, (key,), (time, 0), lambda row: (time, int(row[1]) + 1))
+
+
+def rows_of(path: Path) -> list[tuple[object, ...]]:
+    return list(RECORD.iter_unpack(path.read_bytes()))
+
+
+def test_each_key_has_a_row_and_the_oldest_goes(tmp_path: Path) -> None:
+    for time, key in enumerate([b"aaaa", b"bbbb", b"aaaa", b"cccc", b"dddd"], 1):
+        assert add(tmp_path / "t", key, time)
+    assert rows_of(tmp_path / "t") == [(3, 2, b"aaaa"), (2, 1, b"bbbb"), (4, 1, b"cccc"), (5, 1, b"dddd")]
+    add(tmp_path / "t", b"eeee", 6)
+    assert rows_of(tmp_path / "t")[1] == (6, 1, b"eeee")
+    assert (tmp_path / "t").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_row_that_stays_is_not_written(tmp_path: Path) -> None:
+    add(tmp_path / "t", b"aaaa")
+    before = (tmp_path / "t").read_bytes()
+    assert table.change(str(tmp_path / "t"), RECORD, 4, (b"bbbb",), (9, 9), lambda row: None)
+    assert (tmp_path / "t").read_bytes() == before
+
+
+@pytest.mark.parametrize("what", ["link", "directory"])
+def test_what_is_no_file_of_ours_is_not_used(tmp_path: Path, what: str) -> None:
+    (tmp_path / "other").write_bytes(b"")
+    (tmp_path / "t").symlink_to("other") if what == "link" else (tmp_path / "t").mkdir()
+    assert not add(tmp_path / "t", b"aaaa")
+    assert (tmp_path / "other").read_bytes() == b""
+
+
+def test_helpers_count_together(tmp_path: Path) -> None:
+    program = f"""
+import sys
+sys.path[:0] = {[str(Path(table.__file__).parents[1])]!r}
+import _struct
+from core_helper import table
+record = _struct.Struct("=dI4s")
+for _ in range(200):
+    table.change({str(tmp_path / "t")!r}, record, 4, (b"aaaa",), (1.0, 0), lambda row: (1.0, row[1] + 1))
+"""
+    helpers = [subprocess.Popen([sys.executable, "-c", program], env=os.environ) for _ in range(3)]
+    assert [helper.wait() for helper in helpers] == [0, 0, 0]
+    assert rows_of(tmp_path / "t")[0] == (1, 600, b"aaaa")

@@ -26,6 +26,7 @@ options; each value may be empty, for kernels that do not know the specifier:
 exit codes: 0 delivered, or nothing to do; 1 not delivered, or only in part; 2 wrong command line.
 One line in the host's log, identifier docker_core_helper, says what happened to the core.
 """
+EXIT_OK, EXIT_NOT_DELIVERED, EXIT_USAGE = 0, 1, 2
 OPTIONS = {"-F": "pidfd", "-I": "tid", "-s": "signal", "-t": "time", "-d": "dumpable", "-c": "limit"}
 
 

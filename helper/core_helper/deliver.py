@@ -8,6 +8,7 @@ that is tried.
 import _signal
 
 from core_helper import container, joining, membership, runtime, unwanted, verification
+from core_helper.command_line import EXIT_NOT_DELIVERED, EXIT_OK
 from core_helper.configuration import CONFIGURATION, Configuration
 from core_helper.crash import Crash, Refused
 from core_helper.delivery import ABSENT, FAILED, TAKEN, Delivery, Outcome, Stuck, may_be_traced
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
             """
 
 
-EXIT_OK, EXIT_NOT_DELIVERED = 0, 1
 NO_DELEGATE = (
     f"no delegate is configured: name one in kernel.core_pattern, or by DOCKERCOREHELPER_DELEGATE in {CONFIGURATION}"
 )

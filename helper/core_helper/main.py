@@ -11,6 +11,7 @@ import time
 
 import core_helper
 from core_helper import command_line, deadline, linux, procfs, quota, runtime, slots, start
+from core_helper.command_line import EXIT_NOT_DELIVERED, EXIT_OK, EXIT_USAGE
 from core_helper.configuration import NEVER, Configuration, read_configuration
 from core_helper.crash import Crash, Refused
 from core_helper.log import Log
@@ -20,7 +21,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
-EXIT_OK, EXIT_NOT_DELIVERED, EXIT_USAGE = 0, 1, 2
 LIMIT_OF_KERNEL = "/proc/sys/kernel/core_pipe_limit"
 
 

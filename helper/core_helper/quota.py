@@ -63,7 +63,8 @@ class Line:
             self.notice, missed = f"{missed} lines of this container were left out of the log", -1
         if self.admitted and left < 1:
             self.admitted, missed = False, 1
-            self.notice = f"this container has written {BURST:.0f} lines: more are left out while it writes over {RATE:.0f} a second"
+            left_out = f"more are left out while it writes over {RATE:.0f} a second"
+            self.notice = f"this container has written {BURST:.0f} lines: {left_out}"
         elif self.admitted:
             left -= 1
         return self.now, left, missed

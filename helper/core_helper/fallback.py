@@ -9,6 +9,7 @@ import posix
 from core_helper import corefile, holes, joining, linux, privileges
 from core_helper.configuration import FALLBACK_VARIABLE
 from core_helper.program import Absent, Stopped
+from core_helper.status_pipe import StatusPipe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def write(
     bytes that they take, 0 for any number.
     """
     process = plan.process
-    with joining.StatusPipe(child.status_write_end) as status:
+    with StatusPipe(child.status_write_end) as status:
         status.step = "read environment"
         if wanted:
             status.send("environ", "")

@@ -6,7 +6,7 @@ from core_helper import linux
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from core_helper.joining import StatusPipe
+    from core_helper.status_pipe import StatusPipe
 
 # fs/exec.c: the kernel reads BINPRM_BUF_SIZE bytes of a script, and follows at most five scripts that name scripts.
 SCRIPT_LINE = 256

@@ -18,11 +18,11 @@ from core_helper import (
     command_line,
     control_groups,
     corefile,
-    joining,
     journal,
     privileges,
     procfs,
     runtime,
+    status_pipe,
     supervisor,
     verification,
 )
@@ -482,7 +482,7 @@ REPORT = st.tuples(
 @given(report=REPORT, pid=st.integers(1, 4194304))
 def test_a_report_arrives_as_it_was_sent(pipe: tuple[int, int], report: tuple[str, str], pid: int) -> None:
     kind, text = report
-    status = joining.StatusPipe(pipe[1])
+    status = status_pipe.StatusPipe(pipe[1])
     status.send("pid", str(pid))
     status.send(kind, text)
     child: Any = SimpleNamespace(setup_pid=1, pid=0, reported_pid=0, reported=os.read(pipe[0], 65536))

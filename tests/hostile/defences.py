@@ -41,14 +41,14 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
     ),
     "04 a module is imported in the container": (
         [
-            ("joining.py", "        lock_interpreter()\n", ""),
+            ("status_pipe.py", "        lock_interpreter()\n", ""),
             ("joining.py", "        program = Program(", "        import colorsys  # noqa\n        program = Program("),
         ],
         "attack_04",
     ),
     "04 an extension module is imported in the container": (
         [
-            ("joining.py", "        lock_interpreter()\n", ""),
+            ("status_pipe.py", "        lock_interpreter()\n", ""),
             ("joining.py", "        program = Program(", "        import _bz2  # noqa\n        program = Program("),
         ],
         "attack_04",
@@ -86,9 +86,9 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
     ),
     "05 failures are told with a traceback": (
         [
-            ("joining.py", "import posix\n", "import posix, traceback\n"),
+            ("status_pipe.py", "import posix\n", "import posix, traceback\n"),
             (
-                "joining.py",
+                "status_pipe.py",
                 '{self.step}: {error}")\n            elif isinstance(error, OSError)',
                 '{"".join(traceback.format_exception(error))}")\n            elif isinstance(error, OSError)',
             ),

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from core_helper import joining, mount_table
+from core_helper import mount_table, status_pipe
 from core_helper.process import Record
 from core_helper.program import Program
 
@@ -61,7 +61,7 @@ class Execution:
         self.reported = b""
 
 
-def executed(function: Callable[[joining.StatusPipe], object]) -> Execution:
+def executed(function: Callable[[status_pipe.StatusPipe], object]) -> Execution:
     """Call ``function``, which executes a program, in a traced child, and return how the kernel started that program."""
     execution = Execution()
     reading, writing = os.pipe()
@@ -70,7 +70,7 @@ def executed(function: Callable[[joining.StatusPipe], object]) -> Execution:
         try:
             if ctypes.CDLL(None).ptrace(PTRACE_TRACEME, 0, None, None) == -1:
                 os._exit(77)
-            function(joining.StatusPipe(writing))
+            function(status_pipe.StatusPipe(writing))
         except BaseException as error:
             os.write(writing, f"error {type(error).__name__}: {error}".encode(errors="backslashreplace"))
         finally:
@@ -101,7 +101,7 @@ def program(words: list[bytes], forbidden: tuple[int, int] | None = None, root: 
         os.close(descriptors)
 
 
-def execute(delegate: Program, environment: dict[bytes, bytes], reporter: joining.StatusPipe) -> None:
+def execute(delegate: Program, environment: dict[bytes, bytes], reporter: status_pipe.StatusPipe) -> None:
     """Become the delegate."""
     delegate.prepare(environment)
     delegate.execute(reporter)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from core_helper import container, control_groups, fallback, joining, linux, privileges, start
+from core_helper import container, control_groups, fallback, joining, linux, privileges, start, status_pipe
 from core_helper.configuration import FALLBACK_VARIABLE
 from core_helper.crash import Refused
 from core_helper.program import Absent, Stopped
@@ -71,16 +71,16 @@ class Line:
         program = SimpleNamespace(descriptor=60, prepare=self.noted("prepare"), execute=self.noted("execute"))
         recorder.watch(joining, "Program", program)
         recorder.monkeypatch.setattr(
-            joining.StatusPipe, "send", lambda status, *words: recorder.done.append(("send", *words))
+            status_pipe.StatusPipe, "send", lambda status, *words: recorder.done.append(("send", *words))
         )
-        recorder.monkeypatch.setattr(joining, "lock_interpreter", lambda: None)
-        recorder.monkeypatch.setattr(joining.StatusPipe, "__exit__", lambda *words: None)
-        recorder.monkeypatch.setattr(joining.StatusPipe, "__setattr__", lambda *words: self.said(*words))
+        recorder.monkeypatch.setattr(status_pipe, "lock_interpreter", lambda: None)
+        recorder.monkeypatch.setattr(status_pipe.StatusPipe, "__exit__", lambda *words: None)
+        recorder.monkeypatch.setattr(status_pipe.StatusPipe, "__setattr__", lambda *words: self.said(*words))
 
     def noted(self, name: str) -> Any:
         return lambda *words: self.recorder.done.append((name, *words))
 
-    def said(self, status: joining.StatusPipe, name: str, value: Any) -> None:
+    def said(self, status: status_pipe.StatusPipe, name: str, value: Any) -> None:
         """Note the name of a step among what is done."""
         if name == "step" and value != "start":
             self.recorder.done.append(("step", value))
@@ -244,13 +244,13 @@ def test_the_child_becomes_the_delegate_limits_last(recorder: Recorder) -> None:
         ("set_limits", line.process),
         ("send", "note", "set_limits"),
     ]
-    assert steps[4][0][0] == "execute" and isinstance(steps[4][0][1], joining.StatusPipe)
+    assert steps[4][0][0] == "execute" and isinstance(steps[4][0][1], status_pipe.StatusPipe)
 
 
 def test_a_container_that_may_not_have_one_more_process_is_crowded(recorder: Recorder) -> None:
     line = Line(recorder)
     recorder.watch(posix, "fork", BlockingIOError(11, "Resource temporarily unavailable"))
-    with pytest.raises(joining.Crowded, match=r"^Resource temporarily unavailable$"):
+    with pytest.raises(status_pipe.Crowded, match=r"^Resource temporarily unavailable$"):
         joining.execute_delegate(line.plan, [b"/d"], {}, CHILD)
 
 
@@ -345,7 +345,7 @@ def test_what_cannot_be_taken_over_is_refused_before_anything_is_opened(recorder
     ("error", "line"),
     [
         (Absent("no such file"), "absent no such file"),
-        (joining.Crowded("too many"), "crowded second: too many"),
+        (status_pipe.Crowded("too many"), "crowded second: too many"),
         (Refused("not for you"), "refused not for you"),
         (Stopped("a\nb"), r"failed second: a\nb"),
         (OSError(1, "Operation not permitted", "setns"), "failed second: Operation not permitted"),
@@ -358,7 +358,7 @@ def test_the_first_failure_is_reported_and_the_rest_is_not_done(error: BaseExcep
     pid = os.fork()
     if pid == 0:
         try:
-            with joining.StatusPipe(writing) as status:
+            with status_pipe.StatusPipe(writing) as status:
                 status.step = "first"
                 status.send("note", "1")
                 status.step = "second"
@@ -373,7 +373,7 @@ def test_the_first_failure_is_reported_and_the_rest_is_not_done(error: BaseExcep
 
 def test_no_step_can_load_code() -> None:
     def loaded() -> object:
-        joining.lock_interpreter()
+        status_pipe.lock_interpreter()
         try:
             import colorsys  # noqa: F401
         except ImportError:
@@ -389,7 +389,7 @@ def test_a_child_is_locked_before_its_first_step() -> None:
     pid = os.fork()
     if pid == 0:
         try:
-            with joining.StatusPipe(writing) as status:
+            with status_pipe.StatusPipe(writing) as status:
                 status.note([f"{sys.path}{sys.meta_path}"])
         finally:
             os._exit(9)

@@ -13,8 +13,8 @@ from types import SimpleNamespace
 from typing import Literal
 
 import pytest
-from core_helper import joining
 from core_helper import program as program_module
+from core_helper import status_pipe
 from core_helper.program import Program, Stopped, identity, loader_of, parse_script_line, refuse_changeable
 from unit.helper.support import execute, executed, executed_by_helper, executed_by_kernel, program, script
 from unit.helper.world import keeps_descriptors
@@ -122,7 +122,7 @@ def test_a_program_is_executed_with_its_arguments_and_environment() -> None:
 def test_nothing_is_read_from_or_done_to_the_path_after_it_was_opened(tmp_path: Path) -> None:
     path = script(tmp_path / "delegate", b"#!/bin/true first\n")
 
-    def replace_and_execute(reporter: joining.StatusPipe) -> None:
+    def replace_and_execute(reporter: status_pipe.StatusPipe) -> None:
         opened = program([os.fsencode(path)])
         script(path, b"#!/bin/false second\n")
         execute(opened, {}, reporter)
@@ -139,7 +139,7 @@ def refusal(path: Path, forbidden: tuple[int, int] | None = None) -> str:
 def test_a_program_that_has_become_a_script_since_it_was_opened_is_not_executed(tmp_path: Path) -> None:
     file = script(tmp_path / "delegate", Path("/bin/true").read_bytes())
 
-    def run(reporter: joining.StatusPipe) -> None:
+    def run(reporter: status_pipe.StatusPipe) -> None:
         opened = program([os.fsencode(file)])
         file.write_bytes(b"#!/bin/sh\n")
         execute(opened, {}, reporter)
@@ -343,7 +343,7 @@ def test_no_descriptor_of_ours_reaches_the_program(tmp_path: Path) -> None:
             for number in (3, 4, 5, 6):
                 os.dup2(1, number)
             opened = program([*words, os.fsencode(listing)])
-            reporter = joining.StatusPipe(fcntl.fcntl(os.pipe()[1], fcntl.F_DUPFD_CLOEXEC, 100))
+            reporter = status_pipe.StatusPipe(fcntl.fcntl(os.pipe()[1], fcntl.F_DUPFD_CLOEXEC, 100))
             for number in (50, 200):
                 os.dup2(1, number)
             execute(opened, {}, reporter)
@@ -357,7 +357,7 @@ def test_an_environment_that_execve_does_not_take_is_reduced_to_that_of_the_help
     environment = {b"V%d" % number: b"x" * 100000 for number in range(8)}
     environment.update({b"CORE_PID": b"7", b"CORE_UID": b"0"})
 
-    def limited(reporter: joining.StatusPipe) -> None:
+    def limited(reporter: status_pipe.StatusPipe) -> None:
         # A quarter of it is for arguments and environment; execve(2).
         resource.setrlimit(resource.RLIMIT_STACK, (1 << 20, 1 << 20))
         execute(program([b"/bin/true", b"a"]), environment, reporter)

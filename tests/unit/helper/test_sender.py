@@ -126,7 +126,8 @@ def test_the_program_is_a_user_without_privileges(host: Host) -> None:
     assert status["Groups"].strip() == ""
     assert {status[name] for name in ("CapEff", "CapPrm", "CapInh", "CapAmb")} == {"0" * 16}
     assert status["NoNewPrivs"] == "1"
-    assert int(status["SigIgn"], 16) == 0
+    # The C library keeps two signals for itself, which a caller may have ignored.
+    assert [number for number in signal.valid_signals() if int(status["SigIgn"], 16) >> number - 1 & 1] == []
     # Its own crash does not call the helper.
     assert host.read("limit").strip() == "0"  # 1 byte, in blocks of 512.
 

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from core_helper import joining, linux, namespaces, procfs, relay, supervisor
+from core_helper import joining, linux, namespaces, procfs, relay, status_pipe, supervisor
 from core_helper.child import Child, Result
 from core_helper.deadline import Deadline
 from core_helper.program import Stopped
@@ -60,7 +60,7 @@ def failing(action: Callable[[], object], timeout: float = PATIENCE, once: Path 
     """Return what the supervisor says of a child whose entry does ``action``."""
 
     def run(child: Child) -> None:
-        with joining.StatusPipe(child.status_write_end) as status:
+        with status_pipe.StatusPipe(child.status_write_end) as status:
             status.step = "enter"
             action()
 
@@ -90,7 +90,7 @@ def test_the_step_that_failed_is_told(error: BaseException, failure: str) -> Non
 
 
 def test_a_crowded_container_is_told_as_such() -> None:
-    result = failing(raising(joining.Crowded("Resource temporarily unavailable")))
+    result = failing(raising(status_pipe.Crowded("Resource temporarily unavailable")))
     assert (result.started, result.crowded) == (False, True)
     assert result.failure == "enter: Resource temporarily unavailable"
 
@@ -117,15 +117,15 @@ def test_an_entry_that_hangs_is_ended_at_the_deadline() -> None:
 def test_a_delegate_whose_pid_was_never_told_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: Callable[[], object], timeout: float, failure: str
 ) -> None:
-    tell = joining.StatusPipe.send
+    tell = status_pipe.StatusPipe.send
 
-    def send(status: joining.StatusPipe, kind: str, text: str) -> None:
+    def send(status: status_pipe.StatusPipe, kind: str, text: str) -> None:
         if kind == "pid":
             (tmp_path / "pid").write_text(text)
             ends()
         tell(status, kind, text)
 
-    monkeypatch.setattr(joining.StatusPipe, "send", send)
+    monkeypatch.setattr(status_pipe.StatusPipe, "send", send)
     result = deliver(shell("sleep 60"), timeout=timeout, once=tmp_path / "pid")
     assert (result.started, result.failure) == (False, failure)
     pid = int((tmp_path / "pid").read_text())
@@ -186,15 +186,15 @@ def test_a_delegate_that_cannot_be_ended_is_left(tmp_path: Path) -> None:
 def test_a_delegate_that_cannot_be_ended_and_whose_pid_was_never_told_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tell = joining.StatusPipe.send
+    tell = status_pipe.StatusPipe.send
 
-    def send(status: joining.StatusPipe, kind: str, text: str) -> None:
+    def send(status: status_pipe.StatusPipe, kind: str, text: str) -> None:
         if kind == "pid":
             (tmp_path / "pid").write_text(text)
             os._exit(1)
         tell(status, kind, text)
 
-    monkeypatch.setattr(joining.StatusPipe, "send", send)
+    monkeypatch.setattr(status_pipe.StatusPipe, "send", send)
     result = deliver(shell("exec sleep 60"))
     assert result.failure == "the process that enters the container was killed"
     assert result.left == int((tmp_path / "pid").read_text())
@@ -224,7 +224,7 @@ def lives(process: subprocess.Popen[bytes]) -> bool:
 
 def test_a_pid_that_is_not_our_childs_is_not_believed(innocent: subprocess.Popen[bytes]) -> None:
     def run(child: Child) -> None:
-        joining.StatusPipe(child.status_write_end).send("pid", str(innocent.pid))
+        status_pipe.StatusPipe(child.status_write_end).send("pid", str(innocent.pid))
         os._exit(0)
 
     assert supervise(run).failure == "the process that enters the container was killed"
@@ -233,7 +233,7 @@ def test_a_pid_that_is_not_our_childs_is_not_believed(innocent: subprocess.Popen
 
 def test_no_signal_is_sent_to_a_pid_that_is_not_our_childs(innocent: subprocess.Popen[bytes]) -> None:
     def run(child: Child) -> None:
-        status = joining.StatusPipe(child.status_write_end)
+        status = status_pipe.StatusPipe(child.status_write_end)
         status.send("pid", str(innocent.pid))
         status.send("failed", "why")
         os._exit(0)
@@ -360,7 +360,7 @@ def test_of_the_holders_those_that_came_after_the_child_are_looked_for_first(
 
 def test_notes_are_kept_in_order() -> None:
     def run(child: Child) -> None:
-        status = joining.StatusPipe(child.status_write_end)
+        status = status_pipe.StatusPipe(child.status_write_end)
         for text in ("one", "two\nlines"):
             status.send("note", text)
         status.send("absent", "no")
@@ -392,7 +392,7 @@ def test_the_first_failure_that_is_reported_tells_what_became_of_the_core(kind: 
 
 def test_a_child_that_reports_without_end_is_ended() -> None:
     def run(child: Child) -> None:
-        status = joining.StatusPipe(child.status_write_end)
+        status = status_pipe.StatusPipe(child.status_write_end)
         while True:
             status.send("note", "x" * 1000)
 
@@ -425,7 +425,7 @@ def test_where_the_thread_that_attends_to_the_child_is_late_another_one_ends_the
 
 def test_who_has_the_status_pipe_of_a_child_that_has_ended_is_not_waited_for(tmp_path: Path) -> None:
     def run(child: Child) -> None:
-        joining.StatusPipe(child.status_write_end).send("ready", "")
+        status_pipe.StatusPipe(child.status_write_end).send("ready", "")
         if os.fork() == 0:
             linux.close_all_but({child.status_write_end})
             (tmp_path / "pid").write_text(str(os.getpid()))
@@ -440,7 +440,7 @@ def test_who_has_the_status_pipe_of_a_child_that_has_ended_is_not_waited_for(tmp
 
 def test_a_report_is_never_longer_than_what_a_pipe_takes_at_once() -> None:
     reading, writing = os.pipe()
-    joining.StatusPipe(writing).send("failed", "\xe4" * 5000)
+    status_pipe.StatusPipe(writing).send("failed", "\xe4" * 5000)
     report = os.read(reading, 10000)
     assert len(report) <= 4096 and report.endswith(b"\n")
     os.close(reading)
@@ -554,7 +554,7 @@ def test_half_of_the_time_is_left_for_a_second_try() -> None:
 
 def test_a_delegate_that_is_slow_to_start_has_until_the_deadline_once_the_environment_was_read(tmp_path: Path) -> None:
     def run(child: Child) -> None:
-        joining.StatusPipe(child.status_write_end).send("environ", "")
+        status_pipe.StatusPipe(child.status_write_end).send("environ", "")
         (tmp_path / "sent").write_text("environ")
         time.sleep(60)
 

@@ -11,9 +11,9 @@ import os
 import pwd
 import re
 import signal
-import subprocess
 import sys
 import time
+from subprocess import DEVNULL, Popen, SubprocessError, TimeoutExpired
 
 from core_helper import linux, privileges, start, store
 from core_helper.configuration import ALWAYS, CONFIGURATION
@@ -231,8 +231,8 @@ class Started:
         self.compressed = compressed
         self.account = account
         self.size = os.fstat(file).st_size
-        self.program: subprocess.Popen[bytes] | None = None
-        self.zstd: subprocess.Popen[bytes] | None = None
+        self.program: Popen[bytes] | None = None
+        self.zstd: Popen[bytes] | None = None
         self.pipe = -1
 
     @contextlib.contextmanager
@@ -263,13 +263,11 @@ class Started:
                 self.zstd = self._start([b"zstd", b"-d", b"-q", b"-c"], {b"PATH": PATH}, self.file, writing)
             finally:
                 os.close(writing)
-        self.program = self._start(words, environment, source, subprocess.DEVNULL)
+        self.program = self._start(words, environment, source, DEVNULL)
 
-    def _start(
-        self, words: "list[bytes]", environment: "dict[bytes, bytes]", source: int, sink: int
-    ) -> "subprocess.Popen[bytes]":
+    def _start(self, words: "list[bytes]", environment: "dict[bytes, bytes]", source: int, sink: int) -> "Popen[bytes]":
         try:
-            return subprocess.Popen(
+            return Popen(
                 words,
                 stdin=source,
                 stdout=sink,
@@ -278,7 +276,7 @@ class Started:
                 start_new_session=True,
                 preexec_fn=become(self.account),
             )
-        except (OSError, subprocess.SubprocessError) as error:
+        except (OSError, SubprocessError) as error:
             name = words[0].decode("utf-8", "backslashreplace")
             why = getattr(error, "strerror", None) or str(error)
             raise Away(f"{name}: {why}: see whether user {USER} can execute it") from None
@@ -292,7 +290,7 @@ class Started:
         began = moved = time.monotonic()
         position = 0
         while True:
-            with contextlib.suppress(subprocess.TimeoutExpired):
+            with contextlib.suppress(TimeoutExpired):
                 code = self.program.wait(LOOK)
                 break
             now = time.monotonic()

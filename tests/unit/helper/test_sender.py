@@ -128,6 +128,8 @@ def test_the_program_is_a_user_without_privileges(host: Host) -> None:
     assert status["NoNewPrivs"] == "1"
     # The C library keeps two signals for itself, which a caller may have ignored.
     assert [number for number in signal.valid_signals() if int(status["SigIgn"], 16) >> number - 1 & 1] == []
+    # What it writes is for nobody else.
+    assert (host.sent / "key").stat().st_mode & 0o777 == 0o600
     # Its own crash does not call the helper.
     assert host.read("limit").strip() == "0"  # 1 byte, in blocks of 512.
 

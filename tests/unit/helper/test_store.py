@@ -48,6 +48,14 @@ def test_a_large_first_core_takes_from_those_that_take_as_much() -> None:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="a store belongs to root")
+def test_what_is_known_of_a_core_stands_in_an_order_of_its_own(kept: Store) -> None:
+    group = kept.group("group")
+    store.describe(group, "key", {"size": 1, "key": "key"})
+    assert Path(kept.path, "group/key.json").read_text() == '{\n "key": "key",\n "size": 1\n}\n'
+    os.close(group)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="a store belongs to root")
 def test_the_smallest_core_counts_for_a_part_of_the_bound(kept: Store) -> None:
     made = put(kept, "group", "key", 5)
     (found,) = kept.entries()

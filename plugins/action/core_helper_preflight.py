@@ -43,6 +43,8 @@ MOST_CRASHES = 4194304
 # The value of canary for a crash through the delegate itself.
 KEEP, RELEASE = ("never", "undelivered", "always"), ("delivered", "kept")
 REAL = "delegate"
+# What the service of the sender does not see: ProtectHome and PrivateTmp of docker-core-helper-sender.service.
+UNSEEN = re.compile(r"(file://)?/(home|root|run/user|tmp|var/tmp)(/|\Z)")
 # What Ansible's filter bool understands.
 YES_OR_NO = ("true", "false", "yes", "no", "on", "off", "1", "0")
 # What core_helper fills in; see parse_configuration of helper/core_helper/configuration.py.
@@ -92,6 +94,8 @@ def problems(defaults: dict[str, Any], known: dict[str, Any]) -> Iterator[str]:
             yield f"{PREFIX}{name} must be {words}: {shown(known[name])}"
     yield from problems_of_canary(known)
     yield from problems_of_keeping(known)
+    yield from problems_of_sender(known)
+    yield from problems_of_credentials(known["sender_environment"], known["sender"])
     yield from problems_of_filters(known["ignore_signals"], known["ignore_programs"])
     delegate, chain = known["delegate"], known["chain"]
     for name, reason in (("bin_dir", ", because the kernel splits its pattern at spaces"), ("lib_dir", "")):
@@ -200,6 +204,52 @@ def problems_of_keeping(known: dict[str, Any]) -> Iterator[str]:
         yield f"{PREFIX}keep_free must be a percentage from 0 to 99: {shown(known['keep_free'])}"
     if not 1 <= number(known["keep_age"]) <= 36500:
         yield f"{PREFIX}keep_age must be a number of days from 1 to 36500: {shown(known['keep_age'])}"
+
+
+def problems_of_sender(known: dict[str, Any]) -> Iterator[str]:
+    """Yield why no program could send the cores that the host keeps."""
+    words = known["sender"]
+    if not isinstance(words, list):
+        example = '[/opt/lib/docker_core_helper/uploader.sh, "s3://cores/"]'
+        yield f"{PREFIX}sender must be a list of words, such as {example}: {shown(words)}"
+    elif words:
+        yield from problems_of_words("sender", words, "the absolute path of a program of the host")
+        paths = [("sender", word) for word in words]
+        for name, path in (
+            *paths,
+            *((name, known[name]) for name in ("keep_directory", "bin_dir", "lib_dir", "python")),
+        ):
+            if UNSEEN.match(str(path)):
+                yield (
+                    f"{PREFIX}{name} must name nothing below /home, /root, /run/user, /tmp and /var/tmp, which the service of"
+                    f" the sender does not see: {shown(path)}"
+                )
+        if known["keep"] == "never":
+            yield (
+                f"{PREFIX}sender sends the cores that the host keeps, and {PREFIX}keep is never: set {PREFIX}keep to"
+                " undelivered or always, or leave the sender out"
+            )
+
+
+def problems_of_credentials(environment: Any, sender: Any) -> Iterator[str]:
+    """Yield what is wrong with the variables of the sender. They are secret, so no message has a value."""
+    name = f"{PREFIX}sender_environment"
+    if not isinstance(environment, dict):
+        yield f"{name} must be a mapping of names to values, and is not"
+        return
+    for key, value in environment.items():
+        # Somebody may have written NAME=VALUE as the name.
+        told = shown(str(key).partition("=")[0])
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", str(key)):
+            yield f"{name} must have names of letters, digits and _: {told}"
+        if str(key).startswith("CORE_"):
+            yield f"{name} must not have {told}: the helper itself says by CORE_ what is known of a core"
+        if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+            yield f"{name}: the value of {told} must be a string, in quotes"
+        elif re.search(r"[\x00-\x1f\x7f]", str(value)):
+            yield f"{name}: the value of {told} must not hold newlines or other control characters"
+    if environment and not sender:
+        yield f"{name} is for {PREFIX}sender, which is empty: name a program there, or leave the variables out"
 
 
 def problems_of_canary(known: dict[str, Any]) -> Iterator[str]:

@@ -64,6 +64,11 @@ def named(hosts: list[str]) -> str:
     return ", ".join(hosts) or "none"
 
 
+def there(files: dict[str, Any]) -> dict[str, Any]:
+    """Return the files of a snapshot that are there."""
+    return {path: content for path, content in files.items() if content is not None}
+
+
 class ActionModule(ActionBase):
     """The steps of a rollout."""
 
@@ -292,7 +297,8 @@ class ActionModule(ActionBase):
             return True
         if not before["installed"]:
             return not now["installed"]
-        return bool(now["snapshot"]["files"] == before["snapshot"]["files"])
+        # An earlier version has recorded fewer files than this one looks at.
+        return there(now["snapshot"]["files"]) == there(before["snapshot"]["files"])
 
     def forget(self) -> dict[str, Any]:
         """Remove the hosts that were brought back from the record."""

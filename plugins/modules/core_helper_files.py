@@ -16,6 +16,8 @@ description:
     in one step. A crash during an upgrade meets either version whole. The version before stays, so that a crash that it
     still handles is not disturbed.
   - Refuses, before it changes anything, a host on which the helper cannot work.
+  - With O(uploader), also sets up what sends the cores that the host keeps - a system user, credentials, and a timer of
+    systemd. That comes last, and goes first. The cores themselves stay where they are, also after O(state=absent).
 options:
   state:
     description: Whether the files shall be there.
@@ -50,13 +52,31 @@ options:
   configuration:
     description: Content of C(/etc/docker_core_helper.conf). Needed for O(state=present).
     type: str
+  uploader:
+    description:
+      - Content of C(uploader.sh), which goes to O(lib_dir), for a sender. Without it there shall be no sender.
+      - Needs O(service) and O(timer).
+    type: str
+  service:
+    description: Content of C(docker-core-helper-sender.service).
+    type: str
+  timer:
+    description: Content of C(docker-core-helper-sender.timer), which is enabled and started.
+    type: str
+  credentials:
+    description:
+      - Content of C(/etc/docker_core_helper.credentials), whose variables the sender's program gets. Only root may read the
+        file.
+      - Nothing that this module returns or logs has a value of it.
+    type: str
 attributes:
   check_mode:
     support: full
     description: Tells what a run would change.
   diff_mode:
     support: full
-    description: Shows the helper and the configuration, and the version of the library.
+    description: Shows the helper, the configuration and the units, the version of the library and of the uploader, and the
+      names of the credentials.
 author:
   - The docker-core-helper authors (@docker-core-helper)
 """
@@ -104,8 +124,9 @@ import subprocess  # noqa: E402
 
 from ansible.module_utils.basic import AnsibleModule  # noqa: E402
 
-from ..module_utils.docker_core_helper import directories, files, library, places, usable_host  # noqa: E402
+from ..module_utils.docker_core_helper import directories, files, kept_cores, library, places, usable_host  # noqa: E402
 from ..module_utils.docker_core_helper.places import BIN_DIR, HELPER, LIB_DIR, is_ours, library_of  # noqa: E402
+from ..module_utils.docker_core_helper.sender import Sender  # noqa: E402
 from ..module_utils.docker_core_helper.usable_python import UnusableError, find_python, last_line, run  # noqa: E402
 
 
@@ -119,6 +140,7 @@ class Files:
         self.lib_dir: str = module.params["lib_dir"]
         self.library = library.Library(module, self.lib_dir, module.params["library"])
         self.entry = os.path.join(self.bin_dir, HELPER)
+        self.sender = Sender(module, self.lib_dir)
         # The directories that were missing before the first installation: these go with it.
         self.directories = os.path.join(self.lib_dir, "directories.json")
         self.diff: list[dict[str, str]] = []
@@ -131,6 +153,8 @@ class Files:
         usable_host.refuse_second_installation(self.entry, self.lib_dir)
         usable_host.refuse_configuration(self.entry)
         self.library.refuse()
+        sender = self.wanted_sender()
+        self.sender.refuse(sender)
         version = self.library.version
         compiler = self.module.params["compiler"]
         python = find_python(self.module.params["python"], compiler, self.library.package)
@@ -172,8 +196,16 @@ class Files:
                 self.write(path, configuration)
             if old != version:
                 self.library.prune({version, old})
+        # Last of all: it starts the new helper.
+        try:
+            change_sender = self.sender.change(sender)
+        except (OSError, UnusableError) as error:
+            raise UnusableError(
+                f"{reason(error)}; the helper itself is whole, its sender is not: run this again when that is mended"
+            ) from error
+        self.diff += change_sender
         return {
-            "changed": install_library or install_configuration or install_entry,
+            "changed": bool(install_library or install_configuration or install_entry or change_sender),
             "diff": self.diff,
             "python": python.path,
             "python_version": python.version,
@@ -181,17 +213,22 @@ class Files:
         }
 
     def absent(self) -> dict[str, object]:
-        """Remove the files, and the directories that were created for them."""
+        """Remove the files, and the directories that were created for them. The cores that the host keeps stay."""
         paths = self.library.versions()
         entry = files.read(self.entry)
+        configuration = files.read(places.CONFIGURATION)
+        kept_cores.warn(self.module, configuration)
+        # First of all: it starts the helper.
+        change_sender = self.sender.change(self.wanted_sender())
+        self.diff += change_sender
         if entry is not None and not library_of(entry):
             self.module.warn(f"{self.entry} was not installed by this role: left as it is, with {places.CONFIGURATION}")
-        elif os.path.exists(places.CONFIGURATION) and (entry or is_ours(files.read(places.CONFIGURATION))):
-            self.show(places.CONFIGURATION, files.read(places.CONFIGURATION), None)
+        elif configuration is not None and (entry or is_ours(configuration)):
+            self.show(places.CONFIGURATION, configuration, None)
             paths.append(places.CONFIGURATION)
         if library_of(entry):
             self.show(self.entry, entry, None)
-            # First of all: a helper without its library is worse than none.
+            # First of these: a helper without its library is worse than none.
             paths.insert(0, self.entry)
         if os.path.exists(self.directories):
             paths.append(self.directories)
@@ -203,7 +240,7 @@ class Files:
                 else:
                     os.unlink(path)
             directories.remove_empty(created)
-        return {"changed": bool(paths), "diff": self.diff}
+        return {"changed": bool(paths or change_sender), "diff": self.diff}
 
     # -- before a change
 
@@ -220,6 +257,13 @@ class Files:
                     f"the helper to install has {count} lines {pattern}, not one: is the role complete?"
                 )
         return content
+
+    def wanted_sender(self) -> dict[str, str | None]:
+        """Return the files of the sender as they shall be: none without an uploader, and none after a removal."""
+        names = ("uploader", "service", "timer", "credentials")
+        is_wanted = self.module.params["state"] == "present"
+        uploader, service, timer, credentials = (self.module.params[name] if is_wanted else None for name in names)
+        return {**self.sender.wanted(uploader, service, timer), places.CREDENTIALS: (uploader and credentials) or None}
 
     def created_directories(self) -> list[str]:
         """Return the directories that an earlier run has created, the innermost last."""
@@ -250,6 +294,11 @@ class Files:
         self.diff.append(files.diff_step(name, before, after))
 
 
+def reason(error: Exception) -> str:
+    """Return what went wrong: with an OSError it is a file."""
+    return f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+
+
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(
@@ -263,7 +312,13 @@ def main() -> None:
             "entry": {"type": "str", "no_log": True},
             "compiler": {"type": "str", "no_log": True},
             "configuration": {"type": "str"},
+            "uploader": {"type": "str", "no_log": True},
+            "service": {"type": "str"},
+            "timer": {"type": "str"},
+            # One text, and no mapping of names to values: Ansible would hide each value wherever it stands, also "1".
+            "credentials": {"type": "str", "no_log": True},
         },
+        required_together=[("uploader", "service", "timer")],
         required_if=[("state", "present", ["library", "entry", "compiler", "configuration"])],
         supports_check_mode=True,
     )
@@ -271,10 +326,8 @@ def main() -> None:
     installation = Files(module)
     try:
         result = installation.present() if module.params["state"] == "present" else installation.absent()
-    except UnusableError as error:
-        module.fail_json(msg=str(error))
-    except OSError as error:
-        module.fail_json(msg=f"{error.filename}: {error.strerror}")
+    except (OSError, UnusableError) as error:
+        module.fail_json(msg=reason(error))
     module.exit_json(**result)
 
 

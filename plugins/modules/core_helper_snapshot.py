@@ -15,6 +15,7 @@ description:
     must still be on the host, where M(dockercore.helper.core_helper_files) keeps the version before.
   - A host that had no helper is not brought back here. That is what O(dockercore.helper.core_helper_files#module:state=absent)
     and O(dockercore.helper.core_pattern#module:state=absent) are for.
+  - The credentials of a sender are never in a snapshot. They stay as they are, or go if that version had no sender.
 options:
   snapshot:
     description: The V(snapshot) that the run to come back to has returned.
@@ -23,6 +24,10 @@ options:
     description: Directory of the helper.
     type: str
     default: /opt/bin
+  lib_dir:
+    description: Directory of the library's versions, and of the uploader of the sender.
+    type: str
+    default: /opt/lib/docker_core_helper
   sysctl_file:
     description: The file that sets the kernel's values at the next boot.
     type: str
@@ -100,7 +105,16 @@ from ansible.module_utils.basic import AnsibleModule  # noqa: E402
 
 from ..module_utils.docker_core_helper import files, kernel, owners, places  # noqa: E402
 from ..module_utils.docker_core_helper.kernel import NAMES, SettingError  # noqa: E402
-from ..module_utils.docker_core_helper.places import BIN_DIR, HELPER, SYSCTL_FILE, last_of, library_of  # noqa: E402
+from ..module_utils.docker_core_helper.places import (  # noqa: E402
+    BIN_DIR,
+    HELPER,
+    LIB_DIR,
+    SYSCTL_FILE,
+    last_of,
+    library_of,
+)
+from ..module_utils.docker_core_helper.sender import Sender  # noqa: E402
+from ..module_utils.docker_core_helper.usable_python import UnusableError  # noqa: E402
 
 SUID_DUMPABLE = "/proc/sys/fs/suid_dumpable"
 ENGINES = ("docker", "podman", "containerd")
@@ -199,7 +213,7 @@ def snapshot_of(paths: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def restore(
-    module: AnsibleModule, entry: str, now: dict[str, dict[str, Any]], wanted: dict[str, dict[str, Any]]
+    module: AnsibleModule, entry: str, sender: Sender, now: dict[str, dict[str, Any]], wanted: dict[str, dict[str, Any]]
 ) -> list[dict[str, str]]:
     """Bring the host back and return what was changed, as --diff shows it."""
     before = wanted["files"].get(entry)
@@ -211,10 +225,14 @@ def restore(
             f"the library of the version before is gone: {library}; nothing was changed. Roll that version out again, from its"
             " own checkout"
         )
-    diff = []
+    # A version from before there were senders has recorded none.
+    units = sender.wanted(*(wanted["files"].get(path) for path in sender.recorded()))
+    # The sender starts the helper: it comes last, and goes first.
+    has_sender = units[sender.uploader] is not None
+    diff = sender.change({**units, places.CREDENTIALS: None}) if not has_sender else []
     # In the order of the snapshot: the helper itself first, as its library is there already.
     for path, content in wanted["files"].items():
-        if now["files"].get(path) == content:
+        if path in units or now["files"].get(path) == content:
             continue
         diff.append(files.diff_step(path, now["files"].get(path), content))
         if not module.check_mode and content is None:
@@ -232,7 +250,7 @@ def restore(
             # A helper must not be started without the limit: the limit comes before it, and goes after it.
             starts = HELPER in wanted["live"]["core_pattern"]
             kernel.set_live(wanted["live"], NAMES if starts else tuple(reversed(NAMES)), ENCODING)
-    return diff
+    return diff + sender.change(units) if has_sender else diff
 
 
 def main() -> None:
@@ -241,23 +259,25 @@ def main() -> None:
         argument_spec={
             "snapshot": {"type": "dict"},
             "bin_dir": {"type": "str", "default": BIN_DIR},
+            "lib_dir": {"type": "str", "default": LIB_DIR},
             "sysctl_file": {"type": "str", "default": SYSCTL_FILE},
         },
         supports_check_mode=True,
     )
     parameters = module.params
     entry = os.path.join(parameters["bin_dir"], HELPER)
+    sender = Sender(module, parameters["lib_dir"], ENCODING)
     # Not the record of what the host had before the first run: that stays as it is until the removal, with what was taken
     # over from others.
     sysctl_file = parameters["sysctl_file"]
-    paths = [entry, places.CONFIGURATION, sysctl_file, last_of(sysctl_file)]
+    paths = [entry, places.CONFIGURATION, sysctl_file, last_of(sysctl_file), *sender.recorded()]
     diff: list[dict[str, str]] = []
     try:
         snapshot = snapshot_of(paths)
         if parameters["snapshot"]:
-            diff = restore(module, entry, snapshot, parameters["snapshot"])
+            diff = restore(module, entry, sender, snapshot, parameters["snapshot"])
             snapshot = snapshot if module.check_mode else snapshot_of(paths)
-    except (RestoreError, SettingError) as error:
+    except (RestoreError, SettingError, UnusableError) as error:
         module.fail_json(msg=str(error))
     except OSError as error:
         module.fail_json(msg=f"{error.filename}: {error.strerror}")

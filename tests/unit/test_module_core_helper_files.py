@@ -451,3 +451,407 @@ def test_directories_of_others_stay_whatever_their_names(host: Host, tmp_path: P
     host.run()
     assert host.run("absent")["changed"]
     assert host.files() == before
+
+
+# -- the sender
+
+UPLOADER = (PROJECT / "container_scripts/uploader.sh").read_text()
+MARK = "# Written by the Ansible role docker_core_helper; long ago\n"
+SECRET = "not-to-be-shown"
+WITH_SENDER = {
+    "uploader": UPLOADER,
+    "service": f"{MARK}[Service]\nExecStart=/bin/true é\n",
+    "timer": f"{MARK}[Timer]\n",
+    "credentials": f'{MARK}KEY="{SECRET}-1"\nID="{SECRET}-2"\n',
+}
+COMMENT = "docker_core_helper sender"
+# Each notes its words. What systemctl and the programs of users do is a line in a file, or a link.
+PROGRAMS = {
+    "systemctl": """
+        name=docker-core-helper-sender.timer
+        case "$*" in
+        show*) echo "ActiveState=$(cat "$here/active" 2>/dev/null || echo inactive)"
+            echo NeedDaemonReload=$(cat "$here/old" 2>/dev/null || echo no) ;;
+        daemon-reload) rm -f "$here/old" ;;
+        enable*) mkdir -p "$units/timers.target.wants" && ln -sf "$units/$name" "$units/timers.target.wants/$name" ;;
+        restart*) echo active >"$here/active" ;;
+        disable*) rm -f "$units/timers.target.wants/$name" "$here/active" ;;
+        esac""",
+    "useradd": """
+        for name; do :; done
+        comment=; while [ $# -gt 0 ]; do [ "$1" != --comment ] || comment=$2; shift; done
+        echo "$name:990:$comment" >>"$here/users" && echo "$name" >>"$here/groups" """,
+    "userdel": """rm "$here/users" "$here/groups" """,
+}
+
+
+class SenderHost:
+    """The host, with programs in place of those that would change this machine."""
+
+    def __init__(self, host: Host, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Make the programs; systemd runs."""
+        self.host = host
+        self.bin = root / "bin"
+        self.users = self.bin / "users"
+        self.units = root / "etc/systemd/system"
+        self.credentials = root / "docker_core_helper.credentials"
+        self.service = self.units / "docker-core-helper-sender.service"
+        self.timer = self.units / "docker-core-helper-sender.timer"
+        self.link = self.units / "timers.target.wants/docker-core-helper-sender.timer"
+        self.uploader = host.lib_dir / "uploader.sh"
+        self.booted = root / "run/systemd/system"
+        for directory in (self.bin, self.units, self.booted):
+            directory.mkdir(parents=True)
+        for name, text in PROGRAMS.items():
+            self.program(name, text)
+        for name in ("rm", "ln", "mkdir", "cat"):
+            (self.bin / name).symlink_to(f"/bin/{name}")
+        monkeypatch.setattr(shared("places"), "CREDENTIALS", str(self.credentials))
+        monkeypatch.setattr(shared("places"), "UNITS", str(self.units))
+        monkeypatch.setattr(shared("places"), "CORES", str(root / "cores"))
+        monkeypatch.setattr(shared("next_boot"), "ROOT", str(root))
+        monkeypatch.setattr(shared("sender"), "PATH", str(self.bin))
+        monkeypatch.setattr(shared("sender"), "pwd", self)
+        monkeypatch.setattr(shared("sender"), "grp", self)
+        self.bare = self.files()
+
+    def program(self, name: str, text: str) -> None:
+        """Put a program on the host, or another one into its place."""
+        head = f'#!/bin/sh\nhere={self.bin} units={self.units} PATH={self.bin}\necho "{name} $*" >>"$here/said"\n'
+        (self.bin / name).write_text(head + text)
+        (self.bin / name).chmod(0o755)
+
+    def getpwnam(self, name: str) -> Any:
+        """Return the user of this host."""
+        for line in self.users.read_text().splitlines() if self.users.exists() else []:
+            found, uid, comment = line.split(":")
+            if found == name:
+                return type("User", (), {"pw_uid": int(uid), "pw_gecos": comment})
+        raise KeyError(name)
+
+    def getgrnam(self, name: str) -> Any:
+        """Return the group of this host."""
+        path = self.bin / "groups"
+        if name in (path.read_text().split() if path.exists() else []):
+            return type("Group", (), {"gr_mem": []})
+        raise KeyError(name)
+
+    def said(self) -> list[str]:
+        """Return what was asked of the programs since the last time, without what changes nothing."""
+        path = self.bin / "said"
+        lines = path.read_text().splitlines() if path.exists() else []
+        path.unlink(missing_ok=True)
+        return [line for line in lines if not line.startswith("systemctl show")]
+
+    def run(self, state: str = "present", check: bool = False, **changed: object) -> dict[str, Any]:
+        """Run the module with a sender. Nothing that it returns may have a value of the credentials."""
+        result = self.host.run(state, check, **{**WITH_SENDER, **changed})
+        assert SECRET not in json.dumps(result)
+        return result
+
+    def without(self, **changed: Any) -> dict[str, Any]:
+        """Run the module without a sender."""
+        return self.host.run(**changed)
+
+    def files(self) -> dict[str, tuple[int, str | None]]:
+        """Return everything there is on the host, but for what the programs have noted."""
+        return {path: found for path, found in self.host.files().items() if not path.endswith("/said")}
+
+
+@pytest.fixture
+def sender(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SenderHost:
+    """Return a bare host with systemd."""
+    return SenderHost(host, tmp_path, monkeypatch)
+
+
+def headers(result: dict[str, Any]) -> list[str]:
+    """Return what a run has changed, by the last part of its name."""
+    return [step["after_header"].rpartition("/")[2] for step in result["diff"]]
+
+
+PARTS = [
+    "uploader.sh",
+    "docker-core-helper-sender.service",
+    "docker-core-helper-sender.timer",
+    "docker_core_helper.credentials",
+    "docker-core-helper-sender.timer",
+    "user docker-core-helper",
+]
+STARTS = [
+    "systemctl daemon-reload",
+    "systemctl enable docker-core-helper-sender.timer",
+    "systemctl restart docker-core-helper-sender.timer",
+]
+STOPS = [
+    "systemctl disable --now docker-core-helper-sender.timer",
+    "systemctl stop docker-core-helper-sender.service",
+    "systemctl reset-failed docker-core-helper-sender.service",
+    "systemctl daemon-reload",
+    "userdel docker-core-helper",
+]
+
+
+def test_the_sender_comes_last_with_all_its_parts(sender: SenderHost) -> None:
+    predicted = sender.run(check=True)
+    assert (sender.files(), sender.said()) == (sender.bare, [])
+    result = sender.run()
+    assert (result["changed"], result["diff"]) == (True, predicted["diff"])
+    assert headers(result) == ["library", "docker_core_helper.conf", "docker_core_helper", *PARTS]
+    made, *rest = sender.said()
+    assert made.startswith("useradd --system --no-create-home --home-dir /nonexistent --shell /")
+    assert made.endswith(f"--comment {COMMENT} --user-group docker-core-helper")
+    assert rest == STARTS
+    for path, mode, name in (
+        (sender.uploader, 0o755, "uploader"),
+        (sender.service, 0o644, "service"),
+        (sender.timer, 0o644, "timer"),
+        (sender.credentials, 0o600, "credentials"),
+    ):
+        assert (stat.S_IMODE(path.stat().st_mode), path.read_text()) == (mode, WITH_SENDER[name])
+
+
+def test_a_second_run_with_a_sender_changes_nothing(sender: SenderHost) -> None:
+    sender.run()
+    sender.said()
+    before = sender.files()
+    result = sender.run()
+    assert (result["changed"], result["diff"], sender.said()) == (False, [], [])
+    assert sender.files() == before
+
+
+@pytest.mark.parametrize("state", ["absent", "without"])
+def test_nothing_of_the_sender_is_left(sender: SenderHost, state: str) -> None:
+    sender.without()
+    plain = sender.files()
+    sender.run()
+    sender.said()
+    changed: dict[str, Any] = {"state": "absent"} if state == "absent" else {}
+    before = sender.files()
+    predicted = sender.without(check=True, **changed)
+    assert (sender.files(), sender.said()) == (before, [])
+    result = sender.without(**changed)
+    assert (result["changed"], result["diff"]) == (True, predicted["diff"])
+    assert headers(result)[:6] == PARTS
+    assert sender.said() == STOPS
+    sender.link.parent.rmdir()  # systemd's.
+    assert sender.files() == (sender.bare if state == "absent" else plain)
+    assert not sender.without(**changed)["changed"]
+    assert sender.said() == []
+
+
+def test_a_diff_has_the_names_of_the_credentials_and_says_which_value_is_another(sender: SenderHost) -> None:
+    sender.run()
+    sender.said()
+    changed = WITH_SENDER["credentials"].replace("-2", "-3") + 'NEW=""\n'
+    result = sender.run(credentials=changed)
+    (step,) = result["diff"]
+    assert step["before"] == "KEY=(not shown)\nID=(not shown)\n"
+    assert step["after"] == "KEY=(not shown)\nID=(not shown, another value)\nNEW=(not shown)\n"
+    assert sender.credentials.read_text() == changed
+    # The helper reads the file each time.
+    assert sender.said() == []
+
+
+@pytest.mark.parametrize("part", ["credentials", "service", "uploader", "timer"])
+@pytest.mark.parametrize("damage", ["content", "mode", "link", "removed"])
+def test_a_damaged_part_is_mended(sender: SenderHost, tmp_path: Path, part: str, damage: str) -> None:
+    sender.run()
+    before = sender.files()
+    path: Path = getattr(sender, part)
+    theirs = tmp_path / "elsewhere"
+    if damage == "content":
+        path.write_text(path.read_text() + "# by hand\n")
+    elif damage == "mode":
+        path.chmod(0o666)
+    elif damage == "link":
+        theirs.write_text(path.read_text())
+        path.unlink()
+        path.symlink_to(theirs)
+    else:
+        path.unlink()
+    predicted = sender.run(check=True)
+    assert predicted["changed"]
+    assert sender.run()["diff"] == predicted["diff"]
+    theirs.unlink(missing_ok=True)
+    assert sender.files() == before
+    assert not sender.run()["changed"]
+
+
+@pytest.mark.parametrize("damage", ["stopped", "disabled", "another version in force", "no user"])
+def test_what_is_no_file_is_mended(sender: SenderHost, damage: str) -> None:
+    sender.run()
+    before = sender.files()
+    path = {
+        "stopped": sender.bin / "active",
+        "disabled": sender.link,
+        "another version in force": sender.bin / "old",
+        "no user": sender.users,
+    }[damage]
+    if damage == "another version in force":
+        path.write_text("yes\n")
+    else:
+        path.unlink()
+    if damage == "no user":
+        (sender.bin / "groups").unlink()
+    predicted = sender.run(check=True)
+    assert headers(predicted) == [PARTS[5 if damage == "no user" else 4]]
+    assert sender.run()["diff"] == predicted["diff"]
+    assert sender.files() == before
+    assert not sender.run()["changed"]
+
+
+@pytest.mark.parametrize("program", ["useradd", "systemctl", "userdel"])
+def test_a_failure_is_one_line_and_the_next_run_completes_it(sender: SenderHost, program: str) -> None:
+    if program == "userdel":
+        sender.run()
+    sender.program(program, "echo noise >&2; echo it fails on purpose >&2; exit 1")
+    result = sender.without(state="absent") if program == "userdel" else sender.run()
+    assert result["failed"]
+    assert result["msg"].partition(": ")[2].startswith("it fails on purpose")
+    assert "\n" not in result["msg"]
+    # Whole in both cases.
+    assert subprocess.check_output([sender.host.entry, "--version"], env={}, text=True).startswith("docker_core_helper")
+    assert sender.host.configuration.exists()
+    sender.program(program, PROGRAMS[program])
+    if program == "userdel":
+        sender.without(state="absent")
+        sender.link.parent.rmdir()
+        assert sender.files() == sender.bare
+    else:
+        assert "the helper itself is whole, its sender is not" in result["msg"]
+        assert sender.run()["changed"]
+        assert sender.users.exists() and sender.link.is_symlink()
+        assert not sender.run()["changed"]
+
+
+def test_a_user_that_was_there_before_stays(sender: SenderHost) -> None:
+    sender.users.write_text("docker-core-helper:990:of the administrator\n")
+    assert "user docker-core-helper" not in headers(sender.run())
+    result = sender.without(state="absent")
+    assert "user docker-core-helper" not in headers(result)
+    assert sender.users.exists()
+    assert not [line for line in sender.said() if line.startswith("user")]
+
+
+def test_a_group_that_was_there_before_is_taken(sender: SenderHost) -> None:
+    (sender.bin / "groups").write_text("docker-core-helper\n")
+    sender.run()
+    assert sender.said()[0].endswith("--gid docker-core-helper docker-core-helper")
+
+
+def test_a_group_that_is_left_goes_with_the_user(sender: SenderHost) -> None:
+    sender.program("userdel", 'rm "$here/users"')
+    sender.program("groupdel", 'rm "$here/groups"')
+    sender.run()
+    sender.without(state="absent")
+    assert sender.said()[-1] == "groupdel docker-core-helper"
+    assert not (sender.bin / "groups").exists()
+
+
+def test_alpine_has_other_programs_for_users(sender: SenderHost) -> None:
+    for name in ("useradd", "userdel"):
+        (sender.bin / name).unlink()
+    sender.program("addgroup", 'echo "$2" >>"$here/groups"')
+    sender.program("adduser", f'echo "docker-core-helper:990:{COMMENT}" >"$here/users"')
+    sender.program("deluser", PROGRAMS["userdel"])
+    sender.run()
+    group, user, *_ = sender.said()
+    assert group == "addgroup -S docker-core-helper"
+    assert user.startswith("adduser -S -D -H -h /nonexistent -s /")
+    assert user.endswith(f" -g {COMMENT} -G docker-core-helper docker-core-helper")
+    sender.without(state="absent")
+    assert sender.said()[-1] == "deluser docker-core-helper"
+    assert not sender.users.exists()
+
+
+def refused(sender: SenderHost, **changed: Any) -> str:
+    """Run the module, which must refuse before it changes anything, and return why it does."""
+    before = sender.files()
+    result = sender.run(**changed)
+    assert result.get("failed"), result
+    assert sender.files() == before
+    return str(result["msg"])
+
+
+def test_a_host_that_cannot_make_a_user_is_refused(sender: SenderHost) -> None:
+    (sender.bin / "useradd").unlink()
+    assert "has neither useradd nor adduser: make the system user docker-core-helper" in refused(sender)
+
+
+def test_a_sender_that_would_be_root_is_refused(sender: SenderHost) -> None:
+    sender.users.write_text("docker-core-helper:0:\n")
+    assert "is root: give it a uid of its own" in refused(sender)
+
+
+@pytest.mark.parametrize("part", ["credentials", "service", "uploader", "timer"])
+def test_a_file_that_somebody_has_written_by_hand_is_refused_and_stays(sender: SenderHost, part: str) -> None:
+    path: Path = getattr(sender, part)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"THEIRS={SECRET}\n")
+    message = refused(sender)
+    assert f"{path} was written by somebody else, and would be lost: move it away" in message
+    assert ("sender_environment" in message) == (part == "credentials")
+    sender.without()
+    sender.without(state="absent")
+    assert path.exists()
+
+
+def test_credentials_of_somebody_else_are_used_where_the_role_has_none(sender: SenderHost) -> None:
+    sender.credentials.write_text(f"THEIRS={SECRET}\n")
+    sender.run(credentials=None)
+    sender.without(state="absent")
+    assert sender.credentials.read_text() == f"THEIRS={SECRET}\n"
+
+
+def test_credentials_go_when_the_role_has_none_any_more(sender: SenderHost) -> None:
+    sender.run()
+    assert headers(sender.run(credentials=None)) == ["docker_core_helper.credentials"]
+    assert not sender.credentials.exists()
+
+
+def test_where_systemd_does_not_run_the_timer_is_enabled_for_the_next_boot(sender: SenderHost) -> None:
+    sender.booted.rmdir()
+    sender.run()
+    assert sender.said()[1:] == ["systemctl enable docker-core-helper-sender.timer"]
+    assert not sender.run()["changed"]
+    sender.without(state="absent")
+    assert sender.said() == ["systemctl disable docker-core-helper-sender.timer", "userdel docker-core-helper"]
+
+
+def test_a_host_without_systemd_has_no_units_and_is_told_what_to_do(sender: SenderHost) -> None:
+    (sender.bin / "systemctl").unlink()
+    result = sender.run()
+    assert "let cron run docker_core_helper cores send as root" in str(result["warnings"])
+    assert list(sender.units.iterdir()) == []
+    assert not sender.run()["changed"]
+    sender.without(state="absent")
+    assert not sender.users.exists() and not sender.credentials.exists()
+
+
+def test_units_are_wanted_with_the_uploader_only(sender: SenderHost) -> None:
+    assert "uploader" in str(sender.without(uploader=UPLOADER)["msg"])
+
+
+def texts(value: Any) -> str:
+    """Return all texts in a result."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    return "\n".join(map(texts, value)) if isinstance(value, list) else str(value)
+
+
+@pytest.mark.parametrize("place", ["default", "configured"])
+def test_a_removal_keeps_the_cores_and_says_where_they_are(sender: SenderHost, tmp_path: Path, place: str) -> None:
+    directory = tmp_path / ("cores" if place == "default" else 'a "b" \\c')
+    quoted = str(directory).replace("\\", "\\\\").replace('"', '\\"')
+    line = f'DOCKERCOREHELPER_KEEP_DIRECTORY="{quoted}"\n' if place == "configured" else ""
+    sender.without(configuration=f"{MARK}{line}")
+    stay = f"cores stay in {directory}, and no bound or age deletes them"
+    # Ansible returns those of earlier tests, too.
+    assert stay not in texts(sender.without(state="absent"))
+    sender.without(configuration=f"{MARK}{line}")
+    group = directory / "group"
+    group.mkdir(parents=True)
+    for name in ("x.core", "x.json", "y.core.zst", "y.json", ".z.9.part"):
+        (group / name).touch()
+    assert f"2 {stay}" in texts(sender.without(state="absent"))
+    assert len(list(group.iterdir())) == 5

@@ -18,6 +18,7 @@ import pytest
 import yaml
 from core_helper.configuration import Configuration, parse_configuration
 from core_helper.crash import SIGNALS
+from core_helper.words import unquote
 from support import project
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -27,6 +28,14 @@ ROLES = ["docker_core_helper", "core_uploader"]
 HELPER = "/opt/bin/docker_core_helper"
 NAME = "docker_core_helper_"
 
+# What must be quoted, and what no message may show.
+SECRETS = {
+    "AWS_ACCESS_KEY_ID": "not-to-be-shown",
+    "items": 'not-to-be-shown "quotes" $HOME `x` \'y\' \\ \\$ \\" #z',
+    "_port": 9000,
+    "EMPTY": "",
+    "BLANKS": " é ",
+}
 ACCEPTED: dict[str, dict[str, Any]] = {
     "defaults": {},
     "original": {"core_pattern": f"|{HELPER} %P %u %g /opt/bin/uploader.sh s3://my-bucket-for-cores/ %P %u %g"},
@@ -47,6 +56,12 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "unlimited": {"obey_core_limit": False},
     "keep": {"keep": "undelivered", "keep_max": "500M", "keep_free": 0, "keep_age": "365", "release": "kept"},
     "keep_bytes": {"keep": "always", "keep_max": 5000000, "keep_directory": '/srv/a "b" \\c/cores'},
+    "sender": {"keep": "always", "sender": ["/opt/lib/docker_core_helper/uploader.sh", "s3://cores/"]},
+    "sender_quotes": {
+        "keep": "undelivered",
+        "sender": ["/srv/a b", 'say "hello"', "it's", "100%", "/mnt/c d", "file:///srv/x%"],
+        "sender_environment": SECRETS,
+    },
     "no_chain": {"chain": "none"},
     "chain": {"chain": ["/usr/share/apport/apport", "-p%p", "--", "%E"], "chain_containers": True},
     "chain_quotes": {"chain": ["/opt/a b", 'say "hello"', "it's", "%", "%x", ""]},
@@ -158,6 +173,48 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "keep_max_0": ({"keep_max": 0}, "docker_core_helper_keep_max must be a number of bytes"),
     "keep_free": ({"keep_free": 100}, "docker_core_helper_keep_free must be a percentage from 0 to 99"),
     "keep_age": ({"keep_age": 0}, "docker_core_helper_keep_age must be a number of days from 1 to 36500"),
+    "sender_string": (
+        {"sender": "/opt/x s3://y/"},
+        "docker_core_helper_sender must be a list of words, such as [/opt/",
+    ),
+    "sender_relative": ({"sender": ["uploader.sh"]}, "docker_core_helper_sender must begin with the absolute path of"),
+    "sender_newline": (
+        {"sender": ["/a", "b\nc"], "keep": "always"},
+        "docker_core_helper_sender must not hold newlines",
+    ),
+    "sender_never": (
+        {"sender": ["/a"]},
+        "docker_core_helper_keep is never: set docker_core_helper_keep to undelivered or always, or leave the sender out",
+    ),
+    "sender_tmp": ({"sender": ["/a", "file:///tmp"], "keep": "always"}, "_sender must name nothing below /home, /root"),
+    "sender_home": (
+        {"sender": ["/a", "/b"], "keep": "always", "keep_directory": "/root/cores"},
+        "keep_directory must name nothing below /home, /root, /run/user, /tmp and /var/tmp, which the service of the sender"
+        ' does not see: "/root/cores"',
+    ),
+    "sender_environment": ({"sender_environment": ["A=not-to-be-shown"]}, "must be a mapping of names to values"),
+    "sender_environment_text": ({"sender_environment": "A=not-to-be-shown"}, "must be a mapping of names to values"),
+    "sender_environment_name": (
+        {"sender_environment": {"A-B=not-to-be-shown": ""}},
+        'docker_core_helper_sender_environment must have names of letters, digits and _: "A-B"',
+    ),
+    "sender_environment_core": (
+        {"sender_environment": {"CORE_DESTINATION": "not-to-be-shown"}},
+        'must not have "CORE_DESTINATION": the helper itself says by CORE_ what is known of a core',
+    ),
+    "sender_environment_newline": (
+        {"sender_environment": {"A": "not-to-be-shown\nB=x"}},
+        'the value of "A" must not hold newlines or other control characters',
+    ),
+    "sender_environment_bool": ({"sender_environment": {"A": True}}, 'the value of "A" must be a string, in quotes'),
+    "sender_environment_list": (
+        {"sender_environment": {"A": ["not-to-be-shown"]}},
+        'the value of "A" must be a string',
+    ),
+    "sender_environment_alone": (
+        {"sender_environment": {"A": "not-to-be-shown"}},
+        "docker_core_helper_sender_environment is for docker_core_helper_sender, which is empty: name a program there",
+    ),
     "ignore_programs": ({"ignore_programs": ["chrome"]}, "_ignore_programs must be a list of paths, such as [/usr/"),
     "ignore_programs_string": ({"ignore_programs": "/x"}, "docker_core_helper_ignore_programs must be a list of paths"),
     "ignore_programs_newline": ({"ignore_programs": ["/a\nb"]}, "docker_core_helper_ignore_programs must not hold"),
@@ -175,7 +232,11 @@ PLAY = """
         tasks_from: preflight.yml
         public: true
     - ansible.builtin.debug:
-        msg: "{{ lookup('ansible.builtin.template', template) | b64encode }} {{ docker_core_helper_kernel_limit }}"
+        msg: >-
+          {{ lookup('ansible.builtin.template', templates ~ '/docker_core_helper.conf.j2') | b64encode }}
+          {{ docker_core_helper_kernel_limit }}
+          {{ lookup('ansible.builtin.template', templates ~ '/docker_core_helper.credentials.j2') | b64encode }}
+          {{ lookup('ansible.builtin.template', templates ~ '/docker-core-helper-sender.service.j2') | b64encode }}
 """
 
 
@@ -196,7 +257,7 @@ def messages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     (directory / "play.yml").write_text(PLAY)
     environment = {**os.environ, "ANSIBLE_ROLES_PATH": str(ROLE.parent), "ANSIBLE_NOCOLOR": "1", "ANSIBLE_CONFIG": ""}
     environment |= {"ANSIBLE_INJECT_FACT_VARS": "false", "ANSIBLE_HOME": str(directory)}
-    words = [PLAYBOOK, "-i", "inventory.yml", "play.yml", "-e", f"template={ROLE}/templates/docker_core_helper.conf.j2"]
+    words = [PLAYBOOK, "-i", "inventory.yml", "play.yml", "-e", f"templates={ROLE}/templates"]
     result = subprocess.run(words, env=environment, cwd=directory, stdout=subprocess.PIPE, text=True, check=False)
     said: dict[str, str] = {}
     for found in re.finditer(r"^(?:ok|fatal): \[(\w+)\](?:: FAILED!)? => (?=\{)", result.stdout, re.M):
@@ -210,6 +271,7 @@ def messages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def test_preflight_refuses_with_one_clear_line(messages: dict[str, str], case: str) -> None:
     assert REFUSED[case][1] in messages[case]
     assert "\n" not in messages[case]
+    assert "not-to-be-shown" not in messages[case]
 
 
 @pytest.mark.parametrize("case", ACCEPTED)
@@ -240,6 +302,8 @@ def test_the_helper_reads_in_the_configuration_what_the_user_has_written(message
     assert configuration.keep_free == expected.get("keep_free", 15)
     assert configuration.keep_age == int(expected.get("keep_age", 14))
     assert configuration.release_kept == (expected.get("release") == "kept")
+    keeps = expected.get("keep", "never") != "never"
+    assert configuration.sender == [word.encode() for word in expected.get("sender", []) if keeps]
     assert configuration.pipe_limit == int(expected.get("pipe_limit", 64))
 
 
@@ -250,6 +314,30 @@ def test_the_kernel_lets_more_crashes_to_the_helper_than_are_delivered_at_once(
     limits = ACCEPTED[case]
     expected = limits.get("kernel_limit", max(512, int(limits.get("pipe_limit", 64))))
     assert messages[case].split()[1] == str(expected)
+
+
+def test_the_sender_gets_every_value_as_it_was_written(messages: dict[str, str]) -> None:
+    lines = base64.b64decode(messages["sender_quotes"].split()[2]).decode().splitlines()
+    found = dict(line.split("=", 1) for line in lines if not line.startswith("#"))
+    assert {name: unquote(value.encode()).decode() for name, value in found.items()} == {
+        name: str(value) for name, value in SECRETS.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("case", "paths"),
+    [
+        ("sender", ["/var/lib/docker_core_helper/cores"]),
+        ("sender_quotes", ["/var/lib/docker_core_helper/cores", "/mnt/c d", "/srv/x%%"]),
+        ("keep_bytes", [r"/srv/a \"b\" \\c/cores"]),
+    ],
+)
+def test_the_service_of_the_sender_may_write_where_cores_are_and_where_they_go(
+    messages: dict[str, str], case: str, paths: list[str]
+) -> None:
+    unit = base64.b64decode(messages[case].split()[3]).decode()
+    assert re.findall(r'^ReadWritePaths="-(.*)"$', unit, re.M) == paths
+    assert f"\nExecStart={HELPER} cores send\n" in unit
 
 
 def test_the_signals_that_leave_a_core_are_those_of_the_helper() -> None:

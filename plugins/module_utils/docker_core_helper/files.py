@@ -41,13 +41,13 @@ def read_exactly(path: str) -> str:
         return ""
 
 
-def wrong_access(path: str) -> str:
+def wrong_access(path: str, mode: int = 0o644) -> str:
     """Return mode and user of a file of ours for a diff; empty if they are right, or if there is no file."""
     try:
         found = os.lstat(path)
     except FileNotFoundError:
         return ""
-    wrong = stat.S_ISLNK(found.st_mode) or (found.st_uid, stat.S_IMODE(found.st_mode)) != (os.geteuid(), 0o644)
+    wrong = stat.S_ISLNK(found.st_mode) or (found.st_uid, stat.S_IMODE(found.st_mode)) != (os.geteuid(), mode)
     return f"# {stat.filemode(found.st_mode)}, user {found.st_uid}\n" if wrong else ""
 
 

@@ -12,6 +12,10 @@ import re
 
 HELPER = "docker_core_helper"
 CONFIGURATION = "/etc/docker_core_helper.conf"
+# For root alone; the sender's program gets the variables in it.
+CREDENTIALS = "/etc/docker_core_helper.credentials"
+UNITS = "/etc/systemd/system"
+CORES = "/var/lib/docker_core_helper/cores"
 BIN_DIR = "/opt/bin"
 LIB_DIR = "/opt/lib/docker_core_helper"
 # The values from before the first run.

@@ -6,8 +6,11 @@ does the same for real.
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,6 +29,8 @@ cp -a /etc "$1/etc"
 mount --bind "$1/etc" /etc
 rm -f /etc/docker_core_helper.conf /etc/sysctl.d/60-docker-core-helper.conf
 mount --bind "$1/opt" /opt
+# Where systemd runs, it is not the one of this host.
+[ ! -d /run/systemd/system ] || mount -t tmpfs none /run/systemd
 for name in core_pattern core_pipe_limit; do
     eval "printf '%s\\n' \\"\\$$name\\"" > "$1/$name"
     mount --bind "$1/$name" "/proc/sys/kernel/$name"
@@ -215,6 +220,84 @@ def test_a_host_whose_cores_went_to_a_socket(sandbox: Sandbox) -> None:
     sandbox.play(*SITE, *none)
     sandbox.play("remove.yml")
     assert sandbox.run(LISTING) == bare
+
+
+SECRET = "not-to-be-shown"
+UNITS = "/etc/systemd/system/docker-core-helper-sender"
+WITH_SENDER = {
+    "docker_core_helper_keep": "always",
+    "docker_core_helper_keep_directory": "/opt/kept cores",
+    "docker_core_helper_sender": ["{{ docker_core_helper_lib_dir }}/uploader.sh", "file:///mnt"],
+    "docker_core_helper_sender_environment": {"KEY": f"{SECRET}-1", "ID": f'{SECRET}-2 "q" $'},
+}
+WANTS = "/etc/systemd/system/timers.target.wants"
+PARTS = "cat /etc/passwd /etc/group; find /etc/systemd/system; cat /etc/docker_core_helper.* /opt/lib/*/uploader.sh"
+
+
+def test_a_host_with_a_sender_from_the_first_run_to_the_removal(sandbox: Sandbox) -> None:
+    if missing := [name for name in ("systemctl", "useradd", "userdel") if not shutil.which(name)]:
+        pytest.skip(f"this machine lacks {', '.join(missing)}")
+    sandbox.run(f"echo {shlex.quote(json.dumps(WITH_SENDER))} >{sandbox.directory}/sender.json")
+    new = {"docker_core_helper_sender": ["/bin/true"], "docker_core_helper_sender_environment": {"KEY": "-3"}}
+    sandbox.run(f"echo {shlex.quote(json.dumps(new))} >{sandbox.directory}/new.json")
+    told: list[str] = []
+
+    def play(*words: str, sender: bool = True, status: int = 0) -> str:
+        given = ("-e", f"@{sandbox.directory}/sender.json") if sender else ()
+        # The kept cores are below /opt, which is private.
+        told.append(sandbox.play(*words[:1], *given, *words[1:], status=status))
+        return told[-1]
+
+    bare = sandbox.run(f"{LISTING}; {PARTS}")
+    said = play(*SITE, "--check", "--diff", "-vvv")
+    assert "+KEY=(not shown)" in said
+    assert "+ExecStart=/opt/bin/docker_core_helper cores send" in said
+    assert sandbox.run(f"{LISTING}; {PARTS}") == bare
+
+    assert count(play(*SITE, "--diff", "-vvv"))[1] == 2
+    installed = sandbox.run(f"{LISTING}; {PARTS}")
+    assert f'KEY="{SECRET}-1"\nID="{SECRET}-2 \\"q\\" \\$"\n' in installed
+    assert 'DOCKERCOREHELPER_SENDER="/opt/lib/docker_core_helper/uploader.sh file:///mnt"\n' in installed
+    assert f"\n{WANTS}/docker-core-helper-sender.timer\n" in installed
+    assert re.search(
+        r"^docker-core-helper:x:[1-9]\d*:[1-9]\d*:docker_core_helper sender:/nonexistent:.*nologin$", installed, re.M
+    )
+    assert sandbox.run("stat -c '%a %U' /etc/docker_core_helper.credentials").startswith("600 root\n")
+    assert 'ReadWritePaths="-/opt/kept cores"\nReadWritePaths="-/mnt"\n' in sandbox.run(f"cat {UNITS}.service")
+    assert count(play(*SITE))[1] == 0
+
+    verify = ("verify.yml", *(f"-e verify_{kind}={sandbox.directory}/verify.{kind}" for kind in ("json", "html")))
+    play(*verify)
+    sandbox.run("chmod 644 /etc/docker_core_helper.credentials")
+    said = play(*verify, "--diff", "-vvv", status=2)
+    assert "the files are not those of this version: /etc/docker_core_helper.credentials" in said
+    assert count(play(*SITE))[1] == 1
+
+    # A version with another sender is rolled back, and its credentials stay; one without a sender brings none back.
+    recorded = (
+        f"cat {UNITS}.* /etc/docker_core_helper.conf /opt/lib/*/uploader.sh; cut -d: -f 1,5 /etc/passwd; ls {WANTS}"
+    )
+    before = sandbox.run(recorded)
+    play(*SITE, "-e", f"@{sandbox.directory}/new.json")
+    assert sandbox.run(recorded) != before
+    play("rollback.yml")
+    assert sandbox.run(recorded) == before
+    assert 'KEY="-3"\n' in sandbox.run("cat /etc/docker_core_helper.credentials")
+    play(*SITE, sender=False)
+    assert sandbox.run("cat /etc/passwd /etc/group; ls -R /etc/systemd/system").count("docker-core-helper") == 0
+    play("rollback.yml", sender=False)
+    assert sandbox.run(recorded) == before
+    assert "No such file" in sandbox.run("cat /etc/docker_core_helper.credentials")
+
+    sandbox.run("mkdir -p '/opt/kept cores/group' && touch '/opt/kept cores/group/x.core'")
+    said = " ".join(play("remove.yml").split())
+    assert "1 core stays in /opt/kept cores, and no bound or age deletes them any more" in said
+    assert "/opt/kept cores/group/x.core" in sandbox.run("find /opt")
+    sandbox.run("rm -r '/opt/kept cores'")
+    assert sandbox.run(f"{LISTING}; {PARTS}") == bare
+    assert count(play("remove.yml"))[1] == 0
+    assert SECRET not in "".join(told)
+    assert SECRET not in sandbox.run(f"cat {sandbox.directory}/rollout/* {sandbox.directory}/verify.*")
 
 
 @pytest.mark.parametrize("sandbox", ["|/bin/echo -p%p %E"], indirect=True)

@@ -1,12 +1,16 @@
-"""Which engines a host has; how a host is read and brought back is in test_role_rollout.py and tests/fleet/test_restore.py."""
+"""Which engines a host has, and its sender; how the rest of it is brought back is in test_role_rollout.py and tests/fleet."""
 
 from __future__ import annotations
 
+import json
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.project import load
+from support.project import load, shared
+from support.sender_host import COMMENT, HostOfSender
 
 MODULE = Path(__file__).resolve().parents[2] / "plugins/modules/core_helper_snapshot.py"
 # The client has another version than the daemon, which answers as long as there is a file.
@@ -79,3 +83,122 @@ def test_a_pattern_is_told_as_what_it_is(module: Any, pattern: str, owner: str) 
 def test_a_process_is_found_by_the_name_of_its_program(module: Any) -> None:
     assert module.runs(Path("/proc/self/comm").read_text().strip())
     assert not module.runs("dockerd-of-nobody")
+
+
+MARK = "# Written by the Ansible role docker_core_helper; long ago\n"
+SENDER = {"uploader": "#!/bin/sh\n# uploader.sh: é\n", "service": f"{MARK}# é\n", "timer": MARK}
+
+
+class Recorded(HostOfSender):
+    """A host with a helper, of which a record is made, and which is brought back by it."""
+
+    def __init__(self, module: Any, root: Path, capture: pytest.CaptureFixture[str], patch: pytest.MonkeyPatch) -> None:
+        """Make the helper; it has no sender."""
+        super().__init__(root / "host", root / "host/lib", patch)
+        self.module = module
+        self.capture = capture
+        self.root = root / "host"
+        for name in ("lib", "bin", "proc"):
+            (self.root / name).mkdir(exist_ok=True)
+        (self.root / "bin/docker_core_helper").write_text("#!/usr/bin/python3\n")
+        for name in ("core_pattern", "core_pipe_limit"):
+            (self.root / "proc" / name).write_text("1\n")
+        patch.setattr(shared("kernel"), "KERNEL", str(self.root / "proc"))
+        patch.setattr(shared("places"), "CONFIGURATION", str(self.root / "docker_core_helper.conf"))
+        patch.setattr(shared("usable_python"), "OWNER", os.getuid())
+        patch.setattr(shared("usable_python"), "GROUP", os.getgid())
+
+    def run(self, snapshot: Any = None, check: bool = False) -> dict[str, Any]:
+        """Run the module and return its result."""
+        testing = pytest.importorskip("ansible.module_utils.testing")
+        parameters = {
+            "snapshot": snapshot,
+            "bin_dir": str(self.root / "bin"),
+            "lib_dir": str(self.root / "lib"),
+            "sysctl_file": str(self.root / "sysctl.conf"),
+            "_ansible_check_mode": check,
+        }
+        with testing.patch_module_args(parameters), pytest.raises(SystemExit):
+            self.module.main()
+        result: dict[str, Any] = json.loads(self.capture.readouterr().out.splitlines()[-1])
+        assert not result.get("failed"), result
+        return result
+
+    def add_sender(self) -> None:
+        """Have a sender, as the role has made it."""
+        for name, content in SENDER.items():
+            getattr(self, name).write_text(content)
+            getattr(self, name).chmod(0o755 if name == "uploader" else 0o644)
+        self.credentials.write_text(f'{MARK}KEY="not-to-be-shown"\n')
+        self.link.parent.mkdir()
+        self.link.symlink_to(self.timer)
+        (self.bin / "active").write_text("active\n")
+        self.users.write_text(f"docker-core-helper:990:{COMMENT}\n")
+        (self.bin / "groups").write_text("docker-core-helper\n")
+
+
+@pytest.fixture
+def recorded(
+    module: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Recorded:
+    """Return a host with a helper and without a sender."""
+    return Recorded(module, tmp_path, capsys, monkeypatch)
+
+
+def test_a_snapshot_has_units_and_uploader_and_no_credentials(recorded: Recorded) -> None:
+    paths = {str(path) for path in (recorded.uploader, recorded.service, recorded.timer)}
+    files = recorded.run()["snapshot"]["files"]
+    assert {path for path in paths if files[path] is None} == paths
+    recorded.add_sender()
+    result = recorded.run()
+    assert None not in [result["snapshot"]["files"][path] for path in paths]
+    assert str(recorded.credentials) not in result["snapshot"]["files"]
+    assert "not-to-be-shown" not in json.dumps(result)
+
+
+@pytest.mark.parametrize("record", ["of this version", "from before there were senders"])
+def test_rollback_to_a_version_without_a_sender_leaves_nothing_of_it(recorded: Recorded, record: str) -> None:
+    before = recorded.run()["snapshot"]
+    if record == "from before there were senders":
+        for path in (recorded.uploader, recorded.service, recorded.timer):
+            del before["files"][str(path)]
+    recorded.add_sender()
+    now = recorded.run()["snapshot"]
+    predicted = recorded.run(before, check=True)
+    assert (recorded.run()["snapshot"], recorded.said()) == (now, [])
+    result = recorded.run(before)
+    assert (result["changed"], result["diff"]) == (True, predicted["diff"])
+    assert "not-to-be-shown" not in json.dumps(result)
+    parts = (recorded.uploader, recorded.service, recorded.timer, recorded.link, recorded.credentials, recorded.users)
+    assert [path for path in parts if path.exists() or path.is_symlink()] == []
+    assert recorded.said()[0] == "systemctl disable --now docker-core-helper-sender.timer"
+    assert not recorded.run(before)["changed"]
+
+
+@pytest.mark.parametrize("credentials", ["there", "gone"])
+def test_rollback_to_a_version_with_a_sender_brings_all_back_but_the_credentials(
+    recorded: Recorded, credentials: str
+) -> None:
+    recorded.add_sender()
+    before = recorded.run()["snapshot"]
+    recorded.service.write_text(f"{MARK}another one\n")
+    if credentials == "gone":
+        for path in (recorded.timer, recorded.link, recorded.uploader, recorded.credentials, recorded.users):
+            path.unlink()
+        (recorded.bin / "active").unlink()
+    predicted = recorded.run(before, check=True)
+    result = recorded.run(before)
+    assert (result["changed"], result["diff"]) == (True, predicted["diff"])
+    assert result["snapshot"] == before
+    assert recorded.credentials.exists() == (credentials == "there")
+    assert recorded.users.exists() and recorded.link.is_symlink()
+    assert stat.S_IMODE(recorded.uploader.stat().st_mode) == 0o755
+    assert recorded.said()[-1] == "systemctl restart docker-core-helper-sender.timer"
+    assert not recorded.run(before)["changed"]
+
+
+def test_a_host_is_as_before_whatever_an_earlier_version_has_not_recorded() -> None:
+    pytest.importorskip("ansible.plugins.action")
+    action = load(MODULE.parents[1] / "action/core_helper_rollout.py")
+    assert action.there({"/a": "x", "/b": None}) == action.there({"/a": "x"})
+    assert action.there({"/a": "x", "/b": ""}) != action.there({"/a": "x"})

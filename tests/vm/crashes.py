@@ -15,6 +15,8 @@ ROOT = "/srv/root"
 ARCHIVE = "/srv/root.tar"
 IMAGE = "localhost/core-lab"
 RECORDS = "/srv/records"
+# Where the host keeps cores.
+CORES = "/var/lib/docker_core_helper/cores"
 
 # What baselines such as the STIG demand.
 HARDENING = "/etc/sysctl.d/99-kernel_core_pattern.conf"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from support import lab
 from support.machines import MACHINES, Machine
-from vm.crashes import HARDENING, PATTERN, coredumpctl
+from vm.crashes import CORES, HARDENING, PATTERN, coredumpctl
 
 # Of two crashes of the same program, these differ.
 OF_ONE_CRASH = ("PID", "TIMESTAMP", "FILENAME", "PROC_", "ENVIRON", "OPEN_FDS")
@@ -24,13 +24,27 @@ def expected(machine: Machine) -> str:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def removed(playbook: Callable[..., str]) -> None:
-    """Removes the helper."""
-    playbook("remove.yml")
+def removed(playbook: Callable[..., str]) -> str:
+    """Removes the helper, which has a sender; returns what Ansible says."""
+    return playbook("remove.yml")
 
 
 def test_the_files_are_gone(machine: Machine) -> None:
     assert machine.run(f"ls -d {' '.join(lab.INSTALLED)} /etc/sysctl.d/*docker* 2>/dev/null || true") == ""
+
+
+def test_nothing_of_the_sender_is_left(machine: Machine) -> None:
+    units = "docker-core-helper-sender.*"
+    assert machine.run(f"systemctl list-units --all --plain --no-legend '{units}'") == ""
+    assert machine.run(f"systemctl list-unit-files --no-legend '{units}'") == ""
+    assert machine.run("find /etc/systemd/system -name '*docker-core-helper*'") == ""
+    assert machine.run("getent passwd docker-core-helper; getent group docker-core-helper; true") == ""
+    assert machine.run("ls /etc/docker_core_helper.* 2>/dev/null || true") == ""
+
+
+def test_the_kept_core_stays_and_the_removal_says_where(machine: Machine, removed: str) -> None:
+    assert f"1 core stays in {CORES}" in " ".join(removed.split())
+    assert len(machine.run(f"find {CORES} -name '*.core*'").splitlines()) == 1
 
 
 def test_the_values_of_the_distribution_are_back(machine: Machine, expected: str) -> None:

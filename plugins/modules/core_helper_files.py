@@ -65,7 +65,7 @@ options:
     type: str
   credentials:
     description:
-      - Content of C(/etc/docker_core_helper.credentials), whose variables the sender's program gets. Only root may read the
+      - Content of C(/etc/docker_core_helper.credentials), whose variables the sender gets. Only root may read the
         file.
       - Nothing that this module returns or logs has a value of it.
     type: str

@@ -569,7 +569,8 @@ def test_nothing_of_the_sender_is_left(sender: SenderHost, state: str) -> None:
     before = sender.files()
     predicted = sender.without(check=True, **changed)
     assert (sender.files(), sender.said()) == (before, [])
-    result = sender.without(**changed)
+    # Also if the variables of the host still have a sender.
+    result = sender.run("absent") if state == "absent" else sender.without()
     assert (result["changed"], result["diff"]) == (True, predicted["diff"])
     assert headers(result)[:6] == PARTS
     assert sender.said() == STOPS
@@ -662,6 +663,27 @@ def test_a_failure_is_one_line_and_the_next_run_completes_it(sender: SenderHost,
         assert sender.run()["changed"]
         assert sender.users.exists() and sender.link.is_symlink()
         assert not sender.run()["changed"]
+
+
+def test_the_next_removal_completes_one_that_was_interrupted(sender: SenderHost) -> None:
+    sender.run()
+    sender.without(state="absent")
+    sender.users.write_text(f"docker-core-helper:990:{COMMENT}\n")
+    (sender.bin / "groups").write_text("docker-core-helper\n")
+    sender.said()
+    result = sender.without(state="absent")
+    assert (result["changed"], headers(result)) == (True, ["user docker-core-helper"])
+    assert not sender.users.exists()
+
+
+def test_a_unit_that_somebody_has_deleted_does_not_stay_enabled(sender: SenderHost) -> None:
+    sender.run()
+    sender.said()
+    sender.timer.unlink()
+    sender.without(state="absent")
+    assert sender.said()[0] == f"systemctl stop {sender.timer.name} {sender.service.name}"
+    assert not sender.link.is_symlink()
+    assert not sender.without(state="absent")["changed"]
 
 
 def test_a_user_that_was_there_before_stays(sender: SenderHost) -> None:
@@ -770,6 +792,8 @@ def test_a_host_without_systemd_has_no_units_and_is_told_what_to_do(sender: Send
 
 def test_units_are_wanted_with_the_uploader_only(sender: SenderHost) -> None:
     assert "uploader" in str(sender.without(uploader=UPLOADER)["msg"])
+    sender.without(credentials=WITH_SENDER["credentials"])
+    assert not sender.credentials.exists()
 
 
 @pytest.mark.parametrize("place", ["default", "configured"])

@@ -12,7 +12,7 @@ import re
 
 HELPER = "docker_core_helper"
 CONFIGURATION = "/etc/docker_core_helper.conf"
-# For root alone; the sender's program gets the variables in it.
+# For root alone; the sender gets the variables in it.
 CREDENTIALS = "/etc/docker_core_helper.credentials"
 UNITS = "/etc/systemd/system"
 CORES = "/var/lib/docker_core_helper/cores"

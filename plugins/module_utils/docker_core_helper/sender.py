@@ -208,6 +208,9 @@ class Sender:
                 self._run(f"systemctl stop {SERVICE}", self.systemctl, "stop", SERVICE)
                 # A unit that has failed would be listed until the next boot.
                 self.module.run_command([self.systemctl, "reset-failed", SERVICE])
+        elif runs and os.path.islink(self.link):
+            # Somebody has deleted the unit, of which systemd may know still.
+            self.module.run_command([str(self.systemctl), "stop", TIMER, SERVICE])
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             os.unlink(self.link)
         for path, content in wanted.items():

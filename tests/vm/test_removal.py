@@ -44,7 +44,7 @@ def test_nothing_of_the_sender_is_left(machine: Machine) -> None:
 
 def test_the_kept_core_stays_and_the_removal_says_where(machine: Machine, removed: str) -> None:
     assert f"1 core stays in {CORES}" in " ".join(removed.split())
-    assert len(machine.run(f"find {CORES} -name '*.core*'").splitlines()) == 1
+    assert len(machine.run(f"find {CORES} -name '*.core' -o -name '*.core.zst'").splitlines()) == 1
 
 
 def test_the_values_of_the_distribution_are_back(machine: Machine, expected: str) -> None:

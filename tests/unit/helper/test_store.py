@@ -81,6 +81,20 @@ def test_a_disk_that_others_have_filled_costs_no_more_cores_than_the_new_one_tak
     assert len(kept.entries()) == 3
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="a store belongs to root")
+def test_nor_where_the_bound_leaves_just_as_much_as_the_new_one_takes(
+    kept: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(4):
+        put(kept, f"group-{number}", "key", MIB, number)
+    free = SimpleNamespace(f_bavail=0, f_blocks=100, f_frsize=MIB // 2)
+    monkeypatch.setattr(posix, "fstatvfs", lambda directory: free)
+    sizes = {found.bytes for found in kept.entries()}
+    (size,) = sizes
+    assert kept.room_for("new", size, bounds(4 * size, free=1)) < 0
+    assert len(kept.entries()) == 4
+
+
 def test_cores_that_are_being_written_make_no_room_and_count() -> None:
     writing = entry("loop", "writing", 60, 5, whole=False)
     assert victim([writing, entry("other", "kept", 40)], "loop", 30) == ""
@@ -143,8 +157,10 @@ def test_the_store_is_made_for_root_alone(kept: Store) -> None:
 @pytest.mark.parametrize("mode", [0o750, 0o701, 0o720])
 def test_a_directory_that_others_may_enter_is_no_store(tmp_path: Path, mode: int) -> None:
     tmp_path.chmod(mode)
+    opened = os.listdir("/proc/self/fd")
     with pytest.raises(store.Unusable, match=f"chown root {tmp_path} && chmod 0700 {tmp_path}"):
         Store(str(tmp_path))
+    assert len(os.listdir("/proc/self/fd")) == len(opened)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="a store belongs to root")

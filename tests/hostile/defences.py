@@ -831,4 +831,61 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         ],
         "compressed_of_it",
     ),
+    "keeping: the delegate starts while the kernel dumps": (
+        [("deliver.py", "            if destination.secured:\n", "            if False:\n")],
+        "nothing_else or stopped_during",
+    ),
+    "keeping: the process waits for its delegate": (
+        [("delivery.py", "if self.configuration.release_kept:", "if False:")],
+        "come_after_the_process",
+    ),
+    "keeping: no bound": (
+        [("store.py", "bound - sum(weight(entry, bound) for entry in entries)", "bound")],
+        "thousand",
+    ),
+    "keeping: the sender is root": (
+        [("sender.py", "os.setresuid(account.pw_uid, account.pw_uid, account.pw_uid)", "pass")],
+        "sent_by_a_user",
+    ),
+    "keeping: the sender is not told that a core was cut off": (
+        [("sender.py", '"1" if self.core["truncated"] else "0"', '"0"')],
+        "sent_under_a_name",
+    ),
+    "fate: the process goes on after the deadline": (
+        [("source.py", "linux.pidfd_send_signal(crash.handle, SIGKILL)", "pass")],
+        "terabytes_in_as_many or walks_on_through",
+    ),
+    "fate: 75 means nothing": ([("relay.py", "EXIT_KEEP = 75", "EXIT_KEEP = 76")], "asks_to_keep"),
+    "fate: an environment that was overwritten is not noticed": (
+        [("process.py", "if procfs.was_overwritten(text):", "if False:")],
+        "overwritten_its_environment",
+    ),
+    "fate: keys of program and second alone": (
+        [
+            ("key.py", 'procfs.read_path(RANDOM)[:13].replace(b"-", b"").decode(),', '"0" * 12,'),
+            ("key.py", "            str(crash.pid),\n", '            "1",\n'),
+        ],
+        "every_core_has_a_name",
+    ),
+    "fate: the root directory has no name": (
+        [
+            (
+                "program.py",
+                '                if root != b"/":\n                    where',
+                "                if False:\n                    where",
+            )
+        ],
+        "below_which_root",
+    ),
+    "fate: the loader has no name": (
+        [("program.py", "loader_of(self.begin)", 'b""')],
+        "loader_that_the_delegate",
+    ),
+    "fate: every signal and program is wanted": (
+        [
+            ("unwanted.py", "if crash.signal in configuration.ignore_signals:", "if False:"),
+            ("unwanted.py", "if matches(exe, pattern):", "if False:"),
+        ],
+        "nobody_wants",
+    ),
 }

@@ -130,7 +130,7 @@ def test_the_delegate_may_come_after_the_process_is_gone(attack: MakeCrash, keep
     # The uploader takes its time, and the parent sees at once that its child has ended.
     store = keep("undelivered", release="kept")
     container = attack("keep=1", "memory=4", options=("--env=ATTACK=waits", "--detach"))
-    wait_until(lambda: "child ended" in lab.output("docker", "logs", container.name), "the process stays")
+    wait_until(lambda: "child ended" in lab.output("docker", "logs", container.name), "the process stays", 4)
     (container.records / "go").touch()
     assert ": delivered " in container.log(": delivered ")
     assert [path for path in store.rglob("*") if path.is_file()] == []

@@ -260,7 +260,9 @@ def test_a_host_with_a_sender_from_the_first_run_to_the_removal(sandbox: Sandbox
     assert 'DOCKERCOREHELPER_SENDER="/opt/lib/docker_core_helper/uploader.sh file:///mnt"\n' in installed
     assert f"\n{WANTS}/docker-core-helper-sender.timer\n" in installed
     assert re.search(
-        r"^docker-core-helper:x:[1-9]\d*:[1-9]\d*:docker_core_helper sender:/nonexistent:.*nologin$", installed, re.M
+        r"^docker-core-helper:x:[1-9]\d*:[1-9]\d*:docker_core_helper sender:/nonexistent:.*(nologin|false)$",
+        installed,
+        re.M,
     )
     assert sandbox.run("stat -c '%a %U' /etc/docker_core_helper.credentials").startswith("600 root\n")
     assert 'ReadWritePaths="-/opt/kept cores"\nReadWritePaths="-/mnt"\n' in sandbox.run(f"cat {UNITS}.service")

@@ -63,7 +63,7 @@ def test_the_timer_waits_and_systemd_knows_every_line_of_the_units(machine: Mach
     assert "CREDENTIAL=(not shown)" in rolled_out
     assert machine.run(f"systemctl is-enabled {TIMER}; systemctl is-active {TIMER}") == "enabled\nactive"
     assert machine.run(f"systemd-analyze verify --man=no {SERVICE} {TIMER} 2>&1 | grep docker-core || true") == ""
-    assert machine.run(f"getent passwd {USER}").endswith("nologin")
+    assert machine.run(f"getent passwd {USER}").endswith(("nologin", "/bin/false"))
     assert machine.run("stat -c '%a %U %G' /etc/docker_core_helper.credentials") == "600 root root"
 
 

@@ -15,6 +15,7 @@ SCRIPT_DEPTH = 5
 FIRST_PAGE = 4096
 ELF = b"\x7fELF"
 PT_INTERP = 3
+OVERFLOW_UID = 65534  # user_namespaces(7)
 
 
 class Stopped(Exception):
@@ -153,7 +154,8 @@ def loader_of(begin: bytes) -> bytes:
 
 def refuse_changeable(name: bytes, path: str) -> None:
     """Raise Stopped where others than root and our user may change the file ``path``, or replace it; no part is a link."""
-    trusted = {0, posix.getuid()}
+    # Where the user namespace has no number for our user, or for the owner, both look like this one.
+    trusted = {0, posix.getuid()} - {OVERFLOW_UID}
     while True:
         found = posix.stat(path)
         if found.st_uid not in trusted or found.st_mode & 0o022:

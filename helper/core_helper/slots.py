@@ -32,6 +32,8 @@ MOST_SLOTS = 1 << 14
 # Process, faulting thread, start of that thread in ticks, owner, group.
 RECORD = _struct.Struct("=IIQq104s")
 LONGEST_NAME = 104
+PID_SIZE = 4
+PF_EXITING, PF_DUMPCORE = 0x4, 0x200
 NAMES_PROCESS = 16  # The bytes of a record before the owner: they name the process.
 MUTEX = MOST_SLOTS * RECORD.size
 # A second table: the child of ours that could not be ended, and its start in ticks. No field of RECORD: both processes count.
@@ -77,9 +79,10 @@ class Slot:
         """Tell whether so few slots are free that nobody may hold one for longer than the timeout."""
         if self.file is None:
             return True
+        gone = _gone(self.file, self.limit, self.index)
         fcntl.lockf(self.file, fcntl.LOCK_EX, 1, MUTEX)
         try:
-            used = sum(taken for index, _record, taken in _rows(self.file, self.limit, self.index))
+            used = sum(taken for _index, _record, taken in _rows(self.file, self.limit, gone, self.index))
         finally:
             fcntl.lockf(self.file, fcntl.LOCK_UN, 1, MUTEX)
         return (self.limit - used) * SHORT < self.limit
@@ -124,9 +127,10 @@ def acquire(crash: "Crash", limit: int, log: "Log") -> Slot:
     holder = holder_of(crash)
     log.holder = log_name(holder.owner, holder.group)
     file = table.open_file(FILE)
+    gone = _gone(file, limit)
     fcntl.lockf(file, fcntl.LOCK_EX, 1, MUTEX)
     try:
-        return _acquire(file, holder, limit, crash)
+        return _acquire(file, holder, limit, crash, gone)
     finally:
         fcntl.lockf(file, fcntl.LOCK_UN, 1, MUTEX)
 
@@ -146,10 +150,10 @@ def log_name(owner: int, group: str) -> str:
     return group if owner <= NOBODY else f"{owner} user {owner}"
 
 
-def _acquire(file: int, holder: Holder, limit: int, crash: "Crash") -> Slot:
+def _acquire(file: int, holder: Holder, limit: int, crash: "Crash", gone: "set[bytes]") -> Slot:
     group = holder.group.encode()
     empty, used, of_group, of_owner = None, 0, 0, 0
-    for index, (_pid, _tid, _started, owner, name), taken in _rows(file, limit):
+    for index, (_pid, _tid, _started, owner, name), taken in _rows(file, limit, gone):
         if taken:
             used += 1
             of_group += name.rstrip(b"\0") == group
@@ -183,17 +187,49 @@ def _acquire(file: int, holder: Holder, limit: int, crash: "Crash") -> Slot:
     return Slot(file, empty)
 
 
-def _rows(file: int, limit: int, own: int = -1) -> "Iterator[tuple[int, tuple[int, int, int, int, bytes], bool]]":
+def _rows(
+    file: int, limit: int, gone: "set[bytes]", own: int = -1
+) -> "Iterator[tuple[int, tuple[int, int, int, int, bytes], bool]]":
     """Yield the index of each record, the record, and whether its slot is taken; that with the index ``own`` is ours.
 
-    Our own lock is not asked for: to ask would release it.
+    Our own lock is not asked for: to ask would release it. The processes of the records and children in ``gone`` have ended.
     """
-    table = posix.pread(file, limit * RECORD.size, 0).ljust(limit * RECORD.size, b"\0")
+    for index, record, child in _table(file, limit):
+        held = index == own or (_names_process(record) and (record not in gone or _is_locked(file, index)))
+        yield index, RECORD.unpack(record), held or (_names_process(child) and child not in gone)
+
+
+def _gone(file: int, limit: int, own: int = -1) -> "set[bytes]":
+    """Return the records and children whose processes have ended.
+
+    No process is looked at while the lock of the table is held. Whoever looks may be the last one to let go of the memory of a
+    process that ends, and then waits with it, for ever where a file system does not answer (fs/aio.c, exit_aio).
+    """
+    fcntl.lockf(file, fcntl.LOCK_EX, 1, MUTEX)
+    try:
+        left = [
+            (b"" if index == own or _is_locked(file, index) else record, child)
+            for index, record, child in _table(file, limit)
+            if _names_process(record) or _names_process(child)
+        ]
+    finally:
+        fcntl.lockf(file, fcntl.LOCK_UN, 1, MUTEX)
+    gone = {record for record, _child in left if _names_process(record) and not is_dumping(*RECORD.unpack(record)[:3])}
+    return gone.union(child for _record, child in left if _names_process(child) and not is_there(*CHILD.unpack(child)))
+
+
+def _table(file: int, limit: int) -> "Iterator[tuple[int, bytes, bytes]]":
+    """Yield the index of each record, the record, and the child that belongs to it."""
+    records = posix.pread(file, limit * RECORD.size, 0).ljust(limit * RECORD.size, b"\0")
     children = posix.pread(file, limit * CHILD.size, CHILDREN).ljust(limit * CHILD.size, b"\0")
-    for index, (record, child) in enumerate(zip(RECORD.iter_unpack(table), CHILD.iter_unpack(children))):
-        pid, tid, started, _owner, _name = record
-        held = index == own or (pid and (_is_locked(file, index) or is_dumping(pid, tid, started)))
-        yield index, record, bool(held) or is_there(*child)
+    for index in range(limit):
+        record = records[index * RECORD.size : (index + 1) * RECORD.size]
+        yield index, record, children[index * CHILD.size : (index + 1) * CHILD.size]
+
+
+def _names_process(record: bytes) -> bool:
+    """Tell whether a record or child begins with the number of a process."""
+    return record[:PID_SIZE].strip(b"\0") != b""
 
 
 def may_add(held: int, free: int, weight: int) -> bool:
@@ -227,12 +263,15 @@ def start_of(task: str) -> "int | None":
 
 
 def is_dumping(pid: int, tid: int, started: int) -> bool:
-    """Tell whether the process whose faulting thread was ``started`` then is still being dumped."""
+    """Tell whether the process whose faulting thread was ``started`` then is still being dumped; include/linux/sched.h.
+
+    Its status is not read, which says that, too: it has all groups of the process, and that may be 65,536.
+    """
     try:
-        task = procfs.task_of(pid, tid or None)
-        return start_of(task) == started and procfs.still_dumping(procfs.read_path(f"{task}/status"))
+        fields = procfs.stat_fields(procfs.read_path(f"{procfs.task_of(pid, tid or None)}/stat"))
     except OSError:
         return False
+    return int(fields[19]) == started and int(fields[6]) & (PF_DUMPCORE | PF_EXITING) == PF_DUMPCORE
 
 
 def is_there(pid: int, started: int) -> bool:
@@ -274,7 +313,8 @@ def holder_of(crash: "Crash") -> Holder:
             opened.append(fcntl.ioctl(opened[1], namespaces.NS_GET_USERNS))
             name = f"container pid:[{posix.fstat(opened[1]).st_ino}]"
             maker = _maker_of(opened[-1], opened)
-            if maker is not None or group is not None:
+            # What root has made for others is as many as these like.
+            if maker or group is not None:
                 return Holder(name, maker)
             return Holder(name, _instigator_of(crash, cgroups), by_root=True)
         opened.append(posix.open(f"{task}/ns/user", posix.O_RDONLY | posix.O_CLOEXEC))
@@ -284,7 +324,7 @@ def holder_of(crash: "Crash") -> Holder:
     finally:
         for descriptor in set(opened):
             posix.close(descriptor)
-    user = user_of(crash.uid) if maker is None else maker
+    user = maker or user_of(crash.uid)
     return Holder(f"user {user}", user)
 
 

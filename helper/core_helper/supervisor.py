@@ -112,7 +112,7 @@ def _end(child: "Child", process: "FaultingProcess") -> None:
     if child.pid:
         _end_family(child, process)
     else:
-        _abandon(child)
+        _abandon(child, process)
 
 
 def _wait_for_start(child: "Child", result: "Result", deadline: float) -> bool:
@@ -174,9 +174,10 @@ def _end_unknown(child: "Child") -> None:
     except ChildProcessError:
         return  # There is none, as a rule.
     own = str(posix.getpid())
+    limit = time.monotonic() + GRACE
     proc = posix.open("/proc", posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
     for name in posix.listdir(proc):
-        if name.isdigit() and _parent(proc, name) == own and _has_pipe(name, child.pipes):
+        if name.isdigit() and _parent(proc, name) == own and _has_pipe(name, child.pipes, limit):
             # It is our child, so the number stays its own until it is waited for.
             _signal_session(int(name), SIGKILL)
             if not _wait_for_end(int(name), 0) and int(name) != child.setup_pid:
@@ -191,7 +192,7 @@ def _parent(proc: int, name: str) -> str:
         return ""  # Ended meanwhile.
 
 
-def _abandon(child: "Child") -> None:
+def _abandon(child: "Child", process: "FaultingProcess") -> None:
     """End a child that has not become the delegate. It runs our own code, so it gets no grace."""
     if child.setup_pid:
         posix.kill(child.setup_pid, SIGKILL)
@@ -200,7 +201,7 @@ def _abandon(child: "Child") -> None:
         _adopt(child)
     if child.pid:
         posix.kill(child.pid, SIGKILL)
-        _wait_for_end(child.pid, 0)
+        _wait_in_spite_of_tracers(child.pid, process)
 
 
 def _read_reports(child: "Child", result: "Result") -> bool:
@@ -248,26 +249,37 @@ def _end_family(child: "Child", process: "FaultingProcess") -> None:
     # The delegate is reaped only after this: until then, no other process gets its pid, which is also the number of its group.
     _signal_session(child.pid, SIGKILL)
     _kill_holders(child, process)
-    if not _wait_for_end(child.pid, 0) and _kill_tracers(child.pid, process):
-        _wait_for_end(child.pid, 0)
+    _wait_in_spite_of_tracers(child.pid, process)
+
+
+def _wait_in_spite_of_tracers(pid: int, process: "FaultingProcess") -> None:
+    """Wait for the end of our child ``pid``, which SIGKILL has ended, and end those that stop it on its way."""
+    if not _wait_for_end(pid, 0) and _kill_tracers(pid, process):
+        _wait_for_end(pid, 0)
 
 
 def _kill_tracers(pid: int, process: "FaultingProcess") -> bool:
     """End the processes of the family that trace the delegate ``pid``, and tell whether there were any; ptrace(2).
 
-    With PTRACE_O_TRACEEXIT, a tracer stops a process that SIGKILL has ended as long as it likes.
+    With PTRACE_O_TRACEEXIT, a tracer stops a process that SIGKILL has ended as long as it likes. So do the tracers of tracers.
     """
     found = False
-    for tracer in _tracers_of(pid):
-        try:
-            pidfd = linux.pidfd_open(tracer)
-        except OSError:
-            continue  # Ended meanwhile.
-        # Looked at once more: so the signal goes to the tracer, or to none.
-        if tracer in _tracers_of(pid) and _has_family(process) and _is_of_the_family(str(tracer), process):
-            linux.pidfd_send_signal(pidfd, SIGKILL)
-            found = True
-        posix.close(pidfd)
+    limit = time.monotonic() + GRACE
+    traced, seen = [pid], {pid}
+    while traced and time.monotonic() < limit:
+        one = traced.pop()
+        for tracer in _tracers_of(one) - seen:
+            seen.add(tracer)
+            try:
+                pidfd = linux.pidfd_open(tracer)
+            except OSError:
+                continue  # Ended meanwhile.
+            # Looked at once more: so the signal goes to the tracer, or to none.
+            if tracer in _tracers_of(one) and _has_family(process) and _is_of_the_family(str(tracer), process):
+                linux.pidfd_send_signal(pidfd, SIGKILL)
+                traced.append(tracer)
+                found = True
+            posix.close(pidfd)
     return found
 
 
@@ -325,7 +337,7 @@ def _holders(child: "Child", process: "FaultingProcess") -> "list[int]":
         except OSError:
             continue  # Ended meanwhile.
         # Looked at after the pidfd was opened: so the signal goes to the process that was looked at, or to none.
-        if _is_of_the_family(name, process) and _has_pipe(name, child.pipes):
+        if _is_of_the_family(name, process) and _has_pipe(name, child.pipes, limit):
             holders.append(pidfd)
         else:
             posix.close(pidfd)
@@ -360,13 +372,19 @@ def _is_of_the_family(name: str, process: "FaultingProcess") -> bool:
         posix.close(namespace)
 
 
-def _has_pipe(name: str, pipes: "set[str]") -> bool:
-    """Tell whether a thread of the process ``name`` has one of the ``pipes`` open: each may have descriptors of its own."""
+def _has_pipe(name: str, pipes: "set[str]", limit: float) -> bool:
+    """Tell whether a thread of the process ``name`` has one of the ``pipes`` open: each may have descriptors of its own.
+
+    What cannot be looked at before the monotonic time ``limit`` has none.
+    """
     try:
         for thread in posix.listdir(f"/proc/{name}/task"):
             files = f"/proc/{name}/task/{thread}/fd"
-            if any(posix.readlink(f"{files}/{link}") in pipes for link in posix.listdir(files)):
-                return True
+            for link in posix.listdir(files):
+                if time.monotonic() > limit:
+                    return False
+                if posix.readlink(f"{files}/{link}") in pipes:
+                    return True
     except OSError:
         pass  # Ended meanwhile.
     return False

@@ -414,7 +414,7 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         "the_control_groups_of_others",
     ),
     "23 tracers are not ended": (
-        [("supervisor.py", " and _kill_tracers(child.pid, process):", " and False:")],
+        [("supervisor.py", " and _kill_tracers(pid, process):", " and False:")],
         "attack_23_a_delegate_whose_end",
     ),
     "23 what does not end is not killed": (
@@ -422,11 +422,11 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         "attack_23_the_kernel",
     ),
     "23 only helpers count": (
-        [("slots.py", "(_is_locked(file, index) or is_dumping(pid, tid, started))", "_is_locked(file, index)")],
+        [("slots.py", "(record not in gone or _is_locked(file, index))", "_is_locked(file, index)")],
         "attack_23_a_mapped",
     ),
     "23 a process of ours that hangs counts nowhere": (
-        [("slots.py", " or is_there(*child)", "")],
+        [("slots.py", " or (_names_process(child) and child not in gone)", "")],
         "attack_23_a_process_of_ours",
     ),
     "23 control groups are joined after the delegate was opened": (

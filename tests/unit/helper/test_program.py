@@ -258,6 +258,13 @@ def test_where_it_counts_no_other_user_can_change_the_program(
             refuse_changeable(b"/link", "/bin/delegate")
 
 
+def test_a_user_whom_the_namespace_does_not_know_is_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(posix, "getuid", lambda: 65534)
+    monkeypatch.setattr(posix, "stat", lambda path: SimpleNamespace(st_uid=65534, st_mode=0o100755))
+    with pytest.raises(Stopped, match="/link: /bin/delegate: another user may change it"):
+        refuse_changeable(b"/link", "/bin/delegate")
+
+
 def test_a_program_and_its_interpreters_are_looked_at_where_no_link_leads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

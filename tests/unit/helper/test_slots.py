@@ -174,17 +174,46 @@ def test_a_process_that_does_not_dump_core_or_is_another_one_is_not_dumping() ->
     assert not slots.is_dumping(1 << 22, 1 << 22, 0)
 
 
-def test_the_thread_that_crashed_is_asked_whether_it_dumps(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("flags", "dumping"), [(0x200, True), (0x40220C & ~4, True), (0x204, False), (0x400000, False)]
+)
+def test_the_thread_that_crashed_is_asked_whether_it_dumps(
+    monkeypatch: pytest.MonkeyPatch, flags: int, dumping: bool
+) -> None:
     asked = []
 
     def read(path: str) -> bytes:
         asked.append(path)
-        return b"4711 (a) D" + b" 7" * 40 if path.endswith("stat") else b"\nCoreDumping:\t1\n"
+        return b"4711 (a) D 7 7 7 7 7 %d" % flags + b" 7" * 40
 
     monkeypatch.setattr(procfs, "read_path", read)
-    assert slots.is_dumping(4711, 4712, 7)
+    assert slots.is_dumping(4711, 4712, 7) is dumping
     assert not slots.is_dumping(4711, 4712, 8)
-    assert asked[1] == "/proc/4711/task/4712/status"
+    # Not its status, which has all groups of the process.
+    assert set(asked) == {"/proc/4711/task/4712/stat"}
+
+
+def test_no_process_is_looked_at_while_the_lock_is_held(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = []
+    program = (
+        "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'r+b'), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, int(sys.argv[2]))"
+    )
+
+    def look(*_: int) -> bool:
+        subprocess.run([sys.executable, "-c", program, str(file), str(slots.MUTEX)], check=True)
+        looked.append(1)
+        return True
+
+    for name in ("is_dumping", "is_there"):
+        monkeypatch.setattr(slots, name, look)
+    file.write_bytes(
+        slots.RECORD.pack(4711, 4711, 7, -1, b"other").ljust(slots.CHILDREN, b"\0") + slots.CHILD.pack(4712, 7)
+    )
+    slot = slots.acquire(crash_of(os.getpid()), 4, Log())
+    slot.limit = 4
+    assert slot.index == 1 and len(looked) == 2
+    slot.are_short()
+    assert len(looked) == 4
 
 
 def holder_of(*words: str) -> str:
@@ -223,7 +252,8 @@ def test_a_user_namespace_is_that_of_who_made_it() -> None:
     nested = ("unshare", "--user", "--map-root-user", "--pid", "--fork")
     assert holder_of(*nested, *nested).startswith(f"{uid} container pid:[")
     alone = holder_of("unshare", "--user", "--map-root-user")
-    assert alone == (f"{uid} user {uid}" if uid > 0 else "-1 user 0")
+    # What root has made for others counts for these.
+    assert alone == (f"{uid} user {uid}" if uid > 0 else "4711 user 4711")
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="a pid namespace without a user namespace needs root")

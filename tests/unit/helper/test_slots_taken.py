@@ -322,7 +322,6 @@ def test_a_process_that_goes_away_meanwhile_has_its_slot_too(file: Path, monkeyp
 
 
 def test_a_process_that_goes_away_meanwhile_is_not_dumping(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slots, "start_of", lambda task: 7)
     monkeypatch.setattr(procfs, "read_path", gone)
     assert slots.is_dumping(4711, 4711, 7) is False
 

@@ -334,6 +334,15 @@ def test_who_is_in_a_pid_namespace_below_is_of_the_family_and_who_cannot_be_told
     os.close(namespace)
 
 
+def test_who_has_too_much_open_is_not_looked_at_for_longer_than_the_grace() -> None:
+    reading, writing = os.pipe()
+    wanted = {os.readlink(f"/proc/self/fd/{reading}")}
+    assert supervisor._has_pipe("self", wanted, time.monotonic() + 10)
+    assert not supervisor._has_pipe("self", wanted, time.monotonic() - 1)
+    os.close(reading)
+    os.close(writing)
+
+
 @pytest.mark.parametrize(("pid", "setup_pid"), [(20, 0), (0, 20), (20, 7)])
 def test_of_the_holders_those_that_came_after_the_child_are_looked_for_first(
     monkeypatch: pytest.MonkeyPatch, pid: int, setup_pid: int
@@ -586,6 +595,41 @@ def test_who_traces_the_delegate_is_looked_for_where_nothing_else_ends_it(
     assert done == [signal.SIGTERM, os.WNOWAIT, signal.SIGKILL, "holders", 0, *after]
 
 
+@pytest.mark.parametrize(("ended", "after"), [(True, []), (False, ["tracers", 0])])
+def test_nor_does_a_child_that_has_not_become_the_delegate_stay_for_its_tracer(
+    monkeypatch: pytest.MonkeyPatch, ended: bool, after: list[object]
+) -> None:
+    done: list[object] = []
+
+    def noted(word: object, answer: bool) -> bool:
+        done.append(word)
+        return answer
+
+    monkeypatch.setattr(posix, "kill", lambda pid, number: done.append((pid, number)))
+    monkeypatch.setattr(supervisor, "_wait_for_end", lambda pid, option: noted(option, ended))
+    monkeypatch.setattr(supervisor, "_kill_tracers", lambda pid, process: noted("tracers", True))
+    child: Any = SimpleNamespace(pid=4711, setup_pid=0)
+    supervisor._abandon(child, process())
+    assert done == [(4711, signal.SIGKILL), 0, *after]
+
+
+def test_the_tracers_of_a_tracer_are_ended_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    tracers = {1: {11, 12}, 11: {13}, 12: {1}, 13: {11}}
+    ended: list[int] = []
+    monkeypatch.setattr(supervisor, "_tracers_of", lambda pid: tracers[pid])
+    monkeypatch.setattr(supervisor, "_has_family", lambda process: True)
+    monkeypatch.setattr(supervisor, "_is_of_the_family", lambda name, process: True)
+
+    def opened(pid: int) -> int:
+        ended.append(pid)
+        return os.open("/", os.O_PATH)
+
+    monkeypatch.setattr(linux, "pidfd_open", opened)
+    monkeypatch.setattr(linux, "pidfd_send_signal", lambda pidfd, number: None)
+    assert supervisor._kill_tracers(1, process())
+    assert sorted(ended) == [11, 12, 13]
+
+
 def test_the_parent_of_a_process_that_has_ended_is_nobody() -> None:
     proc = os.open("/proc", os.O_PATH)
     assert (supervisor._parent(proc, str(os.getpid())), supervisor._parent(proc, str(1 << 22))) == (
@@ -617,7 +661,7 @@ def test_whoever_traces_a_thread_of_the_delegate_is_found() -> None:
 def test_only_a_tracer_of_the_family_is_ended(
     monkeypatch: pytest.MonkeyPatch, again: bool, family: bool, of_it: bool, ended: bool
 ) -> None:
-    looks = [{4711}, {4711} if again else set()]
+    looks = [{4711}, {4711} if again else set(), set()]
     signals: list[tuple[int, int]] = []
     monkeypatch.setattr(supervisor, "_tracers_of", lambda pid: looks.pop(0))
     monkeypatch.setattr(supervisor, "_has_family", lambda process: family)

@@ -36,7 +36,7 @@ def test_the_files_are_gone(machine: Machine) -> None:
 def test_nothing_of_the_sender_is_left(machine: Machine) -> None:
     units = "docker-core-helper-sender.*"
     assert machine.run(f"systemctl list-units --all --plain --no-legend '{units}'") == ""
-    assert machine.run(f"systemctl list-unit-files --no-legend '{units}'") == ""
+    assert machine.run(f"systemctl list-unit-files --no-legend '{units}' || true") == ""
     assert machine.run("find /etc/systemd/system -name '*docker-core-helper*'") == ""
     assert machine.run("getent passwd docker-core-helper; getent group docker-core-helper; true") == ""
     assert machine.run("ls /etc/docker_core_helper.* 2>/dev/null || true") == ""

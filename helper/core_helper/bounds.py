@@ -25,6 +25,7 @@ LONGEST_GROUP, LONGEST_PROGRAM = 128, 136
 HEADER_PATIENCE = 5.0  # Seconds for the kernel to write the first bytes of the core.
 PAUSE = 0.001
 F_GETPIPE_SZ = 1032
+LONG_AGO = float("-inf")
 
 
 def left_out(process: "FaultingProcess", most: int, seconds: int, now: "float | None" = None) -> "tuple[int, int]":
@@ -35,17 +36,16 @@ def left_out(process: "FaultingProcess", most: int, seconds: int, now: "float | 
     """
     group = runtime.group_of(process.cgroups).encode()[:LONGEST_GROUP].ljust(LONGEST_GROUP, b"\0")
     program = process.exe[-LONGEST_PROGRAM:].ljust(LONGEST_PROGRAM, b"\0")
-    moment = time.monotonic() if now is None else now
-    counted = Counted(most, seconds, moment)
-    table.change(FILE, RECORD, MOST_PROGRAMS, (group, program), (moment, 0, 0), counted.add)
+    counted = Counted(most, seconds, now)
+    table.change(FILE, RECORD, MOST_PROGRAMS, (group, program), (LONG_AGO, 0, 0), counted.add)
     return counted.before, counted.missed
 
 
 class Counted:
     """What becomes of one core: ``before`` were left out before it, ``missed`` with it."""
 
-    def __init__(self, most: int, seconds: int, now: float) -> None:
-        """Take the bound."""
+    def __init__(self, most: int, seconds: int, now: "float | None") -> None:
+        """Take the bound, and the time, None for that at which it is counted."""
         self.most = most
         self.seconds = seconds
         self.now = now
@@ -54,8 +54,9 @@ class Counted:
     def add(self, row: "tuple[float, ...]") -> "tuple[float, ...]":
         """Count the core: when the time began, how many cores were admitted since then, how many were left out."""
         began, admitted, missed = row
-        if self.now - began >= self.seconds or began > self.now:
-            began, admitted = self.now, 0
+        now = time.monotonic() if self.now is None else self.now
+        if now - began >= self.seconds or began > now:
+            began, admitted = now, 0
         if admitted < self.most:
             self.before, admitted = int(missed), admitted + 1
         else:

@@ -40,8 +40,8 @@ class Line:
     """A line for the log: whether it is ``admitted``, and the ``notice`` that the log should be told before."""
 
     def __init__(self, now: "float | None", only_left_out: bool) -> None:
-        """Take the time. With ``only_left_out``, a line that may be written is not counted."""
-        self.now = time.monotonic() if now is None else now
+        """Take the time, None for that at which it is counted. With ``only_left_out``, what may be written is not counted."""
+        self.now = now
         self.only_left_out = only_left_out
         self.admitted = True
         self.notice = ""
@@ -49,12 +49,13 @@ class Line:
     def count(self, holder: str) -> None:
         """Take the line from the bucket of ``holder``."""
         name = holder.encode()[:LONGEST_NAME].ljust(LONGEST_NAME, b"\0")
-        table.change(FILE, RECORD, MOST_HOLDERS, (name,), (self.now, BURST, -1), self.take)
+        table.change(FILE, RECORD, MOST_HOLDERS, (name,), (0.0, BURST, -1), self.take)
 
     def take(self, row: "tuple[float, ...]") -> "tuple[float, ...] | None":
         """Take the line from a bucket: when it was looked at, the lines in it, and how many were left out."""
         then, left, missed = row
-        left = min(BURST, left + max(0.0, self.now - then) * RATE)
+        now = time.monotonic() if self.now is None else self.now
+        left = min(BURST, left + max(0.0, now - then) * RATE)
         if self.only_left_out and not (missed >= 0 and left < RESUME):
             return None
         if missed >= 0 and left < RESUME:
@@ -67,4 +68,4 @@ class Line:
             self.notice = f"this container has written {BURST:.0f} lines: {left_out}"
         elif self.admitted:
             left -= 1
-        return self.now, left, missed
+        return now, left, missed

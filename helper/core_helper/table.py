@@ -28,6 +28,7 @@ def change(
 
     A ``record`` has numbers, of which the first is a time, and then the key. ``step`` is given the numbers, and returns what
     they become, None if they stay. Who has no row begins with the numbers ``new``, in the row whose time is the oldest.
+    ``step`` itself asks for the time: whoever waits for the lock brings an older one.
     """
     try:
         file = open_file(path)

@@ -6,10 +6,13 @@ import _struct
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from core_helper import table
+from core_helper import bounds, quota, runtime, table
 
 RECORD = _struct.Struct("=dI4s")
 
@@ -24,8 +27,8 @@ def rows_of(path: Path) -> list[tuple[object, ...]]:
 
 
 def test_each_key_has_a_row_and_the_oldest_goes(tmp_path: Path) -> None:
-    for time, key in enumerate([b"aaaa", b"bbbb", b"aaaa", b"cccc", b"dddd"], 1):
-        assert add(tmp_path / "t", key, time)
+    for moment, key in enumerate([b"aaaa", b"bbbb", b"aaaa", b"cccc", b"dddd"], 1):
+        assert add(tmp_path / "t", key, moment)
     assert rows_of(tmp_path / "t") == [(3, 2, b"aaaa"), (2, 1, b"bbbb"), (4, 1, b"cccc"), (5, 1, b"dddd")]
     add(tmp_path / "t", b"eeee", 6)
     assert rows_of(tmp_path / "t")[1] == (6, 1, b"eeee")
@@ -52,7 +55,7 @@ def test_helpers_count_together(tmp_path: Path) -> None:
 import sys
 sys.path[:0] = {[str(Path(table.__file__).parents[1])]!r}
 import _struct
-from core_helper import table
+from core_helper import bounds, quota, runtime, table
 record = _struct.Struct("=dI4s")
 for _ in range(200):
     table.change({str(tmp_path / "t")!r}, record, 4, (b"aaaa",), (1.0, 0), lambda row: (1.0, row[1] + 1))
@@ -60,3 +63,35 @@ for _ in range(200):
     helpers = [subprocess.Popen([sys.executable, "-c", program], env=os.environ) for _ in range(3)]
     assert [helper.wait() for helper in helpers] == [0, 0, 0]
     assert rows_of(tmp_path / "t")[0] == (1, 600, b"aaaa")
+
+
+HOLDS = """
+import fcntl, sys, time
+file = open(sys.argv[1], "r+b")
+fcntl.lockf(file, fcntl.LOCK_EX)
+print(flush=True)
+time.sleep(0.3)
+"""
+
+
+@pytest.mark.parametrize("module", [quota, bounds])
+def test_the_time_is_that_at_which_the_lock_is_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any
+) -> None:
+    # With the time at which one began to wait, the clock of the table would go back and forth.
+    file = tmp_path / "t"
+    file.touch()
+    monkeypatch.setattr(module, "FILE", str(file))
+    monkeypatch.setattr(runtime, "group_of", lambda cgroups: "a")
+    other = subprocess.Popen([sys.executable, "-c", HOLDS, str(file)], stdout=subprocess.PIPE)
+    assert other.stdout is not None and other.stdout.readline()
+    began = time.monotonic()
+    if module is quota:
+        assert quota.admit("a") == (True, "")
+    else:
+        process: Any = SimpleNamespace(cgroups=[], exe=b"/a")
+        assert bounds.left_out(process, 1, 60) == (0, 0)
+    assert time.monotonic() > began + 0.2
+    (written,) = _struct.unpack_from("=d", file.read_bytes())
+    assert written > began + 0.2
+    other.communicate()

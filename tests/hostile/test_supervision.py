@@ -281,7 +281,7 @@ def test_attack_22_four_hundred_crash_loops(attack: MakeCrash, capsys: pytest.Ca
     (other.records / "go").touch()
     started = time.monotonic()
     try:
-        # On two processors that others use, too, this has taken 60 to 110 seconds.
+        # On two processors that others use, too, this has taken 11 to 110 seconds.
         wait_until(lambda: "ended" in lab.output("docker", "logs", other.name), "the series does not end", 280)
     finally:
         lab.output("docker", "kill", flood.name)

@@ -72,6 +72,12 @@
  *                  environment; with exit, a child waits for it while it ends
  *   automount      an automounter over / which answers nobody; a child goes on, with /jail as its root directory
  *   silent=PATH    mounts a file system there that says of no name whether it exists
+ *   groups         65,536 supplementary groups
+ *   aio            has asked that file system for a page, and does not wait for it: the end of its memory does
+ *   descriptors=THREADS:FILES  a child with so many threads and open files does nothing for ever; the parent goes on
+ *   kill-dumping=COUNT  that many children crash as "aio" does before, and are killed meanwhile
+ *   seize-chain=SECONDS  as seize-exit, and another process stops the end of the tracer
+ *   catch-exit=SECONDS  stops the end of a process of the helper that has not become the delegate
  */
 #include "../support/programs/facts.h"
 #include "locks.h"
@@ -79,6 +85,7 @@
 
 #include <dirent.h>
 #include <grp.h>
+#include <linux/aio_abi.h>
 #include <linux/capability.h>
 #include <linux/filter.h>
 #include <linux/fuse.h>
@@ -763,7 +770,8 @@ static void serve_fuse(int device, int silent)
 			_exit(0);
 		switch (in->opcode) {
 		case FUSE_INIT:
-			out.init = (struct fuse_init_out){.major = FUSE_KERNEL_VERSION, .minor = FUSE_KERNEL_MINOR_VERSION, .max_write = 4096};
+			out.init = (struct fuse_init_out){
+				.major = FUSE_KERNEL_VERSION, .minor = FUSE_KERNEL_MINOR_VERSION, .max_write = 4096, .max_background = 1000, .flags = FUSE_ASYNC_DIO};
 			size = sizeof out.init;
 			break;
 		case FUSE_LOOKUP:
@@ -850,6 +858,71 @@ static void map_fuse(const char *kind)
 	write_file("/proc/self/coredump_filter", "0x4");
 }
 
+static void have_many_groups(void)
+{
+	static gid_t groups[65536];
+	for (size_t i = 0; i < sizeof groups / sizeof *groups; i++)
+		groups[i] = 4000000000u + i;
+	must(setgroups(sizeof groups / sizeof *groups, groups), "setgroups");
+}
+
+static void ask_and_go_on(void)
+{
+	aio_context_t context = 0;
+	int file = open("/tmp/fuse/file", O_RDONLY | O_CLOEXEC | O_DIRECT);
+	must(file, "/tmp/fuse/file");
+	char *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	struct iocb one = {.aio_lio_opcode = IOCB_CMD_PREAD, .aio_fildes = file, .aio_buf = (unsigned long)page, .aio_nbytes = 4096}, *all[] = {&one};
+	must(syscall(SYS_io_setup, 1, &context), "io_setup");
+	must(syscall(SYS_io_submit, context, 1, all), "io_submit");
+}
+
+static void *wait_for_ever(void *unused)
+{
+	for (;;)
+		pause();
+	return unused;
+}
+
+static void have_many_descriptors(const char *value)
+{
+	int threads = atoi(value), files = atoi(strchr(value, ':') + 1);
+	pid_t child = fork();
+	must(child, "fork");
+	if (child)
+		return;
+	setsid();
+	int file = open("/dev/null", O_RDONLY);
+	for (int i = 0; i < files; i++)
+		if (dup(file) < 0)
+			break;
+	pthread_attr_t small;
+	pthread_t thread;
+	pthread_attr_init(&small);
+	pthread_attr_setstacksize(&small, 1 << 16);
+	for (int i = 0; i < threads; i++)
+		if (pthread_create(&thread, &small, wait_for_ever, NULL))
+			fail("pthread_create");
+	wait_for_ever(NULL);
+}
+
+static void kill_while_dumping(int count)
+{
+	for (int i = 0; i < count; i++) {
+		pid_t child = fork();
+		must(child, "fork");
+		if (child == 0) {
+			ask_and_go_on();
+			raise(SIGSEGV);
+		}
+		usleep(30000 + i * 37 % 200 * 1000);
+		kill(child, SIGKILL);
+		waitpid(child, NULL, WNOHANG);
+	}
+	close(open("/out/killed", O_CREAT | O_WRONLY, 0666));
+	wait_for_ever(NULL);
+}
+
 static void watch(double seconds)
 {
 	char target[PATH_MAX];
@@ -913,6 +986,49 @@ static pid_t stop_next(void)
 			break;
 		}
 	return -1;
+}
+
+/* Another process traces the tracer, and has it go on whatever it is told, except that it ends. */
+static void seize_in_chain(double seconds)
+{
+	pid_t self = getpid();
+	pid_t second = fork();
+	must(second, "fork");
+	if (second == 0) {
+		int status;
+		must(ptrace(PTRACE_SEIZE, self, NULL, PTRACE_O_TRACEEXIT), "seize");
+		close(open("/out/chained", O_CREAT | O_WRONLY, 0666));
+		while (waitpid(-1, &status, __WALL) == self && WIFSTOPPED(status)) {
+			if (status >> 16 == PTRACE_EVENT_EXIT)
+				for (;;)
+					pause();
+			ptrace(PTRACE_CONT, self, NULL, status >> 16 ? 0 : WSTOPSIG(status));
+		}
+		_exit(0);
+	}
+	while (access("/out/chained", F_OK))
+		usleep(1000);
+	seize(seconds, PTRACE_O_TRACEEXIT);
+}
+
+/* Needs CAP_SYS_PTRACE. */
+static void catch_exit(double seconds)
+{
+	for (double end = now() + 20; now() < end;) {
+		pid_t pid = stop_next();
+		if (pid > 0 && is_ours(pid) && !ptrace(PTRACE_SETOPTIONS, pid, NULL, PTRACE_O_TRACEEXIT)) {
+			close(open("/out/go", O_CREAT | O_WRONLY, 0666));
+			break;
+		}
+		if (pid > 0) {
+			kill(pid, SIGKILL);
+			ptrace(PTRACE_DETACH, pid, NULL, NULL);
+		}
+		while (waitpid(-1, NULL, WNOHANG | __WALL) > 0)
+			;
+	}
+	usleep(seconds * 1e6);
+	_exit(0);
 }
 
 static void bound_capabilities(unsigned mask);
@@ -1444,6 +1560,18 @@ static void act(char **actions)
 			cover_with_automount();
 		else if (IS("silent"))
 			mount_fuse(value, 1);
+		else if (IS("groups"))
+			have_many_groups();
+		else if (IS("aio"))
+			ask_and_go_on();
+		else if (IS("descriptors"))
+			have_many_descriptors(value);
+		else if (IS("kill-dumping"))
+			kill_while_dumping(atoi(value));
+		else if (IS("seize-chain"))
+			seize_in_chain(atof(value));
+		else if (IS("catch-exit"))
+			catch_exit(atof(value));
 		else
 			fail(*actions);
 	}

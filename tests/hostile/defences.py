@@ -888,4 +888,19 @@ BREAKS: dict[str, tuple[list[Edit], str]] = {
         ],
         "nobody_wants",
     ),
+    "23 a tracer that another one holds stays": (
+        [("supervisor.py", "                traced.append(tracer)\n", "")],
+        "end_of_the_tracer",
+    ),
+    "23 descriptors are looked at without end": (
+        [
+            (
+                "supervisor.py",
+                "                if time.monotonic() > limit:\n                    return False",
+                "                if False:\n                    return False",
+            )
+        ],
+        "many_descriptors",
+    ),
+    "20 who has no number is our user": ([("program.py", " - {OVERFLOW_UID}", "")], "look_alike"),
 }

@@ -18,6 +18,7 @@ from subprocess import DEVNULL, Popen, SubprocessError, TimeoutExpired
 from core_helper import linux, privileges, start, store
 from core_helper.configuration import ALWAYS, CONFIGURATION
 from core_helper.cores import Problem
+from core_helper.relay import EXIT_KEEP
 from core_helper.words import WordError, shown, unquote
 
 TYPE_CHECKING = False
@@ -33,7 +34,6 @@ CREDENTIALS = "/etc/docker_core_helper.credentials"
 PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # Seconds until the next try: each one is twice as long as the one before.
 FIRST_PAUSE, LONGEST_PAUSE = 300, 6 * 3600
-EXIT_KEEP = 75  # EX_TEMPFAIL of sysexits.h: the store of the program is away.
 LOOK = 1.0  # Seconds between two looks at how far the program has read.
 GRACE = 5.0  # Seconds between SIGTERM and SIGKILL.
 NO_NEW_CORE = 1  # The limit of the core's size with which a crash never calls the helper; fs/coredump.c.

@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -124,14 +125,28 @@ def group_of_user() -> Iterator[Path]:
     group.rmdir()
 
 
+@contextmanager
+def timeout_of(seconds: int) -> Iterator[None]:
+    """Another timeout than that of these tests."""
+    file = Path("/etc/docker_core_helper.conf")
+    before = file.read_text()
+    file.write_text(before.replace("DOCKERCOREHELPER_TIMEOUT=5\n", f"DOCKERCOREHELPER_TIMEOUT={seconds}\n"))
+    yield
+    file.write_text(before)
+
+
 @pytest.fixture
 def patient() -> Iterator[None]:
     """The timeout that a host has: with that of the other tests, a busy machine loses cores that wait for a processor."""
-    file = Path("/etc/docker_core_helper.conf")
-    before = file.read_text()
-    file.write_text(before.replace("DOCKERCOREHELPER_TIMEOUT=5\n", "DOCKERCOREHELPER_TIMEOUT=300\n"))
-    yield
-    file.write_text(before)
+    with timeout_of(300):
+        yield
+
+
+@pytest.fixture
+def patient_enough() -> Iterator[None]:
+    """A timeout whose end a test can wait for."""
+    with timeout_of(20):
+        yield
 
 
 @pytest.fixture

@@ -649,28 +649,17 @@ static void storm(int count)
 		pause();
 }
 
-static void loop(int count)
+static void series(int count, int waits)
 {
 	for (int i = 0; i < count; i++) {
 		pid_t child = fork();
 		must(child, "fork");
 		if (child == 0)
 			return;
-		must(waitpid(child, NULL, 0), "waitpid");
-	}
-	printf("children ended\n");
-	fflush(stdout);
-	_exit(0);
-}
-
-static void series(int count)
-{
-	for (int i = 0; i < count; i++) {
-		pid_t child = fork();
-		must(child, "fork");
-		if (child == 0)
-			return;
-		usleep(200000);
+		if (waits)
+			must(waitpid(child, NULL, 0), "waitpid");
+		else
+			usleep(200000);
 	}
 	while (wait(NULL) > 0)
 		;
@@ -1509,9 +1498,9 @@ static void act(char **actions)
 		else if (IS("storm"))
 			storm(atoi(value));
 		else if (IS("series"))
-			series(atoi(value));
+			series(atoi(value), 0);
 		else if (IS("loop"))
-			loop(atoi(value));
+			series(atoi(value), 1);
 		else if (IS("limit"))
 			limit(value);
 		else if (IS("other-user"))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from support import lab
-from support.containers import Container, read_log
+from support.containers import Container, MakeCrash, crash_in, read_log
 from support.hosts import HELPER
 
 LIMIT = 64  # Deliveries at a time; the role's default.
@@ -39,6 +40,23 @@ def processes_of(container: Container) -> list[tuple[int, str]]:
     """Host pid and command line of each process in a container."""
     lines = lab.output("docker", "top", container.name, "-eo", "pid,args").splitlines()[1:]
     return [(int(pid), words) for pid, words in (line.split(maxsplit=1) for line in lines)]
+
+
+@contextmanager
+def ended(patience: float) -> Iterator[MakeCrash]:
+    """Runs the crasher in containers whose processes are ended afterwards: some of these take slots, or hold a helper.
+
+    The helpers may take so many seconds of ``patience`` to end.
+    """
+    containers: list[Container] = []
+    yield crash_in(containers, "hostile", "crasher")
+    for container in containers:
+        # The engine takes its time for those that stay in the host's pid namespace without their first process.
+        with suppress(subprocess.CalledProcessError, ProcessLookupError):
+            for pid, _ in processes_of(container):
+                os.kill(pid, signal.SIGKILL)
+        container.remove()
+    wait_until(lambda: helpers() == 0, "a helper is left", patience)
 
 
 def delegates_of(container: Container) -> list[int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,12 +12,12 @@ from pathlib import Path
 
 import pytest
 from hostile.intruders import ADMINISTRATOR, OF_THE_HOST, PROGRAM, UNCONFINED
-from hostile.observe import LIMIT, delegates_of, helpers, processes_of, wait_until
+from hostile.observe import LIMIT, delegates_of, ended, helpers, processes_of, wait_until
 from hostile.run import TIMEOUT
 from hostile.test_seventh_look import Place, Start, home, place, run  # noqa: F401
 from hostile.test_sixth_slots import of_users, processes
 from support import lab
-from support.containers import Container, MakeCrash, crash_in, wait_for_log
+from support.containers import MakeCrash, wait_for_log
 
 ENDLESS = ("--env=ATTACK=never-ends", "--detach")
 SHARE = LIMIT // 2
@@ -29,25 +28,8 @@ GROUPS_OF_SESSION = {"pids": SESSION, "memory": SESSION, "systemd": SESSION}
 
 @pytest.fixture
 def attack() -> Iterator[MakeCrash]:
-    """Runs the crasher in a container, whose processes are ended after the test, whatever stops them."""
-    containers: list[Container] = []
-    yield crash_in(containers, "hostile", "crasher")
-    for container in containers:
-        with suppress(subprocess.CalledProcessError, ProcessLookupError):
-            for pid, _ in processes_of(container):
-                os.kill(pid, signal.SIGKILL)
-        container.remove()
-    wait_until(lambda: helpers() == 0, "a helper is left", 90)
-
-
-@pytest.fixture
-def patient_enough() -> Iterator[None]:
-    """A timeout of 20 seconds."""
-    file = Path("/etc/docker_core_helper.conf")
-    before = file.read_text()
-    file.write_text(before.replace("DOCKERCOREHELPER_TIMEOUT=5\n", "DOCKERCOREHELPER_TIMEOUT=20\n"))
-    yield
-    file.write_text(before)
+    with ended(90) as made:
+        yield made
 
 
 def test_attack_23_the_end_of_the_tracer_is_stopped_by_another_one(attack: MakeCrash) -> None:

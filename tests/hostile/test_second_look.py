@@ -21,10 +21,20 @@ from hostile.intruders import (
     assert_withheld,
     start,
 )
-from hostile.observe import LIMIT, delegates_of, files_of, helpers, peak_of_helpers, pid_of, processes_of, wait_until
+from hostile.observe import (
+    LIMIT,
+    delegates_of,
+    ended,
+    files_of,
+    helpers,
+    peak_of_helpers,
+    pid_of,
+    processes_of,
+    wait_until,
+)
 from hostile.run import TIMEOUT
 from support import lab
-from support.containers import Container, MakeCrash, crash_in
+from support.containers import Container, MakeCrash
 
 MEMORY = 64 << 20  # Bytes that a helper may have.
 TRACER = ("--cap-add=SYS_PTRACE",)
@@ -33,16 +43,8 @@ ENDLESS = ("--env=ATTACK=never-ends", "--detach")
 
 @pytest.fixture
 def attack() -> Iterator[MakeCrash]:
-    """Runs the crasher in a container, which is removed after the test: some of these take slots, or hold a helper."""
-    containers: list[Container] = []
-    yield crash_in(containers, "hostile", "crasher")
-    for container in containers:
-        # The engine takes its time for those that stay in the host's pid namespace without their first process.
-        with contextlib.suppress(subprocess.CalledProcessError, ProcessLookupError):
-            for pid, _ in processes_of(container):
-                os.kill(pid, signal.SIGKILL)
-        container.remove()
-    wait_until(lambda: helpers() == 0, "a helper is left", 30)
+    with ended(30) as made:
+        yield made
 
 
 def assert_no_helper_is_left() -> None:

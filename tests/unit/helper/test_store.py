@@ -65,14 +65,20 @@ def test_the_smallest_core_counts_for_a_part_of_the_bound(kept: Store) -> None:
     assert made.exists()
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="a store belongs to root")
-def test_a_disk_that_others_have_filled_costs_no_more_cores_than_the_new_one_takes(
-    kept: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def free(kept: Store, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The store has four cores, on a disk that others have filled."""
     for number in range(4):
         put(kept, f"group-{number}", "key", MIB, number)
-    free = SimpleNamespace(f_bavail=0, f_blocks=100, f_frsize=MIB // 2)
-    monkeypatch.setattr(posix, "fstatvfs", lambda directory: free)
+    found = SimpleNamespace(f_bavail=0, f_blocks=100, f_frsize=MIB // 2)
+    monkeypatch.setattr(posix, "fstatvfs", lambda directory: found)
+    return found
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="a store belongs to root")
+def test_a_disk_that_others_have_filled_costs_no_more_cores_than_the_new_one_takes(
+    kept: Store, free: SimpleNamespace
+) -> None:
     # With half a MiB less than nothing, two must go for one.
     assert kept.room_for("new", MIB, bounds(free=1)) < 0
     assert len(kept.entries()) == 4
@@ -82,15 +88,9 @@ def test_a_disk_that_others_have_filled_costs_no_more_cores_than_the_new_one_tak
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="a store belongs to root")
-def test_nor_where_the_bound_leaves_just_as_much_as_the_new_one_takes(
-    kept: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for number in range(4):
-        put(kept, f"group-{number}", "key", MIB, number)
-    free = SimpleNamespace(f_bavail=0, f_blocks=100, f_frsize=MIB // 2)
-    monkeypatch.setattr(posix, "fstatvfs", lambda directory: free)
-    sizes = {found.bytes for found in kept.entries()}
-    (size,) = sizes
+@pytest.mark.usefixtures("free")
+def test_nor_where_the_bound_leaves_just_as_much_as_the_new_one_takes(kept: Store) -> None:
+    (size,) = {found.bytes for found in kept.entries()}
     assert kept.room_for("new", size, bounds(4 * size, free=1)) < 0
     assert len(kept.entries()) == 4
 

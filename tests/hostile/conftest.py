@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from core_helper import control_groups
-from hostile.groups import move_into
-from hostile.intruders import ADMINISTRATOR
+from hostile.groups import GROUPS, Place, make, move_into
+from hostile.intruders import OF_THE_HOST, Start, start
 from hostile.keeping import Keep
-from hostile.observe import processes_of, wait_until
+from hostile.observe import ended, processes_of, wait_until
+from hostile.options import ADMINISTRATOR, FALLBACK
 from support import lab
 from support.containers import Container, MakeCrash, crash_in, read_log
 from support.hosts import HELPER, delegate_on_host, records_of_host
@@ -68,6 +70,13 @@ def attack() -> Iterator[MakeCrash]:
     yield crash_in(containers, "hostile", "crasher")
     for container in containers:
         container.remove()
+
+
+@pytest.fixture
+def siege() -> Iterator[MakeCrash]:
+    """As ``attack``, for containers that take slots or hold helpers: all of their processes are ended after each test."""
+    with ended(90) as made:
+        yield made
 
 
 @pytest.fixture
@@ -208,6 +217,18 @@ def other(attack: MakeCrash) -> Container:
 
 
 @pytest.fixture
+def plain(attack: MakeCrash) -> Container:
+    """A container without any capability of its own, its first process where the engine has put it."""
+    return start(attack)
+
+
+@pytest.fixture(scope="module")
+def target(attack: MakeCrash) -> Container:
+    """A container with a delegate of its own, which has done nothing."""
+    return attack("wait=/out/go", options=("--detach",))
+
+
+@pytest.fixture
 def jail() -> Iterator[Path]:
     """A directory of the host with the program that crashes and a delegate."""
     directory = lab.DIRECTORY / "jails/jail"
@@ -226,6 +247,74 @@ def into() -> Iterator[Callable[[int, str], None]]:
     for group in made:
         wait_until(lambda of=group: not (of / "cgroup.procs").read_text(), "a process is left")  # type: ignore[misc]
         group.rmdir()
+
+
+@pytest.fixture
+def run() -> Iterator[Start]:
+    """Starts a program on the host, which ends after the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*words: object, env: dict[str, str] = OF_THE_HOST) -> subprocess.Popen[str]:
+        words_of_text = [str(word) for word in words]
+        started.append(
+            subprocess.Popen(words_of_text, env=env, start_new_session=True, stdout=subprocess.PIPE, text=True)
+        )
+        return started[-1]
+
+    yield start
+    for process in started:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.fixture
+def place(run: Start) -> Iterator[Place]:
+    """Moves a process into a control group of each hierarchy of version 1, and into the root group of the others."""
+    made: list[Path] = []
+    hierarchies = [path for path in GROUPS.iterdir() if (path / "tasks").exists() and not path.is_symlink()]
+    if not {"pids", "memory"} <= {path.name for path in hierarchies}:
+        pytest.skip("this host has no control groups of version 1")
+
+    def move(pid: int, names: dict[str, str]) -> None:
+        for hierarchy in hierarchies:
+            group = hierarchy / names.get(hierarchy.name, "")
+            for path in reversed([group, *group.parents]):
+                if not path.exists():
+                    make(path)
+                    made.append(path)
+            (group / "cgroup.procs").write_text(str(pid))
+
+    yield move
+    for hierarchy in hierarchies:
+        for group in filter(Path.exists, made):
+            for pid in (group / "cgroup.procs").read_text().split():
+                with suppress(OSError):
+                    (hierarchy / "cgroup.procs").write_text(pid)
+    for group in reversed(made):
+        wait_until(lambda of=group: not (of / "cgroup.procs").read_text(), "a process is left")  # type: ignore[misc]
+        group.rmdir()
+
+
+@pytest.fixture
+def fallback(tmp_path: Path) -> tuple[str, ...]:
+    """Options for a core file that can be looked at."""
+    tmp_path.parent.chmod(0o755)
+    tmp_path.chmod(0o1777)
+    return FALLBACK, f"--volume={tmp_path}:/tmp"
+
+
+@pytest.fixture
+def configured() -> Iterator[Callable[[str], None]]:
+    """Adds lines to the helper's configuration for the time of one test."""
+    file = Path("/etc/docker_core_helper.conf")
+    before = file.read_text()
+
+    def add(lines: str) -> None:
+        file.write_text(before + lines)
+
+    yield add
+    file.write_text(before)
 
 
 @pytest.fixture

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from core_helper import control_groups, procfs
+
+GROUPS = Path("/sys/fs/cgroup")
+MANY = 300  # More control groups than the helper looks at.
+# As systemd does it in the hierarchies of version 1: there is a control group for each unit where the unit has a limit, else
+# that of the slice alone. In /proc/PID/cgroup, the hierarchy of processes comes before that of memory.
+SERVICE = {"pids": "lab.slice", "memory": "lab.slice/lab-a.service"}
+ANOTHER = {"pids": "lab.slice", "memory": "lab.slice/lab-b.service"}
+
+Place = Callable[[int, "dict[str, str]"], None]
 
 
 def move(pid: int, to: int | None) -> None:
@@ -35,7 +44,7 @@ def moved_below(pid: int, parent: int, name: str) -> Iterator[None]:
     try:
         for line in Path(f"/proc/{parent}/cgroup").read_text().splitlines():
             _, controllers, path = line.split(":", 2)
-            group = Path(f"/sys/fs/cgroup/{controllers.removeprefix('name=')}{path}")
+            group = Path(f"{GROUPS}/{controllers.removeprefix('name=')}{path}")
             if not controllers or path == "/" or not (group / "cgroup.procs").exists():
                 continue
             for directory in (group / Path(name).parent, group / name):
@@ -47,7 +56,7 @@ def moved_below(pid: int, parent: int, name: str) -> Iterator[None]:
     finally:
         for line in before.splitlines():
             _, controllers, path = line.split(":", 2)
-            procs = Path(f"/sys/fs/cgroup/{controllers.removeprefix('name=')}{path}/cgroup.procs")
+            procs = Path(f"{GROUPS}/{controllers.removeprefix('name=')}{path}/cgroup.procs")
             if controllers and procs.exists():
                 procs.write_text(str(pid))
         for directory in reversed(made):
@@ -59,7 +68,7 @@ def moved_below(pid: int, parent: int, name: str) -> Iterator[None]:
 def move_into(pid: int, name: str) -> list[Path]:
     """Moves a process into a control group of that name in each hierarchy of version 1; returns those that were made."""
     made = []
-    for hierarchy in Path("/sys/fs/cgroup").iterdir():
+    for hierarchy in GROUPS.iterdir():
         group = hierarchy / name
         if hierarchy.is_symlink() or not (hierarchy / "tasks").exists():
             continue
@@ -68,3 +77,16 @@ def move_into(pid: int, name: str) -> list[Path]:
             made.append(group)
         (group / "cgroup.procs").write_text(str(pid))
     return made
+
+
+@contextmanager
+def many_groups(above: Path) -> Iterator[None]:
+    """Very many control groups, as hundreds of containers have them."""
+    groups = [above / f"unit-{number}.scope" for number in range(MANY)]
+    try:
+        for group in groups:
+            group.mkdir()
+        yield
+    finally:
+        for group in groups:
+            group.rmdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -10,18 +11,13 @@ from pathlib import Path
 
 import pytest
 from hostile.groups import move
+from hostile.observe import pid_of, wait_until
 from support import lab
 from support.containers import Container, MakeCrash, wait_for_log
 
 PROGRAM = f"{lab.PROGRAMS}/crasher"
-UNCONFINED = ("--security-opt=seccomp=unconfined",)
-ADMINISTRATOR = ("--cap-add=SYS_ADMIN", "--security-opt=apparmor=unconfined")
-# There the delegate records what it is in its root directory, wherever that is: there is no volume.
-IN_ROOT = "RECORD_DIRECTORY=/"
 OF_THE_HOST = {"RECORD_DIRECTORY": "/", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 NOT_FOR = "not for a program of that container's image"
-# What the engine gives a container, in the first 32 bits.
-DEFAULT_CAPABILITIES = "a80425fb"
 
 # Until the list of mounts is longer than anybody reads; in directories whose names are as long in it as can be.
 MOUNTS_OF_A_USER = """
@@ -45,6 +41,7 @@ for one in range(number):
 """
 
 Refusal = Callable[[str], str]
+Start = Callable[..., "subprocess.Popen[str]"]
 
 
 def start(attack: MakeCrash, *actions: str, options: tuple[str, ...] = (), image: str = "hostile") -> Container:
@@ -65,6 +62,22 @@ def crash_on_host(
     if then is not None:
         then()
     crash.wait()
+
+
+def let_go(container: Container) -> None:
+    """Lets a container go on, and waits until its first process has ended its leading thread, or has another root directory."""
+    first = Path(f"/proc/{pid_of(container)}")
+    before = view_of(first)
+    (container.records / "go").touch()
+    wait_until(lambda: view_of(first) != before, "the container does not go on")
+
+
+def view_of(process: Path) -> tuple[str, ...]:
+    """What a process sees, "" where it has no leading thread."""
+    try:
+        return tuple(os.readlink(process / name) for name in ("root", "ns/mnt", "ns/user"))
+    except OSError:
+        return ()
 
 
 def assert_withheld(container: Container, refusal: Refusal) -> None:

@@ -1,4 +1,4 @@
-"""What the host keeps, as a test sees it."""
+"""What the host keeps, and what is in a fallback file, as a test sees it."""
 
 from __future__ import annotations
 
@@ -26,6 +26,12 @@ def kept_in(store: Path) -> list[tuple[dict[str, object], Path]]:
 
 def is_finished(file: Path) -> bool:
     return "sha256" in json.loads(file.read_text())
+
+
+def core_file(directory: Path) -> bytes:
+    """The only fallback file."""
+    (core,) = directory.glob("core.*")
+    return core.read_bytes()
 
 
 def content_of(core: Path) -> bytes:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from hostile.run import TIMEOUT
 from support import lab
 from support.containers import Container, MakeCrash, crash_in, read_log
 from support.hosts import HELPER
@@ -34,6 +35,18 @@ def pid_of(container: Container) -> int:
 def files_of(container: Container, kind: str = "MergedDir") -> str:
     """Where the engine has put the files of a container together, or keeps a part of them."""
     return lab.output("docker", "inspect", f"--format={{{{.GraphDriver.Data.{kind}}}}}", container.name)
+
+
+def lines_of(container: Container) -> list[str]:
+    """The lines of the log about a container, a moment after the first one: there should be no more."""
+    container.log("pid=")
+    time.sleep(1)
+    return container.log("pid=").splitlines()
+
+
+def mounts_of(pid: int) -> str:
+    """The mount namespace of a process."""
+    return os.readlink(f"/proc/{pid}/ns/mnt")
 
 
 def processes_of(container: Container) -> list[tuple[int, str]]:
@@ -92,6 +105,11 @@ def running(program: Path = HELPER) -> list[Path]:
 def helpers() -> int:
     """How many crashes are in flight."""
     return len(running())
+
+
+def assert_no_helper_is_left() -> None:
+    """All helpers have ended soon after the deadline."""
+    wait_until(lambda: helpers() == 0, "the helper has not ended at the deadline", TIMEOUT + 15)
 
 
 def cpu_of_helpers(program: Path = HELPER) -> float:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from hostile.options import UNCONFINED
 from support.containers import MakeCrash
 from support.records import CAPABILITY_SETS, NAMESPACES, Record
 
-UNCONFINED = ("--security-opt=seccomp=unconfined",)
 CASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "root with Docker's capabilities": ((), ()),
     "root with all capabilities dropped": ((), ("--cap-drop=ALL",)),
@@ -22,7 +22,6 @@ CASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "limits of its own": (("limits",), ()),
     "no_new_privs": ((), ("--security-opt=no-new-privileges",)),
 }
-
 Row = tuple[str, str, str, bool]
 UNLIMITED = float("inf")
 

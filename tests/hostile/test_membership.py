@@ -11,27 +11,15 @@ from pathlib import Path
 import pytest
 from core_helper import control_groups, procfs
 from hostile.observe import files_of, pid_of, wait_until
+from hostile.options import FALLBACK, PRIVILEGED
 from support import lab
 from support.containers import Container, MakeCrash, wait_for_log
 
-FALLBACK = "--env=DOCKERCOREHELPER_FALLBACK_CORE=1"
-# What --privileged would bring and the host need not have.
-PRIVILEGED = (
-    *("--cap-add=SYS_ADMIN", "--cap-add=SYS_PTRACE", "--cap-add=SYS_CHROOT"),
-    *("--security-opt=seccomp=unconfined", "--security-opt=apparmor=unconfined"),
-)
 AGENT = (*PRIVILEGED, FALLBACK)
 OF_THE_HOST = {"DOCKERCOREHELPER_FALLBACK_CORE": "1", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 OTHER_MOUNTS = "in the mount namespace of another container"
-NOT_OWN = "in a mount namespace other than that of its own container"
 OTHER_ROOT = "root directory"
 OTHER_PROGRAM = "a program from outside of the mount namespace"
-
-
-@pytest.fixture(scope="module")
-def target(attack: MakeCrash) -> Container:
-    """A container with a delegate of its own, which has done nothing."""
-    return attack("wait=/out/go", options=("--detach",))
 
 
 @pytest.fixture
@@ -177,41 +165,3 @@ def test_attack_20_root_of_the_host_in_the_files_of_a_user_namespace(tmp_path: P
     finally:
         holder.kill()
         holder.wait()
-
-
-# Whoever is in its own files has its delegate.
-
-CONTAINERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "as it is": ((), ()),
-    "in the host's pid namespace": ((), ("--pid=host",)),
-    "a child, in the host's pid namespace": (("fork=1",), ("--pid=host",)),
-    "in another container's pid namespace": ((), ("--pid=container:{name}",)),
-    "privileged": ((), (*PRIVILEGED,)),
-    "a child, privileged": (("fork=1",), (*PRIVILEGED,)),
-    "privileged, in the host's pid namespace": ((), (*PRIVILEGED, "--pid=host")),
-    "privileged, in another one's pid namespace": (("fork=1",), (*PRIVILEGED, "--pid=container:{name}")),
-    "in the host's control group namespace": ((), ("--cgroupns=host",)),
-    "with mounts of its own": (("fork=1", "own-mounts"), ("--cap-add=SYS_ADMIN", "--security-opt=apparmor=unconfined")),
-    "with mounts of its own, privileged": (("fork=1", "own-mounts"), (*PRIVILEGED,)),
-    "in a jail": (("root=/jail",), ()),
-    "in a jail, privileged": (("fork=1", "root=/jail"), (*PRIVILEGED,)),
-}
-
-
-@pytest.mark.parametrize("kind", CONTAINERS)
-def test_a_container_has_its_own_delegate_whatever_namespaces_it_shares(
-    attack: MakeCrash, target: Container, kind: str
-) -> None:
-    actions, options = CONTAINERS[kind]
-    jail = (f"--volume={lab.PROGRAMS}/delegate:/jail/opt/bin/delegate", f"--volume={lab.RECORDS}/jail:/jail/out")
-    (lab.RECORDS / "jail").mkdir(exist_ok=True)
-    (lab.RECORDS / "jail").chmod(0o777)
-    container = attack("tiny", *actions, options=(*(option.format(name=target.name) for option in options), *jail))
-    assert "delivered" in container.log("delivered"), container.log("pid=")
-
-
-def test_a_process_that_the_engine_has_put_into_a_container_has_its_delegate(attack: MakeCrash) -> None:
-    container = attack("wait=/out/go", options=("--detach",))
-    lab.command("docker", "exec", container.name, "crasher", check=False)
-    wait_until(lambda: container.of("delegate"), "no delegate")
-    assert container.delegate.links["ns/mnt"] == Path(f"/proc/{pid_of(container)}/ns/mnt").readlink().name

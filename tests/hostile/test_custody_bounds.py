@@ -1,4 +1,4 @@
-"""What an eighth reader has found: custody."""
+"""What cores that the host keeps take, and what finishes them: no container has the store grow, or lose the cores of others."""
 
 from __future__ import annotations
 
@@ -12,6 +12,40 @@ from support import lab
 from support.containers import Container, MakeCrash
 from support.hosts import HELPER
 from support.records import is_whole
+
+
+def test_a_group_that_crashes_in_a_loop_pushes_out_its_own(attack: MakeCrash, keep: Keep) -> None:
+    store = keep("undelivered", max="40M")
+    first = attack("delegate=none", "memory=6")
+    first.log("kept on this host")
+    kept_in(store)
+    attack("delegate=none", "fork=12", "memory=6")
+    groups = {str(known["group"]) for known, _core in kept_in(store)}
+    assert f"container-{first.identifier}" in groups
+    assert bytes_in(store) <= 40 << 20
+
+
+def test_a_loop_of_a_thousand_crashes_keeps_to_the_bound_and_costs_nobody_else_a_core(
+    attack: MakeCrash, keep: Keep
+) -> None:
+    store = keep("undelivered", max="40M")
+    others = [attack("delegate=none", f"memory={size}") for size in (6, 1)]
+    for other in others:
+        other.log("kept on this host")
+    loop = attack("wait=/out/go", "delegate=none", "loop=1000", "memory=1", options=("--detach",))
+    (loop.records / "go").touch()
+    most = 0
+    limit = time.monotonic() + 400
+    while "children ended" not in lab.output("docker", "logs", loop.name):
+        assert time.monotonic() < limit, "the loop does not end"
+        most = max(most, bytes_in(store))
+        time.sleep(0.2)
+    assert most <= 40 << 20
+    found = [str(known["group"]) for known, _core in kept_in(store)]
+    assert {f"container-{other.identifier}" for other in others} <= set(found)
+    # It has used the room that was left to it.
+    assert found.count(f"container-{loop.identifier}") > 5
+
 
 MIB = 1 << 20
 

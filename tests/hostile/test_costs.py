@@ -1,0 +1,74 @@
+"""What a container or a user can have a helper spend: memory and processor time."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hostile.observe import assert_no_helper_is_left, cpu_of_helpers, delegates_of, helpers, peak_of_helpers, wait_until
+from hostile.options import ADMINISTRATOR, TRACER
+from support import lab
+from support.containers import MakeCrash
+
+MEMORY = 64 << 20  # Bytes that a helper may have.
+
+
+def test_attack_21_cap_sys_ptrace_floods_the_helper_with_reports(siege: MakeCrash) -> None:
+    container = siege("wait=/out/go", "reports=8", options=(*TRACER, "--detach"))
+    (container.records / "go").touch()
+    assert peak_of_helpers() < MEMORY
+    assert_no_helper_is_left()
+
+
+@pytest.mark.parametrize("does", ["floods", "drips"])
+def test_attack_22_a_flood_of_output_costs_the_host_nothing(siege: MakeCrash, does: str) -> None:
+    container = siege("keep=60", options=(f"--env=ATTACK={does}", "--detach"))
+    wait_until(lambda: delegates_of(container), "no delegate")
+    time.sleep(3)
+    assert helpers() == 1
+    assert cpu_of_helpers() < 0.5
+    assert "deadline passed" in container.log("deadline passed")
+
+
+HELD = lab.DIRECTORY / "hold"  # What the fixture ``hold`` has the kernel start.
+
+
+@pytest.mark.usefixtures("patient")
+def test_attack_22_a_delegate_that_fills_its_own_input_costs_no_processor_time(
+    siege: MakeCrash, hold: Callable[..., Path]
+) -> None:
+    # Between the two, the helper has seen that there is room, and has not yet used it.
+    held = hold("-I%I -d%d", before=("linux", "tee"))
+    container = siege("tiny", options=("--env=ATTACK=fills-its-input", "--detach"))
+    wait_until((held / "held").exists, "the helper has nothing to show")
+    (container.records / "held").touch()
+    wait_until((container.records / "filled").exists, "the delegate has not filled its input")
+    (held / "go").touch()
+    time.sleep(1)
+    before = cpu_of_helpers(HELD)
+    time.sleep(1)
+    used = cpu_of_helpers(HELD) - before
+    assert before > 0, "there is no helper: nothing was shown"
+    (container.records / "go").touch()
+    assert used < 0.2
+    assert ": delivered " in container.log(": delivered ")
+
+
+def test_attack_22_a_container_with_very_many_mounts_costs_the_helper_no_memory(siege: MakeCrash) -> None:
+    container = siege("mounts=16", "fork=1", "tiny", options=(*ADMINISTRATOR, "--env=ATTACK=never-ends", "--detach"))
+    assert peak_of_helpers(60) < MEMORY
+    assert "deadline passed" in container.log("deadline passed")
+
+
+@pytest.mark.usefixtures("delegate_of_the_host")
+def test_attack_22_a_user_of_the_host_with_very_many_mounts_costs_the_helper_no_memory() -> None:
+    words = [f"{lab.PROGRAMS}/crasher", "sandbox=user", "sandbox=mounts", "mounts=16", "tiny"]
+    crash = subprocess.Popen(words, env={"ATTACK": "never-ends"}, user=1000, group=1000, extra_groups=[])
+    try:
+        assert peak_of_helpers(60) < MEMORY
+    finally:
+        crash.kill()
+        crash.wait()

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hostile.defences import BREAKS
+from hostile.defences import BREAKS, TABLES
 
 PROJECT = Path(__file__).parents[2]
 PACKAGE = PROJECT / "helper/core_helper"
@@ -50,6 +50,10 @@ def test_every_defence_that_the_attacks_name_is_there() -> None:
         for module, text in zip(parts[::2], parts[1::2], strict=True):
             named = {name for path in re.findall(r"`([\w.]+)`", text) for name in path.split(".")}
             assert named <= identifiers(module), f"{module}.py: {cell}"
+
+
+def test_no_two_defences_have_one_name() -> None:
+    assert len(BREAKS) == sum(len(table.BREAKS) for table in TABLES)
 
 
 @pytest.mark.parametrize("name", BREAKS)

@@ -1,0 +1,78 @@
+"""Cores that the host keeps."""
+
+from __future__ import annotations
+
+from hostile.defences.kinds import Breaks
+
+BREAKS: Breaks = {
+    "keeping: a store that others may enter": (
+        [("store.py", "if found.st_uid != 0 or found.st_mode & 0o077:", "if False:")],
+        "others_could_change and (mode or owner)",
+    ),
+    "keeping: a loop pushes out the cores of others": (
+        [("store.py", "if self.left.get(self.group) and self.taken[self.group] > share:", "if False:")],
+        "crashes_in_a_loop",
+    ),
+    "keeping: what nobody writes any more counts": (
+        [("store.py", "if entry.whole or _is_being_written(group, entry):", "if True:")],
+        "helper_that_was_killed",
+    ),
+    "keeping: no second chance": (
+        [("deliver.py", "if failed is not None and delivery.begins_again(", "if False and delivery.begins_again(")],
+        "second_chance",
+    ),
+    "keeping: a core that was taken stays": (
+        [("delivery.py", "        if self.custody is not None:\n            self.custody.drop()", "        pass")],
+        "delegate_takes_does_not_stay",
+    ),
+    "keeping: a delegate that has read a part has taken it": (
+        [("delivery.py", "if self.custody is None or (result.complete", "if True or (result.complete")],
+        "delegate_loses or counts_as_taken",
+    ),
+    "custody: a core may take what is free, and not what it has claimed": (
+        [("custody.py", "        self.room = need\n", "        self.room = 1 << 40\n")],
+        "never_in_memory",
+    ),
+    "custody: a first core has room whatever it pushes out": (
+        [("store.py", "        elif self.need > max(share, self.bound // FIRST):", "        elif False:")],
+        "pretends_to_have",
+    ),
+    "custody: cores go where others have filled the disk": (
+        [("store.py", "None if left >= need and freed >= need else ", "")],
+        "others_fill",
+    ),
+    "custody: whoever finishes a core waits for its process": (
+        [("custody.py", "poll.poll(PATIENCE * 1000)", "poll.poll()")],
+        "stays_keeps_none",
+    ),
+    "custody: what is compressed has no bound": (
+        [
+            (
+                "finishing.py",
+                "min(kept_in.room(configuration) - SPARE, posix.fstat(file).st_blocks * store.BLOCK)",
+                "1 << 40",
+            )
+        ],
+        "compressed_of_it",
+    ),
+    "keeping: the delegate starts while the kernel dumps": (
+        [("deliver.py", "            if destination.secured:\n", "            if False:\n")],
+        "nothing_else or stopped_during",
+    ),
+    "keeping: the process waits for its delegate": (
+        [("delivery.py", "if self.configuration.release_kept:", "if False:")],
+        "come_after_the_process",
+    ),
+    "keeping: no bound": (
+        [("store.py", "bound - sum(weight(entry, bound) for entry in entries)", "bound")],
+        "thousand",
+    ),
+    "keeping: the sender is root": (
+        [("sender.py", "os.setresuid(account.pw_uid, account.pw_uid, account.pw_uid)", "pass")],
+        "sent_by_a_user",
+    ),
+    "keeping: the sender is not told that a core was cut off": (
+        [("sender.py", '"1" if self.core["truncated"] else "0"', '"0"')],
+        "sent_under_a_name",
+    ),
+}

@@ -108,21 +108,18 @@ def show_core(kept_in: store.Store, options: argparse.Namespace) -> None:
 def remove_cores(kept_in: store.Store, options: argparse.Namespace) -> None:
     """Delete the cores; if one is not there, none is deleted."""
     keys = [find(kept_in, name)["key"] for name in options.id]
-    kept_in.lock()
-    for entry in kept_in.entries():
-        if entry.key in keys:
-            kept_in.delete(entry)
+    with kept_in.lock:
+        for entry in kept_in.entries():
+            if entry.key in keys:
+                kept_in.delete(entry)
 
 
 def send_cores(kept_in: store.Store, options: argparse.Namespace) -> None:
     """Give cores to the program that sends them, and remove those that it has taken, and before that those that are too old."""
     from core_helper import sender
 
-    kept_in.lock()
-    try:
+    with kept_in.lock:
         kept_in.expire(options.configuration)
-    finally:
-        kept_in.unlock()
     cores = [find(kept_in, name) for name in options.id] or cores_of(kept_in)
     sender.send(kept_in, cores, options.configuration, bool(options.id))
 
@@ -198,9 +195,8 @@ def copy(blocks: "Iterable[bytes]", file: int, holes: bool) -> str:
 def cores_of(kept_in: store.Store) -> "list[dict[str, object]]":
     """Return what is known of each core, the oldest first."""
     cores = []
-    kept_in.lock()
-    entries = kept_in.entries()
-    kept_in.unlock()
+    with kept_in.lock:
+        entries = kept_in.entries()
     for entry in sorted(entries, key=lambda entry: entry.time):
         if not entry.whole:
             continue

@@ -58,8 +58,7 @@ class Custody:
         self.configuration = configuration
         # What others leave to this core: they count it, and not what is free besides.
         self.room = need
-        kept_in.lock()
-        try:
+        with kept_in.lock:
             room = kept_in.room_for(group, need, configuration)
             if room < need:
                 raise store.Unusable(
@@ -69,8 +68,6 @@ class Custody:
             self.group = kept_in.group(group)
             self.part = f".{key}.{need}{store.PART}"
             self.file = store.create_file(self.group, self.part)
-        finally:
-            kept_in.unlock()
 
     def write(self, source: "KernelPipe", deadline: float) -> None:
         """Write what the kernel dumps, until its end or ``deadline``. From then on ``source`` is where destinations read it.
@@ -83,11 +80,8 @@ class Custody:
             leftover = self._copy(source, deadline)
             posix.ftruncate(self.file, self.size)
             # What it has not taken is for others.
-            self.store.lock()
-            try:
+            with self.store.lock:
                 self._claim(0)
-            finally:
-                self.store.unlock()
         except OSError as error:
             # No byte was read and not written: _copy has seen to that.
             self.stopped = str(error.strerror)
@@ -135,15 +129,12 @@ class Custody:
 
         What a process has in memory is not all that is dumped: files that it has mapped, and huge pages.
         """
-        self.store.lock()
-        try:
+        with self.store.lock:
             room = self.store.room_for(self.group_name, missing, self.configuration)
             if room < missing:
                 raise OSError(ENOSPC, f"{self.store.path} has no room for more")
             self.room += min(room, max(missing, STEP))
             self._claim(self.room)
-        finally:
-            self.store.unlock()
 
     def _claim(self, expected: int) -> None:
         """Have the name of the file say how many bytes the core may take. Raises OSError."""
@@ -184,11 +175,8 @@ class Custody:
 
     def _describe(self, facts: "dict[str, object]") -> None:
         """Write the JSON file of the core, or replace it. Raises OSError."""
-        self.store.lock()
-        try:
+        with self.store.lock:
             store.describe(self.group, self.key, facts)
-        finally:
-            self.store.unlock()
 
     def _rename(self, old: str, new: str) -> None:
         posix.rename(old, new, src_dir_fd=self.group, dst_dir_fd=self.group)

@@ -39,8 +39,7 @@ def finish_all(kept_in: store.Store, configuration: "Configuration") -> None:
 
 def _unfinished(kept_in: store.Store) -> "list[store.Entry]":
     """Return the listed cores that are neither compressed nor have a checksum, and that no helper holds any more."""
-    kept_in.lock()
-    try:
+    with kept_in.lock:
         return [
             entry
             for entry in kept_in.entries()
@@ -49,8 +48,6 @@ def _unfinished(kept_in: store.Store) -> "list[store.Entry]":
             and not _has_checksum(kept_in, entry)
             and not kept_in.is_held(entry)
         ]
-    finally:
-        kept_in.unlock()
 
 
 def _has_checksum(kept_in: store.Store, entry: store.Entry) -> bool:
@@ -72,21 +69,17 @@ def _finish(kept_in: store.Store, entry: store.Entry, configuration: "Configurat
         posix.lseek(file, 0, linux.SEEK_SET)
         program = next((path for path in COMPRESSORS if posix.access(path, posix.X_OK)), None)
         if program is not None:
-            kept_in.lock()
-            try:
+            with kept_in.lock:
                 # While both are there, they take room. What does not become smaller stays plain.
                 limit = min(kept_in.room(configuration) - SPARE, posix.fstat(file).st_blocks * store.BLOCK)
                 if limit > holes.PAGE:
                     part = f".{compressed}.{limit}{store.PART}"
                     result = store.create_file(group, part)
-            finally:
-                kept_in.unlock()
         if program is None or result < 0:
             checksum, done = _checksum(file), False
         else:
             checksum, done = _compress(file, result, program, limit)
-        kept_in.lock()
-        try:
+        with kept_in.lock:
             known = {**kept_in.known_of(entry), "sha256": checksum, "build_ids": identified}
             if done:
                 posix.rename(part, compressed, src_dir_fd=group, dst_dir_fd=group)
@@ -95,8 +88,6 @@ def _finish(kept_in: store.Store, entry: store.Entry, configuration: "Configurat
             store.describe(group, entry.key, known)
             if done:
                 posix.unlink(plain, dir_fd=group)
-        finally:
-            kept_in.unlock()
     finally:
         if part:
             posix.unlink(part, dir_fd=group)

@@ -195,8 +195,7 @@ class Sending:
 
     def conclude(self, problem: "Problem | None") -> None:
         """Remove the core that was sent, or note that and why it was not. One that was deleted meanwhile stays deleted."""
-        self.store.lock()
-        try:
+        with self.store.lock:
             entry = next((entry for entry in self.store.entries() if entry.key == self.core["key"]), None)
             if entry is None or not entry.whole:
                 return
@@ -215,8 +214,6 @@ class Sending:
                 store.describe(group, entry.key, known)
             finally:
                 os.close(group)
-        finally:
-            self.store.unlock()
 
 
 class Started:

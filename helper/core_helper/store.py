@@ -54,8 +54,24 @@ class Entry:
         return max(self.bytes, self.expected)
 
 
+class Lock:
+    """The lock of a store, for ``with``: nobody else compares bounds meanwhile."""
+
+    def __init__(self, directory: int) -> None:
+        """Take the opened directory of the store."""
+        self.directory = directory
+
+    def __enter__(self) -> None:
+        """Wait until nobody else has the lock."""
+        fcntl.flock(self.directory, fcntl.LOCK_EX)
+
+    def __exit__(self, *failure: object) -> None:
+        """Let others have it."""
+        fcntl.flock(self.directory, fcntl.LOCK_UN)
+
+
 class Store:
-    """The opened directory ``path``."""
+    """The opened directory ``path``, and its ``lock``."""
 
     def __init__(self, path: str) -> None:
         """Open it, and create it if it is not there. Raises Unusable."""
@@ -73,18 +89,11 @@ class Store:
             raise Unusable(
                 f"{path}: only root may enter it: cores are not kept; chown root {path} && chmod 0700 {path}"
             )
+        self.lock = Lock(self.directory)
 
     def close(self) -> None:
         """Close the directory."""
         posix.close(self.directory)
-
-    def lock(self) -> None:
-        """Wait until nobody else compares bounds."""
-        fcntl.flock(self.directory, fcntl.LOCK_EX)
-
-    def unlock(self) -> None:
-        """Let others compare bounds."""
-        fcntl.flock(self.directory, fcntl.LOCK_UN)
 
     def group(self, name: str) -> int:
         """Open the directory of a group, which is created if it is not there. Raises OSError."""
@@ -136,11 +145,8 @@ class Store:
 
     def forget_group(self, name: str) -> None:
         """Delete the directory of a group that has no core. Raises OSError."""
-        self.lock()
-        try:
+        with self.lock:
             self._remove(name)
-        finally:
-            self.unlock()
 
     def _remove(self, group: str) -> None:
         try:

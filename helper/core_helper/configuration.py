@@ -51,6 +51,20 @@ class Configuration:
         self.problems: list[str] = []
 
 
+class NotOfRoot(Exception):
+    """A file is not root's, or others may do with it what they must not, or it is no regular file."""
+
+
+def open_of_root(path: str, others: int, flags: int = 0) -> int:
+    """Open a file of root's to be read, in whose mode none of the bits ``others`` is set. Raises OSError or NotOfRoot."""
+    descriptor = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK | flags)
+    found = posix.fstat(descriptor)
+    if found.st_mode & linux.S_IFMT != linux.S_IFREG or found.st_uid != 0 or found.st_mode & others:
+        posix.close(descriptor)
+        raise NotOfRoot
+    return descriptor
+
+
 def read_configuration(path: str = CONFIGURATION) -> "Configuration":
     """Return what the file ``path`` says; a missing file is fine.
 
@@ -58,19 +72,18 @@ def read_configuration(path: str = CONFIGURATION) -> "Configuration":
     """
     configuration = Configuration()
     try:
-        descriptor = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK)
+        descriptor = open_of_root(path, 0o022)
     except FileNotFoundError:
         return configuration
     except OSError as error:
         configuration.problems.append(f"{path}: {error.strerror}: configuration ignored")
         return configuration
+    except NotOfRoot:
+        configuration.problems.append(
+            f"{path} refused: only root may own and write it; chown root {path} && chmod 0644 {path}"
+        )
+        return configuration
     try:
-        found = posix.fstat(descriptor)
-        if found.st_mode & linux.S_IFMT != linux.S_IFREG or found.st_uid != 0 or found.st_mode & 0o022:
-            configuration.problems.append(
-                f"{path} refused: only root may own and write it; chown root {path} && chmod 0644 {path}"
-            )
-            return configuration
         text = posix.read(descriptor, LONGEST_FILE + 1)
     finally:
         posix.close(descriptor)

@@ -16,7 +16,7 @@ import time
 from subprocess import DEVNULL, Popen, SubprocessError, TimeoutExpired
 
 from core_helper import linux, privileges, start, store
-from core_helper.configuration import ALWAYS, CONFIGURATION
+from core_helper.configuration import ALWAYS, CONFIGURATION, NotOfRoot, open_of_root
 from core_helper.cores import Problem
 from core_helper.relay import EXIT_KEEP
 from core_helper.words import WordError, shown, unquote
@@ -128,15 +128,14 @@ def read_credentials(path: "str | None" = None) -> "dict[bytes, bytes]":
     """Return the variables in the file for root alone, none where there is no file. Raises Problem, which shows no value."""
     path = path or CREDENTIALS
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = open_of_root(path, 0o077, os.O_NOFOLLOW)
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise Problem(f"{path}: {error.strerror}") from None
+    except NotOfRoot:
+        raise Problem(f"{path}: only root may read it: chown root {path} && chmod 0600 {path}") from None
     with open(descriptor, "rb") as file:
-        found = os.fstat(descriptor)
-        if found.st_uid != 0 or found.st_mode & 0o077 or found.st_mode & linux.S_IFMT != linux.S_IFREG:
-            raise Problem(f"{path}: only root may read it: chown root {path} && chmod 0600 {path}")
         text = file.read()
     variables = {}
     for number, line in enumerate(text.split(b"\n"), 1):

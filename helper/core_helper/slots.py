@@ -40,9 +40,8 @@ MUTEX = MOST_SLOTS * RECORD.size
 CHILD = _struct.Struct("=IQ")
 CHILDREN = MUTEX + RECORD.size
 OWNER_WEIGHT = 3
-SHORT = (
-    2  # Slots are short where fewer than one in so many is free; a container that is alone can take no more than that.
-)
+# Slots are short where fewer than one in so many is free; a container that is alone can take no more than that.
+SHORT = 2
 RESERVE = 8  # One in so many slots is for containers and users that hold none.
 SUBUID, PASSWD = "/etc/subuid", "/etc/passwd"
 FIRST_SUBUID = 65536  # The first number that is neither a user's nor nobody's; subuid(5).
@@ -66,6 +65,22 @@ class Holder:
         self.group = f"{NOBODY if by_root else self.owner} {group}"[:LONGEST_NAME]
 
 
+class Mutex:
+    """The lock of the opened table, for ``with``: no other helper reads or changes the records meanwhile."""
+
+    def __init__(self, file: int) -> None:
+        """Take the opened file."""
+        self.file = file
+
+    def __enter__(self) -> None:
+        """Wait until nobody else has the lock."""
+        fcntl.lockf(self.file, fcntl.LOCK_EX, 1, MUTEX)
+
+    def __exit__(self, *failure: object) -> None:
+        """Let others have it."""
+        fcntl.lockf(self.file, fcntl.LOCK_UN, 1, MUTEX)
+
+
 class Slot:
     """A slot that was acquired; it is held until this process ends."""
 
@@ -80,11 +95,8 @@ class Slot:
         if self.file is None:
             return True
         gone = _gone(self.file, self.limit, self.index)
-        fcntl.lockf(self.file, fcntl.LOCK_EX, 1, MUTEX)
-        try:
+        with Mutex(self.file):
             used = sum(taken for _index, _record, taken in _rows(self.file, self.limit, gone, self.index))
-        finally:
-            fcntl.lockf(self.file, fcntl.LOCK_UN, 1, MUTEX)
         return (self.limit - used) * SHORT < self.limit
 
     def release(self) -> bytes:
@@ -128,11 +140,8 @@ def acquire(crash: "Crash", limit: int, log: "Log") -> Slot:
     log.holder = log_name(holder.owner, holder.group)
     file = table.open_file(FILE)
     gone = _gone(file, limit)
-    fcntl.lockf(file, fcntl.LOCK_EX, 1, MUTEX)
-    try:
+    with Mutex(file):
         return _acquire(file, holder, limit, crash, gone)
-    finally:
-        fcntl.lockf(file, fcntl.LOCK_UN, 1, MUTEX)
 
 
 def resume(file: int, index: int, log: "Log") -> Slot:
@@ -205,15 +214,12 @@ def _gone(file: int, limit: int, own: int = -1) -> "set[bytes]":
     No process is looked at while the lock of the table is held. Whoever looks may be the last one to let go of the memory of a
     process that ends, and then waits with it, for ever where a file system does not answer (fs/aio.c, exit_aio).
     """
-    fcntl.lockf(file, fcntl.LOCK_EX, 1, MUTEX)
-    try:
+    with Mutex(file):
         left = [
             (b"" if index == own or _is_locked(file, index) else record, child)
             for index, record, child in _table(file, limit)
             if _names_process(record) or _names_process(child)
         ]
-    finally:
-        fcntl.lockf(file, fcntl.LOCK_UN, 1, MUTEX)
     gone = {record for record, _child in left if _names_process(record) and not is_dumping(*RECORD.unpack(record)[:3])}
     return gone.union(child for _record, child in left if _names_process(child) and not is_there(*CHILD.unpack(child)))
 

@@ -47,6 +47,25 @@ REAL = "delegate"
 UNSEEN = re.compile(r"(file://)?/(home|root|run/user|tmp|var/tmp)(/|\Z)")
 # What Ansible's filter bool understands.
 YES_OR_NO = ("true", "false", "yes", "no", "on", "off", "1", "0")
+# By the name of a variable: what its value looks like, as a pattern and in words.
+FORMS = {
+    "size_max": (r"[0-9]{1,15}[KMGT]?", "a number of bytes such as 10G, or 0"),
+    "burst": (r"0|[1-9][0-9]{0,4}/[1-9][0-9]{0,9}[smhd]", "a number of cores and a time such as 5/1h, or 0"),
+    "fallback_max": (
+        r"0|[1-9][0-9]{0,4}/[1-9][0-9]{0,14}[KMGT]?",
+        "a number of files and of bytes such as 16/8G, or 0",
+    ),
+    "keep_directory": (r"(/(?!\.\.?(/|$))[^/\x00-\x1f\x7f]+)+", "an absolute path without . and .."),
+    "keep_max": (r"[1-9][0-9]{0,17}[KMGT]?", "a number of bytes, such as 500000000, 500M or 10G"),
+}
+# By the name of a variable: what its number is, the least and the most.
+NUMBERS = {
+    "timeout": ("a number of seconds", 1, 86400),
+    "timeout_max": ("a number of seconds", 1, 86400),
+    "pipe_limit": ("a number of deliveries", 1, MOST_DELIVERIES),
+    "keep_free": ("a percentage", 0, 99),
+    "keep_age": ("a number of days", 1, 36500),
+}
 # What core_helper fills in; see parse_configuration of helper/core_helper/configuration.py.
 SPECIFIER = re.compile("%[PpugsteEh%]")
 
@@ -102,19 +121,8 @@ def problems(defaults: dict[str, Any], known: dict[str, Any]) -> Iterator[str]:
         if not PATH.fullmatch(str(known[name])):
             yield f"{PREFIX}{name} {PATH_WORDS}{reason}: {shown(known[name])}"
     yield from problems_of_pattern(str(known["core_pattern"]), f"{known['bin_dir']}/docker_core_helper")
+    yield from problems_of_forms(known)
     yield from problems_of_limits(known["pipe_limit"], known["kernel_limit"])
-    if not re.fullmatch(r"[0-9]{1,15}[KMGT]?", str(known["size_max"])):
-        yield f"{PREFIX}size_max must be a number of bytes such as 10G, or 0: {shown(known['size_max'])}"
-    if not re.fullmatch(r"0|[1-9][0-9]{0,4}/[1-9][0-9]{0,9}[smhd]", str(known["burst"])):
-        yield f"{PREFIX}burst must be a number of cores and a time such as 5/1h, or 0: {shown(known['burst'])}"
-    if not re.fullmatch(r"0|[1-9][0-9]{0,4}/[1-9][0-9]{0,14}[KMGT]?", str(known["fallback_max"])):
-        yield (
-            f"{PREFIX}fallback_max must be a number of files and of bytes such as 16/8G, or 0:"
-            f" {shown(known['fallback_max'])}"
-        )
-    for name in ("timeout", "timeout_max"):
-        if not 1 <= number(known[name]) <= 86400:
-            yield f"{PREFIX}{name} must be a number of seconds from 1 to 86400: {shown(known[name])}"
     if not isinstance(delegate, list):
         yield f"{PREFIX}delegate must be a list of words, such as [/opt/bin/uploader.sh, s3://cores/]: {shown(delegate)}"
     elif delegate:
@@ -159,10 +167,18 @@ def problems_of_pattern(pattern: str, helper: str) -> Iterator[str]:
         yield f"{PREFIX}core_pattern must name the absolute path of the delegate behind %g: {value}"
 
 
+def problems_of_forms(known: dict[str, Any]) -> Iterator[str]:
+    """Yield which values are not written as FORMS says, or are not within the range that NUMBERS gives."""
+    for name, (form, what) in FORMS.items():
+        if not re.fullmatch(form, str(known[name])):
+            yield f"{PREFIX}{name} must be {what}: {shown(known[name])}"
+    for name, (what, least, most) in NUMBERS.items():
+        if not least <= number(known[name]) <= most:
+            yield f"{PREFIX}{name} must be {what} from {least} to {most}: {shown(known[name])}"
+
+
 def problems_of_limits(deliveries: Any, limit: Any) -> Iterator[str]:
-    """Yield what is wrong with the two limits: of deliveries at once, and of crashes that the helper handles at a time."""
-    if not 1 <= number(deliveries) <= MOST_DELIVERIES:
-        yield f"{PREFIX}pipe_limit must be a number of deliveries from 1 to {MOST_DELIVERIES}: {shown(deliveries)}"
+    """Yield what is wrong with the limit of crashes that the helper handles at a time, beside that of deliveries at once."""
     if number(limit) < 1:
         yield (
             f"{PREFIX}kernel_limit must be above 0, else the kernel does not wait for the helper and cores are lost:"
@@ -192,18 +208,10 @@ def problems_of_filters(signals: Any, programs: Any) -> Iterator[str]:
 
 
 def problems_of_keeping(known: dict[str, Any]) -> Iterator[str]:
-    """Yield what is wrong with what the host keeps of cores."""
+    """Yield what is wrong with the words that say which cores the host keeps."""
     for name, words in (("keep", KEEP), ("release", RELEASE)):
         if known[name] not in words:
             yield f"{PREFIX}{name} must be {', '.join(words[:-1])} or {words[-1]}: {shown(known[name])}"
-    if not re.fullmatch(r"(/(?!\.\.?(/|$))[^/\x00-\x1f\x7f]+)+", str(known["keep_directory"])):
-        yield f"{PREFIX}keep_directory must be an absolute path without . and ..: {shown(known['keep_directory'])}"
-    if not re.fullmatch(r"[1-9][0-9]{0,17}[KMGT]?", str(known["keep_max"])):
-        yield f"{PREFIX}keep_max must be a number of bytes, such as 500000000, 500M or 10G: {shown(known['keep_max'])}"
-    if not 0 <= number(known["keep_free"]) <= 99:
-        yield f"{PREFIX}keep_free must be a percentage from 0 to 99: {shown(known['keep_free'])}"
-    if not 1 <= number(known["keep_age"]) <= 36500:
-        yield f"{PREFIX}keep_age must be a number of days from 1 to 36500: {shown(known['keep_age'])}"
 
 
 def problems_of_sender(known: dict[str, Any]) -> Iterator[str]:

@@ -208,6 +208,14 @@ def old_kernel(kernel: Callable[[str, str], None]) -> Iterator[Callable[[str], N
 
 
 @pytest.fixture
+def fuse() -> str:
+    """What the engine is told for a container that mounts a file system of its own."""
+    if not Path("/dev/fuse").exists():
+        pytest.skip("this machine has no /dev/fuse")
+    return "--device=/dev/fuse"
+
+
+@pytest.fixture
 def other(attack: MakeCrash) -> Container:
     """Another container, whose delegate nobody may start; its program and its delegate are among what was changed in it."""
     container = attack("idle", "sandbox=mounts", "wait=/out/go", options=(*ADMINISTRATOR, "--detach"))

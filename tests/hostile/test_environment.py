@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
-import pytest
+from hostile.options import ADMINISTRATOR
 from support.containers import Container, MakeCrash
 from support.records import is_whole
 
@@ -47,16 +46,8 @@ def test_attack_22_two_hundred_thousand_variables(attack: MakeCrash) -> None:
     assert is_whole(container.delegate.core.read_bytes())
 
 
-@pytest.fixture
-def with_fuse() -> tuple[str, ...]:
-    """Options for a container that mounts a file system of its own."""
-    if not Path("/dev/fuse").exists():
-        pytest.skip("this machine has no /dev/fuse")
-    return "--device=/dev/fuse", "--cap-add=SYS_ADMIN", "--security-opt=apparmor=unconfined"
-
-
-def test_attack_23_an_environment_in_a_file_that_never_answers(attack: MakeCrash, with_fuse: tuple[str, ...]) -> None:
-    options = (*with_fuse, f"--env=LONG={'x' * 20000}", "--detach")
+def test_attack_23_an_environment_in_a_file_that_never_answers(attack: MakeCrash, fuse: str) -> None:
+    options = (fuse, *ADMINISTRATOR, f"--env=LONG={'x' * 20000}", "--detach")
     container: Container = attack("leave=60", "fuse=environ", options=options)
     # The kernel reads nothing there but memory: what lies behind that page is missing, and nobody waits.
     assert ": delivered " in container.log("delivered")

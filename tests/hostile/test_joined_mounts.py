@@ -22,13 +22,8 @@ def test_attack_20_root_of_the_host_in_a_mount_namespace_that_the_first_process_
     first = pid_of(other)
     (child,) = (pid for pid, _ in processes_of(other) if pid != first)
     assert Path(f"/proc/{first}/ns/mnt").readlink() != Path(f"/proc/{child}/ns/mnt").readlink()
-    go = tmp_path / "go"
-    words = [f"wait={go}", f"join=/proc/{child}/ns/mnt", "execute=/usr/bin/crasher"]
-    crash = subprocess.Popen([f"{lab.PROGRAMS}/crasher", *words], env=OF_THE_HOST)
     # As by a login of root's without systemd: no control group says whose it is.
-    move(crash.pid, None)
-    go.touch()
-    crash.wait()
+    crash_on_host(f"join=/proc/{child}/ns/mnt", "execute=/usr/bin/crasher", directory=tmp_path)
     assert_withheld(other, refusal)
 
 

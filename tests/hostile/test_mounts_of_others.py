@@ -18,8 +18,10 @@ from hostile.run import TIMEOUT
 from support.containers import MakeCrash, wait_for_log
 
 
-def test_attack_20_a_container_has_the_helper_of_another_one_open_what_does_not_answer(attack: MakeCrash) -> None:
-    options = ("--device=/dev/fuse", *ADMINISTRATOR, "--detach")
+def test_attack_20_a_container_has_the_helper_of_another_one_open_what_does_not_answer(
+    attack: MakeCrash, fuse: str
+) -> None:
+    options = (fuse, *ADMINISTRATOR, "--detach")
     container = attack("leave=600", "overlay-of-host", "wait=/never", options=options)
     (container.records / "pid").write_text(str(pid_of(container)))
     wait_until((container.records / "ready").exists, "the overlay is not there", 15)

@@ -56,10 +56,8 @@ def test_a_process_with_a_network_of_its_own_has_its_delegate(attack: MakeCrash)
     assert ": delivered " in container.log(": delivered "), container.log("pid=")
 
 
-def test_a_process_of_the_container_that_does_not_come_to_its_end_is_no_stranger(attack: MakeCrash) -> None:
-    if not Path("/dev/fuse").exists():
-        pytest.skip("this machine has no /dev/fuse")
-    options = ("--device=/dev/fuse", *ADMINISTRATOR)
+def test_a_process_of_the_container_that_does_not_come_to_its_end_is_no_stranger(attack: MakeCrash, fuse: str) -> None:
+    options = (fuse, *ADMINISTRATOR)
     container = attack("fuse=serve", "fuse=exit", "fork=1", "tiny", options=options)
     assert ": delivered " in container.log(": delivered "), container.log("pid=")
 

@@ -97,11 +97,9 @@ def test_attack_23_the_kernel_walks_on_through_reserved_memory(siege: MakeCrash,
 
 
 def test_attack_23_a_mapped_file_that_never_answers_counts_until_its_process_is_gone(
-    siege: MakeCrash, refusal: Callable[[str], str]
+    siege: MakeCrash, refusal: Callable[[str], str], fuse: str
 ) -> None:
-    if not Path("/dev/fuse").exists():
-        pytest.skip("this machine has no /dev/fuse")
-    options = ("--device=/dev/fuse", "--cap-add=SYS_ADMIN", "--security-opt=apparmor=unconfined", "--detach")
+    options = (fuse, *ADMINISTRATOR, "--detach")
     container = siege("fuse=serve", f"fork={LIMIT}", "wait=/out/go", "fuse=map", options=options)
     (container.records / "go").touch()
     assert f"has {LIMIT // 2} crashes in flight" in refusal(f"has {LIMIT // 2} crashes in flight")
@@ -132,13 +130,11 @@ WAYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_attack_23_a_process_of_ours_that_hangs_in_a_file_system_counts_until_it_is_gone(
-    siege: MakeCrash, refusal: Callable[[str], str], way: str
+    siege: MakeCrash, refusal: Callable[[str], str], fuse: str, way: str
 ) -> None:
-    if not Path("/dev/fuse").exists():
-        pytest.skip("this machine has no /dev/fuse")
     first, options = WAYS[way]
     actions = ("leave=600", *first, "silent=/opt/bin", "wait=/out/go", "storm=40")
-    container = siege(*actions, options=(*options, "--device=/dev/fuse", "--pids-limit=150", "--detach"))
+    container = siege(*actions, options=(*options, fuse, "--pids-limit=150", "--detach"))
     (container.records / "go").touch()
     share = LIMIT // 2
     refusal(f"container {container.identifier} has {share} crashes in flight")

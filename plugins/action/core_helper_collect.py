@@ -10,6 +10,8 @@ core_helper_cores reads one part after the other, as root on the host, and this 
     DIRECTORY/HOST/KEY.core.new        the core while it is decompressed
 
 A host may be in the hands of somebody else. So nothing that a host says becomes a path, except a key of harmless characters.
+
+This is one file: in a clone, Ansible loads the action of a role into a package of Ansible's, which cannot import ours.
 """
 
 from __future__ import annotations

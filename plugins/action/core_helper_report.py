@@ -5,6 +5,8 @@ Runs on the controller, once for all hosts, and connects to none: it reads what 
 with ``table: cores`` what ``tasks/collect.yml`` has. Every host of the play is a row, also one that was unreachable, and a
 host that keeps several cores is several rows. Writes the rows to the files ``json`` and ``html``, prints them as a table, and
 fails if one host is not as it should be.
+
+This is one file: in a clone, Ansible loads the action of a role into a package of Ansible's, which cannot import ours.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from core_helper import (
     control_groups,
     first_process,
     foreign_files,
+    membership,
     mount_table,
     namespaces,
     procfs,
@@ -28,7 +29,7 @@ from core_helper import (
 )
 from core_helper import process as process_module
 from core_helper.crash import Refused
-from core_helper.process import FaultingProcess
+from core_helper.process import FaultingProcess, Withheld
 
 NS_GET_USERNS, NS_GET_PARENT, NS_GET_OWNER_UID, NS_GET_PID_FROM_PIDNS = 0xB701, 0xB702, 0xB704, 0x8004B706
 ALL = (1 << 41) - 1
@@ -258,3 +259,24 @@ def keeps_descriptors(function: Callable[[], object]) -> bool:
     before = count()
     function()
     return count() == before
+
+
+def told(process: Any) -> str:
+    """Return why a core is withheld, or ""."""
+    try:
+        membership.check(process)
+    except Withheld as error:
+        return str(error) if error.process is process else "another process"
+    return ""
+
+
+def looked_at(pid: int) -> FaultingProcess:
+    """Return what the helper knows of a process of this machine that does not crash."""
+    proc = os.open("/proc", os.O_RDONLY)
+    task = verification.open_task(proc, pid, None)
+    status = procfs.parse_status(procfs.read(task, "status"))
+    process = FaultingProcess(
+        task, os.open(f"/proc/{pid}/root", os.O_PATH), *verification._open_namespaces(task, proc), status
+    )
+    os.close(proc)
+    return process

@@ -17,6 +17,7 @@ from support.containers import Container, MakeCrash
 from support.hosts import HELPER
 from support.records import is_whole
 
+# Uploader and helper come to a host in different ways, so one of them may be older.
 RELEASED = "da06cd6"  # Version 1.0.0.
 
 

@@ -326,21 +326,18 @@ def configured() -> Iterator[Callable[[str], None]]:
 
 
 @pytest.fixture
-def keep(tmp_path: Path) -> Iterator[Keep]:
+def keep(tmp_path: Path, configured: Callable[[str], None]) -> Keep:
     """Configures what is kept, and returns the directory: ``keep("undelivered", max="10G")``."""
-    file = Path("/etc/docker_core_helper.conf")
-    before = file.read_text()
     store = tmp_path / "cores"
 
     def configure(which: str, **bounds: str) -> Path:
         lines = {"KEEP": which, "KEEP_DIRECTORY": str(store), "KEEP_FREE": "1"}
         own = ("release", "sender")
         lines.update({("" if name in own else "KEEP_") + name.upper(): text for name, text in bounds.items()})
-        file.write_text(before + "".join(f"DOCKERCOREHELPER_{key}={value}\n" for key, value in lines.items()))
+        configured("".join(f"DOCKERCOREHELPER_{key}={value}\n" for key, value in lines.items()))
         return store
 
-    yield configure
-    file.write_text(before)
+    return configure
 
 
 @pytest.fixture

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -68,15 +66,10 @@ def test_the_loader_that_the_delegate_misses_is_named(
 
 
 @pytest.fixture
-def home() -> Iterator[Path]:
-    """A directory with the program that crashes and a delegate."""
-    directory = lab.DIRECTORY / "home"
-    (directory / "out").mkdir(parents=True)
-    for source, name in (("crasher", "usr/bin/crasher"), ("delegate", "opt/bin/delegate")):
-        (directory / name).parent.mkdir(parents=True)
-        lab.command("cp", lab.PROGRAMS / source, directory / name)
-    yield directory
-    shutil.rmtree(directory)
+def home(jail: Path) -> Path:
+    """A directory with the program that crashes, a delegate, and a place for its records."""
+    (jail / "out").mkdir()
+    return jail
 
 
 @pytest.mark.parametrize("name", ["", "opt/bin", "opt/bin/delegate"])

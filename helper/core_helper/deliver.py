@@ -13,6 +13,7 @@ from core_helper.configuration import CONFIGURATION, Configuration
 from core_helper.crash import Crash, Refused
 from core_helper.delivery import ABSENT, FAILED, TAKEN, Delivery, Outcome, Stuck, may_be_traced
 from core_helper.process import FaultingProcess, Withheld
+from core_helper.slots import TooMany
 from core_helper.words import expand
 
 TYPE_CHECKING = False
@@ -84,7 +85,7 @@ def deliver(
                 delivery.end()
                 return EXIT_OK if outcome.delivered else EXIT_NOT_DELIVERED
             reasons.append(f"again without the process: {outcome.reason}")
-    except (Stuck, OSError) as error:
+    except (Stuck, TooMany, OSError) as error:
         if not delivery.keep(str(error)):
             raise
         return EXIT_NOT_DELIVERED

@@ -154,7 +154,8 @@ class Delivery:
         kept.write(self.kernel, self.deadline.at)
         self.custody = kept
         if self.configuration.release_kept:
-            self.let_go("not delivered yet")
+            if self.let_go("not delivered yet"):
+                self.slot.give_back()
         elif kept.late:
             # Nobody reads on, or the kernel would go on for as long as the process has memory.
             self.kernel.release(self.crash)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from core_helper.log import Log
 
 FILE = "/run/docker_core_helper.slots"
+# The same for cores that the host keeps, and whose processes were released before the delivery: these hold no slot any more.
+RELEASED = "/run/docker_core_helper.released"
 DEFAULT_LIMIT = 64
 MOST_SLOTS = 1 << 14
 # Process, faulting thread, start of that thread in ticks, owner, group.
@@ -81,6 +83,14 @@ class Mutex:
         fcntl.lockf(self.file, fcntl.LOCK_UN, 1, MUTEX)
 
 
+class TooMany(Exception):
+    """A container or user has as many crashes in flight as it may have; the text says how many."""
+
+    def __init__(self, who: str, held: int, free: int, limit: int) -> None:
+        """Take who that is, and the numbers."""
+        super().__init__(f"{who} has {held} crashes in flight, and {free} of {limit} slots are free")
+
+
 class Slot:
     """A slot that was acquired; it is held until this process ends."""
 
@@ -116,6 +126,26 @@ class Slot:
         if self.file is not None:
             posix.pwrite(self.file, record, self.index * RECORD.size)
 
+    def give_back(self) -> None:
+        """Give the slot back, and take one among the deliveries of released processes, whose cores the host has.
+
+        The slot stays taken as long as the faulting process is still being dumped. Raises TooMany where the holder of the slot
+        has too many such deliveries. Where these cannot be counted, the slot stays taken.
+        """
+        if self.file is None:
+            return
+        record = posix.pread(self.file, RECORD.size, self.index * RECORD.size)
+        try:
+            taken = _acquire(RELEASED, self.limit, record)
+        except TooMany:
+            posix.close(self.file)
+            self.file = None
+            raise
+        except OSError:
+            return
+        posix.close(self.file)
+        self.file, self.index = taken
+
     def keep_for(self, pid: int) -> None:
         """Have the slot taken as long as our child ``pid`` exists, too, which could not be ended."""
         started = start_of(f"/proc/{pid}/task/{pid}")
@@ -138,10 +168,17 @@ def acquire(crash: "Crash", limit: int, log: "Log") -> Slot:
     """
     holder = holder_of(crash)
     log.holder = log_name(holder.owner, holder.group)
-    file = table.open_file(FILE)
-    gone = _gone(file, limit)
-    with Mutex(file):
-        return _acquire(file, holder, limit, crash, gone)
+    try:
+        started = start_of(procfs.task_of(crash.pid, crash.tid)) or 0
+    except OSError:
+        started = 0  # Gone.
+    record = RECORD.pack(crash.pid, crash.tid or 0, started, holder.owner, holder.group.encode())
+    try:
+        return Slot(*_acquire(FILE, limit, record))
+    except TooMany as error:
+        raise Refused(
+            f"{error}: core dropped; fix what crashes, or raise DOCKERCOREHELPER_PIPE_LIMIT (docker_core_helper_pipe_limit)"
+        ) from None
 
 
 def resume(file: int, index: int, log: "Log") -> Slot:
@@ -159,41 +196,47 @@ def log_name(owner: int, group: str) -> str:
     return group if owner <= NOBODY else f"{owner} user {owner}"
 
 
-def _acquire(file: int, holder: Holder, limit: int, crash: "Crash", gone: "set[bytes]") -> Slot:
-    group = holder.group.encode()
+def _acquire(path: str, limit: int, record: bytes) -> "tuple[int, int]":
+    """Take one of the slots in ``path`` for the ``record``.
+
+    Returns the opened file and the index of the slot. Raises TooMany or OSError.
+    """
+    file = table.open_file(path)
+    try:
+        gone = _gone(file, limit)
+        with Mutex(file):
+            index = _choose(file, limit, record, gone)
+            _lock(file, index)
+            posix.pwrite(file, record, index * RECORD.size)
+            # Written, even if it is empty already, so that the disk has room for it later.
+            posix.pwrite(file, bytes(CHILD.size), CHILDREN + index * CHILD.size)
+    except BaseException:
+        posix.close(file)  # Which releases its locks.
+        raise
+    return file, index
+
+
+def _choose(file: int, limit: int, record: bytes, gone: "set[bytes]") -> int:
+    """Return the index of a slot that the group and owner of the ``record`` may take. Raises TooMany where there is none."""
+    owner, group = RECORD.unpack(record)[-2:]
     empty, used, of_group, of_owner = None, 0, 0, 0
-    for index, (_pid, _tid, _started, owner, name), taken in _rows(file, limit, gone):
+    for index, (_pid, _tid, _started, its_owner, name), taken in _rows(file, limit, gone):
         if taken:
             used += 1
-            of_group += name.rstrip(b"\0") == group
-            of_owner += owner == holder.owner != NOBODY
+            of_group += name == group
+            of_owner += its_owner == owner != NOBODY
         elif empty is None and not _is_locked(file, index):
             empty = index
     free = limit - used
     # The last slots are for groups and users that hold none. So others get one, however many containers take all they can get,
     # and however many containers a user makes.
     last = free <= limit // RESERVE
+    whose = group.rstrip(b"\0").decode("utf-8", "replace").partition(" ")[2]
     if empty is None or (last and of_group) or not may_add(of_group, free, 1):
-        raise Refused(
-            f"{holder.name} has {of_group} crashes in flight, and {free} of {limit} slots are free: core dropped; fix what"
-            " crashes, or raise DOCKERCOREHELPER_PIPE_LIMIT (docker_core_helper_pipe_limit)"
-        )
+        raise TooMany(whose, of_group, free, limit)
     if (last and of_owner) or not may_add(of_owner, free, OWNER_WEIGHT):
-        who = f"user {holder.owner}" if holder.owner > NOBODY else f"whoever had root make {holder.name}"
-        raise Refused(
-            f"{who} has {of_owner} crashes in flight, and {free} of {limit} slots are free: core dropped; fix"
-            " what crashes, or raise DOCKERCOREHELPER_PIPE_LIMIT (docker_core_helper_pipe_limit)"
-        )
-    _lock(file, empty)
-    try:
-        started = start_of(procfs.task_of(crash.pid, crash.tid)) or 0
-    except OSError:
-        started = 0  # Gone.
-    record = RECORD.pack(crash.pid, crash.tid or 0, started, holder.owner, group)
-    posix.pwrite(file, record, empty * RECORD.size)
-    # Written, even if it is empty already, so that the disk has room for it later.
-    posix.pwrite(file, bytes(CHILD.size), CHILDREN + empty * CHILD.size)
-    return Slot(file, empty)
+        raise TooMany(f"user {owner}" if owner > NOBODY else f"whoever had root make {whose}", of_owner, free, limit)
+    return empty
 
 
 def _rows(
@@ -248,12 +291,16 @@ def _lock(file: int, index: int) -> None:
     fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, index * RECORD.size)
 
 
+def _unlock(file: int, index: int) -> None:
+    fcntl.lockf(file, fcntl.LOCK_UN, 1, index * RECORD.size)
+
+
 def _is_locked(file: int, index: int) -> bool:
     try:
         _lock(file, index)
     except OSError:
         return True
-    fcntl.lockf(file, fcntl.LOCK_UN, 1, index * RECORD.size)
+    _unlock(file, index)
     return False
 
 

@@ -332,7 +332,7 @@ def keep(tmp_path: Path, configured: Callable[[str], None]) -> Keep:
 
     def configure(which: str, **bounds: str) -> Path:
         lines = {"KEEP": which, "KEEP_DIRECTORY": str(store), "KEEP_FREE": "1"}
-        own = ("release", "sender")
+        own = ("pipe_limit", "release", "sender")
         lines.update({("" if name in own else "KEEP_") + name.upper(): text for name, text in bounds.items()})
         configured("".join(f"DOCKERCOREHELPER_{key}={value}\n" for key, value in lines.items()))
         return store

@@ -30,6 +30,7 @@ from core_helper.child import Result
 from core_helper.configuration import Configuration
 from core_helper.crash import Crash, Refused
 from core_helper.process import Withheld
+from core_helper.slots import TooMany
 from unit.helper.support import process
 
 
@@ -46,6 +47,7 @@ class Stage:
         monkeypatch.setattr(verification, "examine", self.examine)
         monkeypatch.setattr(membership, "check", lambda process: self.note("check"))
         self.traced = False
+        self.too_many = False
         monkeypatch.setattr(tracing, "may_be_traced", lambda process: self.traced)
         monkeypatch.setattr(diagnosis, "of_missing", lambda crash: "the diagnosis")
         monkeypatch.setattr(container, "hostname_of", lambda process: b"visited")
@@ -70,6 +72,11 @@ class Stage:
 
     def reclaim(self, record: bytes) -> None:
         self.note("reclaim", record)
+
+    def give_back(self) -> None:
+        self.note("slot given back")
+        if self.too_many:
+            raise TooMany("container a", 2, 2, 4)
 
     @property
     def lines(self) -> Any:
@@ -644,7 +651,12 @@ def test_a_core_that_was_cut_off_has_no_second_chance(stage: Stage, monkeypatch:
 def test_a_process_may_end_as_soon_as_its_core_is_safe(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     stage.configuration.release_kept = True
     done = keeping(stage, monkeypatch, Place(stage, TAKES))
-    assert done == ["write", ("seal", "not delivered yet"), "environ", "released", ("attempt", ""), "drop"]
+    safe = ["write", ("seal", "not delivered yet"), "environ", "released", "slot given back"]
+    assert done == [*safe, ("attempt", ""), "drop"]
+    # The core stays if too many are on their way.
+    stage.too_many = True
+    reason = "container a has 2 crashes in flight, and 2 of 4 slots are free"
+    assert keeping(stage, monkeypatch, Place(stage, TAKES)) == [*safe, ("seal", reason), ("line", reason), "finish"]
 
 
 def test_at_the_deadline_the_kernel_dumps_no_more(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ ID = "a1" * 32
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(slots, "FILE", str(tmp_path / "slots"))
+    monkeypatch.setattr(slots, "RELEASED", str(tmp_path / "released"))
     monkeypatch.setattr(slots, "holder_of", lambda crash: slots.Holder("container a", 7))
     return tmp_path / "slots"
 
@@ -84,13 +85,13 @@ def lockable(file: Path, place: int) -> object:
 
 def test_one_helper_at_a_time_looks_for_a_slot(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[object] = []
-    real = slots._acquire
+    real = slots._choose
 
-    def acquire(*words: Any) -> slots.Slot:
+    def choose(*words: Any) -> int:
         seen.append(lockable(file, slots.MUTEX))
         return real(*words)
 
-    monkeypatch.setattr(slots, "_acquire", acquire)
+    monkeypatch.setattr(slots, "_choose", choose)
     slot = slots.acquire(crash_of(os.getpid()), 4, Log())
     assert seen == [False]
     # The next one may look, but not have this slot.
@@ -530,3 +531,59 @@ def test_the_file_of_a_process_that_is_read_is_closed(world: World) -> None:
     assert keeps_descriptors(lambda: procfs.read_path("/proc/21/stat"))
     assert slots.start_of("/proc/21/task/21") == 100
     assert slots.start_of("/proc/22") is None
+
+
+def test_a_process_that_was_released_gives_its_slot_back_and_its_delivery_is_counted_elsewhere(
+    file: Path, tmp_path: Path
+) -> None:
+    slot = slots.acquire(crash_of(1 << 22), 4, Log())
+    slot.limit = 4
+    before = records(file)
+    slot.give_back()
+    assert lockable(file, 0)
+    released = tmp_path / "released"
+    # To read the file would release this process's lock on it.
+    assert not lockable(released, slot.index * slots.RECORD.size)
+    assert records(released) == before
+    # A child that hangs counts there.
+    slot.keep_for(os.getpid())
+    assert slots.CHILD.unpack(released.read_bytes()[slots.CHILDREN :][: slots.CHILD.size])[0] == os.getpid()
+    close(slot)
+
+
+def test_a_slot_that_was_given_back_stays_taken_while_the_process_is_still_dumped(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slot = slots.acquire(crash_of(1 << 22), 4, Log())
+    slot.limit = 4
+    slot.give_back()
+    monkeypatch.setattr(slots, "is_dumping", lambda pid, tid, started: True)
+    assert refusal(crash_of(os.getpid()), 4) == "slot 1"
+    monkeypatch.setattr(slots, "is_dumping", lambda pid, tid, started: False)
+    assert refusal(crash_of(os.getpid()), 4) == "slot 0"
+    close(slot)
+
+
+def test_whoever_has_too_many_deliveries_of_released_processes_starts_no_other(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slots, "is_dumping", lambda pid, tid, started: started == 5)
+    write(tmp_path / "released", (1, 7, b"7 container a"), (2, 7, b"7 container a"))
+    slot = slots.acquire(crash_of(os.getpid()), 4, Log())
+    slot.limit = 4
+    with pytest.raises(slots.TooMany, match=r"^container a has 2 crashes in flight, and 2 of 4 slots are free$"):
+        slot.give_back()
+    assert lockable(file, slot.index * slots.RECORD.size)
+    # The place in the first file is another's now.
+    slot.keep_for(os.getpid())
+    assert file.read_bytes()[slots.CHILDREN :] == bytes(slots.CHILD.size)
+
+
+def test_a_delivery_that_cannot_be_counted_keeps_its_slot(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "released").mkdir()
+    slot = slots.acquire(crash_of(os.getpid()), 4, Log())
+    slot.limit = 4
+    slot.give_back()
+    assert not lockable(file, slot.index * slots.RECORD.size)
+    close(slot)
+    slots.Slot(None, 0).give_back()

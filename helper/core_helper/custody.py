@@ -142,6 +142,10 @@ class Custody:
         self._rename(self.part, part)
         self.part = part
 
+    def announce(self, facts: "dict[str, object]") -> None:
+        """Have the core stay with these ``facts`` if this helper is killed. Raises OSError."""
+        store.announce(self.group, self.key, facts)
+
     def seal(self, facts: "dict[str, object]") -> None:
         """Have the core stay: on the disk, and listed with its ``facts``, which another call replaces. Raises OSError."""
         if self.part != self.key + store.CORE:
@@ -198,7 +202,7 @@ class Custody:
     def drop(self) -> None:
         """Delete the core: a destination has it."""
         entry = store.Entry(self.group_name, self.key)
-        entry.files = [self.part, self.key + store.JSON]
+        entry.files = [self.part, self.key + store.JSON, self.key + store.PENDING]
         self.store.delete(entry)
 
 

@@ -153,13 +153,21 @@ class Delivery:
             return
         kept.write(self.kernel, self.deadline.at)
         self.custody = kept
-        if self.configuration.release_kept:
-            if self.let_go("not delivered yet"):
-                self.slot.give_back()
-        elif kept.late:
-            # Nobody reads on, or the kernel would go on for as long as the process has memory.
-            self.kernel.release(self.crash)
+        if self.configuration.release_kept and self.let_go("not delivered yet"):
+            self.slot.give_back()
+        else:
+            self.announce(kept)
+            if kept.late:
+                # Nobody reads on, or the kernel would go on for as long as the process has memory.
+                self.kernel.release(self.crash)
         self.deadline = self.deadline.again()
+
+    def announce(self, kept: "Custody") -> None:
+        """Have the core stay if this helper is killed during the delivery, as the host may do when its memory ends."""
+        try:
+            kept.announce({**self.known(kept, "its helper was killed"), "delivered": False})
+        except OSError:
+            pass  # Then it does not stay.
 
     def conclude(self, target: bytes, result: "Result", reason: str = "") -> "Outcome":
         """Write the line about a destination that was given the core, and return what came of it.

@@ -2,12 +2,14 @@
 
     DIRECTORY/GROUP/KEY.core             the core; KEY.core.zst if it is compressed
     DIRECTORY/GROUP/KEY.json             what is known of it: a core without this file is not listed
+    DIRECTORY/GROUP/KEY.json.pending     the same of a core that is being delivered, in case its helper is killed
     DIRECTORY/.finishing                 locked by the process that compresses cores
     DIRECTORY/.sending                   locked by the process that sends cores
     DIRECTORY/GROUP/.KEY.EXPECTED.part   a core that is being written, and how many bytes it may take
 
 Whoever writes a core holds a lock on its file until the JSON file is there, so what has neither was left behind by a crash of
-the host or of the helper. The lock on the directory is held while bounds are compared; flock(2).
+the host or of the helper. It is listed if all of it had been written since the host's last start, and is deleted otherwise. The
+lock on the directory is held while bounds are compared; flock(2).
 """
 
 import fcntl
@@ -20,7 +22,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from core_helper.configuration import Configuration
 
-PART, JSON, CORE, COMPRESSED = ".part", ".json", ".core", ".core.zst"
+PART, JSON, PENDING, CORE, COMPRESSED = ".part", ".json", ".json.pending", ".core", ".core.zst"
+BOOT = "/proc/sys/kernel/random/boot_id"
 BLOCK = 512  # The unit of st_blocks; stat(2).
 DAY = 86400
 LONGEST_JSON = 1 << 24  # Bytes: the build ids of all the files that a process may have mapped.
@@ -104,7 +107,7 @@ class Store:
         return _open_directory(name, self.directory)
 
     def entries(self) -> "list[Entry]":
-        """Return what the store has, and delete what nobody writes any more and is not whole. Raises OSError."""
+        """Return what the store has, and list or delete what nobody writes any more. The lock must be held. Raises OSError."""
         entries = []
         for name in posix.listdir(self.directory):
             try:
@@ -113,7 +116,7 @@ class Store:
                 continue  # No directory, or deleted meanwhile.
             try:
                 for entry in _entries_of(name, group).values():
-                    if entry.whole or _is_being_written(group, entry):
+                    if entry.whole or _is_being_written(group, entry) or _adopt(group, entry):
                         entries.append(entry)
                     else:
                         _unlink(group, entry)
@@ -281,6 +284,58 @@ def create_file(group: int, name: str) -> int:
     return file
 
 
+def announce(group: int, key: str, facts: "dict[str, object]") -> None:
+    """Write what the JSON file of a core will say if its helper is killed. Raises OSError."""
+    import json
+
+    file = create_file(group, key + PENDING)
+    try:
+        posix.write(file, json.dumps({**facts, "boot": _boot()}).encode())
+    finally:
+        posix.close(file)
+
+
+def _boot() -> str:
+    return procfs.read_path(BOOT).decode().strip()
+
+
+def _adopt(group: int, entry: Entry) -> bool:
+    """List a core whose helper was killed when the core was on the disk, and tell whether that was done.
+
+    What was written before the host's last start may not have reached the disk.
+    """
+    if entry.key + PENDING not in entry.files:
+        return False
+    import json
+
+    try:
+        file = posix.open(entry.key + PENDING, posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_CLOEXEC, dir_fd=group)
+        try:
+            known = json.loads(procfs.read_all(file, LONGEST_JSON))
+        finally:
+            posix.close(file)
+        core = entry.key + CORE
+        name = core if core in entry.files else next(name for name in entry.files if _is_part(name))
+        file = posix.open(name, posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_CLOEXEC, dir_fd=group)
+        try:
+            if known.pop("boot") != _boot() or known["size"] != posix.fstat(file).st_size:
+                return False
+            posix.fsync(file)
+        finally:
+            posix.close(file)
+        posix.rename(name, core, src_dir_fd=group, dst_dir_fd=group)
+        describe(group, entry.key, {**known, "file": core})
+    except (OSError, ValueError, LookupError, StopIteration):
+        return False
+    entry.files, entry.whole, entry.expected = [core, entry.key + JSON], True, 0
+    return True
+
+
+def _is_part(name: str) -> bool:
+    """Tell whether this is the name of a core that is being written."""
+    return name.endswith(PART) and not name.endswith(JSON + PART)
+
+
 def describe(group: int, key: str, facts: "dict[str, object]") -> None:
     """Write the JSON file of a core, or replace it, while the store is locked. Raises OSError."""
     import json
@@ -295,6 +350,10 @@ def describe(group: int, key: str, facts: "dict[str, object]") -> None:
         posix.write(file, json.dumps(facts, indent=1, sort_keys=True).encode() + b"\n")
         posix.fsync(file)
         posix.rename(name, key + JSON, src_dir_fd=group, dst_dir_fd=group)
+        try:
+            posix.unlink(key + PENDING, dir_fd=group)
+        except FileNotFoundError:
+            pass
         posix.fsync(group)
     finally:
         posix.close(file)
@@ -332,7 +391,7 @@ def _entries_of(name: str, group: int) -> "dict[str, Entry]":
             key, _dot, number = file[1 : -len(PART)].rpartition(".")
             expected = int(number) if number.isdigit() else 0
         else:
-            key = next((file[: -len(end)] for end in (JSON, COMPRESSED, CORE) if file.endswith(end)), file)
+            key = next((file[: -len(end)] for end in (PENDING, JSON, COMPRESSED, CORE) if file.endswith(end)), file)
         entry = entries.setdefault(key, Entry(name, key))
         entry.files.append(file)
         entry.bytes += found.st_blocks * BLOCK
@@ -362,7 +421,7 @@ def _is_being_written(group: int, entry: Entry) -> bool:
 
 
 def _unlink(group: int, entry: Entry) -> None:
-    for file in sorted(entry.files, key=lambda file: not file.endswith(JSON)):
+    for file in sorted(entry.files, key=lambda file: not file.endswith((JSON, PENDING))):
         try:
             posix.unlink(file, dir_fd=group)
         except OSError:

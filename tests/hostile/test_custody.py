@@ -259,12 +259,26 @@ def test_terabytes_that_were_never_used_stay_no_longer_than_the_deadline(attack:
     assert core.stat().st_blocks * 512 < 1 << 30
 
 
-def test_a_helper_that_was_killed_leaves_nothing_that_looks_whole(
-    attack: MakeCrash, keep: Keep, refusal: Callable[[str], str]
-) -> None:
+def test_a_helper_that_is_killed_during_the_delivery_loses_nothing(attack: MakeCrash, keep: Keep) -> None:
     store = keep("undelivered")
     container = attack("memory=4", options=("--env=ATTACK=never-ends", "--detach"))
     wait_until(lambda: delegates_of(container), "no delegate")
+    for helper in running():
+        os.kill(int(helper.name), signal.SIGKILL)
+    (line,) = lab.output(HELPER, "cores", "list").splitlines()[1:]
+    assert line.endswith("whole")
+    (described,) = store.rglob("*.json")
+    known = json.loads(described.read_text())
+    assert known["reason"] == "its helper was killed"
+    assert is_whole((described.parent / known["file"]).read_bytes())
+
+
+def test_a_helper_that_is_killed_while_the_kernel_dumps_leaves_nothing_that_looks_whole(
+    attack: MakeCrash, keep: Keep
+) -> None:
+    store = keep("undelivered")
+    attack("reserve=8", options=("--detach",))
+    wait_until(lambda: list(store.rglob(".*.part")), "nothing is written")
     for helper in running():
         os.kill(int(helper.name), signal.SIGKILL)
     assert [path.suffix for path in store.rglob("*.*")] == [".part"]

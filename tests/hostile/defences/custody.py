@@ -14,8 +14,8 @@ BREAKS: Breaks = {
         "crashes_in_a_loop",
     ),
     "keeping: what nobody writes any more counts": (
-        [("store.py", "if entry.whole or _is_being_written(group, entry):", "if True:")],
-        "helper_that_was_killed",
+        [("store.py", "if entry.whole or _is_being_written(group, entry) or _adopt(group, entry):", "if True:")],
+        "while_the_kernel_dumps_leaves_nothing",
     ),
     "keeping: no second chance": (
         [("deliver.py", "if failed is not None and delivery.begins_again(", "if False and delivery.begins_again(")],
@@ -60,8 +60,16 @@ BREAKS: Breaks = {
         "nothing_else or stopped_during",
     ),
     "keeping: the process waits for its delegate": (
-        [("delivery.py", "if self.configuration.release_kept:", "if False:")],
+        [("delivery.py", "if self.configuration.release_kept and ", "if False and ")],
         "come_after_the_process",
+    ),
+    "keeping: a delivery holds the slot of a process that has ended": (
+        [("delivery.py", "self.slot.give_back()", "pass")],
+        "hold_no_slot",
+    ),
+    "keeping: a helper that is killed takes its core along": (
+        [("delivery.py", "            self.announce(kept)\n", "")],
+        "during_the_delivery_loses_nothing",
     ),
     "keeping: no bound": (
         [("store.py", "bound - sum(weight(entry, bound) for entry in entries)", "bound")],

@@ -166,11 +166,52 @@ def test_a_core_is_listed_once_it_is_sealed(kept_in: store.Store) -> None:
     assert [entry.whole for entry in kept_in.entries()] == [True]
 
 
+@pytest.mark.parametrize("step", ["announced", "renamed", "described in part"])
+def test_a_core_whose_helper_is_killed_is_listed_if_all_of_it_was_there(
+    kept_in: store.Store, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    kept, _kernel = written(kept_in, b"core", need=7)
+    kept.announce({"reason": "killed", "size": 4})
+    assert [entry.whole for entry in kept_in.entries()] == [False]
+    group = Path(kept_in.path, "group")
+    if step != "announced":
+        (group / ".key.0.part").rename(group / "key.core")
+    if step == "described in part":
+        (group / ".key.json.part").write_text("{")
+    os.close(kept.file)
+    for _again in range(2):
+        (entry,) = kept_in.entries()
+        assert entry.whole and sorted(entry.files) == ["key.core", "key.json"] == names(kept_in)
+    assert known_of(kept_in) == {"file": "key.core", "reason": "killed", "size": 4}
+
+
+@pytest.mark.parametrize("wrong", ["boot", "size", "damaged", "no core", "not announced"])
+def test_a_core_whose_helper_is_killed_is_deleted_if_it_may_not_be_all_there(
+    kept_in: store.Store, monkeypatch: pytest.MonkeyPatch, wrong: str, tmp_path: Path
+) -> None:
+    kept, _kernel = written(kept_in, b"core")
+    if wrong != "not announced":
+        kept.announce({"reason": "killed", "size": 5 if wrong == "size" else 4})
+    group = Path(kept_in.path, "group")
+    if wrong == "boot":
+        (tmp_path / "boot").write_text("another\n")
+        monkeypatch.setattr(store, "BOOT", str(tmp_path / "boot"))
+    elif wrong == "damaged":
+        (group / "key.json.pending").write_text("{")
+    elif wrong == "no core":
+        (group / ".key.0.part").unlink()
+    os.close(kept.file)
+    assert kept_in.entries() == []
+    assert names(kept_in) == []
+
+
 @pytest.mark.parametrize("sealed", [False, True])
 def test_a_core_that_was_taken_leaves_nothing(kept_in: store.Store, sealed: bool) -> None:
     kept, _kernel = written(kept_in, b"core")
+    kept.announce({})
     if sealed:
         kept.seal({})
+        assert names(kept_in) == ["key.core", "key.json"]
     kept.drop()
     assert os.listdir(kept_in.path) == []
 

@@ -503,6 +503,7 @@ class Kept:
         self.cut = cut
         self.late = False
         self.reads_on = True
+        self.announced = self.disk_full = False
         self.store = SimpleNamespace(path="/store")
         self.key, self.group_name, self.size = "key", "group", 7
 
@@ -520,6 +521,12 @@ class Kept:
 
     def facts(self) -> dict[bytes, bytes]:
         return {b"CORE_SIZE": b"7"}
+
+    def announce(self, known: dict[str, Any]) -> None:
+        assert known["reason"] == "its helper was killed" and not known["delivered"]
+        self.announced = True
+        if self.disk_full:
+            raise OSError(28, "No space left on device")
 
     def seal(self, known: dict[str, Any]) -> None:
         self.stage.note("seal", known["reason"], *(["delivered"] if known["delivered"] else []))
@@ -648,9 +655,21 @@ def test_a_core_that_was_cut_off_has_no_second_chance(stage: Stage, monkeypatch:
     assert done == ["write", ("attempt", ""), ("seal", "it failed"), ("line", "it failed"), "finish"]
 
 
+@pytest.mark.parametrize("disk_full", [False, True])
+def test_a_core_is_announced_before_its_delivery(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, disk_full: bool
+) -> None:
+    kept = Kept(stage)
+    kept.disk_full = disk_full
+    assert keeping(stage, monkeypatch, Place(stage, TAKES), kept=kept) == ["write", ("attempt", ""), "drop"]
+    assert kept.announced
+
+
 def test_a_process_may_end_as_soon_as_its_core_is_safe(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     stage.configuration.release_kept = True
     done = keeping(stage, monkeypatch, Place(stage, TAKES))
+    kept = Kept(stage)
+    assert keeping(stage, monkeypatch, Place(stage, TAKES), kept=kept) == done and not kept.announced
     safe = ["write", ("seal", "not delivered yet"), "environ", "released", "slot given back"]
     assert done == [*safe, ("attempt", ""), "drop"]
     # The core stays if too many are on their way.

@@ -29,7 +29,7 @@ class ControlGroups:
     def add(self, name: str, file: bytes) -> None:
         """Open ``file``, by which a process joins the group ``name``."""
         try:
-            self.others.append((name, posix.open(file, posix.O_WRONLY | posix.O_CLOEXEC)))
+            self.others.append((name, procfs.open_long(file, posix.O_WRONLY)))
         except OSError as error:
             self.others.append((name, error))
 
@@ -139,7 +139,7 @@ def open_control_groups(process: "FaultingProcess") -> ControlGroups:
             groups.ways_out.append(mount_point + file)
         if not controllers:
             try:
-                groups.unified = posix.open(mount_point + path, posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
+                groups.unified = procfs.open_long(mount_point + path, posix.O_PATH | posix.O_DIRECTORY)
             except OSError:
                 pass  # add() has noted why.
     return groups

@@ -4,8 +4,9 @@ import fcntl
 import posix
 import time
 
-from core_helper import control_groups, namespaces, procfs, runtime
+from core_helper import control_groups, linux, namespaces, procfs, runtime
 from core_helper.crash import Refused
+from core_helper.words import encode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,8 +21,12 @@ DOCKER_CAPABILITIES = 0xA80425FB  # What Docker gives a container; who has no mo
 PATIENCE = 30.0  # Seconds for a look at all processes of the host.
 
 
+class Hidden(Refused):
+    """A process is in a control group so far down that the kernel shows its path to nobody; kernel/cgroup/cgroup.c."""
+
+
 class Member:
-    """An opened process, and the facts that show to which container it belongs. Raises OSError when it is gone."""
+    """An opened process, and the facts that show to which container it belongs. Raises OSError when it is gone, or Hidden."""
 
     def __init__(self, pid: int) -> None:
         """Open process ``pid`` of the host and read what counts here."""
@@ -32,8 +37,11 @@ class Member:
             self.cgroups = procfs.parse_cgroup(procfs.read(self.directory, "cgroup"))
             self.mount_namespace = self.namespace("mnt")
             self.pid_namespace = self.namespace("pid")
-        except BaseException:
+        except OSError as error:
             self.close()
+            if error.errno == linux.ENAMETOOLONG:
+                text = f"nobody can tell to which container process {pid} belongs: the path of its control group is too long"
+                raise Hidden(text) from None
             raise
         self.pids = self.status.get("NStgid", self.status["Tgid"]).split()
         self.filters = int(self.status.get("Seccomp_filters", "0"))
@@ -189,12 +197,17 @@ def _processes_in(controllers: bytes, path: bytes) -> "list[int]":
         if number >= MOST_GROUPS or len(pids) > MOST_PROCESSES:
             raise Refused("its control group has too many processes to find the first one: core not delegated")
         try:
-            file = posix.open(group + b"/cgroup.procs", posix.O_RDONLY | posix.O_CLOEXEC)
+            file = procfs.open_long(group + b"/cgroup.procs", posix.O_RDONLY)
             try:
                 pids += [int(pid) for pid in procfs.read_all(file).split()]
             finally:
                 posix.close(file)
-            groups += [entry.path for entry in posix.scandir(group) if entry.is_dir(follow_symlinks=False)]
+            directory = procfs.open_long(group, posix.O_RDONLY | posix.O_DIRECTORY)
+            try:
+                below = [entry.name for entry in posix.scandir(directory) if entry.is_dir(follow_symlinks=False)]
+            finally:
+                posix.close(directory)
+            groups += [group + b"/" + encode(name) for name in below]
         except OSError:
             continue  # Gone meanwhile, or of threads only.
     return pids

@@ -7,6 +7,7 @@ ENVIRON_LIMIT = 1 << 20
 MOST_VARIABLES = 8192
 AT_SECURE = 23
 FILE_LIMIT = 1 << 20
+PATH_MAX = 4096  # With the byte that ends a path; limits.h.
 MOUNTINFO_LIMIT = 1 << 22  # Some 20,000 mounts; each helper that looks at them has them in memory.
 
 
@@ -31,6 +32,22 @@ def read_path(path: str, limit: int = FILE_LIMIT) -> bytes:
 def open_file(directory: int, name: str) -> int:
     """Open the file ``name`` in the opened ``directory``, no symbolic link. Raises OSError."""
     return posix.open(name, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NOFOLLOW, dir_fd=directory)
+
+
+def open_long(path: bytes, flags: int) -> int:
+    """Open a path of any length, in steps: open(2) takes fewer than PATH_MAX bytes at a time. Raises OSError."""
+    directory: int | None = None
+    try:
+        while len(path) >= PATH_MAX:
+            end = path.rindex(b"/", 0, PATH_MAX)
+            step = posix.open(path[:end], posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC, dir_fd=directory)
+            if directory is not None:
+                posix.close(directory)
+            directory, path = step, path[end + 1 :]
+        return posix.open(path, flags | posix.O_CLOEXEC, dir_fd=directory)
+    finally:
+        if directory is not None:
+            posix.close(directory)
 
 
 def read_all(descriptor: int, limit: int = FILE_LIMIT) -> bytes:

@@ -120,7 +120,7 @@ def _look_up(controllers: bytes, path: bytes) -> "posix.stat_result | None":
     usual = (first.rpartition(b"=")[2],) if controllers else (b"", b"unified")
     for hierarchy in usual:
         try:
-            return posix.stat(b"/sys/fs/cgroup/" + hierarchy + path)
+            return _stat(b"/sys/fs/cgroup/" + hierarchy + path)
         except OSError:
             continue
     # Mounted elsewhere.
@@ -128,9 +128,19 @@ def _look_up(controllers: bytes, path: bytes) -> "posix.stat_result | None":
 
     mount_point = control_groups.own_cgroup_mounts().get(first)
     try:
-        return None if mount_point is None else posix.stat(mount_point + path)
+        return None if mount_point is None else _stat(mount_point + path)
     except OSError:
         return None
+
+
+def _stat(path: bytes) -> posix.stat_result:
+    if len(path) < procfs.PATH_MAX:
+        return posix.stat(path)
+    descriptor = procfs.open_long(path, posix.O_PATH)
+    try:
+        return posix.fstat(descriptor)
+    finally:
+        posix.close(descriptor)
 
 
 def user_of_session(cgroups: "list[tuple[bytes, bytes]]") -> int:

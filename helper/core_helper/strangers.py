@@ -5,7 +5,7 @@ import time
 
 from core_helper import first_process, mount_table, namespaces, procfs, runtime
 from core_helper.crash import Refused
-from core_helper.first_process import PATIENCE, Member
+from core_helper.first_process import PATIENCE, Hidden, Member
 from core_helper.process import withheld
 
 TYPE_CHECKING = False
@@ -104,6 +104,11 @@ def find(
             member = Member(int(name))
         except OSError:
             continue
+        except Hidden:
+            # The files of the host are no container's, whoever is there.
+            if hosts:
+                continue
+            return True
         try:
             # Whoever is of a container is a stranger to a process of the host, wherever that one came from.
             strange = host and (len(member.pids) > 1 or runtime.named_group(member.cgroups) is not None)
@@ -178,7 +183,10 @@ def _is_at_home(member: Member) -> bool:
     if len(member.pids) > 1 and member.pids[-1] == "1":
         return True
     group = runtime.named_group(member.cgroups)
-    eldest = first_process.eldest_of(*group) if group else None
+    try:
+        eldest = first_process.eldest_of(*group) if group else None
+    except Hidden:
+        return True
     if eldest is None:
         return False
     try:

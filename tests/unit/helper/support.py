@@ -181,3 +181,19 @@ def elf(bits: int, order: str, segments: list[tuple[int, int]], count: int | Non
         else:
             header += struct.pack(f"{order}8I", 1, offset, 0x400000, 0, filled, filled + 4096, 4, 4096)
     return identification + header
+
+
+def deep_directory(above: Path, depth: int, name: str = "file", content: bytes = b"content") -> bytes:
+    """Make directories so many levels of 250 letters down, each with a file in it, and return the path of the lowest one."""
+    path, component = os.fsencode(above), "d" * 250
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    for _ in range(depth):
+        os.mkdir(component, dir_fd=directory)
+        below = os.open(component, os.O_RDONLY | os.O_DIRECTORY, dir_fd=directory)
+        os.close(directory)
+        directory, path = below, path + b"/" + component.encode()
+        file = os.open(name, os.O_WRONLY | os.O_CREAT, dir_fd=directory)
+        os.write(file, content)
+        os.close(file)
+    os.close(directory)
+    return path

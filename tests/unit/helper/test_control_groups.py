@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from core_helper import control_groups, linux, procfs
-from unit.helper.support import in_child, process
+from unit.helper.support import deep_directory, in_child, process
 from unit.helper.world import World, keeps_descriptors
 
 V1 = b"""\
@@ -155,6 +155,19 @@ def test_the_groups_of_the_process_are_opened_where_they_are_mounted(
     # A thread joins an old hierarchy by "tasks", a process the unified one by "cgroup.procs".
     assert (tmp_path / "v1/docker/x/tasks").read_bytes() == b"0"
     assert (tmp_path / "v2/docker/x/cgroup.procs").read_bytes() == b"0"
+
+
+def test_a_group_whose_path_is_too_long_for_one_call_is_opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    mount_point = tmp_path / ("m" * 99)
+    mount_point.mkdir()
+    deep = deep_directory(mount_point, 16, "cgroup.procs", b"")
+    path = deep[len(str(mount_point)) :]
+    assert len(path) < procfs.PATH_MAX < len(deep)
+    mountinfo = b"2 0 0:2 / %s rw - cgroup2 none rw\n" % os.fsencode(mount_point)
+    groups = open_groups(monkeypatch, b"0::" + path + b"\n", mountinfo)
+    assert groups.join() == []
+    assert groups.unified is not None
+    assert os.stat("cgroup.procs", dir_fd=groups.unified).st_size == 1
 
 
 def test_root_groups_in_which_the_helper_is_already_are_not_opened(monkeypatch: pytest.MonkeyPatch) -> None:

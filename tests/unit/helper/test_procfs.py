@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from core_helper import privileges, procfs, runtime, verification
 from core_helper.crash import Refused
-from unit.helper.support import executed
-from unit.helper.world import Elsewhere, World
+from unit.helper.support import deep_directory, executed
+from unit.helper.world import Elsewhere, World, keeps_descriptors
 
 ID = "0123456789abcdef" * 4
 OTHER = "f" * 64
@@ -276,3 +276,19 @@ def test_as_many_variables_as_are_allowed_are_passed_on(
     monkeypatch.setattr(procfs, "MOST_VARIABLES", 3)
     variables, some_left_out = procfs.parse_environ(environ)
     assert (b"".join(variables), some_left_out) == (names, cut)
+
+
+@pytest.mark.parametrize("length", [3000, 4095, 4096, 4097, 9000])
+def test_a_path_of_any_length_is_opened(tmp_path: Path, length: int) -> None:
+    path = deep_directory(tmp_path, (length - len(str(tmp_path)) - 5) // 251)
+    path += b"/" * (length - len(path) - 4)
+    assert len(path + b"file") == length
+
+    def read() -> None:
+        file = procfs.open_long(path + b"file", os.O_RDONLY)
+        assert procfs.read_all(file) == b"content" and not os.get_inheritable(file)
+        os.close(file)
+        with pytest.raises(FileNotFoundError):
+            procfs.open_long(path + b"none", os.O_RDONLY)
+
+    assert keeps_descriptors(read)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from core_helper import first_process, procfs, runtime
 from core_helper.crash import Refused
+from unit.helper.support import deep_directory
 from unit.helper.world import (
     DOCKER,
     ID,
@@ -36,6 +37,16 @@ def test_the_mount_of_an_old_hierarchy_is_found_by_its_first_controller(world: W
     line = b"31 20 0:27 / %s rw - cgroup cgroup rw,cpu,cpuacct\n" % os.fsencode(world.groups)
     (world.proc / "self" / "mountinfo").write_bytes(line)
     assert first_process._processes_in(b"cpu,cpuacct", b"/a") == [30]
+
+
+def test_a_group_that_is_too_far_down_for_one_path_is_looked_into_and_has_its_maker(world: World) -> None:
+    world.process(30, cgroup="/a")
+    deep = deep_directory(world.groups / "a", 17, "cgroup.procs", b"31\n")
+    assert keeps_descriptors(lambda: first_process._processes_in(b"", b"/a"))
+    assert sorted(first_process._processes_in(b"", b"/a")) == [30] + [31] * 17
+    assert keeps_descriptors(lambda: runtime.maker_of(b"", deep[len(str(world.groups)) :]))
+    assert runtime.maker_of(b"", deep[len(str(world.groups)) :]) == os.getuid()
+    assert runtime.maker_of(b"", deep[len(str(world.groups)) :] + b"/none") is None
 
 
 @pytest.mark.parametrize(("limit", "value"), [("MOST_GROUPS", 2), ("MOST_PROCESSES", 1)])

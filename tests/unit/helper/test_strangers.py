@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from core_helper import first_process, mount_table, runtime, strangers
+from core_helper import first_process, mount_table, procfs, runtime, strangers
 from core_helper.crash import Refused
 from unit.helper.world import DOCKER, FILES, ID, OTHER, OTHER_FILES, World, keeps_descriptors, told
 
@@ -143,6 +143,31 @@ def test_a_stranger_is_found_behind_one_that_is_gone(
     monkeypatch.setattr(strangers, "Member", member)
     assert strangers.find(world.crashed(21), None, lambda pid: pid in (10, 30))
     assert sorted(opened) == [10, 30]
+
+
+def test_whoever_hides_in_a_group_whose_path_nobody_is_shown_is_a_stranger_except_in_the_files_of_the_host(
+    world: World, box: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.process(21)
+    real = procfs.read
+
+    def read(directory: int, name: str, *words: int) -> bytes:
+        if name == "cgroup" and b"30" in real(directory, "status").split(b"Tgid:")[1].split(b"\n")[0]:
+            raise OSError(36, "File name too long")
+        return real(directory, name, *words)
+
+    world.process(30, "2", DOCKER, OTHER_FILES, **box)
+    process = world.crashed(21)
+    monkeypatch.setattr(procfs, "read", read)
+    assert keeps_descriptors(lambda: strangers.find(process, None, lambda pid: pid == 30))
+    assert strangers.find(process, None, lambda pid: pid == 30)
+    assert not strangers.find(process, None, lambda pid: pid == 30, hosts=True)
+    with pytest.raises(Refused, match="the path of its control group is too long"):
+        first_process.Member(30)
+    # The eldest of a group may be that one.
+    world.process(31, "3", DOCKER, OTHER_FILES, started=500, **{**box, "mnt": world.namespace()})
+    monkeypatch.setattr(first_process, "_processes_in", lambda *words: [30, 31])
+    assert at_home(31)
 
 
 def test_only_to_a_process_of_the_host_is_a_stranger_whoever_is_of_a_container(

@@ -130,7 +130,7 @@ class Custody:
         What a process has in memory is not all that is dumped: files that it has mapped, and huge pages.
         """
         with self.store.lock:
-            room = self.store.room_for(self.group_name, missing, self.configuration)
+            room = self.store.room_for(self.group_name, missing, self.configuration, begun=True)
             if room < missing:
                 raise OSError(ENOSPC, f"{self.store.path} has no room for more")
             self.room += min(room, max(missing, STEP))

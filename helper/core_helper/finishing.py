@@ -38,23 +38,11 @@ def finish_all(kept_in: store.Store, configuration: "Configuration") -> None:
 
 
 def _unfinished(kept_in: store.Store) -> "list[store.Entry]":
-    """Return the listed cores that are neither compressed nor have a checksum, and that no helper holds any more."""
+    """Return the listed cores that nobody has finished, and that no helper holds any more."""
     with kept_in.lock:
         return [
-            entry
-            for entry in kept_in.entries()
-            if entry.whole
-            and entry.key + store.COMPRESSED not in entry.files
-            and not _has_checksum(kept_in, entry)
-            and not kept_in.is_held(entry)
+            entry for entry in kept_in.entries() if entry.whole and not entry.finished and not kept_in.is_held(entry)
         ]
-
-
-def _has_checksum(kept_in: store.Store, entry: store.Entry) -> bool:
-    try:
-        return "sha256" in kept_in.known_of(entry)
-    except (OSError, ValueError):
-        return True  # Nothing can be done about it.
 
 
 def _finish(kept_in: store.Store, entry: store.Entry, configuration: "Configuration") -> None:
@@ -86,6 +74,7 @@ def _finish(kept_in: store.Store, entry: store.Entry, configuration: "Configurat
                 part = ""
                 known["file"] = compressed
             store.describe(group, entry.key, known)
+            posix.fchmod(result if done else file, store.MODE_WHEN_FINISHED)
             if done:
                 posix.unlink(plain, dir_fd=group)
     finally:

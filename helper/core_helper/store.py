@@ -27,11 +27,13 @@ BOOT = "/proc/sys/kernel/random/boot_id"
 BLOCK = 512  # The unit of st_blocks; stat(2).
 DAY = 86400
 LONGEST_JSON = 1 << 24  # Bytes: the build ids of all the files that a process may have mapped.
-MODE, MODE_OF_DIRECTORY = 0o600, 0o700
+MODE, MODE_WHEN_FINISHED, MODE_OF_DIRECTORY = 0o600, 0o400, 0o700
 FINISHING, SENDING = ".finishing", ".sending"  # Files whose locks say who does that.
 # The smallest core counts as a part of the bound: whoever looks at all of them must not take long.
-MOST_CORES = 10_000
+MOST_CORES = 1_000
 FIRST = 4  # The first core of a group may push out others for a part of the bound, whatever the share is.
+# What the cores of a group may take that are being written or delivered, of what others of these leave: one, and several.
+LARGEST, SEVERAL = 0.75, 0.5
 
 
 class Unusable(Exception):
@@ -42,13 +44,17 @@ class Entry:
     """A core in the store: ``group`` and ``key``, its ``files``, the bytes that these take, and when it was written."""
 
     def __init__(self, group: str, key: str) -> None:
-        """Start without files. ``whole`` says whether it is listed, ``expected`` what it may take if it is being written."""
+        """Start without files. ``whole`` says whether it is listed, ``expected`` what it may take if it is being written.
+
+        ``finished`` says whether all that will be known of the core is in its JSON file.
+        """
         self.group = group
         self.key = key
         self.files: list[str] = []
         self.bytes = 0
         self.time = 0.0
         self.whole = False
+        self.finished = False
         self.expected = 0
 
     @property
@@ -201,17 +207,21 @@ class Store:
         bound = configuration.keep_max
         return free, bound - sum(weight(entry, bound) for entry in entries)
 
-    def room_for(self, group: str, need: int, configuration: "Configuration") -> int:
-        """Return how many bytes a new core of ``group`` may take, after others had to make room for the ``need`` of it.
+    def room_for(self, group: str, need: int, configuration: "Configuration", begun: bool = False) -> int:
+        """Return how many bytes a core of ``group`` may take, after others had to make room for the ``need`` of it.
 
-        Less than ``need`` if there is no room for that; then nothing was deleted for it. The lock must be held. Raises OSError.
+        If the core was ``begun``, it has a claim, and these are added to that. Less than ``need`` if there is no room for that;
+        then nothing was deleted for it. The lock must be held. Raises OSError.
         """
         entries = self.expire(configuration)
         bound = configuration.keep_max
         free, left = self._room(entries, configuration)
+        share = share_of(group, entries, free, left, bound, begun)
         victims: list[Entry] = []
         candidates = Victims(entries, group, need, bound)
-        before, freed = min(free, left), 0
+        before, freed = min(free, left, share), 0
+        if share < need:
+            return before
         while min(free, left) < need:
             # Where others than cores have filled the disk, no core goes for more than the new one may take.
             victim = None if left >= need and freed >= need else candidates.next()
@@ -222,7 +232,7 @@ class Store:
             free, left = free + victim.bytes, left + weight(victim, bound)
         for entry in victims:
             self.delete(entry)
-        return min(free, left)
+        return min(free, left, share)
 
 
 class Victims:
@@ -268,6 +278,22 @@ class Victims:
         if not self.left[group] and group != self.group:
             del self.taken[group]
         return victim
+
+
+def share_of(group: str, entries: "list[Entry]", free: int, left: int, bound: int, begun: bool) -> int:
+    """Return how many bytes of those that are ``free``, and ``left`` of the bound, another core of ``group`` may claim.
+
+    Cores that are being written or delivered make no room. So a group leaves some to the next one, whatever it claims: a
+    process may seem to use much memory, and a delegate may take as long as the timeout. That is as with slots; see slots.py.
+    """
+    for entry in entries:
+        if entry.whole:
+            free, left = free + entry.bytes, left + weight(entry, bound)
+    # What one process compresses for all groups does not count.
+    under_way = [entry for entry in entries if not entry.whole and not entry.key.endswith(COMPRESSED)]
+    claims = [entry.claim for entry in under_way if entry.group == group]
+    part = SEVERAL if len(claims) > begun else LARGEST
+    return int((min(free, left) + sum(claims)) * part) - sum(claims)
 
 
 def weight(entry: Entry, bound: int) -> int:
@@ -398,6 +424,9 @@ def _entries_of(name: str, group: int) -> "dict[str, Entry]":
         if file != key + JSON:  # That one is replaced by each try to send the core.
             entry.time = max(entry.time, found.st_mtime)
         entry.whole = entry.whole or file == key + JSON
+        # The mode tells that, as to read the JSON files of all would take long; see finishing.py.
+        core = file.endswith((CORE, COMPRESSED))
+        entry.finished = entry.finished or (core and found.st_mode & 0o777 == MODE_WHEN_FINISHED)
         entry.expected = max(entry.expected, expected)
     return entries
 

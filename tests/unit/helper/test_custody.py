@@ -141,8 +141,8 @@ def test_at_the_deadline_what_is_there_is_all_there_is(kept_in: store.Store) -> 
 
 
 def test_a_core_for_which_there_is_no_room_is_not_begun(kept_in: store.Store) -> None:
-    with pytest.raises(store.Unusable, match="has room for 1048576 bytes, and the core may take 1048577: not kept"):
-        written(kept_in, b"", room=MIB, need=MIB + 1)
+    with pytest.raises(store.Unusable, match="has room for 786432 bytes, and the core may take 786433: not kept"):
+        written(kept_in, b"", room=MIB, need=MIB * 3 // 4 + 1)
     assert os.listdir(kept_in.path) == []
 
 
@@ -163,7 +163,7 @@ def test_a_core_is_listed_once_it_is_sealed(kept_in: store.Store) -> None:
     kept.seal({"reason": "second"})
     assert names(kept_in) == ["key.core", "key.json"]
     assert known_of(kept_in) == {"file": "key.core", "reason": "second"}
-    assert [entry.whole for entry in kept_in.entries()] == [True]
+    assert [(entry.whole, entry.finished) for entry in kept_in.entries()] == [(True, False)]
 
 
 @pytest.mark.parametrize("step", ["announced", "renamed", "described in part"])
@@ -233,6 +233,8 @@ def test_a_finished_core_is_compressed_and_has_the_checksum_of_the_plain_one(
     assert names(kept_in) == [file, "key.json"]
     digest = hashlib.sha256(core).hexdigest()
     assert known_of(kept_in) == {"file": file, "reason": "why", "sha256": digest, "build_ids": {}}
+    (entry,) = kept_in.entries()
+    assert entry.finished
     content = Path(kept_in.path, "group", file).read_bytes()
     assert content == (core.replace(b"\0", b"") if compressor else core)
 

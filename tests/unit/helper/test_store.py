@@ -59,9 +59,9 @@ def test_what_is_known_of_a_core_stands_in_an_order_of_its_own(kept: Store) -> N
 def test_the_smallest_core_counts_for_a_part_of_the_bound(kept: Store) -> None:
     made = put(kept, "group", "key", 5)
     (found,) = kept.entries()
-    assert (store.weight(found, 10_000 * MIB), store.weight(found, 0)) == (MIB, found.bytes)
+    assert (store.weight(found, 1_000 * MIB), store.weight(found, 0)) == (MIB, found.bytes)
     # As many as the bound is for: the next one has to push one out.
-    assert kept.room_for("group", 0, bounds(10_000 * MIB)) <= 9_999 * MIB
+    assert kept.room_for("group", 0, bounds(1_000 * MIB)) <= 999 * MIB
     assert made.exists()
 
 
@@ -242,7 +242,8 @@ def test_a_part_of_the_file_system_stays_free(kept: Store, monkeypatch: pytest.M
     system = os.statvfs_result((4096, 4096, 1000, 300, 200, 0, 0, 0, 0, 255))
     monkeypatch.setattr(posix, "fstatvfs", lambda directory: system)
     # 200 blocks are free for us, of which 15 % of 1,000 must stay.
-    assert kept.room_for("a", 1, bounds(free=15)) == 50 * 4096
+    assert kept.room_for("a", 1, bounds(free=15)) == 50 * 4096 * 3 // 4
+    assert kept.room(bounds(free=15)) == 50 * 4096
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="a store belongs to root")
@@ -250,5 +251,26 @@ def test_what_others_are_writing_has_its_room_already(kept: Store) -> None:
     kept.group("a")
     with open(Path(kept.path, "a", f".writing.{3 * MIB}.part"), "wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert kept.room_for("b", MIB, bounds(4 * MIB)) == MIB
-        assert kept.room_for("b", MIB + 1, bounds(4 * MIB)) == MIB
+        # Of the 4 that are left, it leaves one to the next core.
+        assert kept.room_for("b", 3 * MIB, bounds(7 * MIB)) == 3 * MIB
+        assert kept.room_for("b", 3 * MIB + 1, bounds(7 * MIB)) == 3 * MIB
+        # The one that is being written has three of 7 already; two of its group share a half.
+        assert kept.room_for("a", MIB, bounds(7 * MIB)) == MIB // 2
+        assert kept.room_for("a", MIB, bounds(8 * MIB)) == MIB
+        # It may become larger.
+        assert kept.room_for("a", MIB, bounds(7 * MIB), begun=True) == 7 * MIB * 3 // 4 - 3 * MIB
+
+
+def test_whole_cores_count_as_room_and_what_is_compressed_is_not_under_way() -> None:
+    entries = [
+        entry("a", "old", 40),
+        entry("b", "being-written", 0, whole=False),
+        entry("a", "x.core.zst", 9, whole=False),
+    ]
+    entries[1].expected = 20
+    # Of the bound of 100 the three leave 31, and the whole one can make room.
+    assert store.share_of("a", entries, 500, 31, 100, False) == 71 * 3 // 4
+    assert store.share_of("b", entries, 500, 31, 100, False) == (71 + 20) // 2 - 20
+    assert store.share_of("b", entries, 500, 31, 100, True) == (71 + 20) * 3 // 4 - 20
+    # The disk may have less.
+    assert store.share_of("a", entries, 8, 31, 100, False) == 48 * 3 // 4

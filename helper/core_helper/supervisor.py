@@ -286,13 +286,21 @@ def _kill_tracers(pid: int, process: "FaultingProcess") -> bool:
 def _tracers_of(pid: int) -> "set[int]":
     """Return the pids of the processes that trace a thread of process ``pid``; proc_pid_status(5)."""
     tracers = set()
-    try:
-        for thread in posix.listdir(f"/proc/{pid}/task"):
+    for thread in _listed(f"/proc/{pid}/task"):
+        try:
             status = procfs.parse_status(procfs.read_path(f"/proc/{pid}/task/{thread}/status"))
-            tracers.add(int(status.get("TracerPid", "0")))
-    except OSError:
-        pass  # Ended meanwhile.
+        except OSError:
+            continue  # Ended meanwhile, as another thread need not have.
+        tracers.add(int(status.get("TracerPid", "0")))
     return tracers - {0}
+
+
+def _listed(directory: str) -> "list[str]":
+    """Return the names in a directory of a process that may end at any time."""
+    try:
+        return posix.listdir(directory)
+    except OSError:
+        return []
 
 
 def _kill_holders(child: "Child", process: "FaultingProcess") -> None:
@@ -377,14 +385,14 @@ def _has_pipe(name: str, pipes: "set[str]", limit: float) -> bool:
 
     What cannot be looked at before the monotonic time ``limit`` has none.
     """
-    try:
-        for thread in posix.listdir(f"/proc/{name}/task"):
-            files = f"/proc/{name}/task/{thread}/fd"
-            for link in posix.listdir(files):
-                if time.monotonic() > limit:
-                    return False
+    for thread in _listed(f"/proc/{name}/task"):
+        files = f"/proc/{name}/task/{thread}/fd"
+        for link in _listed(files):
+            if time.monotonic() > limit:
+                return False
+            try:
                 if posix.readlink(f"{files}/{link}") in pipes:
                     return True
-    except OSError:
-        pass  # Ended meanwhile.
+            except OSError:
+                continue  # Closed meanwhile: who opens and closes files all the time does not hide the others.
     return False

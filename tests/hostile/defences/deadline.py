@@ -89,7 +89,7 @@ BREAKS: Breaks = {
         "attack_23_the_delegate_has_the_kernel",
     ),
     "23 the threads of a process are not looked at": (
-        [("supervisor.py", 'for thread in posix.listdir(f"/proc/{name}/task"):', "for thread in [name]:")],
+        [("supervisor.py", 'for thread in _listed(f"/proc/{name}/task"):', "for thread in [name]:")],
         "attack_23_the_delegate_has_the_kernel and thread",
     ),
     "23 a visit to mounts has no end": (
@@ -120,8 +120,8 @@ BREAKS: Breaks = {
         [
             (
                 "supervisor.py",
-                "                if time.monotonic() > limit:\n                    return False",
-                "                if False:\n                    return False",
+                "            if time.monotonic() > limit:\n                return False",
+                "            if False:\n                return False",
             )
         ],
         "many_descriptors",

@@ -343,6 +343,29 @@ def test_who_has_too_much_open_is_not_looked_at_for_longer_than_the_grace() -> N
     os.close(writing)
 
 
+def test_what_is_closed_or_ends_meanwhile_hides_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {"/proc/7/task": ["8", "9", "10"], "/proc/7/task/9/fd": ["3", "4"]}
+    links = {"/proc/7/task/9/fd/4": "pipe:[5]"}
+    status = {"/proc/7/task/10/status": b"TracerPid:\t11\n", "/proc/7/task/9/status": b"TracerPid:\t0\n"}
+
+    def look_up(table: dict[str, Any]) -> Callable[[str], Any]:
+        def look(path: str) -> Any:
+            if path not in table:
+                raise FileNotFoundError(2, "No such file or directory")
+            return table[path]
+
+        return look
+
+    monkeypatch.setattr(posix, "listdir", look_up(names))
+    monkeypatch.setattr(posix, "readlink", look_up(links))
+    monkeypatch.setattr(procfs, "read_path", look_up(status))
+    assert supervisor._has_pipe("7", {"pipe:[5]"}, time.monotonic() + 10)
+    assert not supervisor._has_pipe("7", {"pipe:[6]"}, time.monotonic() + 10)
+    assert not supervisor._has_pipe("12", {"pipe:[5]"}, time.monotonic() + 10)
+    assert supervisor._tracers_of(7) == {11}
+    assert supervisor._tracers_of(12) == set()
+
+
 @pytest.mark.parametrize(("pid", "setup_pid"), [(20, 0), (0, 20), (20, 7)])
 def test_of_the_holders_those_that_came_after_the_child_are_looked_for_first(
     monkeypatch: pytest.MonkeyPatch, pid: int, setup_pid: int

@@ -110,6 +110,16 @@ def test_the_share_is_the_bound_divided_by_the_groups_with_the_new_one_among_the
     assert victim(entries, "mine", 26) == "mine"
 
 
+def test_a_group_whose_last_core_goes_leaves_its_share_to_the_others() -> None:
+    # The share is 33 with that group, too small for a first core of 35, and 50 without it.
+    victims = Victims([entry("a", "large", 40), entry("b", "small", 10)], "new", 35, 100)
+    assert [found and found.key for found in (victims.next(), victims.next(), victims.next())] == [
+        "large",
+        "small",
+        None,
+    ]
+
+
 def test_one_victim_after_the_other() -> None:
     entries = [entry("a", "a1", 30, 3), entry("b", "b1", 20, 9), entry("b", "b2", 15, 8), entry("c", "c1", 5, 7)]
     victims = Victims([*entries, entry("c", "writing", 1, whole=False)], "new", 10, 100)
@@ -220,6 +230,23 @@ def test_room_is_made_by_the_oldest(kept: Store) -> None:
     put(kept, "a", "new", MIB, 2)
     assert kept.room_for("a", MIB, bounds(2 * MIB + 65536)) >= MIB
     assert [entry.key for entry in kept.entries()] == ["new"]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="a store belongs to root")
+def test_nothing_goes_where_there_is_just_enough_room(kept: Store) -> None:
+    put(kept, "a", "old", MIB)
+    (old,) = kept.entries()
+    assert kept.room_for("a", old.bytes, bounds(2 * old.bytes)) == old.bytes
+    assert [entry.key for entry in kept.entries()] == ["old"]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="a store belongs to root")
+def test_a_group_without_cores_is_forgotten_and_one_with_cores_is_not(kept: Store) -> None:
+    put(kept, "full", "key")
+    os.close(kept.group("empty"))
+    kept.forget_group("empty")
+    kept.forget_group("full")
+    assert os.listdir(kept.path) == ["full"]
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="a store belongs to root")

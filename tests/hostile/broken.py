@@ -62,8 +62,8 @@ def try_out(name: str) -> bool:
                 for compiled in (library / "__pycache__").glob(f"{stem}.*"):
                     compiled.unlink()
         with contextlib.redirect_stdout(io.StringIO()):
-            here = str(Path(__file__).resolve().parent)
-            pytest.main(["-q", "--maxfail=1", f"--rootdir={lab.PROJECT}", "-k", selection, here], plugins=[failures])
+            suites = [str(lab.PROJECT / "tests" / name) for name in ("hostile", "crash")]
+            pytest.main(["-q", "--maxfail=1", f"--rootdir={lab.PROJECT}", "-k", selection, *suites], plugins=[failures])
     finally:
         shutil.rmtree(library)
         shutil.copytree(kept, library)

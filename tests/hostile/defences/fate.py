@@ -135,4 +135,31 @@ BREAKS: Breaks = {
         ],
         "nobody_wants",
     ),
+    # Those whose tests are in crash/.
+    "crash: an object has the name of a whole core": (
+        [("relay.py", "self.result.cut and self.child.is_delegate()", "False")],
+        "no_object_of_a_core",
+    ),
+    "crash: the soft limits of the delegate are those of the process": (
+        [("privileges.py", "return soft if name == KEEPS_SOFT_LIMIT else hard, hard", "return soft, hard")],
+        "resource_limits_of_the_delegate",
+    ),
+    "crash: a hard limit of 0 says nothing": (
+        [("unwanted.py", "if configuration.obey_core_limit and", "if False and")],
+        "a_hard_limit_of_0",
+    ),
+    "crash: a soft limit of 0 means no core": (
+        [("unwanted.py", "(-1, -1))[1] == 0", "(-1, -1))[0] == 0")],
+        "a_soft_limit_of_0",
+    ),
+    "crash: the filter knows no calls of 32 bits": (
+        [
+            (
+                "seccomp.py",
+                "return MACHINES[machine] if narrow else MACHINES[machine][:1]",
+                "return MACHINES[machine][:1]",
+            )
+        ],
+        "delegate_of_32_bits",
+    ),
 }

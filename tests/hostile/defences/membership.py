@@ -133,10 +133,6 @@ BREAKS: Breaks = {
         [("foreign_files.py", ", *map(host.place_of_layer, mount_table.layers_of(overlay))", "")],
         "attack_20_root_of_the_host_in_what",
     ),
-    "20 who has left the mounts of the first process is nowhere at home": (
-        [("strangers.py", "        return mount_table.sees(member.directory, executed)", "        return False")],
-        "attack_20_the_first_process_of_an_agent_in_mounts",
-    ),
     "20 other mounts than those of the first process need no proof": (
         [("membership.py", "        if joined or not view.own:", "        if joined:")],
         "attack_20_a_process_of_the_host_with_the_rights and ended",

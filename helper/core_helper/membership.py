@@ -128,14 +128,11 @@ def _is_in_user_namespace(process: "FaultingProcess", first: Member) -> bool:
     """Tell whether ``process`` is in the user namespace of ``first`` or below it, with ids of that namespace."""
     if process.user_namespace is None or first.namespace("user") not in _user_namespaces(process):
         return False
-    groups = [process.gid, *process.groups]
-    return _are_mapped(first.directory, "uid_map", [process.uid]) and _are_mapped(first.directory, "gid_map", groups)
-
-
-def _are_mapped(directory: int, name: str, ids: "list[int]") -> bool:
-    """Tell whether the user namespace of the opened /proc/PID has all ``ids`` of the host; user_namespaces(7)."""
-    ranges = [[int(word) for word in line.split()] for line in procfs.read(directory, name).splitlines()]
-    return all(any(begin <= number < begin + count for _inside, begin, count in ranges) for number in ids)
+    groups = {process.gid, *process.groups}
+    return (
+        namespaces.mapped(first.directory, "uid_map", {process.uid}) == {process.uid}
+        and namespaces.mapped(first.directory, "gid_map", groups) == groups
+    )
 
 
 def _user_namespaces(process: "FaultingProcess") -> "list[int]":
@@ -157,7 +154,9 @@ def _check_owner(process: "FaultingProcess") -> None:
         return
     # Only a user whom the parent has can make a user namespace (kernel/user_namespace.c, create_user_ns). Those that root makes
     # and maps are for others.
-    if _are_mapped(process.task, "uid_map", [process.uid]) and _are_mapped(process.task, "gid_map", [process.gid]):
+    if namespaces.mapped(process.task, "uid_map", {process.uid}) and namespaces.mapped(
+        process.task, "gid_map", {process.gid}
+    ):
         return
     made = namespaces.maker_of(process.user_namespace) == process.uid
     if not made or (process.uid == 0 and procfs.read(process.task, "uid_map")):

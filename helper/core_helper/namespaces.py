@@ -4,6 +4,8 @@ import fcntl
 import posix
 import sys
 
+from core_helper import procfs
+
 NS_GET_USERNS = 0xB701
 NS_GET_PARENT = 0xB702
 NS_GET_OWNER_UID = 0xB704
@@ -36,6 +38,12 @@ def maker_of(user_namespace: int) -> int:
     owner = bytearray(4)
     fcntl.ioctl(user_namespace, NS_GET_OWNER_UID, owner, True)
     return int.from_bytes(owner, sys.byteorder)
+
+
+def mapped(directory: int, name: str, ids: "set[int]") -> "set[int]":
+    """Return those ``ids`` of the host that the user namespace of the opened /proc/PID has; ``name`` is uid_map or gid_map."""
+    ranges = [[int(word) for word in line.split()] for line in procfs.read(directory, name).splitlines()]
+    return {number for number in ids if any(begin <= number < begin + count for _inside, begin, count in ranges)}
 
 
 def lineage(namespace: int, last: int) -> "list[int]":

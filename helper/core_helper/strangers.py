@@ -1,5 +1,6 @@
 """Finds processes of another container that are at home where the faulting process is."""
 
+import fcntl
 import posix
 import time
 
@@ -45,8 +46,8 @@ def _holders_of(place: "tuple[bytes, bytes] | None", view: "View") -> "Callable[
     """Return a function that tells whether a place, device and path, lies in what a process has as its root directory.
 
     It takes the pid and the inode of the mount namespace of that process. Asked where engines make no overlay. Of each mount
-    namespace, one process is asked: it may have thousands of mounts. A mount namespace that belongs to a user namespace is not
-    asked: any user can make such a one, and mount there whatever he reads.
+    namespace, one process is asked: it may have thousands of mounts. Whoever could have written no program there that belongs
+    to root or to the user of the process is not asked: any user can make a mount namespace, and mount there whatever he reads.
     """
     if place is None:
         return lambda pid, inode: False
@@ -59,30 +60,44 @@ def _holders_of(place: "tuple[bytes, bytes] | None", view: "View") -> "Callable[
             return False
         if inode not in roots:
             try:
-                roots[inode] = _root_of(procfs.task_of(pid, None), view)
+                directory = posix.open(procfs.task_of(pid, None), posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
+            except OSError:
+                return False
+            try:
+                if not _may_own(directory, {0, view.process.uid}):
+                    return False
+                roots[inode] = view.process.visits.root_of_namespace(directory)
             except OSError:
                 return False
             except Refused:
                 # More mounts than can be looked at: the other processes there show no fewer.
                 roots[inode] = None
+            finally:
+                posix.close(directory)
         return roots[inode] != hosts and mount_table.is_below(place, roots[inode])
 
     return holds
 
 
-def _root_of(task: str, view: "View") -> "tuple[bytes, bytes] | None":
-    """Return the place of the root directory of the mount namespace of a thread, None for that of a user namespace."""
-    directory = posix.open(task, posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
+def _may_own(directory: int, users: "set[int]") -> bool:
+    """Tell whether a process, the opened /proc/PID, may have files of one of the ``users`` made where its mounts are.
+
+    So it is in the user namespace of the host, in one that has such a user, and in one of root's making: root may have mounted
+    a file system there whose owners are others than on the disk; mount_setattr(2), MOUNT_ATTR_IDMAP.
+    """
+    opened = [posix.open("ns/mnt", posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=directory)]
     try:
-        namespace = posix.open("ns/mnt", posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=directory)
-        try:
-            owner = namespaces.owner_of(namespace)
-        finally:
-            posix.close(namespace)
-        visits = view.process.visits
-        return visits.root_of_namespace(directory) if owner == namespaces.of_host("user") else None
+        host = namespaces.of_host("user")
+        opened.append(fcntl.ioctl(opened[0], namespaces.NS_GET_USERNS))
+        if posix.fstat(opened[1]).st_ino == host:
+            return True
+        opened.append(namespaces.outermost(opened[1], host))
+        if namespaces.maker_of(opened[2]) == 0:
+            return True
+        return bool(namespaces.mapped(directory, "uid_map", users))
     finally:
-        posix.close(directory)
+        for descriptor in set(opened):
+            posix.close(descriptor)
 
 
 def find(

@@ -160,8 +160,15 @@ BREAKS: Breaks = {
         [("membership.py", "            _check_eldest(process, member)\n", "            pass\n")],
         "attack_20_a_process_of_the_host_that_has_kept",
     ),
+    "20 nobody in a user namespace has files of root": (
+        [
+            ("strangers.py", "        if namespaces.maker_of(opened[2]) == 0:\n", "        if False:\n"),
+            ("strangers.py", 'return bool(namespaces.mapped(directory, "uid_map", users))', "return False"),
+        ],
+        "root_directory_to_that_of_a_container",
+    ),
     "20 whatever a user mounts is his": (
-        [("strangers.py", ' if owner == namespaces.of_host("user") else None', "")],
+        [("strangers.py", "if not _may_own(directory, {0, view.process.uid}):", "if False:")],
         "attack_20_a_user_of_the_host_claims_a_directory",
     ),
     "20 the first of a pid namespace is the first of a container": (
@@ -226,7 +233,7 @@ BREAKS: Breaks = {
     ),
     "20 every process is asked for its mounts": (
         [
-            ("strangers.py", ' if owner == namespaces.of_host("user") else None', ""),
+            ("strangers.py", "if not _may_own(directory, {0, view.process.uid}):", "if False:"),
             ("strangers.py", "        if inode not in roots:", "        if not roots.get(inode):"),
         ],
         "attack_20_many_mounts_and_many_processes",

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 import pytest
-from core_helper import first_process, foreign_files, mount_table, procfs, strangers
+from core_helper import first_process, foreign_files, mount_table, procfs
 from core_helper.crash import Refused
 from core_helper.process import Withheld
 from unit.helper.world import DOCKER, FEW, FILES, ID, OTHER, OTHER_FILES, ROOT_OF_HOST, World, keeps_descriptors, told
@@ -115,7 +115,8 @@ def test_a_container_whose_engine_makes_no_overlay_is_known_by_its_processes(wor
     assert "lies in the files of another container" in root_told(process)
     assert keeps_descriptors(lambda: root_told(process))
     # A mount namespace of a user namespace is what any user can make: he owns nothing of the host for that.
-    world.owners[box["mnt"].stat().st_ino] = world.namespace(world.host["user"])
+    world.owners[box["mnt"].stat().st_ino] = world.namespace(world.host["user"], maker=1000)
+    (world.proc / "30" / "uid_map").write_text("0 1000 1\n")
     assert root_told(process) == ""
     assert keeps_descriptors(lambda: root_told(process))
     world.owners[box["mnt"].stat().st_ino] = world.host["user"]
@@ -245,17 +246,42 @@ def test_of_many_processes_in_one_mount_namespace_one_is_asked(world: World, mon
     for pid in range(30, 40):
         world.process(pid, mountinfo=b"" if pid == 30 else FILES, mnt=mounts)
     asked: list[str] = []
-    real = strangers._root_of
 
-    def ask(task: str, view: foreign_files.View) -> tuple[bytes, bytes] | None:
-        asked.append(task)
-        if len(asked) == 1:
-            raise Refused("more mounts than can be looked at")
-        return real(task, view)
+    def ask(visits: mount_table.Visits, directory: int) -> tuple[bytes, bytes] | None:
+        asked.append(procfs.path_of(directory).decode())
+        raise Refused("more mounts than can be looked at")
 
-    monkeypatch.setattr(strangers, "_root_of", ask)
+    monkeypatch.setattr(mount_table.Visits, "root_of_namespace", ask)
     assert root_told(world.crashed(21, "/srv")) == ""
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("maker", "ids", "asked"),
+    [
+        # Any user may have made it, and mounted there what he reads.
+        (1000, "0 1000 1\n1 100000 65536", False),
+        # But this has files that root of the host owns, or the user of the process; and root mounts file systems of any owner.
+        (1000, "0 0 1", True),
+        (1000, "0 1000 1\n5 1033 2", True),
+        (0, "0 100000 65536", True),
+    ],
+)
+def test_a_container_in_a_user_namespace_is_asked_where_its_files_may_be_of_our_users(
+    world: World, maker: int, ids: str, asked: bool
+) -> None:
+    world.process(21, exe=(20, "/srv/x"))
+    users = world.namespace(world.host["user"], maker=maker)
+    inner = world.namespace(users, maker=1000)
+    srv = b"40 30 8:1 /srv / rw - ext4 /dev/sda1 rw\n"
+    mounts = world.namespace(owner=inner)
+    pids = world.namespace(world.host["pid"], owner=users)
+    # A process with fewer users in the same mounts does not answer for the other one.
+    world.process(29, "1", mountinfo=srv, user=inner, mnt=mounts, pid=pids, ids="0 4242 1")
+    world.process(30, "2", mountinfo=srv, user=users, mnt=mounts, pid=pids, ids=ids)
+    process = world.crashed(21, "/srv", uid=1034)
+    assert bool(root_told(process)) is asked
+    assert keeps_descriptors(lambda: root_told(process))
 
 
 @pytest.mark.parametrize(

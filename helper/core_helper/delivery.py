@@ -1,6 +1,7 @@
 """One core on its way: what a destination needs to get it, and what becomes of a copy that the host has of it."""
 
 import posix
+import time
 
 from core_helper import joining, key, supervisor
 from core_helper.child import Child, Result
@@ -236,7 +237,9 @@ class Delivery:
         kept = self.custody
         if kept is None or not kept.is_all() or self.hanging or self.kernel.closed or not self.seal(reason):
             return False
-        self.process.keep_environ()
+        self.hanging = self.process.keep_environ(time.monotonic() + supervisor.ENVIRON_PATIENCE)
+        if self.hanging:
+            self.slot.keep_for(self.hanging)
         self.kernel.release(self.crash)
         return True
 

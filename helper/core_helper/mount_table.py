@@ -1,22 +1,19 @@
 """Reads the lists of mounts that processes see, and says where a path lies; proc_pid_mountinfo(5)."""
 
 import posix
-import select
 import time
-from _signal import SIGKILL
 
-from core_helper import linux, procfs
+from core_helper import apart, linux, procfs
 from core_helper.crash import Refused
 
 OVERLAYS = (b"overlay", b"fuse.fuse-overlayfs", b"aufs")
 # Bytes that are read of a list of which few lines are kept: twice of what fusermount3(1) lets all users together mount.
 LONGEST_LIST = 1 << 26
 PATIENCE = 3.0  # Seconds for all visits to mount namespaces: what a container has answered by then, it will not answer.
-GRACE = 2.0  # Seconds after SIGKILL.
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Iterator, NoReturn
+    from typing import Iterator
 
 
 class Mount:
@@ -268,19 +265,11 @@ class Visits:
             raise Refused(
                 "no other mount namespace is looked at after one where that lasted too long: core not delegated"
             )
-        reading, writing = posix.pipe()
         began = time.monotonic()
-        pid = posix.fork()
-        if pid == 0:
-            _visit(namespace, numbers, writing)
-        posix.close(writing)
-        try:
-            text = _read_within(reading, began + self.patience)
-        finally:
-            posix.close(reading)
-            if not _has_ended(pid):
-                self.hanging = pid
-            self.patience -= time.monotonic() - began
+        text, self.hanging = apart.read(lambda pipe: _visit(namespace, numbers, pipe), began + self.patience)
+        self.patience -= time.monotonic() - began
+        if text is None:
+            raise Refused("whoever enters its mount namespace has to wait: core not delegated")
         if not text:
             raise Refused("the mounts of its mount namespace cannot be looked at: core not delegated")
         return Mounts(text)
@@ -302,38 +291,14 @@ class Visits:
             posix.close(namespace)
 
 
-def _visit(namespace: int, numbers: "tuple[int, ...]", writing: int) -> "NoReturn":
-    """In a child: enter the mount namespace, and write its mounts to the pipe ``writing``; none is a line, too."""
-    try:
-        # Of the child: after the visit begins, there may be no /proc, or a false one.
-        own = posix.open("/proc/self", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
-        # Above all the core: it would keep the faulting process waiting as long as this one waits.
-        linux.close_all_but({own, namespace, writing})
-        linux.setns(namespace, linux.CLONE_NEWNS)
-        text = (mounts_of(own, *numbers) if numbers else first_mounts_of(own)).text
-        while text:
-            text = text[posix.write(writing, text) :]
-    finally:
-        posix._exit(0)
-
-
-def _read_within(pipe: int, limit: float) -> bytes:
-    """Return all that is written to the ``pipe``. Raises Refused where that has not ended by ``limit``, a monotonic time."""
-    parts: list[bytes] = []
-    poll = select.poll()
-    poll.register(pipe, select.POLLIN)
-    while poll.poll(max(0.0, limit - time.monotonic()) * 1000):
-        part = posix.read(pipe, 65536)
-        if not part:
-            return b"".join(parts)
-        parts.append(part)
-    raise Refused("whoever enters its mount namespace has to wait: core not delegated")
-
-
-def _has_ended(pid: int) -> bool:
-    """End our child ``pid``, and tell whether it has ended: not every wait in the kernel ends by SIGKILL."""
-    posix.kill(pid, SIGKILL)
-    return linux.wait_for_end(pid, GRACE)
+def _visit(namespace: int, numbers: "tuple[int, ...]", pipe: int) -> None:
+    """In a child: enter the mount namespace, and write its mounts to the ``pipe``; none is a line, too."""
+    # Of the child: after the visit begins, there may be no /proc, or a false one.
+    own = posix.open("/proc/self", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
+    # Above all the core: it would keep the faulting process waiting as long as this one waits.
+    linux.close_all_but({own, namespace, pipe})
+    linux.setns(namespace, linux.CLONE_NEWNS)
+    apart.write(pipe, (mounts_of(own, *numbers) if numbers else first_mounts_of(own)).text)
 
 
 def decoded(path: bytes) -> bytes:

@@ -8,7 +8,7 @@ read.
 import posix
 
 import core_helper
-from core_helper import linux, mount_table, namespaces, procfs, runtime
+from core_helper import apart, linux, mount_table, namespaces, procfs, runtime
 from core_helper.crash import Refused
 
 # What the engine may have written about a container: the facts, by the names that the delegate knows them by.
@@ -119,10 +119,20 @@ class FaultingProcess:
         """Close the directory in the host's /proc: nobody in the container must find it open in one of our processes."""
         posix.close(self.task)
 
-    def keep_environ(self) -> None:
-        """Read the variables now: the process will be gone when a child asks for them. Not before a child has read them."""
-        if self.variables is None and self.environ_file is not None:
-            self.variables = self.read_environ()
+    def keep_environ(self, limit: float) -> int:
+        """Read the variables now, until the monotonic time ``limit``: the process will be gone when a child asks for them.
+
+        Another child reads them here: this process must not wait for the memory of the faulting one. Returns the pid of that
+        child if it hangs, 0 if it does not.
+        """
+        file, hanging = self.environ_file, 0
+        if self.variables is None and file is not None and not self.confined:
+            text, hanging = apart.read(lambda pipe: _pass_on(file, pipe), limit)
+            if text is None:
+                self.environ_file = None
+            else:
+                self.variables = self._variables_of(text)
+        return hanging
 
     def read_environ(self) -> "dict[bytes, bytes]":
         """Return the variables of the process that the delegate gets; ``notes`` tell what was left out.
@@ -140,9 +150,9 @@ class FaultingProcess:
         if self.confined:
             self.notes.append("it had a seccomp filter of its own: none of its variables was passed on")
             return {}
-        # An earlier child may have read the same open file to its end.
-        posix.lseek(self.environ_file, 0, linux.SEEK_SET)
-        text = procfs.read_all(self.environ_file, procfs.ENVIRON_LIMIT + 1)
+        return self._variables_of(_text_of(self.environ_file))
+
+    def _variables_of(self, text: bytes) -> "dict[bytes, bytes]":
         variables, cut = procfs.parse_environ(text)
         if procfs.was_overwritten(text):
             self.notes.append(
@@ -222,3 +232,15 @@ def security_label(task: int) -> "tuple[str, bytes]":
         if label:
             return kind, label
     return "", b""
+
+
+def _text_of(environ_file: int) -> bytes:
+    # An earlier child may have read the same open file to its end.
+    posix.lseek(environ_file, 0, linux.SEEK_SET)
+    return procfs.read_all(environ_file, procfs.ENVIRON_LIMIT + 1)
+
+
+def _pass_on(environ_file: int, pipe: int) -> None:
+    """In a child: write the environment to the ``pipe``, holding nothing that keeps the faulting process."""
+    linux.close_all_but({environ_file, pipe})
+    apart.write(pipe, _text_of(environ_file))

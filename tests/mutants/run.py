@@ -44,6 +44,7 @@ MODULES = {
     "container": ("container",),
     "control_groups": ("control_groups",),
     "mount_table": ("mount_table", "foreign_files", "strangers", "membership"),
+    "apart": ("mount_table", "process"),
     "membership": ("membership", "foreign_files", "strangers"),
     "foreign_files": ("foreign_files", "membership"),
     "strangers": ("strangers", "foreign_files", "membership"),

@@ -93,11 +93,11 @@ BREAKS: Breaks = {
         "attack_23_the_delegate_has_the_kernel and thread",
     ),
     "23 a visit to mounts has no end": (
-        [("mount_table.py", "while poll.poll(max(0.0, limit - time.monotonic()) * 1000):", "while poll.poll():")],
+        [("apart.py", "while poll.poll(max(0.0, limit - time.monotonic()) * 1000):", "while poll.poll():")],
         "attack_23_a_helper_that_enters",
     ),
     "23 a visit to the mounts of others has no end": (
-        [("mount_table.py", "while poll.poll(max(0.0, limit - time.monotonic()) * 1000):", "while poll.poll():")],
+        [("apart.py", "while poll.poll(max(0.0, limit - time.monotonic()) * 1000):", "while poll.poll():")],
         "attack_23_helpers_of_others",
     ),
     "23 the end of a delegate is waited for": (

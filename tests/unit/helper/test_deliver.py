@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _signal
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -48,6 +49,7 @@ class Stage:
         monkeypatch.setattr(membership, "check", lambda process: self.note("check"))
         self.traced = False
         self.too_many = False
+        self.hangs = 0
         monkeypatch.setattr(tracing, "may_be_traced", lambda process: self.traced)
         monkeypatch.setattr(diagnosis, "of_missing", lambda crash: "the diagnosis")
         monkeypatch.setattr(container, "hostname_of", lambda process: b"visited")
@@ -72,6 +74,9 @@ class Stage:
 
     def reclaim(self, record: bytes) -> None:
         self.note("reclaim", record)
+
+    def keep_for(self, pid: int) -> None:
+        self.note("keep_for", pid)
 
     def give_back(self) -> None:
         self.note("slot given back")
@@ -572,7 +577,13 @@ def keeping(
     monkeypatch.setattr(Stage, "keep", lambda self, *words: self.note("line", words[-1]), raising=False)
     monkeypatch.setattr(Stage, "drop", lambda self, *words: self.note("dropped", words[2]), raising=False)
     monkeypatch.setattr(Stage, "closed", False, raising=False)
-    stage.process.keep_environ = lambda: stage.note("environ")
+
+    def keep_environ(limit: float) -> int:
+        assert 9 < limit - time.monotonic() <= 10
+        stage.note("environ")
+        return stage.hangs
+
+    stage.process.keep_environ = keep_environ
     monkeypatch.setattr(Stage, "release", lambda self, crash: self.note("released"), raising=False)
     stage.done.clear()
     stage.deliver()
@@ -676,6 +687,15 @@ def test_a_process_may_end_as_soon_as_its_core_is_safe(stage: Stage, monkeypatch
     stage.too_many = True
     reason = "container a has 2 crashes in flight, and 2 of 4 slots are free"
     assert keeping(stage, monkeypatch, Place(stage, TAKES)) == [*safe, ("seal", reason), ("line", reason), "finish"]
+
+
+def test_whoever_hangs_in_the_memory_of_a_process_that_may_end_counts(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.configuration.release_kept, stage.hangs = True, 4711
+    done = keeping(stage, monkeypatch, Place(stage, FAILS))
+    assert done[:5] == ["write", ("seal", "not delivered yet"), "environ", ("keep_for", 4711), "released"]
+    assert done[-1] == "finish"
 
 
 def test_at_the_deadline_the_kernel_dumps_no_more(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from core_helper import linux, mount_table, procfs
+from core_helper import apart, linux, mount_table, procfs
 from core_helper.crash import Refused
 from unit.helper.delivery import wait_for_text
 from unit.helper.world import World, keeps_descriptors
@@ -135,13 +135,13 @@ class Stuck:
         self.visits = mount_table.Visits()
         self.visits.patience = 0.5
         monkeypatch.setattr(linux, "setns", self.enter)
-        read_within = mount_table._read_within
+        read_within = apart._read_within
 
-        def read(pipe: int, limit: float) -> bytes:
+        def read(pipe: int, limit: float) -> bytes | None:
             wait_for_text(self.found)
             return read_within(pipe, limit)
 
-        monkeypatch.setattr(mount_table, "_read_within", read)
+        monkeypatch.setattr(apart, "_read_within", read)
 
     def enter(self, namespace: int, kind: int) -> None:
         opened = []
@@ -184,8 +184,8 @@ def test_a_visit_that_does_not_end_is_ended_and_is_the_last_one(stuck: Stuck) ->
 
 
 def test_a_visitor_that_cannot_be_ended_is_known(stuck: Stuck, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mount_table, "SIGKILL", 0)
-    monkeypatch.setattr(mount_table, "GRACE", 0.1)
+    monkeypatch.setattr(apart, "SIGKILL", 0)
+    monkeypatch.setattr(apart, "GRACE", 0.1)
     assert "has to wait" in stuck.told()
     pid = json.loads(stuck.found.read_text())[0]
     assert stuck.visits.hanging == pid

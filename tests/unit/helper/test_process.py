@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import struct
+import time
 from pathlib import Path
 
 import pytest
 from core_helper import linux, procfs, runtime
+from core_helper import process as process_module
 from core_helper.process import FaultingProcess
 
 ID = "0123456789abcdef" * 4
@@ -252,3 +254,41 @@ def test_where_a_filter_is_needed_a_process_of_32_bits_is_known(
     if auxv is not None:
         (directory / "auxv").write_bytes(auxv)
     assert describe(directory, STATUS.replace("Seccomp:\t2", f"Seccomp:\t{seccomp}")).narrow is narrow
+
+
+def test_the_environment_is_kept_for_when_the_process_is_gone(directory: Path) -> None:
+    process = describe(directory)
+    assert process.keep_environ(time.monotonic() + 10) == 0
+    (directory / "environ").write_bytes(b"")
+    assert process.read_environ() == {b"A": b"1", b"B": b"2"}
+
+
+def test_the_environment_of_a_process_with_a_filter_of_its_own_is_not_kept(directory: Path) -> None:
+    process = describe(directory)
+    process.confined = True
+    assert process.keep_environ(0.0) == 0 and process.variables is None
+    assert process.read_environ() == {}
+
+
+def test_memory_that_does_not_answer_is_not_waited_for(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    process = describe(directory)
+    core, writing = os.pipe()
+    inherited = directory.parent / "inherited"
+
+    def wait(file: int) -> bytes:
+        links = (f"/proc/self/fd/{number}" for number in range(3, 99))
+        inherited.write_text(" ".join(os.readlink(link) for link in links if os.path.lexists(link)))
+        time.sleep(60)
+        return b""
+
+    monkeypatch.setattr(process_module, "_text_of", wait)
+    name = os.readlink(f"/proc/self/fd/{core}")
+    began = time.monotonic()
+    assert process.keep_environ(began + 2) == 0
+    assert time.monotonic() - began < 10
+    # It keeps nothing of the core.
+    assert "environ" in inherited.read_text() and name not in inherited.read_text()
+    assert process.read_environ() == {}
+    assert process.notes == ["its environment could not be read in time: none of its variables was passed on"]
+    os.close(core)
+    os.close(writing)

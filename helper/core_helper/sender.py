@@ -64,7 +64,7 @@ def send(kept_in: store.Store, cores: "list[Known]", configuration: "Configurati
     if turn is None:
         raise Problem("another docker_core_helper sends the cores: wait for its end")
     try:
-        due = [core for core in cores if all_of_them or is_due(core, time.time())]
+        due = in_turn([core for core in cores if all_of_them or is_due(core, time.time())])
         failed = 0
         for position, core in enumerate(due):
             sending = Sending(kept_in, core, configuration)
@@ -98,6 +98,20 @@ def is_due(core: "Known", now: float) -> bool:
     # The clock may have been set back meanwhile.
     waits = tried["at"] <= now < tried["at"] + pause_after(tried["attempts"])
     return not core.get("delivered") and not waits
+
+
+def in_turn(cores: "list[Known]") -> "list[Known]":
+    """Return the cores in the order in which they are sent: no container can have those of others wait for all of its own.
+
+    First those that were tried least; of these, the first one of each group, then the second ones.
+    """
+    numbers: dict[tuple[int, object], int] = {}
+    order = []
+    for position, core in enumerate(cores):
+        attempts = _sending_of(core)["attempts"]
+        number = numbers[attempts, core["group"]] = numbers.get((attempts, core["group"]), -1) + 1
+        order.append((attempts, number, position))
+    return [cores[position] for _attempts, _number, position in sorted(order)]
 
 
 def pause_after(attempts: int) -> int:
@@ -293,9 +307,13 @@ class Started:
             found = os.lseek(self.file, 0, os.SEEK_CUR)
             if found != position:
                 position, moved = found, now
-            if now > moved + timeout or now > began + max(longest, timeout):
+            if now > moved + timeout:
                 self.end()
                 return Away(f"it was ended after {now - began:.0f} s, of which it read nothing in {now - moved:.0f} s")
+            if now > began + max(longest, timeout):
+                # It still reads: another core may be sent sooner.
+                self.end()
+                return Problem(f"it was ended after {now - began:.0f} s (docker_core_helper_timeout_max)")
         if code == EXIT_KEEP:
             return Away("it ended with exit code 75 (try again later)")
         if code:

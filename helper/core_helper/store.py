@@ -41,7 +41,10 @@ class Unusable(Exception):
 
 
 class Entry:
-    """A core in the store: ``group`` and ``key``, its ``files``, the bytes that these take, and when it was written."""
+    """A core in the store: ``group`` and ``key``, its ``files``, the bytes that these take, and when it was written.
+
+    ``size`` are the bytes of the core as it can be read, holes included.
+    """
 
     def __init__(self, group: str, key: str) -> None:
         """Start without files. ``whole`` says whether it is listed, ``expected`` what it may take if it is being written.
@@ -52,6 +55,7 @@ class Entry:
         self.key = key
         self.files: list[str] = []
         self.bytes = 0
+        self.size = 0
         self.time = 0.0
         self.whole = False
         self.finished = False
@@ -423,6 +427,7 @@ def _entries_of(name: str, group: int) -> "dict[str, Entry]":
         entry.bytes += found.st_blocks * BLOCK
         if file != key + JSON:  # That one is replaced by each try to send the core.
             entry.time = max(entry.time, found.st_mtime)
+            entry.size = max(entry.size, found.st_size)
         entry.whole = entry.whole or file == key + JSON
         # The mode tells that, as to read the JSON files of all would take long; see finishing.py.
         core = file.endswith((CORE, COMPRESSED))

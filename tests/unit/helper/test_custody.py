@@ -50,13 +50,15 @@ def kept_in(tmp_path: Path) -> store.Store:
     return store.Store(str(tmp_path / "cores"))
 
 
-def written(kept_in: store.Store, core: bytes, room: int = 64 * MIB, need: int = 1, seconds: float = 10) -> Any:
+def written(
+    kept_in: store.Store, core: bytes, room: int = 64 * MIB, need: int = 1, seconds: float = 10, key: str = "key"
+) -> Any:
     """Return the custody of ``core``, as the kernel dumps it, and the pipe of the kernel."""
     configuration = Configuration()
     configuration.keep_max, configuration.keep_free = room, 0
     reading, writing = os.pipe()
     kernel = KernelPipe(reading)
-    kept = Custody(kept_in, "group", "key", need, configuration)
+    kept = Custody(kept_in, "group", key, need, configuration)
     threading.Thread(target=feed, args=(writing, core), daemon=True).start()
     kept.write(kernel, time.monotonic() + seconds)
     return kept, kernel
@@ -312,6 +314,17 @@ def test_one_process_finishes_all_cores(kept_in: store.Store, monkeypatch: pytes
     os.close(turn)
     finishing.finish_all(kept_in, kept.configuration)
     assert "sha256" in known_of(kept_in)
+
+
+def test_the_smallest_core_is_finished_first(kept_in: store.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    order = []
+    for key, size in (("huge", 3 * MIB), ("small", 5), ("middle", MIB)):
+        kept, _kernel = written(kept_in, bytes(size), key=key)
+        kept.seal({})
+        os.close(kept.file)
+    monkeypatch.setattr(finishing, "_finish", lambda kept_in, entry, configuration: order.append(entry.key))
+    finishing.finish_all(kept_in, kept.configuration)
+    assert order == ["small", "middle", "huge"]
 
 
 def test_a_core_that_its_helper_holds_is_left_to_it(kept_in: store.Store) -> None:

@@ -268,7 +268,7 @@ def test_a_program_that_reads_nothing_any_more_is_ended_before_its_input_ends(
 ) -> None:
     if packed and shutil.which("zstd") is None:
         pytest.skip("there is no zstd here")
-    host.configuration.timeout = host.configuration.timeout_max = 1
+    host.configuration.timeout, host.configuration.timeout_max = 1, 600
     host.does(
         "trap 'exec echo ended >how' TERM; head -c 4096 >/dev/null; mkfifo gate; read x <gate; cat; echo all >how"
     )
@@ -286,6 +286,31 @@ def test_a_program_that_goes_on_reading_has_more_time(host: Host, monkeypatch: p
     host.does("for turn in 1 2 3 4; do head -c 100000 >/dev/null; sleep 0.7; done; cat >/dev/null")
     put(host.directory, "node.aaaa", content=os.urandom(500_000))
     assert host.send() == 0
+
+
+def test_a_program_that_reads_one_core_for_ever_leaves_the_others_their_turn(
+    host: Host, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host.configuration.timeout = host.configuration.timeout_max = 1
+    monkeypatch.setattr(sender, "LOOK", 0.1)
+    host.does("[ $CORE_KEY = small ] && exec cat >/dev/null; while head -c 1000 >/dev/null; do sleep 0.1; done")
+    put(host.directory, "node.aaaa", facts={"CORE_KEY": "huge"}, content=os.urandom(4 << 20))
+    put(host.directory, "node.bbbb", facts={"CORE_KEY": "small"})
+    assert host.send() == 1
+    assert host.keys() == ["node.aaaa"]
+    assert "it was ended after 1 s (docker_core_helper_timeout_max)" in capsys.readouterr().err
+
+
+def test_cores_are_sent_in_turns_of_their_groups_and_those_that_were_tried_come_last() -> None:
+    tried = {"attempts": 1, "at": 0}
+    cores: list[Any] = [
+        *({"group": "loop", "key": key} for key in "abc"),
+        {"group": "loop", "key": "d", "sending": tried},
+        {"group": "other", "key": "e"},
+        {"group": "third", "key": "f", "sending": tried},
+        {"group": "other", "key": "g"},
+    ]
+    assert [core["key"] for core in sender.in_turn(cores)] == list("aebgcdf")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

@@ -5,6 +5,7 @@ import posix
 from core_helper import linux, mount_table, procfs
 
 UNIFIED = "unified"
+NOT_MOUNTED = "its hierarchy is not mounted on the host"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def open_control_groups(process: "FaultingProcess") -> ControlGroups:
             # not: a hierarchy without controllers limits nothing.
             continue
         if mount_point is None:
-            groups.others.append((name, OSError(2, "its hierarchy is not mounted on the host")))
+            groups.others.append((name, OSError(linux.ENOENT, NOT_MOUNTED)))
             continue
         # A single thread joins an old hierarchy through "tasks": unlike cgroup.procs that takes no lock which every fork of the
         # machine has to wait for (kernel/cgroup/cgroup.c, cgroup_procs_write_start).

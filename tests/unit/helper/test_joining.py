@@ -255,13 +255,18 @@ def test_a_container_that_may_not_have_one_more_process_is_crowded(recorder: Rec
 
 
 @pytest.mark.parametrize(
-    ("in_container", "uid", "stopped"), [(True, 1000, True), (False, 0, True), (True, 0, True), (False, 1000, False)]
+    ("in_container", "uid", "why", "stopped"),
+    [
+        *((True, 1000, "a", True), (False, 0, "a", True), (True, 0, "a", True), (False, 1000, "a", False)),
+        *((True, 1000, "b", True), (False, 1000, "b", True)),
+    ],
 )
-def test_who_could_open_devices_has_the_device_rules_or_no_delegate(
-    recorder: Recorder, in_container: bool, uid: int, stopped: bool
+def test_without_its_control_groups_a_delegate_is_only_that_of_a_user_where_a_hierarchy_is_not_mounted(
+    recorder: Recorder, in_container: bool, uid: int, why: str, stopped: bool
 ) -> None:
     line = become(recorder, uid=uid, in_container=lambda: in_container)
-    failures = ["control group a: why", "control group b: why"]
+    reasons = {"a": control_groups.NOT_MOUNTED, "b": "No such file or directory"}
+    failures = [f"control group a: {reasons['a']}", f"control group b: {reasons[why]}"]
     for step, plan_is_late, fails in (
         ("join control groups", False, False),
         ("join control groups", True, False),
@@ -275,7 +280,7 @@ def test_who_could_open_devices_has_the_device_rules_or_no_delegate(
         )
         recorder.done.clear()
         if stopped:
-            with pytest.raises(Stopped, match=r"^control group a: why; control group b: why$"):
+            with pytest.raises(Stopped, match=f"^{'; '.join(failures)}$"):
                 joining.execute_delegate(line.plan, [b"/d"], {}, CHILD)
             assert line.of(step) == []
         else:

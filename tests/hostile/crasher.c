@@ -77,6 +77,7 @@
  *   descriptors=THREADS:FILES  a child with so many threads and open files does nothing for ever; the parent goes on
  *   kill-dumping=COUNT  that many children crash as "aio" does before, and are killed meanwhile
  *   seize-chain=SECONDS  as seize-exit, and another process stops the end of the tracer
+ *   hold-memory    a process that shares its memory waits for that file system, and keeps the list of mappings locked
  *   catch-exit=SECONDS  stops the end of a process of the helper that has not become the delegate
  */
 #include "../support/programs/facts.h"
@@ -775,6 +776,9 @@ static void serve_fuse(int device, int silent)
 			size = sizeof out.attr;
 			break;
 		case FUSE_OPEN:
+			/* To map such a file, the kernel waits for all that is read of it at the same time. */
+			out.open.open_flags = access("/tmp/direct", F_OK) ? 0 : FOPEN_DIRECT_IO | FOPEN_KEEP_CACHE;
+			/* fall through */
 		case FUSE_OPENDIR:
 			size = sizeof out.open;
 			break;
@@ -845,6 +849,32 @@ static void map_fuse(const char *kind)
 		fail("mmap");
 	/* Private mappings of files are dumped. */
 	write_file("/proc/self/coredump_filter", "0x4");
+}
+
+static int map_directly(void *file)
+{
+	mmap(NULL, 4096, PROT_READ, MAP_PRIVATE, (int)(long)file, 0);
+	_exit(1);
+}
+
+static void hold_memory(void)
+{
+	static char stack[1 << 16] __attribute__((aligned(16)));
+	char byte;
+	map_fuse("serve");
+	int file = open("/tmp/fuse/file", O_RDONLY);
+	must(file, "/tmp/fuse/file");
+	if (fork() == 0)
+		_exit(read(file, &byte, 1) != 1);
+	usleep(300000);
+	close(open("/tmp/direct", O_CREAT | O_WRONLY, 0666));
+	long direct = open("/tmp/fuse/file", O_RDONLY);
+	must(direct, "/tmp/fuse/file");
+	must(clone(map_directly, stack + sizeof stack, CLONE_VM | SIGCHLD, (void *)direct), "clone");
+	usleep(500000);
+	kill(getpid(), SIGSEGV);
+	for (;;)
+		;
 }
 
 static void have_many_groups(void)
@@ -1559,6 +1589,8 @@ static void act(char **actions)
 			kill_while_dumping(atoi(value));
 		else if (IS("seize-chain"))
 			seize_in_chain(atof(value));
+		else if (IS("hold-memory"))
+			hold_memory();
 		else if (IS("catch-exit"))
 			catch_exit(atof(value));
 		else

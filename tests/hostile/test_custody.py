@@ -294,3 +294,22 @@ def test_a_process_of_the_host(keep: Keep, records: Path) -> None:
     assert "kept on this host" in wait_for_log(f"pid={crash.pid} ", "kept on this host")
     ((_known, core),) = kept_in(store)
     assert is_whole(content_of(core))
+
+
+@pytest.mark.usefixtures("sender")
+def test_a_huge_core_of_nothing_but_holes_does_not_keep_the_cores_of_others_from_being_sent(
+    attack: MakeCrash, keep: Keep
+) -> None:
+    configuration = Path("/etc/docker_core_helper.conf")
+    store = keep("undelivered", sender="/bin/cat")
+    attack("delegate=none", *("untouched=20000", "memory=1") * 8, "fork=2", options=("--detach",))
+    wait_until(lambda: len(list(store.glob("*/*.json"))) == 2, "not kept", 60)
+    other = attack("delegate=none", "memory=1")
+    other.log("kept on this host")
+    for helper in running():
+        # The one process that finishes cores would be busy with the first one for minutes.
+        os.kill(int(helper.name), signal.SIGKILL)
+    text = configuration.read_text()
+    configuration.write_text(text.replace("TIMEOUT=5\n", "TIMEOUT=1\n").replace("_MAX=3600", "_MAX=1"))
+    sending = subprocess.run([HELPER, "cores", "send"], check=False, capture_output=True, text=True)
+    assert f"{other.name}." in sending.stdout, sending.stderr

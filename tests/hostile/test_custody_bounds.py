@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import pytest
 from hostile.keeping import Keep, bytes_in, content_of, is_finished, kept_in
-from hostile.observe import running, wait_until
+from hostile.observe import helpers, running, wait_until
 from support import lab
-from support.containers import Container, MakeCrash
+from support.containers import Container, MakeCrash, wait_for_log
 from support.hosts import HELPER
 from support.records import is_whole
 
@@ -120,3 +123,50 @@ def test_a_core_and_what_is_compressed_of_it_keep_to_the_bound(attack: MakeCrash
     assert 28 * MIB < most_bytes(store, 8) <= 40 * MIB
     ((known, core),) = kept_in(store)
     assert known["sha256"] and is_whole(content_of(core))
+
+
+OLD_CORES = 990  # Of at most 1,000.
+
+# Many cores whose delegates do not end; and a single one that takes the whole deadline to be written, and may take much.
+SLOW = {
+    "delegates": ("series=20", "memory=6"),
+    "a process that pretends to have much memory": ("keep=60", "inflate=90", "reserve=100"),
+}
+
+
+@pytest.mark.parametrize("kind", SLOW)
+def test_attack_22_cores_that_are_under_way_leave_room_for_the_first_one_of_others(
+    attack: MakeCrash, keep: Keep, kind: str
+) -> None:
+    keep("undelivered", max="100M")
+    slow = attack(*SLOW[kind], options=("--env=ATTACK=never-ends", "--detach"))
+    # As many as there may be: a core that finds no room is not on the disk while its delegate runs.
+    wait_until(lambda: helpers() >= (13 if kind == "delegates" else 1), "no cores", 30)
+    time.sleep(1)
+    other = attack("delegate=none", "memory=6")
+    lab.output("docker", "kill", slow.name)
+    assert "kept on this host" in other.log("core")
+
+
+@pytest.mark.usefixtures("patient_enough")
+def test_attack_22_many_small_cores_and_a_crash_loop_cost_nobody_else_a_core(attack: MakeCrash, keep: Keep) -> None:
+    store = keep("undelivered")
+    storm = attack("wait=/out/go", "storm=40", "tiny", options=("--detach",))
+    lab.command("docker", "exec", storm.name, "/usr/bin/crasher", "delegate=none", "tiny", check=False)
+    wait_until(lambda: list(store.glob("*/*.json")) and not running(), "nothing is kept")
+    (known,) = store.glob("*/*.json")
+    # As a loop leaves them.
+    files = [(file.name, file.read_bytes()) for file in known.parent.iterdir()]
+    for number in range(OLD_CORES):
+        for name, content in files:
+            key = f"{known.stem}{number}"
+            changed = content.replace(known.stem.encode(), key.encode()) if name.endswith(".json") else content
+            (known.parent / name.replace(known.stem, key)).write_bytes(changed)
+    lab.command("docker", "exec", storm.name, "/usr/bin/crasher", "touch=/out/go", check=False)
+    wait_until(lambda: len(running()) > 30, "no storm", 30)
+    other = attack("memory=50")
+    lines = wait_for_log(other.identifier[:12], "deliver")
+    with suppress(subprocess.CalledProcessError):
+        lab.output("docker", "kill", storm.name)
+    wait_until(lambda: not running(), "the helpers do not end", 120)
+    assert ": delivered " in lines

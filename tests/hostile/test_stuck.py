@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hostile.keeping import Keep
 from hostile.observe import (
     LIMIT,
     assert_no_helper_is_left,
@@ -168,3 +170,28 @@ def hanging() -> list[tuple[int, int]]:
 def is_ours(pid: int) -> bool:
     """Whether a process is a helper, or the child of one that has not become the delegate."""
     return Path(f"/proc/{pid}") in running()
+
+
+def started_by_kernel() -> list[Path]:
+    """Helpers, found without a look at the memory of any process: here, whoever looks at that of all waits for ever."""
+    found = []
+    for directory in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parent = (directory / "stat").read_text().rpartition(")")[2].split()[1]
+            if parent == "2" and os.readlink(directory / "exe"):
+                found.append(directory)
+    return found
+
+
+def test_attack_23_memory_that_is_kept_locked_keeps_no_helper_that_lets_the_process_go(
+    attack: MakeCrash, keep: Keep
+) -> None:
+    keep("undelivered", release="kept")
+    options = (*ADMINISTRATOR, "--device=/dev/fuse", "--detach")
+    container = attack("leave=600", "hold-memory", options=options)
+    wait_until(started_by_kernel, "no crash")
+    try:
+        wait_until(lambda: not started_by_kernel(), "the helper stays", 3 * (TIMEOUT + 10))
+        assert container.log("pid="), "no line in the log"
+    finally:
+        lab.output("docker", "kill", container.name)

@@ -8,11 +8,13 @@ import posix
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from core_helper import store
 from core_helper.configuration import Configuration
 from core_helper.store import Entry, Store, Victims
+from unit.helper.world import keeps_descriptors
 
 MIB = 1 << 20
 
@@ -301,3 +303,54 @@ def test_whole_cores_count_as_room_and_what_is_compressed_is_not_under_way() -> 
     assert store.share_of("b", entries, 500, 31, 100, True) == (71 + 20) * 3 // 4 - 20
     # The disk may have less.
     assert store.share_of("a", entries, 8, 31, 100, False) == 48 * 3 // 4
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="a store belongs to root")
+def test_what_is_known_of_a_core_is_on_the_disk_before_it_has_its_name_and_the_name_after_that(
+    kept: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    group = kept.group("group")
+    real = posix.rename
+    monkeypatch.setattr(posix, "fsync", lambda file: done.append("group" if file == group else "file"))
+
+    def rename(*names: str, **directories: Any) -> None:
+        done.append("rename")
+        real(*names, **directories)
+
+    monkeypatch.setattr(posix, "rename", rename)
+    store.describe(group, "key", {})
+    assert done == ["file", "rename", "group"]
+    os.close(group)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="a store belongs to root")
+def test_a_core_is_not_listed_any_more_before_it_is_deleted(kept: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(kept, "group", "key")
+    deleted: list[str] = []
+    monkeypatch.setattr(posix, "unlink", lambda name, dir_fd: deleted.append(name))
+    kept.delete(kept.entries()[0])
+    assert deleted == ["key.json", "key.core"]
+    found = entry("group", "key", 1)
+    found.files = [".key.0.part", "key.json.pending"]
+    kept.delete(found)
+    assert deleted[2:] == ["key.json.pending", ".key.0.part"]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="a store belongs to root")
+def test_whoever_has_no_turn_has_nothing_open(kept: Store) -> None:
+    turn = kept.turn(store.SENDING)
+    assert turn is not None
+    assert keeps_descriptors(lambda: kept.turn(store.SENDING))
+    os.close(turn)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="a store belongs to root")
+def test_the_lock_of_what_a_link_leads_to_says_nothing(kept: Store, tmp_path: Path) -> None:
+    put(kept, "group", "key")
+    (tmp_path / "elsewhere").touch()
+    Path(kept.path, "group/key.core").unlink()
+    Path(kept.path, "group/key.core").symlink_to(tmp_path / "elsewhere")
+    with open(tmp_path / "elsewhere") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert not kept.is_held(kept.entries()[0])

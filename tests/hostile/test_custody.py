@@ -148,7 +148,7 @@ def test_deliveries_of_released_processes_hold_no_slot_and_one_container_cannot_
     (described,) = [path for path in store.glob("*/*.json") if "in flight" in path.read_text()]
     wait_until(lambda: is_finished(described), "no checksum")
     assert is_whole(content_of(described.parent / json.loads(described.read_text())["file"]))
-    other = attack("fork=1", "memory=4")
+    other = attack("keep=5", "memory=4")
     assert ": delivered " in other.log(": delivered ")
     (container.records / "go").touch()
     assert ": delivered " in container.log(": delivered ")

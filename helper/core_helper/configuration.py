@@ -39,6 +39,8 @@ class Configuration:
         self.chain: list[bytes] = []
         self.chain_containers = False
         self.obey_core_limit = True
+        # Variables that a delegate gets from the record of its container's engine, where the process lacks them.
+        self.container_environment = [b"CORE_DESTINATION"]
         self.ignore_signals: list[int] = []
         self.ignore_programs: list[bytes] = []
         self.keep = NEVER
@@ -140,6 +142,12 @@ def _take_line(line: bytes, configuration: "Configuration") -> None:
         configuration.chain_containers = _switch(key, value)
     elif key == b"DOCKERCOREHELPER_OBEY_CORE_LIMIT":
         configuration.obey_core_limit = _switch(key, value)
+    elif key == b"DOCKERCOREHELPER_CONTAINER_ENVIRONMENT":
+        names = split_words(value)
+        for name in names:
+            if not name.replace(b"_", b"a").isalnum() or name[:1].isdigit():
+                raise WordError(f"{key.decode()}: {shown(name)} must be the name of a variable")
+        configuration.container_environment = names
     elif key == b"DOCKERCOREHELPER_IGNORE_SIGNALS":
         configuration.ignore_signals = [_signal_number(key, word) for word in split_words(value)]
     elif key == b"DOCKERCOREHELPER_IGNORE_PROGRAMS":

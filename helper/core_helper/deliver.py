@@ -210,8 +210,8 @@ class Delegate:
         """Start the program and give it the core. It has taken the core as soon as it has read from it."""
         facts = delivery.facts()
         facts[b"CORE_TIMEOUT"] = b"%d" % delivery.deadline.left()
-        plan, words = delivery.plan, self.words
-        result = delivery.run(lambda child: joining.execute_delegate(plan, words, facts, child))
+        plan, words, defaults = delivery.plan, self.words, delivery.defaults()
+        result = delivery.run(lambda child: joining.execute_delegate(plan, words, defaults, facts, child))
         delivery.wants_file = delivery.wants_file or result.fallback
         delivery.knows_environment = True
         if result.started and not (result.untouched and result.failure):

@@ -188,6 +188,18 @@ class Delivery:
             facts.update(self.custody.facts())
         return facts
 
+    def defaults(self) -> "dict[bytes, bytes]":
+        """Return the variables that the delegate gets from the engine's record where the process lacks them.
+
+        They were meant for the container's own programs. So whoever has confined itself, or has made a container or a root
+        directory of its own within, gets none.
+        """
+        process = self.process
+        if process.confined or not process.record.shared or self.plan.root != b"/":
+            return {}
+        known = process.record.environment
+        return {name: known[name] for name in self.configuration.container_environment if name in known}
+
     def end(self) -> None:
         """Delete the core from the disk of the host, where it was taken, unless all cores are kept."""
         if self.configuration.keep != ALWAYS or not self.keep("all cores are kept", True):

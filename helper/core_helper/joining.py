@@ -93,20 +93,30 @@ def enter(plan: Plan, status: StatusPipe) -> None:
     privileges.confine(process)
 
 
-def execute_delegate(plan: Plan, words: "list[bytes]", facts: "dict[bytes, bytes]", child: "Child") -> "NoReturn":
+def execute_delegate(
+    plan: Plan,
+    words: "list[bytes]",
+    defaults: "dict[bytes, bytes]",
+    facts: "dict[bytes, bytes]",
+    child: "Child",
+) -> "NoReturn":
     """In the joining process: enter the container and start the delegate ``words`` in it; never returns.
 
-    The delegate gets the environment of the process with the variables ``facts`` in it.
+    The delegate gets the environment of the process, the ``defaults`` that are not in it, and the variables ``facts``.
     """
     process = plan.process
     with StatusPipe(child.status_write_end) as status:
         status.step = "read environment"
-        environment = {**read_environment(process, status), **facts}
+        variables = read_environment(process, status)
+        environment = {**defaults, **variables, **facts}
         status.step = "give pipes"  # So that the delegate may open them again, as /dev/stdin and /dev/stderr.
         for end in child.standard_streams().values():
             posix.fchown(end, process.uid, process.gid)
         descriptors = posix.open("/proc/self/fd", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
         status.note(process.notes)
+        status.note(
+            [f"{name.decode()} is the engine's: the process lacks it" for name in defaults if name not in variables]
+        )
         # Before anything of the container is looked up: its file systems may hold this process for ever, and then it counts
         # for the container. Also before the container can see a process of ours: it may trace that one, which must be under
         # its rules for devices and memory.

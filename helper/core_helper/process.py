@@ -18,11 +18,15 @@ FACTS = (CONTAINER_NAME, IMAGE, POD_NAME, POD_NAMESPACE, POD_UID)
 
 
 class Record:
-    """What an engine says of a container: the facts, and the variables that the first program was started with."""
+    """What an engine says of a container: the facts, and the variables that the first program was started with.
+
+    ``shared`` says whether the process that crashed has all namespaces of the first process, and so no container of its own.
+    """
 
     def __init__(self) -> None:
         """Begin with nothing."""
         self.facts: dict[bytes, bytes] = {}
+        self.shared = False
         self.environment: dict[bytes, bytes] = {}
 
 
@@ -171,7 +175,7 @@ class FaultingProcess:
 
     def inode(self, kind: str) -> int:
         """Return the inode of the process's namespace of that ``kind``."""
-        descriptor = self.descriptor(kind)
+        descriptor = self.user_namespace if kind == "user" else self.descriptor(kind)
         return namespaces.of_host(kind) if descriptor is None else posix.fstat(descriptor).st_ino
 
     def in_container(self) -> bool:

@@ -51,6 +51,7 @@ USUAL_PLACES = ((OF_SHIM, OF_SHIM + "/init.pid"), (OF_CONMON, OF_CONMON + "/pidf
 FILES_OF_DOCKER = ("/etc/hostname", "/etc/hosts", "/etc/resolv.conf")  # Mounted from beside config.v2.json.
 # Of all containers of Podman; the second one of those with --rm.
 LIST_OF_STORAGE = ("containers.json", "volatile-containers.json")
+KINDS = ("user", "pid", "mnt", "net", "ipc", "uts", "cgroup", "time")
 LONGEST_RECORD = 1 << 20
 LONGEST_FACT = 512
 DEEPEST = 64  # Ancestors of the faulting process that are looked at.
@@ -83,7 +84,7 @@ def record_of(process: "FaultingProcess") -> Record:
         record.facts[POD_UID] = pod.encode()
     for bundle, pid_file in _places_of(process, identifier):
         try:
-            if _is_of(pid_file, process, group):
+            if _is_of(pid_file, process, group, record):
                 _take(_read(f"{bundle}/config.json"), identifier, pod, record)
                 break
         except (OSError, ValueError):
@@ -125,19 +126,35 @@ def _monitor_of(pid: int) -> int:
     raise ValueError("no monitor")
 
 
-def _is_of(pid_file: str, process: "FaultingProcess", group: "tuple[str, bytes, bytes]") -> bool:
-    """Tell whether the first process of a container shows that ``process`` belongs to it."""
+def _is_of(pid_file: str, process: "FaultingProcess", group: "tuple[str, bytes, bytes]", record: Record) -> bool:
+    """Tell whether the first process of a container shows that ``process`` belongs to it.
+
+    Notes in the ``record`` whether the two have all their namespaces in common.
+    """
     pid = int(_read(pid_file))
     first = Member(pid)
     try:
         if runtime.outermost_group(first.cgroups) != group:
             return False
+        record.shared = _shares_namespaces(process, first)
         namespace, host = process.descriptor("pid"), namespaces.of_host("pid")
         if first.pid_namespace == host:
             return first.mount_namespace == process.inode("mnt")
         return namespace is not None and first.pid_namespace in namespaces.lineage(namespace, host)
     finally:
         first.close()
+
+
+def _shares_namespaces(process: "FaultingProcess", first: Member) -> bool:
+    """Tell whether ``process`` has all namespaces of the ``first`` process of its container. Raises OSError if that is gone."""
+    for kind in KINDS:
+        try:
+            namespaces.of_host(kind)
+        except FileNotFoundError:
+            continue  # The kernel was built without this kind of namespace.
+        if first.namespace(kind) != process.inode(kind):
+            return False
+    return True
 
 
 def _take(config: bytes, identifier: str, pod: str, record: Record) -> None:

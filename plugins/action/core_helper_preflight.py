@@ -115,6 +115,9 @@ def problems(defaults: dict[str, Any], known: dict[str, Any]) -> Iterator[str]:
     yield from problems_of_keeping(known)
     yield from problems_of_sender(known)
     yield from problems_of_credentials(known["sender_environment"], known["sender"])
+    names = known["container_environment"]
+    if not isinstance(names, list) or not all(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", str(name)) for name in names):
+        yield f"{PREFIX}container_environment must be a list of names of variables: {shown(names)}"
     yield from problems_of_filters(known["ignore_signals"], known["ignore_programs"])
     delegate, chain = known["delegate"], known["chain"]
     for name, reason in (("bin_dir", ", because the kernel splits its pattern at spaces"), ("lib_dir", "")):

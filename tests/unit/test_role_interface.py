@@ -50,6 +50,8 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "no_delegate": {"delegate": []},
     "canary_true": {"canary": True},
     "canary_delegate": {"canary": "delegate", "canary_image": "shop:1.0", "canary_options": ["--env-file", "/etc/x"]},
+    "variables": {"container_environment": ["CORE_DESTINATION", "AWS_REGION", "_x1"]},
+    "no_variables": {"container_environment": []},
     "unwanted": {"ignore_signals": ["SIGQUIT", "SIGSYS"], "ignore_programs": ["/opt/a b/*", "*/it's", '/"$x`\\']},
     "bounds": {"size_max": "10G", "burst": "5/1h", "fallback_max": "3/5000"},
     "bounds_number": {"size_max": 5000, "burst": 0, "fallback_max": 0},
@@ -215,6 +217,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"sender_environment": {"A": "not-to-be-shown"}},
         "docker_core_helper_sender_environment is for docker_core_helper_sender, which is empty: name a program there",
     ),
+    "container_environment": (
+        {"container_environment": ["A=b"]},
+        "docker_core_helper_container_environment must be a list of names of variables",
+    ),
+    "container_environment_string": ({"container_environment": "CORE_X"}, "_environment must be a list of names"),
+    "container_environment_newline": ({"container_environment": ["A\nB"]}, "_environment must be a list of names"),
     "ignore_programs": ({"ignore_programs": ["chrome"]}, "_ignore_programs must be a list of paths, such as [/usr/"),
     "ignore_programs_string": ({"ignore_programs": "/x"}, "docker_core_helper_ignore_programs must be a list of paths"),
     "ignore_programs_newline": ({"ignore_programs": ["/a\nb"]}, "docker_core_helper_ignore_programs must not hold"),
@@ -294,6 +302,8 @@ def test_the_helper_reads_in_the_configuration_what_the_user_has_written(message
     assert configuration.chain == ([word.encode() for word in chain] if isinstance(chain, list) else [])
     assert configuration.chain_containers == bool(expected.get("chain_containers"))
     assert configuration.obey_core_limit == expected.get("obey_core_limit", True)
+    names = [name.encode() for name in expected.get("container_environment", ["CORE_DESTINATION"])]
+    assert configuration.container_environment == names
     assert [SIGNALS[number] for number in configuration.ignore_signals] == expected.get("ignore_signals", [])
     assert configuration.ignore_programs == [path.encode() for path in expected.get("ignore_programs", [])]
     assert configuration.keep == expected.get("keep", "never")

@@ -99,7 +99,7 @@ def deliver(
     encoded = [os.fsencode(word) for word in words]
 
     def run(child: Child) -> Any:
-        return joining.execute_delegate(plan, encoded, environment or {}, child)
+        return joining.execute_delegate(plan, encoded, {}, environment or {}, child)
 
     return supervise(run, core, timeout, once, **more)
 

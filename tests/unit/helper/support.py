@@ -127,6 +127,7 @@ def process(**facts: Any) -> Any:
         "user_namespace": None,
         "namespaces": [],
         "seccomp": 0,
+        "confined": False,
         "narrow": False,
         "umask": 0o022,
         "limits": {},

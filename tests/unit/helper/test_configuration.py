@@ -132,6 +132,19 @@ def test_cores_that_nobody_wants_are_named(read: Read) -> None:
     assert configuration.problems == []
 
 
+def test_the_variables_of_the_engines_record_are_named(read: Read) -> None:
+    assert read(b"").container_environment == [b"CORE_DESTINATION"]
+    assert read(b'DOCKERCOREHELPER_CONTAINER_ENVIRONMENT="CORE_X _a1"').container_environment == [b"CORE_X", b"_a1"]
+    assert read(b"DOCKERCOREHELPER_CONTAINER_ENVIRONMENT=").container_environment == []
+
+
+@pytest.mark.parametrize("name", [b"A=b", b"1A", b"A-B", b"*", b"\xc3\xa9"])
+def test_what_is_no_name_of_a_variable_changes_nothing(read: Read, name: bytes) -> None:
+    configuration = read(b"DOCKERCOREHELPER_CONTAINER_ENVIRONMENT=" + name)
+    assert "must be the name of a variable" in configuration.problems[0]
+    assert configuration.container_environment == [b"CORE_DESTINATION"]
+
+
 @pytest.mark.parametrize(
     ("line", "problem"),
     [

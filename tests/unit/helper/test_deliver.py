@@ -30,7 +30,7 @@ from core_helper import (
 from core_helper.child import Result
 from core_helper.configuration import Configuration
 from core_helper.crash import Crash, Refused
-from core_helper.process import Withheld
+from core_helper.process import Record, Withheld
 from core_helper.slots import TooMany
 from unit.helper.support import process
 
@@ -282,7 +282,7 @@ def test_the_delegate_is_told_how_many_seconds_are_left(
     deliveries: Deliveries, monkeypatch: pytest.MonkeyPatch, now: float, left: bytes
 ) -> None:
     told: list[dict[bytes, bytes]] = []
-    monkeypatch.setattr(joining, "execute_delegate", lambda plan, words, facts, child: told.append(facts))
+    monkeypatch.setattr(joining, "execute_delegate", lambda plan, words, defaults, facts, child: told.append(facts))
 
     def start(source: object, groups: object, run: Callable[[object], object]) -> Any:
         run(None)
@@ -293,6 +293,35 @@ def test_the_delegate_is_told_how_many_seconds_are_left(
     deliveries.outcomes = [outcome()]
     assert deliveries.deliver() == 0
     assert told[0][b"CORE_TIMEOUT"] == left
+
+
+def of_engine(deliveries: Deliveries) -> delivery.Delivery:
+    """A delivery of a process whose engine's record has three variables, of which the administrator has named two."""
+    process = deliveries.stage.process
+    process.record = Record()
+    process.record.shared = True
+    process.record.environment = {b"CORE_DESTINATION": b"s3://cores", b"AWS_REGION": b"eu", b"SECRET": b"x"}
+    deliveries.stage.configuration.container_environment = [b"CORE_DESTINATION", b"AWS_REGION", b"MISSING"]
+    this: Any = deliveries
+    nothing: Any = None
+    return delivery.Delivery(nothing, deliveries.stage.crash, process, deliveries.stage.configuration, this, this, 1.0)
+
+
+def test_the_delegate_gets_the_variables_of_the_engine_that_the_administrator_names(deliveries: Deliveries) -> None:
+    assert of_engine(deliveries).defaults() == {b"CORE_DESTINATION": b"s3://cores", b"AWS_REGION": b"eu"}
+
+
+@pytest.mark.parametrize("reason", ["a sandbox", "a container of its own", "a root directory of its own", "none named"])
+def test_variables_of_the_engine_are_for_the_containers_own_processes_alone(
+    deliveries: Deliveries, reason: str
+) -> None:
+    this = of_engine(deliveries)
+    this.process.confined = reason == "a sandbox"
+    this.process.record.shared = reason != "a container of its own"
+    deliveries.plan.root = b"/srv" if reason == "a root directory of its own" else b"/"
+    if reason == "none named":
+        this.configuration.container_environment = []
+    assert this.defaults() == {}
 
 
 def test_a_core_that_is_too_large_is_refused_before_anything_is_started(

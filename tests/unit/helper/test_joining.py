@@ -52,6 +52,7 @@ class Line:
         self.recorder = recorder
         self.process = process(**{"limits": {}, "nice": 0, "notes": ["a note"], "read_environ": dict, **facts})
         self.groups = control_groups.ControlGroups()
+        self.defaults: dict[bytes, bytes] = {}
         self.steps: list[tuple[str, str]] = []
         label = SimpleNamespace(**{name: self.noted(name) for name in ("open", "at_exec", "at_once")})
         self.plan = joining.Plan(self.process, self.groups, label, None)  # type: ignore[arg-type]
@@ -97,7 +98,7 @@ class Line:
 
     def execute(self, words: tuple[bytes, ...] = (b"/d", b"x")) -> None:
         with pytest.raises(AssertionError, match="ends the process"):
-            joining.execute_delegate(self.plan, list(words), {b"CORE_PID": b"7"}, CHILD)
+            joining.execute_delegate(self.plan, list(words), self.defaults, {b"CORE_PID": b"7"}, CHILD)
 
     def write(self, wanted: bool = True, path: bytes = b"/tmp/core.1.2.3", core_read_end: int = 51) -> None:
         child: Any = SimpleNamespace(status_write_end=50, core_read_end=core_read_end)
@@ -247,11 +248,21 @@ def test_the_child_becomes_the_delegate_limits_last(recorder: Recorder) -> None:
     assert steps[4][0][0] == "execute" and isinstance(steps[4][0][1], status_pipe.StatusPipe)
 
 
+def test_the_delegate_gets_from_the_engine_what_the_process_lacks(recorder: Recorder) -> None:
+    line = become(recorder, read_environ=lambda: {b"A": b"of the process", b"EMPTY": b""})
+    line.defaults = {b"A": b"x", b"EMPTY": b"x", b"B": b"of the engine", b"CORE_PID": b"1"}
+    line.execute()
+    environment = {b"A": b"of the process", b"EMPTY": b"", b"B": b"of the engine", b"CORE_PID": b"7"}
+    assert line.of("take over limits")[0] == ("prepare", environment)
+    notes = [words[2] for words in recorder.done if words[:2] == ("send", "note") and "engine's" in words[2]]
+    assert notes == ["B is the engine's: the process lacks it", "CORE_PID is the engine's: the process lacks it"]
+
+
 def test_a_container_that_may_not_have_one_more_process_is_crowded(recorder: Recorder) -> None:
     line = Line(recorder)
     recorder.watch(posix, "fork", BlockingIOError(11, "Resource temporarily unavailable"))
     with pytest.raises(status_pipe.Crowded, match=r"^Resource temporarily unavailable$"):
-        joining.execute_delegate(line.plan, [b"/d"], {}, CHILD)
+        joining.execute_delegate(line.plan, [b"/d"], {}, {}, CHILD)
 
 
 @pytest.mark.parametrize(
@@ -281,7 +292,7 @@ def test_without_its_control_groups_a_delegate_is_only_that_of_a_user_where_a_hi
         recorder.done.clear()
         if stopped:
             with pytest.raises(Stopped, match=f"^{'; '.join(failures)}$"):
-                joining.execute_delegate(line.plan, [b"/d"], {}, CHILD)
+                joining.execute_delegate(line.plan, [b"/d"], {}, {}, CHILD)
             assert line.of(step) == []
         else:
             line.execute()

@@ -129,6 +129,28 @@ def test_the_variables_are_those_that_the_container_was_started_with(docker: Eng
     assert found == {b"PATH": b"/bin", b"A": b"1", b"D": b"\xc3\xa9"}
 
 
+def test_whoever_has_all_namespaces_of_the_first_process_is_no_container_of_its_own(docker: Engine) -> None:
+    assert record.record_of(docker.world.crashed(CRASHED)).shared
+    assert record.record_of(docker.world.crashed(INIT)).shared
+    remapped = docker.world.namespace(docker.world.host["user"])
+    for pid in (INIT, CRASHED):
+        user = docker.world.proc / str(pid) / "ns/user"
+        user.unlink()
+        user.symlink_to(remapped)
+    assert record.record_of(docker.world.crashed(CRASHED)).shared
+
+
+@pytest.mark.parametrize("kind", ["user", "pid", "mnt", "net", "ipc", "uts"])
+def test_whoever_has_a_namespace_of_its_own_is_told_from_the_container(docker: Engine, kind: str) -> None:
+    world = docker.world
+    above = docker.box["pid"] if kind == "pid" else None
+    owner = world.host["user"]
+    own = world.namespace(owner=owner, parent=above) if above else world.namespace(owner=owner)
+    world.process(30, "5,1" if kind == "pid" else "5", DOCKER, FILES, parent=INIT, **{**docker.box, kind: own})
+    found = record.record_of(world.crashed(30))
+    assert not found.shared
+
+
 def test_a_container_in_the_network_of_another_has_a_file_of_its_own(docker: Engine) -> None:
     config = {"linux": {"cgroupsPath": f"system.slice:docker:{ID}"}}
     mounts = [{"destination": "/etc/hosts", "source": f"{OF_DOCKER}/{OTHER_ID}/hosts"}]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import re
@@ -66,9 +67,15 @@ def test_the_object_is_the_core_and_gdb_reads_program_and_signal_from_it(
     crash: MakeCrash, options: tuple[str, ...], tmp_path: Path
 ) -> None:
     container = crash("-m", "32", image="uploader", options=options)
-    (key,) = (line for line in lab.s3("lsf", BUCKET).decode().splitlines() if not line.endswith("/"))
+    facts, key = sorted(
+        (line for line in lab.s3("lsf", BUCKET).decode().splitlines() if not line.endswith("/")), reverse=True
+    )
     who = re.escape(f"{platform.node()}.{container.name}.crash.crash.")
     assert re.fullmatch(rf"test/{who}[0-9]+\.[0-9]{{8}}T[0-9]{{6}}Z\.[0-9a-f]{{12}}\.core\.zst", key), key
+
+    told = json.loads(lab.s3("cat", f"{BUCKET}/{facts}"))
+    assert facts == f"{key.removesuffix('.core.zst')}.json" and f"test/{told['core']}" == key
+    assert told["facts"]["CORE_CONTAINER_NAME"] == container.name and told["facts"]["CORE_COMM"] == "crash"
 
     kept = (container.records / "kept").read_bytes()
     compressed = lab.s3("cat", f"{BUCKET}/{key}")
@@ -117,3 +124,21 @@ def test_the_bucket_gets_no_object_of_a_core_that_was_cut_off(
     # What a client has left to end at that moment, it has ended now.
     time.sleep(2)
     assert lab.s3("lsf", BUCKET) == b""
+
+
+def test_a_container_of_64_mib_uploads_by_rclone(crash: MakeCrash, options: tuple[str, ...]) -> None:
+    limit = ("--memory=64m", "--memory-swap=64m")
+    container = crash("-m", "1", image="uploader", options=(*options, *limit))
+    assert ": delivered " in container.log("pid="), container.log("pid=")
+    (key,) = (line for line in lab.s3("lsf", BUCKET).decode().splitlines() if ".core" in line)
+    compressed = lab.s3("cat", f"{BUCKET}/{key}")
+    core = subprocess.run(["zstd", "--decompress"], input=compressed, check=True, capture_output=True).stdout
+    assert is_whole(core) and len(core) > 1 << 20
+
+
+def test_a_dry_run_in_the_container_says_where_its_cores_go(options: tuple[str, ...]) -> None:
+    result = lab.run("uploader", "/opt/bin/uploader.sh", "--dry-run", options=[*options[1:], "--rm", "--entrypoint="])
+    assert result.returncode == 0, result.stdout
+    assert (
+        f"uploader.sh: s3://{BUCKET}/test/" in result.stdout and "rclone says that the bucket answers" in result.stdout
+    )

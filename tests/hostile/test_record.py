@@ -141,3 +141,40 @@ def bundle_of(container: Container) -> str:
     status = Path(f"/proc/{pid_of(container)}/status").read_text()
     monitor = status.partition("\nPPid:\t")[2].partition("\n")[0]
     return os.readlink(f"/proc/{monitor}/cwd")
+
+
+# Variables of the engine's record.
+
+ASKED = ("--env=CORE_DESTINATION=s3://shop/", "--env=SECRET=not-named")
+
+
+def test_a_process_that_has_overwritten_its_environment_has_the_destination_of_its_container(attack: MakeCrash) -> None:
+    container = attack("title", "fork=1", options=ASKED)
+    environment = container.delegate.environment
+    assert environment["CORE_DESTINATION"] == "s3://shop/" and "SECRET" not in environment
+    assert "; CORE_DESTINATION is the engine's: the process lacks it" in container.log(": delivered ")
+
+
+def test_a_destination_that_the_process_has_chosen_itself_stays(attack: MakeCrash) -> None:
+    container = attack("wait=/out/go", options=(*ASKED, "--detach"))
+    own = ("docker", "exec", "--env=CORE_DESTINATION=s3://other/", container.name, "crasher", "fork=1")
+    lab.command(*own, check=False)
+    assert container.delegate.environment["CORE_DESTINATION"] == "s3://other/"
+    assert "the engine's" not in container.log(": delivered ")
+
+
+@pytest.mark.parametrize(
+    ("sandbox", "options"),
+    [
+        ("sandbox=pid", ("--cap-add=SYS_ADMIN", "--security-opt=seccomp=unconfined")),
+        ("own-network", ("--cap-add=SYS_ADMIN", "--security-opt=seccomp=unconfined")),
+        ("sandbox=user", ("--security-opt=seccomp=unconfined",)),
+        ("seccomp=filter", ("--security-opt=seccomp=unconfined",)),
+    ],
+)
+def test_a_sandbox_in_the_container_gets_no_variable_of_the_engine(
+    attack: MakeCrash, sandbox: str, options: tuple[str, ...]
+) -> None:
+    container = attack("title", sandbox, "fork=1", options=(*ASKED, *options))
+    assert "CORE_DESTINATION" not in container.delegate.environment
+    assert "the engine's" not in container.log(": delivered ")

@@ -1457,6 +1457,7 @@ TAKES = (
 def test_a_core_waits_in_the_spool_until_the_next_crash(image: Image, spool: Path, cores: Path) -> None:
     image.link("zstd")
     image.program("rclone", AWAY)
+    image.program("sleep", "exit 0\n")
     environment = {"CORE_SPOOL": str(spool), "STORE": str(cores)}
     result = image.run("s3://bucket/a/", environment=environment, CORE_KEY="first")
     assert_failed(
@@ -1477,11 +1478,15 @@ def test_a_core_waits_in_the_spool_until_the_next_crash(image: Image, spool: Pat
 
 def test_what_waits_is_sent_by_hand(image: Image, client: str, server: Server, spool: Path) -> None:
     environment = {**server.environment, "CORE_SPOOL": str(spool)}
-    away = {**environment, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}"}
-    assert_failed(image.run("s3://bucket/hand/", environment=away), 75, f"waits in {spool}/{NAME}.zst")
+    real = (image.bin / client).readlink()
+    image.program(client, AWAY)
+    image.program("sleep", "exit 0\n")
+    assert_failed(image.run("s3://bucket/hand/", environment=environment), 75, f"waits in {spool}/{NAME}.zst")
     assert_failed(
-        image.run("--resend", "s3://bucket/hand/", environment=away, core=b""), 75, f"waits in {spool}/{NAME}.zst"
+        image.run("--resend", "s3://bucket/hand/", environment=environment), 75, f"waits in {spool}/{NAME}.zst"
     )
+    (image.bin / client).unlink()
+    image.link(client, str(real))
     result = image.run("--resend", "s3://bucket/hand/", environment=environment, core=b"")
     assert_delivered(result, f"s3://bucket/hand/{NAME}.zst")
     assert unzstd(server.root / "bucket/hand" / f"{NAME}.zst") == CORE
@@ -1495,6 +1500,7 @@ def assert_delivered_nothing(result: subprocess.CompletedProcess[bytes]) -> None
 
 def test_the_spool_is_bounded_and_the_oldest_go(image: Image, spool: Path) -> None:
     image.program("rclone", AWAY)
+    image.program("sleep", "exit 0\n")
     environment = {"CORE_SPOOL": str(spool), "CORE_SPOOL_MAX": "1"}
     for number in range(3):
         core = os.urandom(400_000)
@@ -1742,3 +1748,14 @@ def test_a_dry_run_needs_no_core(image: Image, cores: Path) -> None:
     os.close(terminal)
     assert result.returncode == 0, result.stderr
     assert_failed(image.run("--dry-run", "/proc/nowhere"), 73, "no directory /proc/nowhere")
+
+
+def test_a_client_tries_a_file_again_with_longer_and_longer_pauses(image: Image, spool: Path, tmp_path: Path) -> None:
+    image.program("rclone", AWAY)
+    image.program("sleep", f'echo "$1" >>{tmp_path}/pauses\n')
+    image.run("s3://bucket", environment={"CORE_SPOOL": str(spool), "CORE_TIMEOUT": "300"})
+    assert (tmp_path / "pauses").read_text().split() == ["1", "2", "4", "8", "16", "32"]
+    (tmp_path / "pauses").unlink()
+    image.program("rclone", "cat >/dev/null; echo NoSuchBucket >&2; exit 1\n")
+    image.run("s3://bucket", environment={"CORE_SPOOL": str(spool), "CORE_TIMEOUT": "300"}, CORE_PID="43")
+    assert not (tmp_path / "pauses").exists()

@@ -7,6 +7,7 @@ the crash. Never imported at a crash.
 
 import contextlib
 import fcntl
+import json
 import os
 import pwd
 import re
@@ -38,6 +39,7 @@ LOOK = 1.0  # Seconds between two looks at how far the program has read.
 GRACE = 5.0  # Seconds between SIGTERM and SIGKILL.
 NO_NEW_CORE = 1  # The limit of the core's size with which a crash never calls the helper; fs/coredump.c.
 VARIABLE = re.compile(rb"[A-Za-z_][A-Za-z0-9_]*")
+LONGEST_VARIABLE = 100_000  # execve(2) takes less than 128 KiB.
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -204,6 +206,13 @@ class Sending:
         facts["CORE_SIZE"] = str(self.core["size"])
         facts["CORE_TRUNCATED"] = "1" if self.core["truncated"] else "0"
         facts["CORE_TIMEOUT"] = str(int(self.configuration.timeout))
+        # Of a core that is still to be compressed these two are not known.
+        if isinstance(self.core.get("sha256"), str):
+            facts["CORE_SHA256"] = str(self.core["sha256"])
+        if isinstance(self.core.get("build_ids"), dict):
+            identified = json.dumps(self.core["build_ids"])
+            if len(identified) <= LONGEST_VARIABLE:
+                facts["CORE_BUILD_IDS"] = identified
         return {name.encode(): value.encode() for name, value in facts.items()}
 
     def conclude(self, problem: "Problem | None") -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import pwd
@@ -108,6 +109,7 @@ def test_the_program_gets_the_core_and_the_facts_and_the_core_goes(
         "AWS_SECRET_ACCESS_KEY": 'a b"c',
         "CORE_EXE": "/shop é",
         "CORE_KEY": "node.aaaa",
+        "CORE_SHA256": hashlib.sha256(CORE).hexdigest(),
         "CORE_SIZE": str(len(CORE)),
         "CORE_TRUNCATED": "0",
         "CORE_TIMEOUT": "300",
@@ -115,6 +117,19 @@ def test_the_program_gets_the_core_and_the_facts_and_the_core_goes(
         "PATH": sender.PATH.decode(),
     }
     assert host.read("words") == "word\n"
+
+
+def test_the_program_is_told_the_checksum_and_the_build_ids_where_they_are_known(host: Host) -> None:
+    put(host.directory, "node.aaaa", sha256="0f" * 32, build_ids={"/shop \u00e9": "1234"})
+    assert host.send() == 0
+    told = host.read("env").splitlines()
+    assert f"CORE_SHA256={'0f' * 32}" in told and 'CORE_BUILD_IDS={"/shop \\u00e9": "1234"}' in told
+
+
+def test_build_ids_that_no_variable_can_hold_are_left_out(host: Host) -> None:
+    put(host.directory, "node.aaaa", build_ids={"/x" * 50_000: "1234"})
+    assert host.send() == 0
+    assert "CORE_BUILD_IDS" not in host.read("env")
 
 
 def test_the_program_is_a_user_without_privileges(host: Host) -> None:

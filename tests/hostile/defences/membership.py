@@ -23,6 +23,14 @@ BREAKS: Breaks = {
         [("runtime.py", '"" if maker == 0 else', '"" if True else')],
         "attack_15_a_user",
     ),
+    "sandboxes get the variables of the engine": (
+        [("delivery.py", "if process.confined or not process.record.shared or self.plan.root", "if self.plan.root")],
+        "a_sandbox_in_the_container_gets_no",
+    ),
+    "the process chooses before the engine": (
+        [("joining.py", "{**defaults, **variables, **facts}", "{**variables, **defaults, **facts}")],
+        "a_destination_that_the_process_has_chosen",
+    ),
     "15 a user may claim a record": (
         [
             ("record.py", "runtime.maker_of(*group[1:]) != 0", "False"),

@@ -243,7 +243,7 @@ def warnings(result: subprocess.CompletedProcess[str]) -> list[str]:
 def test_an_image_without_a_client_of_s3_is_built_with_a_warning(engine: Engine) -> None:
     (engine.state / "client").write_text("none\n")
     assert warnings(engine.build()) == [
-        "Warning: new:1 has neither rclone nor aws, and the uploader needs one of them for a destination s3://:"
+        "Warning: new:1 has none of rclone, aws, s3cmd and curl, and the uploader needs one of them for a destination s3://:"
         " install one in base:1, or give the containers a directory as CORE_DESTINATION"
     ]
     assert engine.said("run").startswith("run --rm --network=none --entrypoint=/bin/sh new:1 -c command -v rclone")
@@ -262,8 +262,8 @@ def test_an_image_with_a_client_of_s3_is_built_without_a_warning(engine: Engine)
 
 def test_the_clients_looked_for_are_those_that_the_uploader_takes() -> None:
     looked_for = re.findall(r"command -v (\w+)", (REPOSITORY / "playbooks/images.yml").read_text())
-    assert looked_for == ["rclone", "aws"]
-    assert re.findall(r"^ +(?:el)?if command -v (\w+)", UPLOADER.read_text(), re.M) == looked_for
+    assert looked_for == ["rclone", "aws", "s3cmd", "curl"]
+    assert f"clients='{' '.join(looked_for)}'" in UPLOADER.read_text()
 
 
 def test_the_same_image_again_is_no_change(engine: Engine, tmp_path: Path) -> None:

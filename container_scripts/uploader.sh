@@ -559,6 +559,8 @@ remedy() {
     *'nable to locate credentials'* | *'no EC2 IMDS role'* | *NoCredential* | *'static credentials are empty'* | \
         *'onfiguration file not available'* |         *'could not find default credentials'* | *DefaultAzureCredential*)
         remedy="give the container credentials, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a role" ;;
+    *'error STS'*'no such host'* | *'error STS'*refused* | *'error STS'*imeout* | *'error STS'*'eadline exceeded'*)
+        code=75 remedy="check the container's network: the service that gives it credentials does not answer" ;;
     *InvalidAccessKeyId* | *SignatureDoesNotMatch* | *AccessDenied* | *Token* | *redential* | *Forbidden* | *'ode: 403'* | \
         *'(403)'* | *'rror: 403'* | *AuthenticationFailed* | *AuthorizationFailure*)
         remedy="check the container's AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and that they may write there" ;;

@@ -944,6 +944,7 @@ def test_a_failed_client_is_blamed_in_one_line(image: Image, end: str, words: st
         ("https response error StatusCode: 403, RequestID: , HostID: , no more", 74),
         ("An error occurred (404) when calling the PutObject operation", 74),
         ("tls: failed to verify certificate: x509: certificate signed by unknown authority", 74),
+        ("get identity: operation error STS: AssumeRoleWithWebIdentity, lookup sts.test: no such host", 75),
         ("NoSuchBucket: request of 503 bytes", 74),
         ("", 74),
     ],
@@ -1847,6 +1848,7 @@ def test_a_token_of_the_container_is_enough_for_aws(dash: Image, client_of_dash:
     (tmp_path / "token").write_text("a token")
     settings = {
         "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ENDPOINT_URL_STS": endpoint,
         "AWS_REGION": "us-east-1",
         "AWS_ROLE_ARN": "arn:aws:iam::123456789012:role/cores",
         "AWS_ROLE_SESSION_NAME": "cores",

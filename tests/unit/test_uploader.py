@@ -1852,6 +1852,7 @@ def test_a_token_of_the_container_is_enough_for_aws(dash: Image, client_of_dash:
         "AWS_REGION": "us-east-1",
         "AWS_ROLE_ARN": "arn:aws:iam::123456789012:role/cores",
         "AWS_ROLE_SESSION_NAME": "cores",
+        "HOME": str(tmp_path),  # aws keeps credentials there.
         "AWS_WEB_IDENTITY_TOKEN_FILE": str(tmp_path / "token"),
         "AWS_EC2_METADATA_DISABLED": "true",
     }

@@ -566,10 +566,10 @@ remedy() {
         remedy="check the container's AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and that they may write there" ;;
     *refused* | *'no such host'* | *'onnect to the endpoint'* | *imeout* | *imed' out'* | *unreachable* | *' EOF' | \
         *'reset by peer'* | *'resolve host'* | *'not known'* | *'failure in name resolution'* | *'onnection was closed'* | \
-        *'onnect to server'* | *'ailed to connect'* | *'try again later'* | *'failed too many times'*)
+        *'onnect to server'* | *'ailed to connect'*)
         code=75 remedy="check the container's AWS_ENDPOINT_URL and network" ;;
     *'ode: 5'[0-9][0-9]* | *\(5[0-9][0-9]\)* | *'rror: 5'[0-9][0-9]* | *Internal*Error* | *erviceUnavailable* | *SlowDown* | \
-        *BadGateway*)
+        *BadGateway* | *'try again later'* | *'failed too many times'*)
         code=75 remedy="look at the S3 server, or try again later" ;;
     *'o space left'* | *'quota'* | *'ile too large'*)
         remedy="make room there" ;;

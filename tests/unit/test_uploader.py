@@ -719,7 +719,7 @@ def terminated(image: Image, destination: str, core: bytes, **variables: str) ->
             while any(fcntl.ioctl(reader, termios.FIONREAD, bytes(4))) and time.monotonic() < deadline:
                 time.sleep(0.01)
             # So long that a compressor has written what it had read.
-            time.sleep(0.3)
+            time.sleep(float(variables.get("SECONDS", "0.3")))
             os.killpg(process.pid, signal.SIGTERM)
             status = process.wait(10)
             # Now, and not before, a client that has misunderstood has an object.
@@ -1606,6 +1606,27 @@ def test_an_upload_that_is_ended_leaves_no_object(dash: Image, client_of_dash: s
     terminated(dash, f"s3://bucket/{prefix}/", os.urandom(40_000_000), **server.environment)
     found = files(server.root / "bucket" / prefix) if (server.root / "bucket" / prefix).exists() else []
     assert [name for name in found if ".core" in name] == []
+
+
+def test_rclone_that_is_ended_removes_its_parts(dash: Image, server: Server) -> None:
+    of_all_clients(dash, "rclone")
+    aws = installed("aws")
+    if aws is None:
+        pytest.skip("no aws, which lists the parts: pip install awscli")
+    command = [aws, "s3api", "list-multipart-uploads", "--bucket=bucket", "--region=us-east-1", "--output=text"]
+    environment = {**server.environment, "PATH": "/usr/bin:/bin"}
+
+    def parts() -> str:
+        listed = subprocess.run(command, env=environment, check=True, capture_output=True)
+        return listed.stdout.decode()
+
+    seen: list[str] = []
+    listing = threading.Timer(2, lambda: seen.append(parts()))
+    listing.start()
+    terminated(dash, "s3://bucket/parts/", os.urandom(40_000_000), SECONDS="5", **server.environment)
+    listing.join()
+    assert f"parts/{KEY}" in seen[0]
+    assert f"parts/{KEY}" not in parts()
 
 
 def test_old_parts_of_the_same_user_are_swept(public_image: Image, public_cores: Path, users: list[int]) -> None:

@@ -726,11 +726,12 @@ spooled() {
     case ${CORE_SPOOL_MAX:=1024} in
     0* | *[!0-9]* | ??????????*) fail 64 "CORE_SPOOL_MAX=$CORE_SPOOL_MAX" "not a number of MiB" "say 500 or 2000" ;;
     esac
-    if [ -d "$CORE_SPOOL/" ] && [ -w "$CORE_SPOOL/" ]; then
+    # What waits is opened by its name: where others can replace it, they could have any file of this user sent.
+    if [ -d "$CORE_SPOOL/" ] && [ -w "$CORE_SPOOL/" ] && ! open_to_all "$CORE_SPOOL"; then
         spool=$CORE_SPOOL spool_max=$((CORE_SPOOL_MAX * 1048576))
         return
     fi
-    say "$CORE_SPOOL/" "this CORE_SPOOL is no directory that the user of the faulting process can write" "create it with mode 1777"
+    say "$CORE_SPOOL/" "this CORE_SPOOL is no directory that the user can write and others cannot change" "create it with mode 1777"
     return 1
 }
 
@@ -838,15 +839,21 @@ write_facts() {
     object=$core temporary=
 }
 
+# open_to_all DIRECTORY: whether everybody may write there, and it is not sticky.
+open_to_all() {
+    case $(ls -ld "$1/" 2>/dev/null) in
+    d???????w[!tT]*) return 0 ;;
+    *) return 1 ;;
+    esac
+}
+
 # Into the directory, with its facts beside it.
 write() {
     if [ -e "$object" ] || [ -L "$object" ]; then
         fail 73 "$object" "exists already" "nothing to do if it is of the same crash; else see who else writes there"
     fi
-    case $(ls -ld "$directory/" 2>/dev/null) in
-    d???????w[!tT]*)
-        say "$directory/" "everybody can delete and replace the cores of others there" "chmod +t $directory/" ;;
-    esac
+    ! open_to_all "$directory" ||
+        say "$directory/" "everybody can delete and replace the cores of others there" "chmod +t $directory/"
     capture
     name_it ".core$suffix$cut"
     write_facts

@@ -1558,6 +1558,18 @@ def test_a_spool_that_is_not_needed_or_not_there_is_not_used(
     assert (b"this CORE_SPOOL is no directory" in result.stderr) == ("CORE_SPOOL" in known)
 
 
+def test_a_spool_in_which_all_may_replace_the_files_of_others_is_not_used(
+    image: Image, store: Path, spool: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "secret").write_text("of this user")
+    (spool / "waits.core").symlink_to(tmp_path / "secret")
+    spool.chmod(0o777)
+    storing_client(image, "rclone")
+    result = image.run("s3://bucket", environment={"CORE_SPOOL": str(spool), "STORE": str(store)})
+    assert result.returncode == 0 and b"this CORE_SPOOL is no directory that the user can write" in result.stderr
+    assert store.read_bytes() == CORE and [path.name for path in spool.iterdir()] == ["waits.core"]
+
+
 @pytest.mark.parametrize("bound", ["0", "x", "1G", "-1"])
 def test_a_wrong_bound_of_the_spool_is_refused(image: Image, spool: Path, bound: str) -> None:
     image.program("rclone", AWAY)

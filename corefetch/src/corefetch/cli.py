@@ -1,0 +1,208 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import shtab
+
+from corefetch import __version__, ui
+from corefetch.errors import Exit, Failure
+
+LIMIT = 50
+EPILOG = """\
+A CORE is its ID, any other part of its key that no other core has, its path
+or URL, 'last' (the newest), or a file.
+
+exit codes:
+  0  done                      5  no credentials, or the store refuses them
+  1  failed                    6  the core is damaged
+  2  wrong words               7  a program is missing, such as gdb
+  3  no such core, or several  130  Ctrl-C
+  4  the store does not answer
+
+examples:
+  export COREFETCH_FROM=s3://my-bucket-for-cores/shop/
+  corefetch list --since yesterday    what crashed
+  corefetch list --group              one row for each fault
+  corefetch info last                 where the newest one crashed: backtraces
+  corefetch debug 0f3a9c27            gdb, with the files of the image
+"""
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Help of at most 80 columns, with less space for the names of options."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28, width=min(80, _columns()) - 1)
+
+
+def _columns() -> int:
+    """Return the width of the terminal."""
+    try:
+        return max(40, int(os.environ.get("COLUMNS", "") or os.get_terminal_size().columns))
+    except (ValueError, OSError):
+        return 80
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--from",
+        dest="source",
+        metavar="STORE",
+        help="s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX, file:///DIRECTORY, a directory, or a name that "
+        "the configuration file gives to one; else COREFETCH_FROM, the configuration file, or ./rollout/cores of collect.yml",
+    )
+    common.add_argument("--json", action="store_true", help="print JSON")
+
+    whole = argparse.ArgumentParser(
+        prog="corefetch",
+        description="From 'it crashed last night' to the line of code: lists, fetches and reads\n"
+        "the core dumps that docker-core-helper has put into a store.",
+        epilog=EPILOG,
+        formatter_class=_Formatter,
+    )
+    whole.add_argument("--version", action="version", version=f"corefetch {__version__}")
+    commands = whole.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def add(name: str, help: str, function: str) -> argparse.ArgumentParser:
+        found = commands.add_parser(
+            name, help=help, description=f"{help[0].upper()}{help[1:]}.", parents=[common], formatter_class=_Formatter
+        )
+        found.set_defaults(function=function)
+        return found
+
+    one = add("list", "list cores, the newest first", "list_cores")
+    one.add_argument("--host", metavar="NAME", help="of this host (a part of its name, or a pattern with * and ?)")
+    one.add_argument("--container", "--pod", metavar="NAME", help="of this container, pod or namespace")
+    one.add_argument("--program", metavar="NAME", help="of this program or thread")
+    one.add_argument("--signal", metavar="NAME", help="of this signal, such as SIGSEGV")
+    one.add_argument(
+        "--since", metavar="TIME", help="not before: 2h, 3d, yesterday, 2026-11-29, 2026-11-29T18:00 (UTC)"
+    )
+    one.add_argument("--until", metavar="TIME", help="before that time")
+    one.add_argument("--truncated", action="store_true", help="only cores that were cut off")
+    one.add_argument(
+        "--group", action="store_true", help="one row for each program, build, signal and place of the fault"
+    )
+    one.add_argument("--limit", metavar="N", type=_count, default=LIMIT, help=f"at most so many rows ({LIMIT}; 0: all)")
+
+    one = add("info", "say all that is known of a core, with the backtraces of its threads", "info")
+    _add_core(one)
+    _add_sources(one)
+    one.add_argument(
+        "--facts", action="store_true", help="no backtraces: fetches nothing but the beginning of the core"
+    )
+
+    one = add("get", "fetch a core into a file, unpacked, and compare its checksum", "get")
+    _add_core(one)
+    output = one.add_argument("-o", "--output", metavar="PATH", help="a file or a directory (default: here)")
+    output.complete = shtab.FILE  # type: ignore[attr-defined]
+    one.add_argument("--packed", action="store_true", help="as it is in the store, not unpacked")
+    one.add_argument("--force", action="store_true", help="replace a file that exists")
+
+    one = add("debug", "start gdb or lldb with a core and the files of its image", "debug")
+    _add_core(one)
+    _add_sources(one)
+    one.add_argument("--lldb", action="store_true", help="lldb in place of gdb")
+    one.add_argument(
+        "--source",
+        dest="source_directory",
+        metavar="DIRECTORY",
+        action="append",
+        default=[],
+        help="where gdb finds the source code",
+    )
+    one.add_argument("--print", action="store_true", help="print the command, and do not start it")
+    one.add_argument(
+        "words", nargs="*", metavar="-- WORDS", help="more words for the debugger, such as -- -batch -ex bt"
+    )
+
+    one = add("rm", "delete cores from the store", "remove")
+    cores = one.add_argument(
+        "cores", nargs="+", metavar="CORE", help="an ID, a part of a key, a path, a URL, last, or a file"
+    )
+    cores.complete = shtab.FILE  # type: ignore[attr-defined]
+    one.add_argument("--yes", action="store_true", help="do not ask")
+
+    one = commands.add_parser("completion", help="print the completion for a shell", formatter_class=_Formatter)
+    one.add_argument("shell", choices=("bash", "zsh", "fish"))
+    one.set_defaults(function="")
+    return whole
+
+
+def _add_core(one: argparse.ArgumentParser) -> None:
+    """Add the word that names a core."""
+    core = one.add_argument("core", metavar="CORE", help="an ID, a part of a key, a path, a URL, last, or a file")
+    core.complete = shtab.FILE  # type: ignore[attr-defined]
+
+
+def _add_sources(one: argparse.ArgumentParser) -> None:
+    """Add the options that say where the program and its libraries come from."""
+    group = one.add_argument_group(
+        "program and libraries", "of the cache, --sysroot, the image, then debuginfod (DEBUGINFOD_URLS)"
+    )
+    group.add_argument("--image", metavar="NAME", help="the image to copy them from (default: that of the facts)")
+    group.add_argument("--engine", metavar="PROGRAM", help="docker or podman (default: the first that is there)")
+    sysroot = group.add_argument("--sysroot", metavar="DIRECTORY", help="a directory with the container's files")
+    symbols = group.add_argument(
+        "--symbols",
+        metavar="DIRECTORY",
+        action="append",
+        default=[],
+        help="a directory with separate debug files, found by build id",
+    )
+    for option in (sysroot, symbols):
+        option.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
+
+
+def _count(word: str) -> int:
+    """Read a number of rows."""
+    if not word.isdecimal():
+        raise argparse.ArgumentTypeError(f"no number: {word}")
+    return int(word)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command, and return the exit code."""
+    words = parser().parse_args(arguments)
+    if words.command == "completion":
+        print(shtab.complete(parser(), shell=words.shell))
+        return Exit.DONE
+    # Libraries that this needs take longer to load than --help and completion may take.
+    from corefetch import commands, config
+
+    function: Callable[[argparse.Namespace, Any], int] = getattr(commands, words.function)
+    return function(words, config.load())
+
+
+def _interrupt(number: int, frame: object) -> None:
+    """Make the end of a terminal or of a job clean up like Ctrl-C."""
+    raise KeyboardInterrupt
+
+
+def program() -> None:
+    """Run as a program: every end is an exit code, and every failure is one line."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    try:
+        status = main()
+        sys.stdout.flush()
+    except Failure as failure:
+        ui.say(str(failure))
+        status = failure.code
+    except KeyboardInterrupt:
+        ui.say("interrupted; what has come of a core stays, and the next run goes on there")
+        status = Exit.INTERRUPTED
+    except BrokenPipeError:
+        # Whoever reads has had enough. Nothing may be written at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        status = Exit.NOBODY_READS
+    sys.exit(int(status))

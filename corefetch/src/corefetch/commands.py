@@ -1,0 +1,280 @@
+"""The commands, each with the words of its command line."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+
+from corefetch import acquire, debugger, elfcore, keys, listing, report, sysroot, text, ui
+from corefetch.cache import Cache
+from corefetch.config import Settings
+from corefetch.debuginfod import Servers
+from corefetch.errors import Exit, Failure
+from corefetch.facts import Core, add_core
+from corefetch.fetch import fetch
+from corefetch.learn import Student
+from corefetch.text import plain
+
+Words = argparse.Namespace
+
+
+def list_cores(words: Words, settings: Settings) -> int:
+    """``list``: a table of cores, or of faults."""
+    cache = Cache(settings.cache)
+    student = Student(settings.store(words.source), cache)
+    choice = listing.Choice(
+        host=words.host,
+        container=words.container,
+        program=words.program,
+        signal=words.signal,
+        since=text.read_time(words.since) if words.since else None,
+        until=text.read_time(words.until) if words.until else None,
+        truncated=words.truncated,
+    )
+    most = words.limit or None
+    with ui.working("looking for cores") as told:
+        found = listing.chosen(
+            student, choice, words.group, lambda number: told(f"{number} cores seen") if number % 500 == 0 else None
+        )
+        if words.group:
+            groups = listing.folded(found)
+            cores: list[Core] = []
+        else:
+            groups = []
+            cores = listing.newest(found, None if most is None else most + 1)
+            # What does not fit any more is only counted.
+            beyond = most is not None and len(cores) > most
+            cores = list(student.of_many(cores[:most], wanted=lambda core: not core.known))
+    if words.json:
+        ui.print_json([group.row() for group in groups[:most]] if words.group else [core.row() for core in cores])
+    elif words.group:
+        _show_groups(groups[:most])
+        if most is not None and len(groups) > most:
+            ui.say(f"the {most} newest of {len(groups)}; --limit 0 shows all")
+    else:
+        _show_cores(cores)
+        if beyond:
+            ui.say(f"the {most} newest; --limit 0 shows all")
+    if not (groups or cores) and not words.json:
+        ui.say(f"no core of that kind in {plain(student.store.url)}")
+    if student.problem:
+        ui.say(f"some cores could not be read: {student.problem}")
+    return Exit.DONE
+
+
+def _show_cores(cores: list[Core]) -> None:
+    """Print a row for each core."""
+    console = ui.output()
+    narrow = console.width < 120
+    rows = []
+    for core in cores:
+        cut = " cut" if core.truncated else ""
+        handle = core.id[:8] if narrow and core.id else core.id or core.key
+        rows.append(
+            [
+                handle,
+                text.moment(core.when, seconds=not narrow),
+                core.signal.removeprefix("SIG") if narrow else core.signal or "-",
+                f"{text.size(core.size or core.stored)}{cut}",
+                core.program or "-",
+                core.place or "-",
+                core.node or core.host or "-",
+            ]
+        )
+    names = [("ID", 8), ("TIME (UTC)", 16), ("SIGNAL", 4), ("SIZE", 4), ("PROGRAM", 0), ("CONTAINER", 0), ("HOST", 0)]
+    if rows:
+        console.print(ui.table([(name, least, "right" if name == "SIZE" else "left") for name, least in names], rows))
+
+
+def _show_groups(groups: list[listing.Group]) -> None:
+    """Print a row for each fault."""
+    console = ui.output()
+    narrow = console.width < 120
+    rows = []
+    for group in groups:
+        module, _, offset = group.fault.rpartition("+")
+        rows.append(
+            [
+                str(group.count),
+                text.moment(group.first, seconds=not narrow)[5 if narrow else 0 :],
+                text.moment(group.last, seconds=not narrow)[5 if narrow else 0 :],
+                group.signal.removeprefix("SIG") if narrow else group.signal,
+                (group.program.rpartition("/")[2] if narrow else group.program) or "-",
+                group.build_id[: 8 if narrow else None] or "-",
+                (f"{module.rpartition('/')[2]}+{offset}" if narrow else group.fault) if module else "-",
+                group.newest.id[: 8 if narrow else None] or group.newest.key,
+            ]
+        )
+    names = [
+        ("COUNT", 1),
+        ("FIRST", 11),
+        ("LAST (UTC)", 11),
+        ("SIGNAL", 4),
+        ("PROGRAM", 0),
+        ("BUILD ID", 8),
+        ("FAULT", 0),
+        ("NEWEST", 8),
+    ]
+    if rows:
+        console.print(ui.table([(name, least, "right" if name == "COUNT" else "left") for name, least in names], rows))
+
+
+def info(words: Words, settings: Settings) -> int:
+    """``info``: the facts of a core, and its backtraces."""
+    cache = Cache(settings.cache)
+    student, core = acquire.resolve(settings, cache, words.source, words.core)
+    student.from_json(core)
+    found = report.Report(core)
+    if words.facts:
+        student.from_beginning(core)
+    else:
+        with ready(words, settings, cache, student, core, found) as (path, gathered):
+            if found.said is not None:
+                try:
+                    with ui.working("gdb reads the core"):
+                        found.traces = debugger.backtraces(path, found.said, gathered)
+                except Failure as failure:
+                    found.problems.append(str(failure))
+                report.complete(found, gathered)
+    if words.json:
+        ui.print_json(found.row())
+    else:
+        report.show(found, ui.output())
+    return Exit.DONE
+
+
+@contextmanager
+def ready(
+    words: Words, settings: Settings, cache: Cache, student: Student, core: Core, found: report.Report
+) -> Iterator[tuple[Path, sysroot.Gathered]]:
+    """Yield the file of a core, and the files that it maps. Raises Failure."""
+    with ui.progress() as told:
+        path = acquire.obtain(student.store, core, cache, settings, told)
+    try:
+        found.said = elfcore.of_file(path)
+    except ValueError as error:
+        raise Failure(f"{plain(core.path)}: no core: {plain(str(error))}", "see file(1)", Exit.DAMAGED) from None
+    except OSError as error:
+        raise Failure(f"{path}: {error.strerror}", "", Exit.DENIED) from None
+    add_core(core, found.said)
+    if core.size is None:
+        core.size = found.said.size
+    if core.truncated or found.said.truncated:
+        there = f"{text.size(found.said.size)} of {text.size(found.said.expected)}"
+        found.problems.append(
+            f"the core was cut off, {there} are there: frames and values that are missing cannot be shown"
+        )
+    sources = sysroot.Sources(
+        sysroot=Path(words.sysroot).expanduser() if words.sysroot else settings.sysroot,
+        image=words.image or core.image,
+        engine=words.engine or settings.engine,
+        servers=Servers(settings.debuginfod, cache),
+        symbols=[*(Path(one).expanduser() for one in words.symbols), *settings.symbols],
+    )
+    with ExitStack() as stack:
+        with ui.working("looking for the program and its libraries") as step:
+            gathered = stack.enter_context(sysroot.gathered(found.said, sources, cache, step))
+        yield path, gathered
+
+
+def get(words: Words, settings: Settings) -> int:
+    """``get``: a core as a file."""
+    cache = Cache(settings.cache)
+    student, core = acquire.resolve(settings, cache, words.source, words.core)
+    student.from_json(core)
+    path = acquire.place_for(words.output, core, not words.packed)
+    if path.exists() and not words.force:
+        raise Failure(f"{path}: exists already", "say --force, or another place by --output", Exit.USAGE)
+    if not path.parent.is_dir():
+        raise Failure(f"{path.parent}: no such directory", "create it, or say another by --output", Exit.USAGE)
+    with ui.progress() as told:
+        done = fetch(student.store, core, path, told, unpack=not words.packed)
+    if words.json:
+        ui.print_json(
+            {
+                "path": str(done.path),
+                "key": core.key,
+                "size": done.size,
+                "sha256": done.sha256,
+                "verified": done.verified,
+                "truncated": core.truncated or done.damaged,
+            }
+        )
+    else:
+        print(done.path)
+        note = "as it must be" if done.verified else "not compared: the store has no checksum of it"
+        ui.say(f"{text.size(done.size)}, sha256 {done.sha256}, {note}")
+        if core.truncated:
+            ui.say("the core was cut off when it was written: its end is missing")
+    if done.damaged:
+        ui.say(f"{plain(core.path)}: its end is missing, what is there is in {done.path}")
+        return Exit.DAMAGED
+    return Exit.DONE
+
+
+def debug(words: Words, settings: Settings) -> int:
+    """``debug``: a debugger with the right files."""
+    cache = Cache(settings.cache)
+    name = "lldb" if words.lldb else "gdb"
+    debugger.need(name)
+    student, core = acquire.resolve(settings, cache, words.source, words.core)
+    student.from_json(core)
+    found = report.Report(core)
+    with ready(words, settings, cache, student, core, found) as (path, gathered):
+        report.complete(found, gathered)
+        if words.lldb:
+            command = debugger.lldb(path.absolute(), gathered)
+        else:
+            command = debugger.gdb(
+                path.absolute(), gathered, batch=False, directories=[Path(one) for one in words.source_directory]
+            )
+        command += words.words
+        if words.json:
+            ui.print_json({"command": command, "problems": found.problems, "hints": found.hints})
+            return Exit.DONE
+        if words.print:
+            print(shlex.join(command))
+            return Exit.DONE
+        for problem in found.problems:
+            ui.say(problem)
+        for hint in found.hints:
+            ui.say(hint)
+        # Ctrl-C is for the debugger: only that stops what it does.
+        with ui.without_interrupt():
+            status = subprocess.run(command, check=False).returncode
+    return status if status >= 0 else 128 - status
+
+
+def remove(words: Words, settings: Settings) -> int:
+    """``rm``: cores out of a store, and their JSON files."""
+    cache = Cache(settings.cache)
+    chosen = [acquire.resolve(settings, cache, words.source, one) for one in dict.fromkeys(words.cores)]
+    if not words.yes:
+        if not sys.stdin.isatty():
+            raise Failure("nothing is deleted without a question", "say --yes where nobody can answer", Exit.USAGE)
+        for _, core in chosen:
+            ui.errors().print(Text(f"{plain(core.path)} ({text.moment(core.when)} UTC, {text.size(core.stored)})"))
+        what = "this core" if len(chosen) == 1 else f"these {len(chosen)} cores"
+        print(f"Delete {what}? [y/N] ", end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            raise Failure("nothing is deleted", "", Exit.FAILED)
+    removed: list[dict[str, Any]] = []
+    for student, core in chosen:
+        # The core first: a JSON file alone is not listed, and is no secret.
+        student.store.remove(core.path)
+        if core.name.stem != core.path:
+            student.store.remove(core.name.stem + keys.FACTS)
+        removed.append({"key": core.key, "path": core.path})
+        if not words.json:
+            print(plain(core.path))
+    if words.json:
+        ui.print_json(removed)
+    return Exit.DONE

@@ -1,0 +1,75 @@
+"""Asks debuginfod servers for programs and their debug information, by build id; debuginfod(8)."""
+
+from __future__ import annotations
+
+import http.client
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import IO
+
+from corefetch import __version__
+from corefetch.cache import Cache
+from corefetch.text import plain
+
+SECONDS = 30
+BLOCK = 1 << 20
+HOUR = 3600  # Seconds for which a server need not be asked again for what it does not have.
+
+
+class Servers:
+    """The servers, in their order."""
+
+    def __init__(self, urls: list[str], cache: Cache) -> None:
+        """Take the URLs, as DEBUGINFOD_URLS has them."""
+        self.urls = [url.rstrip("/") for url in urls if url.startswith(("http://", "https://"))]
+        self.cache = cache
+        self.problems: dict[str, str] = {}
+
+    def fetch(self, build_id: str, kind: str) -> bool:
+        """Put the ``executable`` or the ``debuginfo`` of a build id into the cache. Tells whether it is there."""
+        path = self.cache.of_build_id(build_id, kind)
+        if path.exists():
+            return True
+        absent = self.cache.of_build_id(build_id, f"{kind}.absent")
+        known = _known(absent)
+        for url in self.urls:
+            if url in self.problems or url in known:
+                continue
+            try:
+                request = urllib.request.Request(
+                    f"{url}/buildid/{build_id}/{kind}", headers={"User-Agent": f"corefetch/{__version__}"}
+                )
+                with urllib.request.urlopen(request, timeout=SECONDS) as answer, self.cache.new(path) as file:
+                    _copy(answer, file, answer.length)
+                return True
+            except urllib.error.HTTPError as error:
+                if error.code == 404:
+                    known.append(url)
+                    with self.cache.new(absent) as file:
+                        file.write("\n".join(known).encode())
+                else:
+                    self.problems[url] = f"it answers {error.code}"
+            except (OSError, http.client.HTTPException) as error:
+                reason = getattr(error, "reason", None) or error
+                self.problems[url] = plain(getattr(reason, "strerror", None) or str(reason) or type(reason).__name__)
+        return False
+
+
+def _known(absent: Path) -> list[str]:
+    """Return the servers that have said a short while ago that they do not have this."""
+    try:
+        return absent.read_text().split() if absent.stat().st_mtime > time.time() - HOUR else []
+    except OSError:
+        return []
+
+
+def _copy(answer: http.client.HTTPResponse, file: IO[bytes], length: int | None) -> None:
+    """Copy what comes. Raises OSError where the end is missing."""
+    done = 0
+    while block := answer.read(BLOCK):
+        file.write(block)
+        done += len(block)
+    if length is not None and done != length:
+        raise OSError(f"it has sent {done} of {length} bytes")

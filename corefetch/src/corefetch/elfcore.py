@@ -1,0 +1,380 @@
+"""What a core says of itself: signal, threads, mapped files, build ids, and whether it was cut off; core(5), elf(5).
+
+The kernel writes headers and notes first. So the beginning of a core is enough for all but what lies in the memory of the
+process. A core is what a stranger has written: whatever does not make sense is left out.
+"""
+
+from __future__ import annotations
+
+import io
+import mmap
+import os
+import re
+import signal
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from elftools.common.exceptions import ELFError
+from elftools.construct import ConstructError
+from elftools.elf.elffile import ELFFile
+
+# What pyelftools and this module say of numbers that lead nowhere.
+MALFORMED = (
+    ELFError,
+    ConstructError,
+    ValueError,
+    IndexError,
+    KeyError,
+    OverflowError,
+    TypeError,
+    AttributeError,
+    UnicodeError,
+    struct.error,
+    MemoryError,
+    AssertionError,
+)
+MOST_FILES, MOST_LINKS, LONGEST_NAME = 8192, 4096, 4096
+LIBRARY = re.compile(r"\.so(\.|$)")
+PN_XNUM = 0xFFFF
+DELETED = " (deleted)"
+AT_PHDR, AT_PHNUM = 3, 5
+PT_DYNAMIC, PT_PHDR, DT_DEBUG = 2, 6, 21
+# Where pr_reg begins in struct elf_prstatus, and which of its words is the program counter; linux/elfcore.h, asm/ptrace.h.
+COUNTERS = {
+    "EM_X86_64": (112, 16),
+    "EM_386": (72, 12),
+    "EM_AARCH64": (112, 32),
+    "EM_ARM": (72, 15),
+    "EM_RISCV": (112, 0),
+    "EM_PPC64": (112, 32),
+    "EM_S390": (112, 1),
+}
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """A piece of a file in the memory of the process."""
+
+    start: int
+    end: int
+    offset: int
+    path: str
+
+
+@dataclass(frozen=True)
+class Thread:
+    """A thread, and where it was."""
+
+    id: int
+    counter: int | None
+
+
+@dataclass
+class CoreFacts:
+    """All that a core says of itself."""
+
+    machine: str = ""
+    word: int = 8
+    size: int = 0
+    expected: int = 0
+    signal: int | None = None
+    pid: int | None = None
+    name: str = ""
+    arguments: str = ""
+    threads: list[Thread] = field(default_factory=list)
+    mappings: list[Mapping] = field(default_factory=list)
+    build_ids: dict[str, str] = field(default_factory=dict)
+    links: dict[str, str] = field(default_factory=dict)
+    others: set[str] = field(default_factory=set)
+    program: str = ""
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the end of the core is missing."""
+        return self.size < self.expected
+
+    @property
+    def files(self) -> list[str]:
+        """The paths of the mapped ELF files, the program first."""
+        found = dict.fromkeys(
+            one.path
+            for one in self.mappings
+            if one.path.startswith("/") and not special(one.path) and one.path not in self.others
+        )
+        first = [self.program] if self.program in found else []
+        return [*first, *(path for path in found if path not in first)]
+
+    def fault(self) -> tuple[str, int] | None:
+        """Return the file in which the first thread was, and where in it; None if that is not known."""
+        counter = self.threads[0].counter if self.threads else None
+        return self.place(counter) if counter is not None else None
+
+    def place(self, address: int) -> tuple[str, int] | None:
+        """Return the file that is mapped at an address, and the distance from the first byte of its first mapping."""
+        for one in self.mappings:
+            if one.start <= address < one.end:
+                base = max(
+                    (m.start for m in self.mappings if m.path == one.path and m.offset == 0 and m.start <= address),
+                    default=None,
+                )
+                return one.path, address - base if base is not None else address - one.start + one.offset
+        return None
+
+
+def special(path: str) -> bool:
+    """Tell whether a mapped file is none that an image has."""
+    return path.startswith(("/dev/", "/proc/", "/memfd:", "/SYSV", "/[", "/anon_hugepage"))
+
+
+def signal_name(number: int | None) -> str:
+    """Return the name of a signal."""
+    if not number:
+        return ""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def of_file(path: Path) -> CoreFacts:
+    """Return what the core in a file says of itself. Raises ValueError where it is none, and OSError."""
+    with open(path, "rb") as file:
+        length = os.fstat(file.fileno()).st_size
+        if length < 64:
+            raise ValueError("no ELF file")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as content:
+            content.madvise(mmap.MADV_RANDOM)
+            return _of(content, length)
+
+
+def of_beginning(content: bytes) -> CoreFacts:
+    """Return what the beginning of a core says; its size counts as whole. Raises ValueError where it is no core."""
+    if len(content) < 64:
+        raise ValueError("no ELF file")
+    facts = _of(bytearray(content), len(content))
+    facts.size = facts.expected = 0
+    return facts
+
+
+class _Memory:
+    """The memory of the process, as far as it is in the core."""
+
+    def __init__(self, content: Any, loads: list[tuple[int, int, int]]) -> None:
+        self.content = content
+        self.loads = loads
+
+    def read(self, address: int, length: int) -> bytes:
+        """Return what stands at an address. Raises ValueError where that is not there."""
+        for start, offset, size in self.loads:
+            if start <= address < start + size:
+                begin = offset + address - start
+                found = bytes(self.content[begin : begin + min(length, start + size - address)])
+                if found:
+                    return found
+        raise ValueError(f"nothing at {address:#x}")
+
+    def words(self, address: int, count: int, format: str) -> tuple[int, ...]:
+        """Return words of the machine."""
+        whole = format[0] + format[1] * count
+        return struct.unpack(whole, self.read(address, struct.calcsize(whole)))
+
+    def text(self, address: int) -> str:
+        """Return a string that ends with a zero byte."""
+        return self.read(address, LONGEST_NAME).split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
+
+
+@contextmanager
+def _stream(content: Any) -> Iterator[Any]:
+    """Yield a file of ``content``, whose header names no sections: cores have none, or so far at the end that they lack."""
+    if bytes(content[:4]) != b"\x7fELF":
+        raise ValueError("no ELF file")
+    wide = content[4] == 2
+    order = ">" if content[5] == 2 else "<"
+    (segments,) = struct.unpack_from(f"{order}H", content, 56 if wide else 44)
+    if segments != PN_XNUM:
+        # e_shoff, then e_shentsize is left alone, e_shnum and e_shstrndx.
+        struct.pack_into(f"{order}{'Q' if wide else 'I'}", content, 40 if wide else 32, 0)
+        struct.pack_into(f"{order}2H", content, 60 if wide else 48, 0, 0)
+    if isinstance(content, bytearray):
+        yield io.BytesIO(content)
+    else:
+        yield content
+
+
+def _of(content: Any, length: int) -> CoreFacts:
+    """Read a core."""
+    try:
+        with _stream(content) as stream:
+            return _read(ELFFile(stream), content, length)
+    except MALFORMED as error:
+        raise ValueError(str(error) or type(error).__name__) from None
+
+
+def _read(file: Any, content: Any, length: int) -> CoreFacts:
+    """Read a core that is an ELF file. Raises any of MALFORMED where it is none."""
+    if file.header.e_type != "ET_CORE":
+        raise ValueError("an ELF file, and no core")
+    facts = CoreFacts(machine=file.header.e_machine, word=file.elfclass // 8, size=length)
+    loads: list[tuple[int, int, int]] = []
+    notes = []
+    for segment in file.iter_segments():
+        header = segment.header
+        facts.expected = max(facts.expected, header.p_offset + header.p_filesz)
+        if header.p_type == "PT_LOAD":
+            loads.append((header.p_vaddr, header.p_offset, header.p_filesz))
+        elif header.p_type == "PT_NOTE":
+            notes.append(segment)
+    auxiliary: dict[int, int] = {}
+    order = "<" if file.little_endian else ">"
+    format = order + ("Q" if facts.word == 8 else "I")
+    for segment in notes:
+        try:
+            for note in _notes(segment):
+                _note(facts, note, order, auxiliary)
+        except MALFORMED:
+            pass  # Cut off: what stands before that counts.
+    memory = _Memory(content, loads)
+    _identify(facts, memory)
+    _find_program(facts, auxiliary)
+    facts.others.discard(facts.program)
+    try:
+        _follow_links(facts, memory, auxiliary, format)
+    except MALFORMED:
+        pass  # A static program, or one that has overwritten its own list.
+    return facts
+
+
+def _note(facts: CoreFacts, note: Any, order: str, auxiliary: dict[int, int]) -> None:
+    """Take what one note says."""
+    kind, content = note["n_type"], note["n_desc"]
+    if note["n_name"] != "CORE":
+        return
+    if kind == "NT_PRSTATUS":
+        data = content if isinstance(content, bytes) else content.encode("latin-1")
+        (number,) = struct.unpack_from(f"{order}h", data, 12)
+        (thread,) = struct.unpack_from(f"{order}i", data, 32 if facts.word == 8 else 24)
+        if not facts.threads:
+            facts.signal = number or None
+        counter = None
+        if facts.machine in COUNTERS:
+            begin, index = COUNTERS[facts.machine]
+            (counter,) = struct.unpack_from(order + ("Q" if facts.word == 8 else "I"), data, begin + index * facts.word)
+        facts.threads.append(Thread(thread, counter))
+    elif kind == "NT_PRPSINFO":
+        facts.pid = content.pr_pid
+        facts.name = _text(content.pr_fname)
+        facts.arguments = _text(content.pr_psargs).rstrip()
+    elif kind == "NT_AUXV":
+        data = content if isinstance(content, bytes) else content.encode("latin-1")
+        pair = order + ("2Q" if facts.word == 8 else "2I")
+        for at in range(0, len(data) - struct.calcsize(pair) + 1, struct.calcsize(pair)):
+            key, value = struct.unpack_from(pair, data, at)
+            auxiliary.setdefault(key, value)
+    elif kind == "NT_FILE":
+        for entry, path in zip(content.Elf_Nt_File_Entry, content.filename, strict=False):
+            if len(facts.mappings) < 8 * MOST_FILES:
+                name = _text(path).removesuffix(DELETED)
+                facts.mappings.append(
+                    Mapping(entry.vm_start, entry.vm_end, entry.page_offset * content.page_size, name)
+                )
+
+
+def _text(value: Any) -> str:
+    """Return a text of pyelftools, which may be bytes."""
+    data: bytes = value if isinstance(value, bytes) else str(value).encode("latin-1", "replace")
+    return data.split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
+
+
+def _identify(facts: CoreFacts, memory: _Memory) -> None:
+    """Find the build ids: the kernel keeps the first page of each ELF file, as a rule."""
+    for one in facts.mappings[: 8 * MOST_FILES]:
+        if one.offset == 0 and one.path not in facts.build_ids and not special(one.path):
+            try:
+                page = memory.read(one.start, min(4096, one.end - one.start))
+                if page[:4] != b"\x7fELF":
+                    facts.others.add(one.path)
+                elif found := build_id_of(io.BytesIO(page)):
+                    facts.build_ids[one.path] = found
+            except MALFORMED:
+                # The core does not have that page.
+                if not LIBRARY.search(one.path):
+                    facts.others.add(one.path)
+
+
+def _notes(segment: Any) -> Iterator[Any]:
+    """Yield the notes of a segment of notes, which pyelftools has a class for."""
+    yield from segment.iter_notes()
+
+
+def build_id_of(stream: Any) -> str:
+    """Return the build id of an ELF file, "" if it has none. Its first page is enough. Raises any of MALFORMED."""
+    page = bytearray(stream.read(4096))
+    with _stream(page) as file:
+        for segment in ELFFile(file).iter_segments():
+            if segment.header.p_type == "PT_NOTE" and segment.header.p_offset + segment.header.p_filesz <= len(page):
+                for note in _notes(segment):
+                    if note["n_name"] == "GNU" and note["n_type"] == "NT_GNU_BUILD_ID":
+                        return str(note["n_desc"])
+    return ""
+
+
+def _find_program(facts: CoreFacts, auxiliary: dict[int, int]) -> None:
+    """Find which file is the program: the one whose program headers the kernel has shown to the process."""
+    found = facts.place(auxiliary[AT_PHDR]) if AT_PHDR in auxiliary else None
+    candidates = [one.path for one in facts.mappings if one.path.rpartition("/")[2][:15] == facts.name]
+    if found:
+        facts.program = found[0]
+    elif candidates:
+        facts.program = candidates[0]
+
+
+def _follow_links(facts: CoreFacts, memory: _Memory, auxiliary: dict[int, int], format: str) -> None:
+    """Find the names by which the loader knows the libraries, which lead to the mapped files by symbolic links.
+
+    The debugger asks for these names. They stand in the list that the program's dynamic section leads to; link.h.
+    """
+    headers, count = auxiliary[AT_PHDR], min(auxiliary[AT_PHNUM], 128)
+    order = format[0]
+    entry = struct.Struct(f"{order}2I6Q" if facts.word == 8 else f"{order}8I")
+    table = memory.read(headers, entry.size * count)
+    base, dynamic, interpreter = 0, 0, 0
+    for at in range(0, len(table) - entry.size + 1, entry.size):
+        values = entry.unpack_from(table, at)
+        address = values[3] if facts.word == 8 else values[2]
+        if values[0] == PT_PHDR:
+            base = headers - address
+        elif values[0] == PT_DYNAMIC:
+            dynamic = address
+        elif values[0] == 3:
+            interpreter = address
+    if interpreter:
+        try:
+            _link(facts, memory.text(base + interpreter), auxiliary.get(7, 0))
+        except ValueError:
+            pass
+    at = base + dynamic
+    link = 0
+    for _ in range(256):
+        tag, value = memory.words(at, 2, format)
+        if tag == DT_DEBUG:
+            link = memory.words(value, 2, format)[1]
+        if tag in (0, DT_DEBUG):
+            break
+        at += 2 * facts.word
+    for _ in range(MOST_LINKS):
+        if not link:
+            break
+        _address, name, section, link = memory.words(link, 4, format)
+        if name:
+            _link(facts, memory.text(name), section)
+
+
+def _link(facts: CoreFacts, name: str, address: int) -> None:
+    """Note that the file at ``address`` has another name."""
+    found = facts.place(address)
+    if found and name.startswith("/") and name != found[0]:
+        facts.links.setdefault(name, found[0])

@@ -1,0 +1,105 @@
+"""Copies single files out of an image, by docker or podman, without running anything of it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO
+
+from corefetch.errors import Exit, Failure
+from corefetch.text import plain
+
+ENGINES = ("docker", "podman")
+# Seconds: an image may have to be pulled first.
+LONGEST_PULL, LONGEST = 900, 60
+
+
+def choose(named: str) -> str:
+    """Return the engine's program. Raises Failure."""
+    for name in [named] if named else ENGINES:
+        if shutil.which(name):
+            return name
+    raise Failure(
+        f"there is no {named or 'docker or podman'}", "install one, or say --sysroot DIRECTORY", Exit.MISSING_PROGRAM
+    )
+
+
+class Image:
+    """A container of an image that is never started."""
+
+    def __init__(self, engine: str, container: str) -> None:
+        """Take the container."""
+        self.engine = engine
+        self.container = container
+
+    @contextmanager
+    def open(self, path: str) -> Iterator[IO[bytes] | None]:
+        """Yield a file of the image, None if it is not there."""
+        words = [self.engine, "cp", "-L", f"{self.container}:{path}", "-"]
+        with subprocess.Popen(
+            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+        ) as copy:
+            assert copy.stdout is not None
+            try:
+                try:
+                    with tarfile.open(fileobj=copy.stdout, mode="r|") as archive:
+                        member = archive.next()
+                        yield archive.extractfile(member) if member and member.isreg() else None
+                except tarfile.ReadError:
+                    yield None
+            finally:
+                copy.stdout.close()
+                copy.kill()
+
+
+@contextmanager
+def opened(engine: str, name: str) -> Iterator[Image]:
+    """Yield the image of that name; it is pulled if the engine does not have it. Raises Failure."""
+    if name.startswith("-"):
+        raise Failure(f"no image: {plain(name)}", "say one by --image", Exit.USAGE)
+    # The word at the end is for images that name no program.
+    container = _run([engine, "create", "--network", "none", name, "corefetch"], LONGEST_PULL, name).split()[-1]
+    try:
+        yield Image(engine, container)
+    finally:
+        # In a session of its own: Ctrl-C must not end what cleans up.
+        subprocess.run(
+            [engine, "rm", "--force", "--volumes", container],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            timeout=LONGEST,
+            check=False,
+        )
+
+
+def _run(words: list[str], seconds: int, image: str) -> str:
+    """Run the engine, and return what it prints. Raises Failure."""
+    try:
+        done = subprocess.run(
+            words,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=seconds,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise Failure(
+            f"image {plain(image)}: {words[0]} does not answer", "see whether it works", Exit.UNREACHABLE
+        ) from None
+    if done.returncode == 0 and done.stdout.split():
+        return done.stdout
+    said = [
+        line.strip() for line in done.stderr.splitlines() if line.strip() and not line.startswith(("See '", "Run '"))
+    ]
+    what = plain(said[-1] if said else f"{words[0]} ended with status {done.returncode}")[:300]
+    remedy = "pull it, or say another by --image, or --sysroot DIRECTORY"
+    if "daemon" in done.stderr and ("onnect" in done.stderr or "running" in done.stderr):
+        remedy = "start the engine, or say --sysroot DIRECTORY"
+    raise Failure(f"image {plain(image)}: {what}", remedy, Exit.UNREACHABLE)

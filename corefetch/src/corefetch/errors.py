@@ -1,0 +1,29 @@
+"""What can go wrong, and the exit code of each."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """The exit codes; docs/corefetch.md has the same table."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    NOT_FOUND = 3
+    UNREACHABLE = 4
+    DENIED = 5
+    DAMAGED = 6
+    MISSING_PROGRAM = 7
+    INTERRUPTED = 130
+    NOBODY_READS = 141
+
+
+class Failure(Exception):
+    """Why the command ends: one line that names the object, what happened, and what to do."""
+
+    def __init__(self, what: str, remedy: str = "", code: Exit = Exit.FAILED) -> None:
+        """Take the two halves of the line, and the exit code."""
+        super().__init__(f"{what}: {remedy}" if remedy else what)
+        self.code = code

@@ -1,0 +1,152 @@
+"""Brings a core from its store to a file: in parts that a later run goes on with, compared with its checksum, with holes."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from corefetch import packing
+from corefetch.errors import Exit, Failure
+from corefetch.facts import Core
+from corefetch.stores import Store
+from corefetch.text import plain
+
+BLOCK = 1 << 20
+MODE = 0o600
+NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+# Tells how many bytes have come, and of how many.
+Told = Callable[[str, int, int], None]
+
+
+@dataclass
+class Fetched:
+    """A core that is here."""
+
+    path: Path
+    size: int
+    sha256: str
+    verified: bool
+    damaged: bool = False
+
+
+def fetch(store: Store, core: Core, path: Path, told: Told, unpack: bool = True) -> Fetched:
+    """Bring a core to ``path``. What has come stays in a hidden file beside it until all is here. Raises Failure."""
+    local = store.local(core.path)
+    try:
+        if local is not None:
+            with open(local, "rb") as source:
+                return _finish(source.fileno(), core, path, told, unpack)
+        part = _part_of(core, path)
+        file = os.open(part, NEW_FILE, MODE)
+        try:
+            _lock(file, part)
+            _complete(store, core, file, told)
+            try:
+                done = _finish(file, core, path, told, unpack)
+            except Failure as failure:
+                if failure.code == Exit.DAMAGED:
+                    part.unlink(missing_ok=True)
+                raise
+            part.unlink(missing_ok=True)
+            return done
+        finally:
+            os.close(file)
+    except OSError as error:
+        remedy = (
+            "make room, and run again: what has come stays"
+            if error.errno == errno.ENOSPC
+            else "say another place by --output"
+        )
+        raise Failure(f"{plain(str(error.filename or path))}: {error.strerror}", remedy) from None
+
+
+def _part_of(core: Core, path: Path) -> Path:
+    """Return the name of what has come: another one for another object, or for another content of the same."""
+    same = f"{core.path}\n{core.stored}\n{int(core.modified.timestamp())}"
+    return path.with_name(f".{path.name[-200:]}.{hashlib.sha256(same.encode()).hexdigest()[:12]}.part")
+
+
+def _lock(file: int, part: Path) -> None:
+    """Make sure that nobody else brings the same core. Raises Failure."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise Failure(f"{part}: another corefetch is bringing this core", "wait for it") from None
+
+
+def _complete(store: Store, core: Core, file: int, told: Told) -> None:
+    """Append what is missing. Raises Failure or OSError."""
+    done = os.fstat(file).st_size
+    if done > core.stored:
+        os.ftruncate(file, 0)
+        done = 0
+    told("fetching", done, core.stored)
+    if done < core.stored:
+        with closing(store.blocks(core.path, done)) as blocks:  # type: ignore[type-var]
+            for block in blocks:
+                packing.put(file, block, done)
+                done += len(block)
+                told("fetching", done, core.stored)
+    if done != core.stored:
+        raise Failure(
+            f"{plain(core.path)}: {done} of {core.stored} bytes have come",
+            "run again: it goes on there",
+            Exit.UNREACHABLE,
+        )
+
+
+def _blocks(file: int) -> Iterator[bytes]:
+    """Yield the content of a file."""
+    offset = 0
+    while block := os.pread(file, BLOCK, offset):
+        yield block
+        offset += len(block)
+
+
+def _finish(source: int, core: Core, path: Path, told: Told, unpack: bool) -> Fetched:
+    """Unpack the core, compare its checksum, and give it its name. Raises Failure or OSError."""
+    new = path.with_name(f".{path.name[-200:]}.{os.getpid()}.new")
+    file = os.open(new, NEW_FILE | os.O_EXCL, MODE)
+    try:
+        digest, size, read, damaged = hashlib.sha256(), 0, 0, False
+
+        def counted() -> Iterator[bytes]:
+            nonlocal read
+            for block in _blocks(source):
+                read += len(block)
+                told("unpacking" if core.name.packed and unpack else "comparing", read, core.stored)
+                yield block
+
+        try:
+            for block in packing.unpack(core.name.packed if unpack else "", counted()):
+                packing.put(file, block, size)
+                digest.update(block)
+                size += len(block)
+        except packing.Damaged as error:
+            # The part of a core that was cut off may be of use, the rest of what is damaged is not.
+            damaged = True
+            if not size:
+                raise Failure(
+                    f"{plain(core.path)}: {plain(str(error))}", "fetch it as it is by --packed", Exit.DAMAGED
+                ) from None
+        verified = bool(core.sha256) and unpack and not core.truncated and not damaged
+        if verified and digest.hexdigest() != core.sha256:
+            raise Failure(
+                f"{plain(core.path)}: its checksum is wrong: {digest.hexdigest()} in place of {core.sha256}",
+                "run again; if it is wrong again, the store has another core than the host had",
+                Exit.DAMAGED,
+            )
+        os.fsync(file)
+        damaged = damaged and not core.truncated
+        final = path.with_name(f"{path.name}.truncated") if damaged else path
+        os.replace(new, final)
+        return Fetched(final, size, digest.hexdigest(), verified, damaged)
+    finally:
+        os.close(file)
+        new.unlink(missing_ok=True)

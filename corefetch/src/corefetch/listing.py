@@ -1,0 +1,190 @@
+"""Which cores there are: chosen, the newest first, and crash loops folded into one row each."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from fnmatch import fnmatch
+from typing import Any
+
+from corefetch import text
+from corefetch.errors import Exit, Failure
+from corefetch.facts import Core, of_entry
+from corefetch.learn import Student, cores_of
+
+
+@dataclass
+class Choice:
+    """Which cores are wanted. A word is a part of the name, or a pattern with * and ?."""
+
+    host: str | None = None
+    container: str | None = None
+    program: str | None = None
+    signal: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    truncated: bool = False
+
+    @property
+    def needs_facts(self) -> bool:
+        """Whether the name of a core may not be enough."""
+        return bool(self.signal or self.truncated)
+
+    @property
+    def has_words(self) -> bool:
+        """Whether names count."""
+        return bool(self.host or self.container or self.program)
+
+    def by_time(self, core: Core) -> bool:
+        """Tell whether the core is of the right time."""
+        return (self.since is None or core.when >= self.since) and (self.until is None or core.when < self.until)
+
+    def by_name(self, core: Core) -> bool:
+        """Tell whether the core may be wanted, as far as its name goes: there, the parts are not always told apart."""
+        words = (self.host, self.container, self.program)
+        return self.by_time(core) and all(
+            word is None or _matches(f"*{word}*", core.name.stem) or not core.program for word in map(_stem, words)
+        )
+
+    def by_facts(self, core: Core) -> bool:
+        """Tell whether the core is wanted."""
+        signal = (self.signal or "").upper()
+        return (
+            self.by_time(core)
+            and (not self.truncated or core.truncated)
+            and (not signal or core.signal.upper().removeprefix("SIG") == signal.removeprefix("SIG"))
+            and _any(self.host, core.node, core.host)
+            and _any(self.container, core.pod, core.container, core.namespace)
+            and _any(self.program, core.program, core.exe, core.thread)
+        )
+
+
+def _stem(word: str | None) -> str | None:
+    """Return what a key has of a word: paths and strange characters are not in there."""
+    return (
+        None
+        if word is None
+        else "".join(one if one.isalnum() or one in "*._-" else "?" for one in word.rpartition("/")[2])
+    )
+
+
+def _matches(pattern: str, name: str) -> bool:
+    """Compare without regard to the case."""
+    return fnmatch(name.lower(), pattern.lower())
+
+
+def _any(word: str | None, *names: str) -> bool:
+    """Tell whether a word stands for one of the names."""
+    if word is None:
+        return True
+    pattern = word if any(one in word for one in "*?") else f"*{word}*"
+    return any(name and _matches(pattern, name) for name in names)
+
+
+def chosen(
+    student: Student, choice: Choice, deep: bool, told: Callable[[int], None] = lambda number: None
+) -> Iterator[Core]:
+    """Yield the cores that are wanted, in the order of the store; what is in memory does not grow with the store."""
+
+    def named() -> Iterator[Core]:
+        for number, core in enumerate(cores_of(student.store), 1):
+            told(number)
+            if choice.by_name(core):
+                yield core
+
+    def unsure(core: Core) -> bool:
+        return deep or choice.needs_facts or (choice.has_words and core.vague)
+
+    return (core for core in student.of_many(named(), deep, unsure) if choice.by_facts(core))
+
+
+def newest(cores: Iterator[Core], most: int | None) -> list[Core]:
+    """Return the newest cores, at most so many."""
+    if most is None:
+        return sorted(cores, key=lambda core: (core.when, core.path), reverse=True)
+    heap: list[tuple[datetime, str, Core]] = []
+    for core in cores:
+        item = (core.when, core.path, core)
+        if len(heap) < most:
+            heapq.heappush(heap, item)
+        elif heap and item[:2] > heap[0][:2]:
+            heapq.heapreplace(heap, item)
+    return [core for _, _, core in sorted(heap, key=lambda item: item[:2], reverse=True)]
+
+
+@dataclass
+class Group:
+    """The cores of one fault."""
+
+    program: str
+    build_id: str
+    signal: str
+    fault: str
+    count: int
+    first: datetime
+    last: datetime
+    newest: Core
+
+    def row(self) -> dict[str, Any]:
+        """Return what ``--json`` shows of it."""
+        return {
+            "program": self.program or None,
+            "build_id": self.build_id or None,
+            "signal": self.signal or None,
+            "fault": self.fault or None,
+            "count": self.count,
+            "first": text.iso(self.first),
+            "last": text.iso(self.last),
+            "newest": self.newest.key,
+            "newest_path": self.newest.path,
+        }
+
+
+def folded(cores: Iterator[Core]) -> list[Group]:
+    """Fold cores of the same fault into one group each, the newest first."""
+    groups: dict[tuple[str, str, str, str], Group] = {}
+    for core in cores:
+        same = (core.exe or core.program, core.build_id, core.signal, core.fault)
+        group = groups.get(same)
+        if group is None:
+            groups[same] = Group(*same, 1, core.when, core.when, core)
+            continue
+        group.count += 1
+        group.first = min(group.first, core.when)
+        if core.when >= group.last:
+            group.last, group.newest = core.when, core
+    return sorted(groups.values(), key=lambda group: group.last, reverse=True)
+
+
+def find(student: Student, words: str, choice: Choice | None = None) -> Core:
+    """Return the one core that is meant: by its path, by a part of its key, or by ``last``. Raises Failure."""
+    store = student.store
+    if words == "last":
+        found = newest((core for core in cores_of(store) if choice is None or choice.by_facts(core)), 1)
+        if not found:
+            raise Failure(f"{store.url}: no core", "see corefetch list", Exit.NOT_FOUND)
+        return found[0]
+    if words.startswith(f"{store.url}/"):
+        words = words[len(store.url) + 1 :]
+    entry = store.stat(words) if "/" not in words or not words.startswith("/") else None
+    if entry and (core := of_entry(entry)):
+        return core
+    candidates: list[Core] = []
+    number = 0
+    for core in cores_of(store):
+        if words in core.path:
+            if words in (core.key, core.id):
+                return core
+            number += 1
+            if len(candidates) < 3:
+                candidates.append(core)
+    if number == 1:
+        return candidates[0]
+    if not number:
+        raise Failure(
+            f"{store.url}: no core has {text.plain(words)!r} in its key", "see corefetch list", Exit.NOT_FOUND
+        )
+    some = ", ".join(core.id or core.key for core in candidates) + (", ..." if number > 3 else "")
+    raise Failure(f"{text.plain(words)!r} is in {number} keys", f"say more of one: {text.plain(some)}", Exit.NOT_FOUND)

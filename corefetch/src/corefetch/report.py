@@ -1,0 +1,191 @@
+"""What ``info`` says of a core: the fault in one line, the facts, the backtraces, and what is missing."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from corefetch import elfcore, symbols, text
+from corefetch.debugger import Frame, Trace
+from corefetch.facts import Core
+from corefetch.sysroot import Gathered, Mapped
+from corefetch.text import plain
+
+# Functions through which a program ends itself: the fault is of the one that has called them.
+ENDING = re.compile(
+    r"(__GI_|__)?(raise|abort|gsignal|kill|tgkill|assert_fail(_base)?|pthread_kill(_implementation|_internal|@\S+)?"
+    r"|libc_message(_impl)?|malloc_printerr|fortify_fail|chk_fail|stack_chk_fail|terminate|verbose_terminate_handler"
+    r"|kernel_vsyscall|libc_do_syscall)|std::terminate.*|__cxxabiv1::.*|__cxa_(throw|rethrow)|__gnu_cxx::__verbose_terminate_handler"
+    r"|_?int_free|_?int_malloc|free|rust_panic|std::panicking::.*|core::panicking::.*|<signal handler called>|runtime\..*"
+)
+MOST_FILES = 6
+SYMBOLS_FROM = "--symbols DIRECTORY of its debug files, DEBUGINFOD_URLS, or an image built with -g and without strip"
+
+
+@dataclass
+class Report:
+    """All that is known of a core in the end."""
+
+    core: Core
+    said: elfcore.CoreFacts | None = None
+    traces: list[Trace] = field(default_factory=list)
+    files: list[Mapped] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    hints: list[str] = field(default_factory=list)
+
+    @property
+    def crash(self) -> Frame | None:
+        """The frame that tells most of the fault."""
+        frames = self.traces[0].frames if self.traces else []
+        named = [frame for frame in frames if frame.function and not ENDING.fullmatch(frame.function)]
+        return next((frame for frame in named if frame.line is not None), next(iter(named), None))
+
+    def row(self) -> dict[str, Any]:
+        """Return what ``--json`` shows."""
+        crash = self.crash
+        return {
+            **self.core.row(),
+            "arguments": self.said.arguments if self.said else None,
+            "facts": self.core.known or None,
+            "build_ids": self.core.build_ids or None,
+            "crash": crash.row() if crash else None,
+            "threads": [trace.row() for trace in self.traces],
+            "files": [one.row() for one in self.files],
+            "problems": self.problems,
+            "hints": self.hints,
+        }
+
+
+def complete(report: Report, found: Gathered) -> None:
+    """Add what the files and the backtraces show to be missing, each with its remedy."""
+    report.files = found.files
+    unnamed = {
+        frame.module.rpartition("+")[0] for trace in report.traces for frame in trace.frames if not frame.function
+    }
+    missing: list[str] = []
+    for number, one in enumerate(found.files):
+        if one.state == "mismatch":
+            others = ", ".join(f"{build_id[:12]} in the {source}" for source, build_id in one.others.items())
+            missing.append(
+                f"{plain(one.path)}: build id {one.build_id[:12]} in the core, {plain(others)}: they are of another build; "
+                "say the right one by --image or --sysroot"
+            )
+        elif one.state == "missing":
+            wanted = f" (build id {one.build_id[:12]})" if one.build_id else ""
+            missing.append(f"{plain(one.path)}{wanted}: not found: say --image or --sysroot, or set DEBUGINFOD_URLS")
+        elif one.state == "stripped" and (number == 0 or one.path in unnamed):
+            missing.append(f"{plain(one.path)} is stripped, so its functions have no names: {SYMBOLS_FROM}")
+        elif one.state == "functions" and number == 0:
+            missing.append(f"{plain(one.path)} has no line numbers: {SYMBOLS_FROM}")
+    if len(missing) > MOST_FILES:
+        missing[MOST_FILES:] = [f"... and {len(missing) - MOST_FILES} files more: see --json"]
+    report.problems += [*found.problems, *missing]
+    program = found.program
+    report.hints = symbols.hints([one.path for one in found.files], program.contents.language if program else "")
+
+
+def headline(report: Report) -> str:
+    """Return the fault in one line."""
+    core = report.core
+    what = f"{core.program or core.thread or 'a program'}: {core.signal or 'no signal'}"
+    frame = report.crash
+    if frame is None:
+        return f"{what} at {core.fault}" if core.fault else what
+    place = (
+        f" at {frame.file}:{frame.line}" if frame.line is not None else f" in {frame.module}" if frame.module else ""
+    )
+    return f"{what} in {frame.function}{place}"
+
+
+def facts(report: Report) -> list[tuple[str, str]]:
+    """Return the facts that are known, each with its name."""
+    core = report.core
+    cut = "yes: the end of the core is missing" if core.truncated else ""
+    pod = f"{core.namespace}/{core.pod}" if core.namespace else core.pod
+    user = f"{core.uid}:{core.gid}" if core.uid is not None else ""
+    rows = [
+        ("time", f"{text.moment(core.time)} UTC" if core.time else ""),
+        ("host", core.node or core.host),
+        ("pod", pod),
+        ("container", core.container),
+        ("image", core.image),
+        ("program", core.exe or core.program),
+        ("arguments", report.said.arguments if report.said else ""),
+        ("thread", core.thread),
+        ("pid", "" if core.pid is None else str(core.pid)),
+        ("user", user),
+        ("signal", core.signal),
+        ("fault", core.fault),
+        ("build id", core.build_id),
+        (
+            "size",
+            f"{text.size(core.size)}, {text.size(core.stored)} in the store"
+            if core.size
+            else f"{text.size(core.stored)} in the store",
+        ),
+        ("truncated", cut),
+        ("sha256", core.sha256),
+        ("reason", core.reason),
+        ("key", core.key),
+    ]
+    return [(name, plain(value)) for name, value in rows if value]
+
+
+def show(report: Report, console: Console) -> None:
+    """Print the report."""
+    console.print(Text(plain(headline(report)), style="bold"), soft_wrap=True)
+    console.print()
+    for name, value in facts(report):
+        console.print(Text(f"{name:<10} ", style="dim") + Text(value), soft_wrap=True)
+    for number, (same, trace) in enumerate(folded(report.traces)):
+        console.print()
+        names = ", ".join(str(one) for one in same[:8]) + (", ..." if len(same) > 8 else "")
+        title = f"thread {names}" if len(same) == 1 else f"{len(same)} threads: {names}"
+        console.print(
+            Text(f"{title}{', which crashed' if number == 0 and report.core.signal else ''}", style="bold"),
+            soft_wrap=True,
+        )
+        for frame in trace.frames:
+            show_frame(frame, console, frame is report.crash)
+        if trace.more:
+            console.print(" ... more frames: see corefetch debug")
+    for title, lines in (("What is missing", report.problems), ("What else reads this core", report.hints)):
+        if lines:
+            console.print()
+            console.print(Text(title, style="bold"))
+            for line in lines:
+                console.print(Text(f"- {line}"), soft_wrap=True)
+
+
+def folded(traces: list[Trace]) -> list[tuple[list[int | None], Trace]]:
+    """Fold threads that are at the same place into one, except the first."""
+    found: dict[tuple[object, ...], tuple[list[int | None], Trace]] = {}
+    for number, trace in enumerate(traces):
+        same = (number == 0, *((frame.function, frame.file, frame.line, frame.module) for frame in trace.frames))
+        found.setdefault(same, ([], trace))[0].append(trace.thread)
+    return list(found.values())
+
+
+def show_frame(frame: Frame, console: Console, marked: bool) -> None:
+    """Print a frame, on a second line where one is too short."""
+    name = frame.function or frame.module or (f"{frame.address:#x}" if frame.address is not None else "??")
+    line = f" #{frame.number:<3}{name}"
+    if frame.function and frame.arguments:
+        line += f" ({frame.arguments})"
+    place = (
+        f"at {frame.file}:{frame.line}"
+        if frame.line is not None
+        else f"in {frame.module}"
+        if frame.function and frame.module
+        else ""
+    )
+    style = "bold" if marked else ""
+    if place and len(line) + len(place) + 1 <= console.width:
+        line, place = f"{line} {place}", ""
+    console.print(Text(line, style=style), soft_wrap=True)
+    if place:
+        console.print(Text(f"      {place}", style=style), soft_wrap=True)

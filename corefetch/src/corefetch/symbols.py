@@ -1,0 +1,93 @@
+"""What an ELF file has to be read by a debugger: its build id, its symbols, its debug information, and its language."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from elftools.elf.elffile import ELFFile
+
+from corefetch import elfcore
+
+LONGEST_COMMENT = 4096
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What an ELF file has."""
+
+    build_id: str = ""
+    symbols: bool = False
+    lines: bool = False
+    link: str = ""
+    language: str = ""
+
+
+def read(path: Path) -> Contents:
+    """Look into a file. What is no ELF file has nothing."""
+    try:
+        with open(path, "rb") as stream:
+            build_id = elfcore.build_id_of(stream)
+            file = ELFFile(stream)
+            names = {section.name for section in file.iter_sections()}
+            comment = file.get_section_by_name(".comment")
+            said = comment.data()[:LONGEST_COMMENT] if comment else b""
+            link = file.get_section_by_name(".gnu_debuglink")
+            return Contents(
+                build_id=build_id or _note(file),
+                symbols=".symtab" in names or ".gnu_debugdata" in names,
+                lines=bool(names & {".debug_line", ".zdebug_line"}),
+                link=link.data().split(b"\0", 1)[0].decode("utf-8", "replace") if link else "",
+                language=_language(names, said),
+            )
+    except (OSError, *elfcore.MALFORMED):
+        return Contents()
+
+
+def _note(file: ELFFile) -> str:
+    """Return the build id where its note is not in the first page, such as in a file of debug information."""
+    section: Any = file.get_section_by_name(".note.gnu.build-id")
+    if section is not None and section.header.sh_type == "SHT_NOTE":
+        for note in section.iter_notes():
+            if note["n_type"] == "NT_GNU_BUILD_ID":
+                return str(note["n_desc"])
+    return ""
+
+
+def _language(names: set[str], comment: bytes) -> str:
+    """Return the language, where another debugger than gdb knows more of it."""
+    if names & {".gopclntab", ".go.buildinfo", ".note.go.buildid"}:
+        return "Go"
+    if b"rustc" in comment:
+        return "Rust"
+    return ""
+
+
+# What else reads a core of a language, by the files that the process has mapped.
+HINTS = (
+    (
+        r"/libjvm\.so$",
+        "Java",
+        "jhsdb jstack --exe JAVA --core CORE, of the very JDK of the image, shows the Java frames",
+    ),
+    (
+        r"/(libpython[\d.]*\.so[\d.]*|python[\d.]*)$",
+        "Python",
+        "pystack core CORE PYTHON shows the Python frames; so does py-bt of gdb with python3-dbg's python-gdb.py",
+    ),
+    (r"/(node|nodejs|libnode\.so[\d.]*)$", "Node.js", "llnode, a plugin of lldb, shows the JavaScript frames"),
+    (r"/(ruby|libruby[\w.-]*\.so[\d.]*)$", "Ruby", "sdb-trace of rbgdb shows the Ruby frames"),
+    (r"/(dotnet|libcoreclr\.so)$", ".NET", "dotnet-dump analyze CORE shows the managed frames"),
+)
+OF_LANGUAGE = {
+    "Go": "dlv core PROGRAM CORE shows every goroutine; gdb shows those that run",
+    "Rust": "rust-gdb and rust-lldb show Rust's own types; symbols need debug = 1 or strip = false in the profile",
+}
+
+
+def hints(files: list[str], language: str) -> list[str]:
+    """Return what else reads this core."""
+    found = [f"{name}: {hint}" for pattern, name, hint in HINTS if any(re.search(pattern, path) for path in files)]
+    return found + ([f"{language}: {OF_LANGUAGE[language]}"] if language else [])

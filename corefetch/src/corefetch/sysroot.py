@@ -1,0 +1,322 @@
+"""Gathers the program and the libraries of a core, each compared with the core by its build id.
+
+The debugger gets a directory that looks like the root of the container, as far as the process had mapped it. Its files are
+links into the cache, where each file lies by its build id. Nothing that a core says becomes a path outside of that directory.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from corefetch import engine, symbols
+from corefetch.cache import Cache
+from corefetch.debuginfod import Servers
+from corefetch.elfcore import CoreFacts
+from corefetch.errors import Failure
+from corefetch.text import plain
+
+BLOCK = 1 << 20
+LARGEST = 8 << 30
+AT_ONCE = 8
+DEBUG = "usr/lib/debug"
+
+
+@dataclass
+class Mapped:
+    """A file that the process had mapped."""
+
+    path: str
+    build_id: str
+    file: Path | None = None
+    source: str = ""
+    debug: Path | None = None
+    debug_source: str = ""
+    contents: symbols.Contents = field(default_factory=symbols.Contents)
+    others: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def state(self) -> str:
+        """What the debugger can make of it: ``lines``, ``functions``, ``stripped``, ``mismatch`` or ``missing``."""
+        if self.file is None:
+            return "mismatch" if self.others else "missing"
+        if self.debug or self.contents.lines:
+            return "lines"
+        return "functions" if self.contents.symbols else "stripped"
+
+    def row(self) -> dict[str, str | None]:
+        """Return what ``--json`` shows of it."""
+        return {
+            "path": self.path,
+            "build_id": self.build_id or None,
+            "state": self.state,
+            "source": self.source or None,
+            "debug_source": self.debug_source or None,
+        }
+
+
+@dataclass
+class Sources:
+    """Where files may come from."""
+
+    sysroot: Path | None = None
+    image: str = ""
+    engine: str = ""
+    servers: Servers | None = None
+    symbols: list[Path] = field(default_factory=list)
+    here: bool = True
+
+
+@dataclass
+class Gathered:
+    """What was found, and why the rest was not."""
+
+    root: Path
+    files: list[Mapped]
+    problems: list[str]
+
+    @property
+    def program(self) -> Mapped | None:
+        """The program, which is the first file."""
+        return self.files[0] if self.files else None
+
+    def inside(self, path: str) -> Path:
+        """Return the place of a file of the container."""
+        return self.root / safe(path)
+
+
+def safe(path: str) -> str:
+    """Return a path of the container, relative to its root and without a way out of it."""
+    return "/".join(part for part in path.split("/") if part not in ("", ".", "..")) or "unnamed"
+
+
+@contextmanager
+def gathered(
+    said: CoreFacts, sources: Sources, cache: Cache, told: Callable[[str], None] = lambda text: None
+) -> Iterator[Gathered]:
+    """Gather all files that the core maps, and remove the directory of links at the end. Raises Failure."""
+    root = Path(tempfile.mkdtemp(dir=cache.directory("roots"), prefix="root."))
+    try:
+        found = Gathered(root, [Mapped(path, said.build_ids.get(path, "")) for path in said.files], [])
+        _Gathering(found, sources, cache, told).run()
+        _link(found, said)
+        yield found
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+class _Gathering:
+    """One run through the sources, the nearest first."""
+
+    def __init__(self, found: Gathered, sources: Sources, cache: Cache, told: Callable[[str], None]) -> None:
+        self.found = found
+        self.sources = sources
+        self.cache = cache
+        self.told = told
+
+    @property
+    def lacking(self) -> list[Mapped]:
+        """The files that are not found yet."""
+        return [one for one in self.found.files if one.file is None]
+
+    def run(self) -> None:
+        """Ask all sources."""
+        for one in self.lacking:
+            cached = self.cache.of_build_id(one.build_id, "executable") if one.build_id else None
+            if cached and cached.is_file():
+                one.file, one.source = cached, "cache"
+        if self.sources.sysroot:
+            self.from_sysroot(self.sources.sysroot)
+        if self.sources.here:
+            self.from_here()
+        if self.lacking and self.sources.image:
+            try:
+                self.from_image()
+            except Failure as failure:
+                self.found.problems.append(str(failure))
+        if self.sources.servers:
+            self.from_servers(self.sources.servers)
+        for one in self.found.files:
+            if one.file:
+                one.contents = symbols.read(one.file)
+        self.find_debug()
+        if self.sources.servers:
+            for url, problem in self.sources.servers.problems.items():
+                self.found.problems.append(f"{plain(url)}: {problem}: see DEBUGINFOD_URLS and the network")
+
+    def from_sysroot(self, root: Path) -> None:
+        """Take files of a directory that has the container's files."""
+        if not root.is_dir():
+            self.found.problems.append(f"{root}: no such directory: correct --sysroot")
+            return
+        for one in self.lacking:
+            path = _resolve(root, one.path)
+            if path:
+                self.accept(one, path, "sysroot")
+
+    def from_here(self) -> None:
+        """Take files of this machine, if they are the very ones."""
+        for one in self.lacking:
+            path = Path(one.path)
+            if one.build_id and path.is_file() and symbols.read(path).build_id == one.build_id:
+                one.file, one.source = path, "this machine"
+
+    def accept(self, one: Mapped, path: Path, source: str) -> None:
+        """Take a file if it is the right one."""
+        build_id = symbols.read(path).build_id
+        if one.build_id and build_id != one.build_id:
+            one.others[source] = build_id or "none"
+        else:
+            one.file, one.source = path, source
+
+    def from_image(self) -> None:
+        """Copy files out of the image. Raises Failure."""
+        name = engine.choose(self.sources.engine)
+        self.told(f"copies files of image {self.sources.image}")
+        with engine.opened(name, self.sources.image) as image:
+            for one in self.lacking:
+                path = self.copy(image, one.path, one.build_id or "unknown", "executable", one.build_id)
+                if path:
+                    self.accept(one, path, "image")
+            # An image may have its debug information where Debian's packages put it.
+            for one in self.found.files:
+                if one.build_id and one.file and one.source == "image" and not symbols.read(one.file).lines:
+                    inside = f"/{DEBUG}/.build-id/{one.build_id[:2]}/{one.build_id[2:]}.debug"
+                    if not self.cache.of_build_id(one.build_id, "debuginfo").exists():
+                        self.copy(image, inside, one.build_id, "debuginfo", one.build_id)
+
+    def copy(self, image: engine.Image, path: str, place: str, kind: str, build_id: str) -> Path | None:
+        """Copy a file of the image into the cache if it is the right one, else beside the links; None if it is not there."""
+        with image.open(path) as stream:
+            if stream is None:
+                return None
+            with tempfile.NamedTemporaryFile(dir=self.found.root, prefix=".copied.", delete=False) as file:
+                _copy(stream, file)
+        copied = Path(file.name)
+        if not build_id or symbols.read(copied).build_id != build_id:
+            return copied
+        kept = self.cache.of_build_id(place, kind)
+        self.cache.directory(*kept.parent.relative_to(self.cache.path).parts)
+        os.replace(copied, kept)
+        return kept
+
+    def from_servers(self, servers: Servers) -> None:
+        """Ask for programs and libraries by their build ids."""
+        wanted = [one for one in self.lacking if one.build_id]
+        if not wanted or not servers.urls:
+            return
+        self.told("asks debuginfod for files")
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            for one, there in zip(
+                wanted, pool.map(lambda one: servers.fetch(one.build_id, "executable"), wanted), strict=True
+            ):
+                if there:
+                    one.file, one.source = self.cache.of_build_id(one.build_id, "executable"), "debuginfod"
+
+    def find_debug(self) -> None:
+        """Find the debug information of files that have none themselves."""
+        wanted = [one for one in self.found.files if one.build_id and not one.contents.lines]
+        for one in wanted:
+            cached = self.cache.of_build_id(one.build_id, "debuginfo")
+            if cached.is_file():
+                one.debug, one.debug_source = cached, "cache"
+        self.from_directories([one for one in wanted if not one.debug])
+        left = [one for one in wanted if not one.debug]
+        servers = self.sources.servers
+        if left and servers and servers.urls:
+            self.told("asks debuginfod for debug information")
+            with ThreadPoolExecutor(AT_ONCE) as pool:
+                for one, there in zip(
+                    left, pool.map(lambda one: servers.fetch(one.build_id, "debuginfo"), left), strict=True
+                ):
+                    if there:
+                        one.debug, one.debug_source = self.cache.of_build_id(one.build_id, "debuginfo"), "debuginfod"
+
+    def from_directories(self, wanted: list[Mapped]) -> None:
+        """Look for separate files of debug information: by build id, or by any name in the directories of ``--symbols``."""
+        by_id = {one.build_id: one for one in wanted}
+        places = [
+            *self.sources.symbols,
+            *([self.sources.sysroot / DEBUG] if self.sources.sysroot else []),
+            Path(f"/{DEBUG}"),
+        ]
+        for directory in places:
+            for one in wanted:
+                path = directory / ".build-id" / one.build_id[:2] / f"{one.build_id[2:]}.debug"
+                if not one.debug and path.is_file():
+                    one.debug, one.debug_source = path, str(directory)
+        for directory in self.sources.symbols:
+            if not directory.is_dir():
+                self.found.problems.append(f"{directory}: no such directory: correct --symbols")
+            if all(one.debug for one in wanted):
+                return
+            for base, _, names in os.walk(directory):
+                for name in names:
+                    path = Path(base, name)
+                    known = symbols.read(path)
+                    right = by_id.get(known.build_id)
+                    if right and not right.debug and known.lines:
+                        right.debug, right.debug_source = path, str(directory)
+
+
+def _resolve(root: Path, path: str) -> Path | None:
+    """Return a file below ``root``, whose symbolic links are meant as the container sees them; None if it is not there."""
+    at, parts, steps = root, [one for one in path.split("/") if one], 0
+    while parts:
+        part = parts.pop(0)
+        if part == ".":
+            continue
+        if part == "..":
+            at = at.parent if at != root else root
+            continue
+        next_one = at / part
+        if next_one.is_symlink():
+            steps += 1
+            if steps > 40:
+                return None
+            target = os.readlink(next_one)
+            at = root if target.startswith("/") else at
+            parts = [one for one in target.split("/") if one] + parts
+        else:
+            at = next_one
+    return at if at.is_file() else None
+
+
+def _copy(stream: IO[bytes], file: IO[bytes]) -> None:
+    """Copy a file. Raises Failure where it does not end."""
+    done = 0
+    while block := stream.read(BLOCK):
+        done += len(block)
+        if done > LARGEST:
+            raise Failure("a file of the image is larger than 8 GiB", "say --sysroot DIRECTORY")
+        file.write(block)
+
+
+def _link(found: Gathered, said: CoreFacts) -> None:
+    """Make the links: each file by its path and by the names that the loader has for it, and the debug information by id."""
+    by_path = {one.path: one for one in found.files}
+    for path, one in [
+        *by_path.items(),
+        *((name, by_path[target]) for name, target in said.links.items() if target in by_path),
+    ]:
+        if one.file:
+            _symlink(one.file, found.inside(path))
+    for one in found.files:
+        if one.debug:
+            _symlink(one.debug, found.root / DEBUG / ".build-id" / one.build_id[:2] / f"{one.build_id[2:]}.debug")
+
+
+def _symlink(target: Path, place: Path) -> None:
+    """Make one link, unless a stranger's paths contradict each other."""
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(target.absolute())
+    except OSError:
+        return

@@ -1,0 +1,103 @@
+"""What the user sees: tables and text on standard output, all else on standard error; colours and progress on terminals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.table import Table
+from rich.text import Text
+
+from corefetch.text import plain
+
+# Wide enough for any row where nobody sees the width.
+WIDE = 4000
+
+
+def output() -> Console:
+    """Return standard output: as wide as the terminal, or as wide as needed. It knows NO_COLOR by itself."""
+    wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDE
+    return Console(width=wide, highlight=False, markup=False, emoji=False, soft_wrap=False)
+
+
+def errors() -> Console:
+    """Return standard error."""
+    return Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """Say a line beside the result."""
+    errors().print(Text(f"corefetch: {text}"))
+
+
+def print_json(value: Any) -> None:
+    """Print a value for programs."""
+    print(json.dumps(value, indent=1, ensure_ascii=True))
+
+
+def table(columns: list[tuple[str, int, str]], rows: list[list[str]]) -> Table:
+    """Return a table: name, least width and justification of each column; those of least width 0 give way to others."""
+    found = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0), collapse_padding=True)
+    for name, least, justify in columns:
+        found.add_column(
+            name,
+            no_wrap=True,
+            overflow="ellipsis",
+            min_width=least or None,
+            ratio=None,
+            justify="right" if justify == "right" else "left",
+        )
+    for row in rows:
+        found.add_row(*(Text(plain(cell)) for cell in row))
+    return found
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Yield what tells of bytes; silent where standard error is no terminal."""
+    if not sys.stderr.isatty():
+        yield lambda what, done, total: None
+        return
+    bars: dict[str, Any] = {}
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(None),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(compact=True),
+    )
+    with Progress(*columns, console=errors(), transient=True, expand=True) as shown:
+
+        def told(what: str, done: int, total: int) -> None:
+            if what not in bars:
+                bars[what] = shown.add_task(what, total=total, completed=done)
+            shown.update(bars[what], completed=done, total=total)
+
+        yield told
+
+
+@contextmanager
+def working(what: str) -> Iterator[Callable[[str], None]]:
+    """Yield what tells of steps; silent where standard error is no terminal."""
+    if not sys.stderr.isatty():
+        yield lambda text: None
+        return
+    with errors().status(plain(what)) as status:
+        yield lambda text: status.update(Text(plain(text)))
+
+
+@contextmanager
+def without_interrupt() -> Iterator[None]:
+    """Leave Ctrl-C to a child, which does not inherit that this process does nothing then."""
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -58,11 +58,11 @@ def list_cores(words: Words, settings: Settings) -> int:
     elif words.group:
         _show_groups(groups[:most])
         if most is not None and len(groups) > most:
-            ui.say(f"the {most} newest of {len(groups)}; --limit 0 shows all")
+            ui.say(f"the newest {most} of {len(groups)}; --limit 0 shows all")
     else:
         _show_cores(cores)
         if beyond:
-            ui.say(f"the {most} newest; --limit 0 shows all")
+            ui.say(f"the newest {most}; --limit 0 shows all")
     if not (groups or cores) and not words.json:
         ui.say(f"no core of that kind in {plain(student.store.url)}")
     if student.problem:
@@ -89,9 +89,9 @@ def _show_cores(cores: list[Core]) -> None:
                 core.node or core.host or "-",
             ]
         )
-    names = [("ID", 8), ("TIME (UTC)", 16), ("SIGNAL", 4), ("SIZE", 4), ("PROGRAM", 0), ("CONTAINER", 0), ("HOST", 0)]
     if rows:
-        console.print(ui.table([(name, least, "right" if name == "SIZE" else "left") for name, least in names], rows))
+        names = ["ID", "TIME (UTC)", "SIGNAL", "SIZE", "PROGRAM", "CONTAINER", "HOST"]
+        console.print(ui.table(console, names, rows, "SIZE", {"PROGRAM", "CONTAINER", "HOST"}))
 
 
 def _show_groups(groups: list[listing.Group]) -> None:
@@ -113,18 +113,9 @@ def _show_groups(groups: list[listing.Group]) -> None:
                 group.newest.id[: 8 if narrow else None] or group.newest.key,
             ]
         )
-    names = [
-        ("COUNT", 1),
-        ("FIRST", 11),
-        ("LAST (UTC)", 11),
-        ("SIGNAL", 4),
-        ("PROGRAM", 0),
-        ("BUILD ID", 8),
-        ("FAULT", 0),
-        ("NEWEST", 8),
-    ]
     if rows:
-        console.print(ui.table([(name, least, "right" if name == "COUNT" else "left") for name, least in names], rows))
+        names = ["COUNT", "FIRST", "LAST (UTC)", "SIGNAL", "PROGRAM", "BUILD ID", "FAULT", "NEWEST"]
+        console.print(ui.table(console, names, rows, "COUNT", {"PROGRAM", "FAULT"}))
 
 
 def info(words: Words, settings: Settings) -> int:
@@ -237,6 +228,7 @@ def debug(words: Words, settings: Settings) -> int:
                 path.absolute(), gathered, batch=False, directories=[Path(one) for one in words.source_directory]
             )
         command += words.words
+        gathered.keep = words.json or words.print
         if words.json:
             ui.print_json({"command": command, "problems": found.problems, "hints": found.hints})
             return Exit.DONE

@@ -19,7 +19,8 @@ MOST_FRAMES = 64
 THREAD = re.compile(r"Thread (\d+) \((.*)\):")
 LWP = re.compile(r"(?:LWP|process) (\d+)")
 FRAME = re.compile(r"#(\d+)\s+(?:(0x[0-9a-f]+) in )?(.*)")
-SOURCE = re.compile(r"(.*?)(?: at (\S.*?):(\d+)| from (\S.*))?")
+# The arguments may have any text in them, so the last bracket counts.
+SOURCE = re.compile(r"(.*\)|[^()]*)(?: at (\S.*):(\d+)| from (\S.*))?")
 
 
 @dataclass
@@ -152,16 +153,19 @@ def read(output: str, said: CoreFacts) -> list[Trace]:
             process = LWP.search(found[2])
             traces.append(Trace(int(process[1]) if process else None))
         elif traces and (found := FRAME.fullmatch(line.rstrip())):
-            traces[-1].frames.append(_frame(found, said))
+            traces[-1].frames.append(_frame(found, said, traces[-1]))
         elif traces and line.startswith(("(More stack frames follow", "Backtrace limit of")):
             traces[-1].more = True
     return [trace for trace in traces if trace.frames]
 
 
-def _frame(found: re.Match[str], said: CoreFacts) -> Frame:
+def _frame(found: re.Match[str], said: CoreFacts, trace: Trace) -> Frame:
     """Read a frame."""
     address = int(found[2], 16) if found[2] else None
-    parts = SOURCE.fullmatch(found[3])
+    if address is None and found[1] == "0" and trace.frames == [] and trace.thread is not None:
+        # gdb leaves the address out where a line begins there.
+        address = next((thread.counter for thread in said.threads if thread.id == trace.thread), None)
+    parts = SOURCE.fullmatch(found[3]) or re.fullmatch(r"(.*)()()()", found[3])
     assert parts is not None
     function, _, arguments = parts[1].partition(" (")
     place = said.place(address) if address is not None else None

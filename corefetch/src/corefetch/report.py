@@ -40,9 +40,22 @@ class Report:
     @property
     def crash(self) -> Frame | None:
         """The frame that tells most of the fault."""
+        return next(iter(self._told()), None)
+
+    @property
+    def caller(self) -> Frame | None:
+        """The frame with the line that has led there, where the fault is not in a line of the program itself."""
+        crash = self.crash
+        program = self.core.exe
+        if crash is None or (crash.line is not None and crash.module == program):
+            return None
+        return next((frame for frame in self._told()[1:] if frame.line is not None and frame.module == program), None)
+
+    def _told(self) -> list[Frame]:
+        """Return the frames of the first thread from the fault on: not those through which a program ends itself."""
         frames = self.traces[0].frames if self.traces else []
-        named = [frame for frame in frames if frame.function and not ENDING.fullmatch(frame.function)]
-        return next((frame for frame in named if frame.line is not None), next(iter(named), None))
+        first = next((n for n, frame in enumerate(frames) if not ENDING.fullmatch(frame.function or "??")), len(frames))
+        return frames[first:]
 
     def row(self) -> dict[str, Any]:
         """Return what ``--json`` shows."""
@@ -53,6 +66,7 @@ class Report:
             "facts": self.core.known or None,
             "build_ids": self.core.build_ids or None,
             "crash": crash.row() if crash else None,
+            "caller": self.caller.row() if self.caller else None,
             "threads": [trace.row() for trace in self.traces],
             "files": [one.row() for one in self.files],
             "problems": self.problems,
@@ -95,10 +109,14 @@ def headline(report: Report) -> str:
     frame = report.crash
     if frame is None:
         return f"{what} at {core.fault}" if core.fault else what
-    place = (
-        f" at {frame.file}:{frame.line}" if frame.line is not None else f" in {frame.module}" if frame.module else ""
-    )
-    return f"{what} in {frame.function}{place}"
+    if not frame.function:
+        return f"{what} at {frame.module or core.fault or 'an address that belongs to no file'}"
+    place = f" of {frame.module}" if frame.module else ""
+    if frame.line is not None:
+        place = f" at {frame.file}:{frame.line}"
+    caller = report.caller
+    called = f", called by {caller.function} at {caller.file}:{caller.line}" if caller else ""
+    return f"{what} in {frame.function}{place}{called}"
 
 
 def facts(report: Report) -> list[tuple[str, str]]:

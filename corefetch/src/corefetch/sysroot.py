@@ -81,6 +81,7 @@ class Gathered:
     root: Path
     files: list[Mapped]
     problems: list[str]
+    keep: bool = False
 
     @property
     def program(self) -> Mapped | None:
@@ -103,13 +104,14 @@ def gathered(
 ) -> Iterator[Gathered]:
     """Gather all files that the core maps, and remove the directory of links at the end. Raises Failure."""
     root = Path(tempfile.mkdtemp(dir=cache.directory("roots"), prefix="root."))
+    found = Gathered(root, [Mapped(path, said.build_ids.get(path, "")) for path in said.files], [])
     try:
-        found = Gathered(root, [Mapped(path, said.build_ids.get(path, "")) for path in said.files], [])
         _Gathering(found, sources, cache, told).run()
         _link(found, said)
         yield found
     finally:
-        shutil.rmtree(root, ignore_errors=True)
+        if not found.keep:
+            shutil.rmtree(root, ignore_errors=True)
 
 
 class _Gathering:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
@@ -19,6 +20,7 @@ from corefetch.text import plain
 
 # Wide enough for any row where nobody sees the width.
 WIDE = 4000
+GAP, LEAST = 2, 6
 
 
 def output() -> Console:
@@ -42,20 +44,21 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=1, ensure_ascii=True))
 
 
-def table(columns: list[tuple[str, int, str]], rows: list[list[str]]) -> Table:
-    """Return a table: name, least width and justification of each column; those of least width 0 give way to others."""
-    found = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0), collapse_padding=True)
-    for name, least, justify in columns:
-        found.add_column(
-            name,
-            no_wrap=True,
-            overflow="ellipsis",
-            min_width=least or None,
-            ratio=None,
-            justify="right" if justify == "right" else "left",
-        )
+def table(console: Console, columns: list[str], rows: list[list[str]], right: str, flexible: set[str]) -> Table:
+    """Return a table as wide as the terminal at most: the ``flexible`` columns give way, the widest first."""
+    rows = [[plain(cell) for cell in row] for row in rows]
+    widths = [max(cell_len(cell) for cell in column) for column in zip(columns, *rows, strict=True)]
+    while sum(widths) + GAP * (len(columns) - 1) > console.width:
+        widest = max((n for n, name in enumerate(columns) if name in flexible), key=lambda n: widths[n])
+        if widths[widest] <= LEAST:
+            break
+        widths[widest] -= 1
+    found = Table(box=None, pad_edge=False, header_style="bold", padding=(0, GAP, 0, 0), collapse_padding=True)
+    for name, width in zip(columns, widths, strict=True):
+        justify: Any = "right" if name == right else "left"
+        found.add_column(name, no_wrap=True, overflow="ellipsis", width=width, justify=justify)
     for row in rows:
-        found.add_row(*(Text(plain(cell)) for cell in row))
+        found.add_row(*(Text(cell) for cell in row))
     return found
 
 

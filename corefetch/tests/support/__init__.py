@@ -1,0 +1,1 @@
+"""What the tests need: real cores, real stores on the loopback interface, and the command."""

@@ -108,14 +108,14 @@ def _show_groups(groups: list[listing.Group]) -> None:
                 text.moment(group.last, seconds=not narrow)[5 if narrow else 0 :],
                 group.signal.removeprefix("SIG") if narrow else group.signal,
                 (group.program.rpartition("/")[2] if narrow else group.program) or "-",
-                group.build_id[: 8 if narrow else None] or "-",
+                group.build_id[: 6 if narrow else None] or "-",
                 (f"{module.rpartition('/')[2]}+{offset}" if narrow else group.fault) if module else "-",
                 group.newest.id[: 8 if narrow else None] or group.newest.key,
             ]
         )
     if rows:
-        names = ["COUNT", "FIRST", "LAST (UTC)", "SIGNAL", "PROGRAM", "BUILD ID", "FAULT", "NEWEST"]
-        console.print(ui.table(console, names, rows, "COUNT", {"PROGRAM", "FAULT"}))
+        names = ["N", "FIRST", "LAST (UTC)", "SIG", "PROGRAM", "BUILD", "FAULT", "NEWEST"]
+        console.print(ui.table(console, names, rows, "N", {"PROGRAM", "FAULT"}))
 
 
 def info(words: Words, settings: Settings) -> int:

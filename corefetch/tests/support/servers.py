@@ -1,0 +1,109 @@
+"""Real servers on the loopback interface: rclone's for S3, and debuginfod."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+BUCKET = "cores"
+KEY, SECRET = "desk-test-key", "desk-test-secret"
+
+
+@dataclass(frozen=True)
+class S3:
+    """An S3 server; its objects are files of a directory."""
+
+    endpoint: str
+    directory: Path
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The environment that leads there."""
+        return {
+            "AWS_ACCESS_KEY_ID": KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_REGION": "us-east-1",
+        }
+
+
+def free_port() -> int:
+    """Return a port that nobody uses now."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+@contextmanager
+def running(words: list[str | Path], port: int, log: Path) -> Iterator[None]:
+    """Run a server until the end of the block."""
+    with (
+        open(log, "wb") as target,
+        subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=target, stderr=target) as server,
+    ):
+        try:
+            deadline = time.monotonic() + 30
+            while True:
+                try:
+                    socket.create_connection(("127.0.0.1", port), 1).close()
+                    break
+                except OSError:
+                    assert server.poll() is None and time.monotonic() < deadline, log.read_text()
+                    time.sleep(0.05)
+            yield
+        finally:
+            server.terminate()
+
+
+@contextmanager
+def s3(directory: Path) -> Iterator[S3]:
+    """Run rclone's S3 server."""
+    port = free_port()
+    data = directory / "s3"
+    (data / BUCKET).mkdir(parents=True)
+    rclone = Path(sys.executable).parent / "rclone"
+    words: list[str | Path] = [
+        rclone,
+        "serve",
+        "s3",
+        "--config=",
+        "--addr",
+        f"127.0.0.1:{port}",
+        "--auth-key",
+        f"{KEY},{SECRET}",
+    ]
+    # Objects are put there as files, behind its back.
+    words += ["--dir-cache-time", "0s", "--vfs-cache-mode", "off", data]
+    with running(words, port, directory / "rclone.log"):
+        yield S3(f"http://127.0.0.1:{port}", data / BUCKET)
+
+
+def has_debuginfod() -> bool:
+    """Tell whether this machine has the server."""
+    return shutil.which("debuginfod") is not None
+
+
+@contextmanager
+def debuginfod(directory: Path, *served: Path) -> Iterator[str]:
+    """Run debuginfod for the files of directories, and yield its URL."""
+    port = free_port()
+    words: list[str | Path] = [
+        "debuginfod",
+        "-p",
+        str(port),
+        "-d",
+        directory / "debuginfod.sqlite",
+        "-t",
+        "1",
+        "-F",
+        *served,
+    ]
+    with running(words, port, directory / "debuginfod.log"):
+        yield f"http://127.0.0.1:{port}"

@@ -1,0 +1,112 @@
+"""What cores say of themselves, and what those say that are none."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from corefetch import elfcore, symbols
+from support.cores import Shop
+
+
+def test_a_core_says_all_of_the_crash(shop: Shop) -> None:
+    said = elfcore.of_file(shop.core)
+    assert elfcore.signal_name(said.signal) == "SIGSEGV"
+    assert said.name == "shop"
+    assert len(said.threads) == 4
+    assert said.program == said.files[0]
+    assert said.program.endswith("/app/shop")
+    assert said.build_ids[said.program] == symbols.read(shop.program).build_id
+    assert said.build_ids[f"{said.program[:-4]}libtax.so.1"] == symbols.read(shop.library).build_id
+    assert not said.truncated
+    fault = said.fault()
+    assert fault is not None
+    assert fault[0] == said.program
+
+
+def test_the_loader_s_names_lead_to_the_mapped_files(shop: Shop) -> None:
+    said = elfcore.of_file(shop.core)
+    assert {target.rpartition("/")[2] for target in said.links.values()} >= {"libc.so.6"} or any(
+        path.startswith("/lib/") for path in said.files
+    )
+    assert set(said.links.values()) <= set(said.files)
+    assert any(name.startswith("/lib64/ld-linux") for name in [*said.links, *said.files])
+
+
+def test_the_beginning_is_enough(shop: Shop) -> None:
+    whole = elfcore.of_file(shop.core)
+    for size in (96 << 10, 1 << 20):
+        said = elfcore.of_beginning(shop.core.read_bytes()[:size])
+        assert (said.signal, said.threads, said.fault(), said.program) == (
+            whole.signal,
+            whole.threads,
+            whole.fault(),
+            whole.program,
+        )
+        assert said.build_ids[said.program] == whole.build_ids[whole.program]
+        assert not said.truncated
+
+
+def test_a_core_that_was_cut_off_says_so(shop: Shop, tmp_path: Path) -> None:
+    content = shop.core.read_bytes()
+    cut = tmp_path / "cut"
+    for size in (len(content) - 1, len(content) // 2, 100_000):
+        cut.write_bytes(content[:size])
+        said = elfcore.of_file(cut)
+        assert said.truncated
+        assert (said.size, said.expected) == (size, len(content))
+        assert elfcore.signal_name(said.signal) == "SIGSEGV"
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\x7fELF", b"x" * 1000, b"\x7fELF" + bytes(1000), b"\x7fELF\x02\x01\x01" + b"\xff" * 200]
+)
+def test_what_is_no_core_is_one_error(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "core"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="."):
+        elfcore.of_file(path)
+    with pytest.raises(ValueError, match="."):
+        elfcore.of_beginning(content)
+
+
+def test_a_program_is_no_core(shop: Shop) -> None:
+    with pytest.raises(ValueError, match="no core"):
+        elfcore.of_file(shop.program)
+
+
+def test_no_bytes_of_a_stranger_are_an_error_of_another_kind(shop: Shop) -> None:
+    content = shop.core.read_bytes()[: 96 << 10]
+    chance = random.Random(14)
+    read = 0
+    for _ in range(400):
+        changed = bytearray(content)
+        # Headers and notes are where numbers lead elsewhere.
+        for _ in range(chance.randrange(1, 30)):
+            changed[chance.randrange(64 if chance.random() < 0.3 else 24_000)] = chance.choice(
+                (0, 1, 255, chance.randrange(256))
+            )
+        try:
+            said = elfcore.of_beginning(bytes(changed))
+        except ValueError:
+            continue
+        said.fault()
+        assert isinstance(said.files, list)
+        read += 1
+    assert read > 20
+
+
+def test_symbols_and_lines_are_told_apart(shop: Shop, tmp_path: Path) -> None:
+    from support.cores import run
+
+    assert symbols.read(shop.program).lines
+    run("strip", "-g", "-o", tmp_path / "functions", shop.program)
+    run("strip", "-o", tmp_path / "stripped", shop.program)
+    run("objcopy", "--only-keep-debug", shop.program, tmp_path / "debug")
+    found = {name: symbols.read(tmp_path / name) for name in ("functions", "stripped", "debug")}
+    assert (found["functions"].symbols, found["functions"].lines) == (True, False)
+    assert (found["stripped"].symbols, found["stripped"].lines) == (False, False)
+    assert found["debug"].lines
+    assert {one.build_id for one in found.values()} == {symbols.read(shop.program).build_id}
+    assert symbols.read(tmp_path / "none") == symbols.Contents()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from corefetch import elfcore, symbols
-from support.cores import Shop
+from support.cores import Shop, run
 
 
 def test_a_core_says_all_of_the_crash(shop: Shop) -> None:
@@ -65,9 +65,9 @@ def test_a_core_that_was_cut_off_says_so(shop: Shop, tmp_path: Path) -> None:
 def test_what_is_no_core_is_one_error(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "core"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"."):
         elfcore.of_file(path)
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"."):
         elfcore.of_beginning(content)
 
 
@@ -98,8 +98,6 @@ def test_no_bytes_of_a_stranger_are_an_error_of_another_kind(shop: Shop) -> None
 
 
 def test_symbols_and_lines_are_told_apart(shop: Shop, tmp_path: Path) -> None:
-    from support.cores import run
-
     assert symbols.read(shop.program).lines
     run("strip", "-g", "-o", tmp_path / "functions", shop.program)
     run("strip", "-o", tmp_path / "stripped", shop.program)

@@ -44,7 +44,7 @@ def test_several_frames_are_one_core(packed: str) -> None:
 @pytest.mark.parametrize("cut", [1, 5, 100_000])
 def test_a_missing_end_is_damage_after_what_is_there(packed: str, cut: int) -> None:
     found = b""
-    with pytest.raises(packing.Damaged):
+    with pytest.raises(packing.Damaged):  # noqa: PT012
         for block in packing.unpack(packed, pieces(PACKED[packed][:-cut])):
             found += block
     assert CONTENT.startswith(found)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import shtab
-
 from corefetch import __version__, ui
 from corefetch.errors import Exit, Failure
 
@@ -121,9 +120,7 @@ def parser() -> argparse.ArgumentParser:
         help="where gdb finds the source code",
     )
     one.add_argument("--print", action="store_true", help="print the command, and do not start it")
-    one.add_argument(
-        "words", nargs="*", metavar="-- WORDS", help="more words for the debugger, such as -- -batch -ex bt"
-    )
+    one.epilog = "More words for the debugger follow --:\n  corefetch debug last -- -batch -ex bt"
 
     one = add("rm", "delete cores from the store", "remove")
     cores = one.add_argument(
@@ -172,7 +169,11 @@ def _count(word: str) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command, and return the exit code."""
-    words = parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    # What follows is the debugger's, also what looks like an option.
+    end = given.index("--") if given[:1] == ["debug"] and "--" in given else len(given)
+    words = parser().parse_args(given[:end])
+    words.words = given[end + 1 :]
     if words.command == "completion":
         print(shtab.complete(parser(), shell=words.shell))
         return Exit.DONE

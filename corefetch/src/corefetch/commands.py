@@ -11,8 +11,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.text import Text
-
 from corefetch import acquire, debugger, elfcore, keys, listing, report, sysroot, text, ui
 from corefetch.cache import Cache
 from corefetch.config import Settings
@@ -22,6 +20,7 @@ from corefetch.facts import Core, add_core
 from corefetch.fetch import fetch
 from corefetch.learn import Student
 from corefetch.text import plain
+from rich.text import Text
 
 Words = argparse.Namespace
 

@@ -115,6 +115,9 @@ def _names(names: str) -> tuple[str, str, str, str]:
 def _time(digits: str) -> datetime | None:
     """Return the time that a key has, None if there is no such day."""
     try:
-        return datetime.strptime(digits, "%Y%m%dT%H%M%SZ").replace(tzinfo=timezone.utc)
+        # Many times as fast as strptime, which counts for 100,000 keys.
+        date, time = int(digits[:8]), int(digits[9:15])
+        day = (date // 10000, date // 100 % 100, date % 100)
+        return datetime(*day, time // 10000, time // 100 % 100, time % 100, tzinfo=timezone.utc)
     except ValueError:
         return None

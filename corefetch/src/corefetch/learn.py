@@ -102,7 +102,10 @@ class Student:
         waiting = iter(cores)
         with ThreadPoolExecutor(AT_ONCE) as pool:
             while batch := list(islice(waiting, 4 * AT_ONCE)):
-                yield from pool.map(lambda core: self.learn(core, deep) if wanted(core) else core, batch)
+                # Most cores of a large store are not wanted, and cost no thread.
+                for _ in pool.map(lambda core: self.learn(core, deep), filter(wanted, batch)):
+                    pass
+                yield from batch
 
     def learn(self, core: Core, deep: bool = False) -> Core:
         """Learn what a row shows: of the JSON file, else of the core; ``deep`` where the fault must be known, too.

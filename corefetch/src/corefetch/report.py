@@ -6,20 +6,19 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.console import Console
-from rich.text import Text
-
 from corefetch import elfcore, symbols, text
 from corefetch.debugger import Frame, Trace
 from corefetch.facts import Core
 from corefetch.sysroot import Gathered, Mapped
 from corefetch.text import plain
+from rich.console import Console
+from rich.text import Text
 
 # Functions through which a program ends itself: the fault is of the one that has called them.
 ENDING = re.compile(
     r"(__GI_|__)?(raise|abort|gsignal|kill|tgkill|assert_fail(_base)?|pthread_kill(_implementation|_internal|@\S+)?"
     r"|libc_message(_impl)?|malloc_printerr|fortify_fail|chk_fail|stack_chk_fail|terminate|verbose_terminate_handler"
-    r"|kernel_vsyscall|libc_do_syscall)|std::terminate.*|__cxxabiv1::.*|__cxa_(throw|rethrow)|__gnu_cxx::__verbose_terminate_handler"
+    r"|kernel_vsyscall|libc_do_syscall)|std::terminate.*|__cxxabiv1::.*|__cxa_(throw|rethrow)|__gnu_cxx::__verbose_terminate_handler.*"
     r"|_?int_free|_?int_malloc|free|rust_panic|std::panicking::.*|core::panicking::.*|<signal handler called>|runtime\..*"
 )
 MOST_FILES = 6

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from elftools.elf.elffile import ELFFile
-
 from corefetch import elfcore
+from elftools.elf.elffile import ELFFile
 
 LONGEST_COMMENT = 4096
 

@@ -10,23 +10,30 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from corefetch.text import plain
 from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 from rich.text import Text
 
-from corefetch.text import plain
-
 # Wide enough for any row where nobody sees the width.
 WIDE = 4000
 GAP, LEAST = 2, 6
 
 
+class _Console(Console):
+    """One that leaves it to others to say that nobody reads any more."""
+
+    def on_broken_pipe(self) -> None:
+        """Be no exit code of its own."""
+        raise BrokenPipeError
+
+
 def output() -> Console:
     """Return standard output: as wide as the terminal, or as wide as needed. It knows NO_COLOR by itself."""
     wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDE
-    return Console(width=wide, highlight=False, markup=False, emoji=False, soft_wrap=False)
+    return _Console(width=wide, highlight=False, markup=False, emoji=False, soft_wrap=False)
 
 
 def errors() -> Console:

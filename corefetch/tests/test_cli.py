@@ -1,0 +1,159 @@
+"""The habits of the command: help, exit codes, completion, and a clear line for every failure."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from corefetch import __version__
+from corefetch.cli import parser
+from corefetch.errors import Exit
+from support import servers
+from support.command import Desk
+from support.servers import S3
+
+PROJECT = Path(__file__).resolve().parents[2]
+COMMANDS = ("list", "info", "get", "debug", "rm", "completion")
+
+
+def test_the_version_is_that_of_the_project(desk: Desk) -> None:
+    assert desk.good("--version").out == f"corefetch {__version__}\n"
+    assert f"\nversion: {__version__}\n" in (PROJECT / "galaxy.yml").read_text()
+    assert f'\n__version__ = "{__version__}"\n' in (PROJECT / "helper/core_helper/__init__.py").read_text()
+
+
+@pytest.mark.parametrize("words", [(), *((name,) for name in COMMANDS)])
+def test_help_has_80_columns(desk: Desk, words: tuple[str, ...]) -> None:
+    done = desk.good(*words, "--help")
+    assert max(map(len, done.out.splitlines())) <= 80
+
+
+def test_every_command_and_every_exit_code_has_a_row(desk: Desk) -> None:
+    page = (PROJECT / "docs/corefetch.md").read_text()
+    rows = re.findall(r"^\| `?([^|`]+?)`? \|", page, re.M)
+    said = desk.good("--help").out
+    for name in COMMANDS:
+        assert any(row.startswith(f"corefetch {name}") for row in rows), name
+        assert re.search(rf"^    {name}\b", said, re.M)
+    for code in Exit:
+        assert str(int(code)) in rows, code
+    for code in Exit:
+        assert code == Exit.NOBODY_READS or re.search(rf"\b{int(code)}  \S", said), code
+
+
+def test_every_option_is_in_the_page() -> None:
+    page = (PROJECT / "docs/corefetch.md").read_text()
+    commands = next(action for action in parser()._actions if action.dest == "command").choices
+    assert isinstance(commands, dict)
+    options = {
+        name
+        for one in commands.values()
+        for action in one._actions
+        for name in action.option_strings
+        if name.startswith("--")
+    }
+    assert {name for name in options - {"--help"} if f"`{name}" not in page} == set()
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        ([], Exit.USAGE),
+        (["nothing"], Exit.USAGE),
+        (["list"], Exit.USAGE),
+        (["list", "--from", "s3://"], Exit.USAGE),
+        (["list", "--from", "ftp://x/y"], Exit.USAGE),
+        (["list", "--from", "file://elsewhere/x"], Exit.USAGE),
+        (["list", "--from", "/nowhere"], Exit.NOT_FOUND),
+        (["list", "--from", ".", "--since", "soon"], Exit.USAGE),
+        (["list", "--from", ".", "--limit", "-1"], Exit.USAGE),
+        (["info", "--from", ".", "last"], Exit.NOT_FOUND),
+        (["info", "/nowhere/x.core", "--from", "."], Exit.NOT_FOUND),
+    ],
+)
+def test_a_failure_is_one_line_with_an_exit_code(desk: Desk, words: list[str], status: Exit) -> None:
+    done = desk.run(*words)
+    assert done.status == status
+    assert done.out == ""
+    assert done.err.splitlines()[-1].startswith("corefetch") and ": " in done.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "said"),
+    [
+        ({"AWS_SECRET_ACCESS_KEY": "wrong-secret"}, Exit.DENIED, "the store refuses these credentials"),
+        ({"AWS_ACCESS_KEY_ID": "somebody-else"}, Exit.DENIED, "the store refuses these credentials"),
+        ({"COREFETCH_FROM": "s3://no-such-bucket"}, Exit.NOT_FOUND, "there is no such bucket"),
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}, Exit.UNREACHABLE, "the store does not answer"),
+        ({"AWS_ENDPOINT_URL": "https://127.0.0.1:1"}, Exit.UNREACHABLE, "the store does not answer"),
+        ({"COREFETCH_FROM": "az://cores"}, Exit.DENIED, "there are no credentials: set AZURE_STORAGE_ACCOUNT_NAME"),
+    ],
+)
+def test_a_store_that_fails_is_one_line(
+    desk: Desk, bucket: S3, changes: dict[str, str], status: Exit, said: str
+) -> None:
+    done = desk.run("list", **changes)
+    assert done.status == status
+    assert done.err.count("\n") == 1
+    assert said in done.err
+
+
+def test_no_credentials_are_one_line(desk: Desk, bucket: S3) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        del desk.variables[name]
+    done = desk.run("list")
+    assert done.status == Exit.DENIED
+    assert done.err.startswith("corefetch: s3://cores/shop: there are no credentials: set AWS_ACCESS_KEY_ID")
+    # Those that the AWS tools keep are taken.
+    file = desk.directory / ".aws" / "credentials"
+    file.parent.mkdir()
+    file.write_text(f"[work]\naws_access_key_id = {servers.KEY}\naws_secret_access_key = {servers.SECRET}\n")
+    desk.good("list", AWS_PROFILE="work")
+    assert desk.run("list", AWS_PROFILE="other").status == Exit.DENIED
+
+
+@pytest.mark.parametrize("content", ["from = 1", "no toml", 'unknown = "x"', "stores = []", "cache_max_gib = true"])
+def test_a_wrong_configuration_file_is_one_line(desk: Desk, content: str) -> None:
+    file = desk.directory / "config.toml"
+    file.write_text(content)
+    done = desk.run("list", COREFETCH_CONFIG=str(file))
+    assert done.status == Exit.USAGE
+    assert done.err.startswith(f"corefetch: {file}: ")
+    assert done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_a_script_of_the_shell(desk: Desk, shell: str) -> None:
+    script = desk.good("completion", shell).out
+    assert "--since" in script or "-l since" in script
+    if not shutil.which(shell):
+        pytest.skip(f"there is no {shell} here")
+    file = desk.directory / "completion"
+    file.write_text(script)
+    subprocess.run([shell, "-n", file], check=True)
+
+
+def test_bash_completes_commands(desk: Desk) -> None:
+    (desk.directory / "completion").write_text(desk.good("completion", "bash").out)
+    words = "source ./completion; COMP_WORDS=(corefetch l); COMP_CWORD=1; _shtab_corefetch; echo ${COMPREPLY[@]}"
+    done = subprocess.run(["bash", "-c", words], cwd=desk.directory, check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["list"]
+
+
+def test_a_reader_that_has_had_enough_is_no_failure(desk: Desk) -> None:
+    for number in range(2000):
+        (desk.directory / f"a.b.c{number}.d.1.20261129T180000Z.{number:012x}.core").touch()
+    command = " ".join(desk.words("list", "--limit", "0", "--from", "."))
+    done = subprocess.run(
+        ["bash", "-c", f"{command} | head -n 1; echo ${{PIPESTATUS[0]}}"],
+        cwd=desk.directory,
+        env=desk.environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[-1] in ("0", str(int(Exit.NOBODY_READS)))

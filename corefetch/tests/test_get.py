@@ -1,0 +1,223 @@
+"""``get`` and ``rm``, with a real S3 server."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pty
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import zstandard
+from corefetch.errors import Exit
+from support.command import Desk
+from support.cores import Shop
+from support.servers import S3
+
+KEY = "node-7.shop-1.shop.shop.7775.20261129T180000Z.0f3a9c27d1b4"
+OTHER = "node-7.shop-1.shop.shop.7776.20261129T180001Z.0f3a9c27d1b5"
+
+
+@pytest.fixture
+def place(bucket: S3, shop: Shop) -> Path:
+    """The bucket's directory, with a core and what is known of it."""
+    place = bucket.directory / "shop"
+    content = shop.core.read_bytes()
+    (place / f"{KEY}.core.zst").write_bytes(zstandard.ZstdCompressor(level=1).compress(content))
+    describe(place, hashlib.sha256(content).hexdigest())
+    return place
+
+
+def describe(place: Path, sha256: str | None) -> None:
+    """Write the JSON file."""
+    (place / f"{KEY}.json").write_text(
+        json.dumps({"sha256": sha256, "build_ids": None, "facts": {"CORE_NODE": "node-7"}})
+    )
+
+
+def left(desk: Desk) -> list[str]:
+    """Return what lies in the user's directory, but for the cache."""
+    return sorted(path.name for path in desk.directory.iterdir() if path.name != ".cache")
+
+
+@pytest.mark.parametrize("words", ["last", "0f3a", KEY, f"{KEY}.core.zst", f"s3://cores/shop/{KEY}.core.zst"])
+def test_a_core_comes_whole_by_any_of_its_names(desk: Desk, place: Path, shop: Shop, words: str) -> None:
+    done = desk.good("get", words)
+    path = desk.directory / done.out.strip()
+    assert path.name == f"{KEY}.core"
+    assert path.read_bytes() == shop.core.read_bytes()
+    assert path.stat().st_blocks * 512 < path.stat().st_size / 2
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert "as it must be" in done.err
+    assert left(desk) == [path.name]
+
+
+def test_what_a_program_wants_to_know_is_json(desk: Desk, place: Path, shop: Shop) -> None:
+    known = desk.good("get", "last", "--json", "-o", "x.core").json
+    assert known["sha256"] == hashlib.sha256(shop.core.read_bytes()).hexdigest()
+    assert (known["path"], known["verified"], known["truncated"]) == ("x.core", True, False)
+
+
+def test_a_wrong_checksum_leaves_no_file(desk: Desk, place: Path) -> None:
+    describe(place, "1" * 64)
+    done = desk.run("get", "last")
+    assert done.status == Exit.DAMAGED
+    assert "checksum is wrong" in done.err
+    assert left(desk) == []
+
+
+def test_a_core_without_a_checksum_says_so(desk: Desk, place: Path) -> None:
+    describe(place, None)
+    assert "no checksum" in desk.good("get", "last").err
+
+
+def test_a_damaged_core_is_never_taken_for_a_whole_one(desk: Desk, place: Path, shop: Shop) -> None:
+    packed = place / f"{KEY}.core.zst"
+    packed.write_bytes(packed.read_bytes()[:-1000])
+    done = desk.run("get", "last")
+    assert done.status == Exit.DAMAGED
+    assert "end is missing" in done.err
+    assert left(desk) == [f"{KEY}.core.truncated"]
+    assert shop.core.read_bytes().startswith((desk.directory / f"{KEY}.core.truncated").read_bytes())
+
+
+def test_nothing_is_replaced_without_a_word(desk: Desk, place: Path) -> None:
+    (desk.directory / f"{KEY}.core").write_text("mine")
+    done = desk.run("get", "last")
+    assert done.status == Exit.USAGE
+    assert "exists already" in done.err
+    assert (desk.directory / f"{KEY}.core").read_text() == "mine"
+    desk.good("get", "last", "--force")
+    assert (desk.directory / f"{KEY}.core").read_bytes()[:4] == b"\x7fELF"
+
+
+def test_a_packed_core_comes_as_it_is(desk: Desk, place: Path) -> None:
+    desk.good("get", "last", "--packed", "-o", "./")
+    assert (desk.directory / f"{KEY}.core.zst").read_bytes() == (place / f"{KEY}.core.zst").read_bytes()
+
+
+def part_of(desk: Desk) -> Path:
+    """Return the file of what has come."""
+    (part,) = desk.directory.glob(".*.part")
+    return part
+
+
+def test_an_interrupted_core_goes_on_where_it_was(desk: Desk, place: Path) -> None:
+    content = os.urandom(64 << 20)
+    (place / f"{OTHER}.core").write_bytes(content)
+    # What has come before a Ctrl-C is the beginning of the object.
+    process = subprocess.Popen(
+        desk.words("get", "0f3a9c27d1b5"), cwd=desk.directory, env=desk.environment(), stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 30
+    while not any(path.stat().st_size for path in desk.directory.glob(".*.part")) and process.poll() is None:
+        assert time.monotonic() < deadline
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == Exit.INTERRUPTED, said
+    assert "Traceback" not in said
+    assert "interrupted" in said
+    assert [name for name in left(desk) if not name.endswith(".part")] == []
+    part = part_of(desk)
+    done = part.stat().st_size
+    assert 0 < done < len(content)
+    assert content.startswith(part.read_bytes())
+    # A mark in what has come, which would be gone if all came again.
+    with open(part, "r+b") as file:
+        file.write(b"MARK")
+    desk.good("get", "0f3a9c27d1b5")
+    assert (desk.directory / f"{OTHER}.core").read_bytes() == b"MARK" + content[4:]
+    assert left(desk) == [f"{OTHER}.core"]
+
+
+def test_another_core_under_the_same_name_begins_anew(desk: Desk, place: Path) -> None:
+    (place / f"{OTHER}.core").write_bytes(b"x" * 1000)
+    desk.good("get", "d1b5")
+    (desk.directory / f"{OTHER}.core").unlink()
+    (desk.directory / f".{OTHER}.core.000000000000.part").write_bytes(b"y" * 500)
+    desk.good("get", "d1b5")
+    assert (desk.directory / f"{OTHER}.core").read_bytes() == b"x" * 1000
+
+
+def test_progress_is_shown_on_a_terminal_only(desk: Desk, place: Path) -> None:
+    def seen(**variables: str) -> str:
+        lead, follow = pty.openpty()
+        (desk.directory / f"{KEY}.core").unlink(missing_ok=True)
+        process = subprocess.Popen(
+            desk.words("get", "last"),
+            cwd=desk.directory,
+            env=desk.environment(TERM="xterm-256color", **variables),
+            stderr=follow,
+            stdout=subprocess.PIPE,
+        )
+        os.close(follow)
+        found = b""
+        while True:
+            try:
+                block = os.read(lead, 1000)
+            except OSError:
+                break
+            if not block:
+                break
+            found += block
+        assert process.wait(30) == 0
+        os.close(lead)
+        return found.decode()
+
+    assert "unpacking" in seen()
+    # Colours are what NO_COLOR is about: the bar may still move.
+    assert "\x1b[38;" in seen()
+    assert "\x1b[38;" not in seen(NO_COLOR="1")
+    (desk.directory / f"{KEY}.core").unlink()
+    assert "\x1b" not in desk.good("get", "last").err
+
+
+def test_several_cores_of_one_part_are_named(desk: Desk, place: Path) -> None:
+    (place / f"{OTHER}.core").write_bytes(b"x")
+    done = desk.run("get", "0f3a")
+    assert done.status == Exit.NOT_FOUND
+    assert "0f3a9c27d1b4, 0f3a9c27d1b5" in done.err
+    assert desk.run("get", "nobody").status == Exit.NOT_FOUND
+
+
+def test_a_core_is_deleted_with_what_is_known_of_it(desk: Desk, place: Path) -> None:
+    done = desk.run("rm", "last")
+    assert done.status == Exit.USAGE
+    assert "--yes" in done.err
+    assert len(list(place.iterdir())) == 2
+    assert desk.good("rm", "last", "--yes", "--json").json == [{"key": KEY, "path": f"{KEY}.core.zst"}]
+    assert list(place.glob("*")) == []
+    assert desk.run("rm", "last", "--yes").status == Exit.NOT_FOUND
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "files"), [("y\n", 0, 0), ("n\n", Exit.FAILED, 2), ("\n", Exit.FAILED, 2)]
+)
+def test_a_user_is_asked_before_a_core_is_deleted(
+    desk: Desk, place: Path, answer: str, status: int, files: int
+) -> None:
+    lead, follow = pty.openpty()
+    process = subprocess.Popen(
+        desk.words("rm", "last"),
+        cwd=desk.directory,
+        env=desk.environment(),
+        stdin=follow,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    os.close(follow)
+    os.write(lead, answer.encode())
+    _, said = process.communicate(timeout=30)
+    os.close(lead)
+    assert process.returncode == status
+    assert b"Delete this core?" in said
+    assert len(list(place.glob("*"))) == files
+
+
+def test_a_file_is_a_core_too(desk: Desk, shop: Shop) -> None:
+    done = desk.good("get", shop.core, "--packed", "-o", "copy.core")
+    assert (desk.directory / done.out.strip()).read_bytes() == shop.core.read_bytes()

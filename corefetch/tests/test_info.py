@@ -1,0 +1,317 @@
+"""``info`` and ``debug``: from a core in a bucket to the line of code, and what is said where that is not possible."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import stat
+from datetime import datetime, timezone
+from pathlib import Path
+
+import pytest
+import zstandard
+from corefetch import debugger, elfcore, report
+from corefetch.debugger import Frame
+from corefetch.errors import Exit
+from corefetch.facts import Core
+from corefetch.keys import Name
+from support import servers
+from support.command import Desk
+from support.cores import PROGRAMS, Shop, run
+from support.servers import S3
+
+KEY = "node-7.shop-1.shop.shop.7775.20261129T180000Z.0f3a9c27d1b4"
+LINE = next(n for n, line in enumerate((PROGRAMS / "shop.c").read_text().splitlines(), 1) if "/* CRASH */" in line)
+# What stands in for docker: a directory is its only image. The real one is in `make demo`.
+DOCKER = """#!/bin/sh
+echo "$*" >>{log}
+case $1 in
+create) [ "$4" = shop:1.0 ] || {{ echo "Unable to find image '$4' locally" >&2; exit 125; }}; echo 0123456789ab ;;
+cp) path=${{3#*:}}; cd {image}; [ -e ".$path" ] || exit 1; tar -c -h -C ".${{path%/*}}" "${{path##*/}}" ;;
+rm) ;;
+*) exit 1 ;;
+esac
+"""
+
+
+@pytest.fixture
+def place(bucket: S3, shop: Shop) -> Path:
+    """The bucket's directory, with a core."""
+    place = bucket.directory / "shop"
+    (place / f"{KEY}.core.zst").write_bytes(zstandard.ZstdCompressor(level=1).compress(shop.core.read_bytes()))
+    facts = {"CORE_NODE": "node-7", "CORE_POD_NAME": "shop-1", "CORE_IMAGE": "shop:1.0", "CORE_SIGNAL_NAME": "SIGSEGV"}
+    (place / f"{KEY}.json").write_text(
+        json.dumps({"sha256": None, "build_ids": None, "truncated": False, "facts": facts})
+    )
+    return place
+
+
+@pytest.fixture
+def stripped(shop: Shop, tmp_path: Path) -> tuple[Path, Path]:
+    """The image's files without symbols, and the directory of those."""
+    image, debug = tmp_path / "stripped", tmp_path / "debug"
+    shutil.copytree(shop.root, image, symlinks=True)
+    debug.mkdir()
+    for path in (shop.program, shop.library):
+        there = image / path.relative_to(shop.root)
+        run("objcopy", "--only-keep-debug", there, debug / f"{path.name}.any-name")
+        run("strip", there)
+    return image, debug
+
+
+@pytest.fixture
+def docker(desk: Desk, tmp_path: Path) -> Path:
+    """Put a docker before all others into PATH, whose image has the files of ``image`` beside it."""
+    directory = tmp_path / "bin"
+    directory.mkdir()
+    program = directory / "docker"
+    program.write_text(DOCKER.format(log=directory / "log", image=directory / "image"))
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    desk.variables["PATH"] = f"{directory}:{os.environ['PATH']}"
+    return directory
+
+
+def without_docker(desk: Desk, tmp_path: Path, *names: str) -> None:
+    """Leave only these programs in PATH."""
+    directory = tmp_path / "only"
+    directory.mkdir()
+    for name in names:
+        (directory / name).symlink_to(shutil.which(name) or "/nowhere")
+    desk.variables["PATH"] = str(directory)
+
+
+def test_the_files_of_the_image_lead_to_the_line(desk: Desk, place: Path, shop: Shop, docker: Path) -> None:
+    (docker / "image").symlink_to(shop.root)
+    done = desk.good("info", "last")
+    lines = done.out.splitlines()
+    assert lines[0] == f"shop: SIGSEGV in total_of at {PROGRAMS / 'shop.c'}:{LINE}"
+    assert "image      shop:1.0" in lines
+    assert re.search(r"#1 +checkout \(order=0x[0-9a-f]+, dies=0\) at \S+shop\.c:\d+", done.out)
+    assert re.search(r"3 threads: .*\n #0 .*pause", done.out)
+    assert "wait_for_ever" in done.out
+    assert "missing" not in done.out
+    said = (docker / "log").read_text().splitlines()
+    assert said[0] == "create --network none shop:1.0 corefetch"
+    assert said[-1].startswith("rm --force --volumes 0123456789ab")
+    # Only what is mapped, and not what this machine has.
+    copied = {line.split(":")[-1].split()[0] for line in said if line.startswith("cp")}
+    assert {Path(path).name for path in copied} == {"shop", "libtax.so.1"}
+
+
+def test_the_files_are_fetched_once(desk: Desk, place: Path, shop: Shop, docker: Path) -> None:
+    (docker / "image").symlink_to(shop.root)
+    desk.good("info", "last")
+    (docker / "log").unlink()
+    assert "total_of" in desk.good("info", "last").out
+    assert not (docker / "log").exists()
+    assert not list((desk.directory / ".cache/corefetch/roots").iterdir())
+
+
+def test_what_programs_read_is_json(desk: Desk, place: Path, shop: Shop) -> None:
+    known = desk.good("info", "last", "--json", "--sysroot", str(shop.root)).json
+    assert known["crash"]["function"] == "total_of"
+    assert known["crash"]["line"] == LINE
+    assert [frame["function"] for frame in known["threads"][0]["frames"]] == ["total_of", "checkout", "main"]
+    assert len(known["threads"]) == 4
+    assert known["facts"]["facts"]["CORE_NODE"] == "node-7"
+    assert {one["state"] for one in known["files"] if one["path"].endswith(("shop", "libtax.so.1"))} == {"lines"}
+    assert known["problems"] == []
+
+
+def test_an_abort_is_of_the_function_that_called_it(desk: Desk, shop: Shop) -> None:
+    done = desk.good("info", shop.aborted, "--sysroot", str(shop.root))
+    assert done.out.startswith(f"shop: SIGABRT in total_of at {PROGRAMS / 'shop.c'}:")
+
+
+def test_stripped_programs_are_said_with_the_remedy(desk: Desk, place: Path, stripped: tuple[Path, Path]) -> None:
+    image, debug = stripped
+    done = desk.good("info", "last", "--sysroot", str(image))
+    assert re.match(r"shop: SIGSEGV at \S+/app/shop\+0x[0-9a-f]+\n", done.out)
+    assert "??" not in done.out
+    assert re.search(r"- \S+/app/shop is stripped, .*--symbols DIRECTORY.*DEBUGINFOD_URLS", done.out)
+    done = desk.good("info", "last", "--sysroot", str(image), "--symbols", str(debug))
+    assert done.out.startswith(f"shop: SIGSEGV in total_of at {PROGRAMS / 'shop.c'}:{LINE}\n")
+    assert "stripped" not in done.out
+
+
+def test_debuginfod_serves_what_is_stripped(
+    desk: Desk, place: Path, stripped: tuple[Path, Path], tmp_path: Path
+) -> None:
+    assert servers.has_debuginfod(), "install Debian's debuginfod"
+    with servers.debuginfod(tmp_path, *stripped) as url:
+        for _ in range(100):
+            # It looks for files first.
+            done = desk.good("info", "last", DEBUGINFOD_URLS=url)
+            if "total_of" in done.out:
+                break
+            shutil.rmtree(desk.directory / ".cache/corefetch/build-id", ignore_errors=True)
+        assert done.out.startswith(f"shop: SIGSEGV in total_of at {PROGRAMS / 'shop.c'}:{LINE}\n")
+        files = desk.good("info", "last", "--json", DEBUGINFOD_URLS=url).json["files"]
+        assert {one["source"] for one in files if one["path"].endswith("/app/shop")} == {"cache"}
+    # All is here now.
+    assert "total_of" in desk.good("info", "last", DEBUGINFOD_URLS=url).out
+
+
+def test_a_debuginfod_that_is_away_is_said(desk: Desk, place: Path) -> None:
+    url = f"http://127.0.0.1:{servers.free_port()}"
+    done = desk.good("info", "last", DEBUGINFOD_URLS=url)
+    assert re.search(rf"- {url}: .*refused: see DEBUGINFOD_URLS", done.out)
+
+
+def test_an_image_of_another_build_is_said_by_file(
+    desk: Desk, place: Path, shop: Shop, docker: Path, tmp_path: Path
+) -> None:
+    image = docker / "image"
+    shutil.copytree(shop.root, image, symlinks=True)
+    other = image / shop.program.relative_to(shop.root)
+    run("objcopy", "--remove-section", ".note.gnu.build-id", other)
+    done = desk.good("info", "last")
+    assert re.search(
+        r"- \S+/app/shop: build id [0-9a-f]{12} in the core, none in the image: they are of another build", done.out
+    )
+    assert "total_of" not in done.out
+    assert "libtax" not in done.out.partition("What is missing")[2]
+
+
+def test_a_core_without_its_image_is_said(desk: Desk, place: Path, docker: Path) -> None:
+    facts = json.loads((place / f"{KEY}.json").read_text())
+    facts["facts"]["CORE_IMAGE"] = "gone:2"
+    (place / f"{KEY}.json").write_text(json.dumps(facts))
+    done = desk.good("info", "last")
+    assert re.match(r"shop: SIGSEGV at \S+/app/shop\+0x", done.out)
+    assert "- image gone:2: Unable to find image 'gone:2' locally: pull it" in done.out
+    assert re.search(r"- \S+/app/shop \(build id [0-9a-f]{12}\): not found: say --image or --sysroot", done.out)
+
+
+def test_a_machine_without_docker_is_said(desk: Desk, place: Path, tmp_path: Path) -> None:
+    without_docker(desk, tmp_path, "gdb")
+    assert "- there is no docker or podman: install one, or say --sysroot" in desk.good("info", "last").out
+
+
+def test_a_machine_without_gdb_shows_the_facts_all_the_same(desk: Desk, place: Path, tmp_path: Path) -> None:
+    without_docker(desk, tmp_path)
+    done = desk.good("info", "last")
+    assert "pod        shop-1" in done.out
+    assert "- there is no gdb: install gdb" in done.out
+    assert desk.run("debug", "last").status == Exit.MISSING_PROGRAM
+    assert desk.run("debug", "last", "--lldb").status == Exit.MISSING_PROGRAM
+
+
+def test_facts_alone_need_no_download(desk: Desk, place: Path, tmp_path: Path) -> None:
+    without_docker(desk, tmp_path)
+    done = desk.good("info", "last", "--facts")
+    assert re.search(r"fault +\S+/app/shop\+0x[0-9a-f]+", done.out)
+    assert not list((desk.directory / ".cache/corefetch/cores").glob("*/*.core"))
+
+
+@pytest.mark.parametrize("part", [0.2, 0.9])
+def test_a_core_that_was_cut_off_is_said(desk: Desk, shop: Shop, part: float) -> None:
+    content = shop.core.read_bytes()
+    path = desk.directory / f"{KEY}.core.truncated"
+    path.write_bytes(content[: int(len(content) * part)])
+    done = desk.good("info", path, "--sysroot", str(shop.root))
+    assert done.out.startswith("shop: SIGSEGV ")
+    assert re.search(r"truncated +yes", done.out)
+    assert "- the core was cut off" in done.out
+
+
+def test_what_is_no_core_is_one_line(desk: Desk) -> None:
+    (desk.directory / "x.core").write_bytes(b"nothing")
+    done = desk.run("info", "x.core")
+    assert done.status == Exit.DAMAGED
+    assert done.err.count("\n") == 1
+    assert done.err.startswith("corefetch: x.core: no core")
+
+
+def test_debug_gives_gdb_the_right_files(desk: Desk, place: Path, shop: Shop) -> None:
+    done = desk.good(
+        "debug",
+        "last",
+        "--sysroot",
+        str(shop.root),
+        "--",
+        "-batch",
+        "-nx",
+        "-ex",
+        "backtrace",
+        "-ex",
+        "info sharedlibrary",
+    )
+    assert re.search(r"#1 .*checkout \(order=", done.out)
+    assert re.search(r"Yes +\S+/app/libtax\.so\.1", done.out)
+    assert not list((desk.directory / ".cache/corefetch/roots").iterdir())
+
+
+def test_the_status_of_the_debugger_is_ours(desk: Desk, shop: Shop) -> None:
+    assert desk.run("debug", shop.core, "--", "-batch", "-nx", "-ex", "quit 9").status == 9
+
+
+def test_the_command_of_the_debugger_can_be_had(desk: Desk, shop: Shop) -> None:
+    known = desk.good("debug", shop.core, "--sysroot", str(shop.root), "--json").json
+    out = run(*known["command"], "-batch", "-nx", "-ex", "backtrace")
+    assert "checkout" in out
+
+
+def test_paths_of_a_core_lead_nowhere_else(shop: Shop, desk: Desk, tmp_path: Path) -> None:
+    content = shop.core.read_bytes()
+    path = str(shop.program.relative_to(shop.root)).encode()
+    evil = b"../" * (len(path) // 3) + b"x" * (len(path) % 3)
+    changed = desk.directory / "evil.core"
+    changed.write_bytes(content.replace(b"/" + path, b"/" + evil))
+    assert any("/../" in one for one in elfcore.of_file(changed).files)
+    desk.good("info", changed)
+    assert sorted(one.name for one in desk.directory.iterdir()) == [".cache", "evil.core"]
+
+
+def test_frames_are_read_whatever_their_arguments_have_in_them(shop: Shop) -> None:
+    said = elfcore.of_file(shop.core)
+    output = """\
+Thread 2 (Thread 0x7f (LWP 4321)):
+#0  0x0000000000000010 in ?? ()
+Thread 1 (Thread 0x7f (LWP 1234)):
+#0  total (a=<error: Cannot access memory at address 0x7f>, s=0x1 "x) at y:3") at src/a b.c:18
+#1  0x00000000000000aa in std::vector<int, std::allocator<int> >::at(unsigned long) (this=0x1, n=3) at /usr/include/v.h:1
+#2  <signal handler called>
+#3  0x00000000000000bb in abort () from /lib/libc.so.6
+#4  0x00000000000000cc in main.main () at /go/main.go:7
+Backtrace limit of 64 exceeded
+"""
+    traces = debugger.read(output, said)
+    assert [trace.thread for trace in traces] == [4321, 1234]
+    frames = traces[1].frames
+    assert [(one.function, one.file, one.line) for one in frames] == [
+        ("total", "src/a b.c", 18),
+        ("std::vector<int, std::allocator<int> >::at(unsigned long)", "/usr/include/v.h", 1),
+        ("<signal handler called>", "", None),
+        ("abort", "", None),
+        ("main.main", "/go/main.go", 7),
+    ]
+    assert traces[1].more
+    assert traces[0].frames[0].function == ""
+
+
+@pytest.mark.parametrize(
+    ("functions", "told"),
+    [
+        (["__pthread_kill_implementation", "__GI_raise", "__GI_abort", "checkout"], "checkout"),
+        (
+            ["raise", "abort", "__gnu_cxx::__verbose_terminate_handler()", "std::terminate()", "__cxa_throw", "parse"],
+            "parse",
+        ),
+        (["__strlen_avx2", "checkout"], "__strlen_avx2"),
+        (["", "checkout"], ""),
+    ],
+)
+def test_the_fault_is_not_of_what_ends_a_program(functions: list[str], told: str) -> None:
+    core = Core("x", Name("x", "x", "", False), 1, any_time())
+    frames = [Frame(number, 1, name, line=1) for number, name in enumerate(functions)]
+    crash = report.Report(core, traces=[debugger.Trace(1, frames)]).crash
+    assert crash is not None
+    assert crash.function == told
+
+
+def any_time() -> datetime:
+    """Return any time."""
+    return datetime(2026, 1, 1, tzinfo=timezone.utc)

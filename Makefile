@@ -3,7 +3,7 @@
 .DEFAULT_GOAL := help
 # One target after the other, even with -j.
 .NOTPARALLEL:
-.PHONY: help demo test lint unit unit-sid lint-ansible unit-ansible test-collection test-ansible molecule test-fleet test-hostile test-vm scale bench fuzz mutants venv packages clean
+.PHONY: help demo test lint unit unit-sid lint-ansible unit-ansible test-collection test-corefetch test-ansible molecule test-fleet test-hostile test-vm scale bench fuzz mutants venv packages clean
 
 # The first Python that can build .venv. Not `:=`, because the target packages may install one.
 PYTHON = $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -19,11 +19,11 @@ SHELL_SCRIPTS = $(wildcard .ci/run container_scripts/*.sh tests/*.sh tools/*.sh)
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
 
-demo: packages venv ## roll out to this machine, crash a container, fetch the core from S3, and undo everything
+demo: packages venv .cache/corefetch/complete ## roll out to this machine, crash a container, have corefetch name the function, and undo everything
 	@$(AS_ROOT) python -u tools/demo.py
 
-test: packages lint unit test-collection molecule test-fleet test-hostile test-vm ## run every test: all of these
-	@printf '\nmake test: lint, unit, test-collection, molecule, test-fleet, test-hostile and test-vm passed. kernel.core_pattern is now: '
+test: packages lint unit test-collection test-corefetch molecule test-fleet test-hostile test-vm ## run every test: all of these
+	@printf '\nmake test: lint, unit, test-collection, test-corefetch, molecule, test-fleet, test-hostile and test-vm passed. kernel.core_pattern is now: '
 	@cat /proc/sys/kernel/core_pattern
 
 lint: venv lint-ansible ## ruff, mypy, shellcheck, yamllint, ansible-lint
@@ -42,6 +42,10 @@ unit-sid: ## the unit tests that need no engine on Debian sid's Python 3.14 and 
 
 test-collection: venv ## build the collection, install it into an empty folder, roll out from there and by ansible-pull
 	@$(AS_ROOT) python -m pytest tests/collection
+
+test-corefetch: packages .cache/corefetch/complete ## corefetch: mypy, and its tests with an S3 server and debuginfod, about 2 minutes
+	cd corefetch && $(CURDIR)/.cache/corefetch/bin/mypy
+	cd corefetch && $(CURDIR)/.cache/corefetch/bin/python -m pytest -v
 
 test-ansible: packages ## lint-ansible, unit-ansible, test-collection and molecule with the oldest and the newest ansible-core
 	@tests/ansible.sh
@@ -81,12 +85,14 @@ MUTANTS_SEED ?= 1
 mutants: .cache/mutants/complete ## test the helper's unit tests: change the helper in one place after the other, for MUTANTS_SECONDS (900)
 	.cache/mutants/bin/python -B tests/mutants/run.py --seconds $(MUTANTS_SECONDS) --seed $(MUTANTS_SEED) $(MUTANTS)
 
-# Tools that make test does not need have environments of their own.
-.cache/fuzz/complete .cache/mutants/complete: .cache/%/complete: tests/%/requirements.txt
+# Tools that make test does not need have environments of their own, and so has corefetch, which is no tool of this project.
+.cache/fuzz/complete: tests/fuzz/requirements.txt
+.cache/mutants/complete: tests/mutants/requirements.txt
+.cache/corefetch/complete: corefetch/requirements.txt
+.cache/fuzz/complete .cache/mutants/complete .cache/corefetch/complete: .cache/%/complete:
 	rm -rf .cache/$*
 	$(PYTHON) -m venv .cache/$*
-	.cache/$*/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
-		--requirement tests/$*/requirements.txt
+	.cache/$*/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $<
 	@touch $@
 
 venv: $(VENV)/complete ## build .venv, which holds all tools, pinned and hashed

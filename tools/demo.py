@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def demonstrate() -> str:
-    """The demonstration itself; returns the key and the size of the core, and its backtrace."""
+    """The demonstration itself; returns what corefetch says of the crash."""
     step("The role installs the helper on this machine")
     lab.playbook("site.yml", *lab.HERE)
     print("kernel.core_pattern is now:", lab.setting("kernel/core_pattern").read_text().rstrip())
@@ -57,17 +57,31 @@ def demonstrate() -> str:
     status = lab.run("uploader", "crash", options=options).returncode
     print(f"exit status {status}: 128 + signal {status - 128}")
 
-    step("Its core comes back from the bucket")
-    keys = [key for key in lab.s3("lsf", BUCKET).decode().splitlines() if not key.endswith("/")]
-    if len(keys) != 1:
-        raise RuntimeError(f"expected one object in the bucket, found {keys}; the helper's log says why: see dmesg")
-    compressed = lab.s3("cat", f"{BUCKET}/{keys[0]}")
-    core = lab.DIRECTORY / "core"
-    with open(core, "wb") as target:
-        lab.command("zstd", "--decompress", "--stdout", input=compressed, stdout=target)
-    hidden = ("[New LWP", "[Thread debugging", "Using host libthread_db")
-    backtrace = "\n".join(line for line in lab.read_by_gdb(core).splitlines() if not line.startswith(hidden))
-    return f"key   s3://{BUCKET}/{keys[0]}\nsize  {len(compressed)} bytes\n{backtrace}"
+    step("corefetch finds its core in the bucket, and the function that crashed")
+    corefetch("list")
+    told = corefetch("info", "last", "--image", "core-lab/uploader")
+    if "SIGSEGV in crash_in_function" not in told:
+        raise RuntimeError("corefetch does not name the crashed function; the helper's log says more: see dmesg")
+    return told
+
+
+def corefetch(*words: str) -> str:
+    """Shows and runs a command of corefetch, which reaches the S3 server from within its network; returns what it prints."""
+    print("$ corefetch", shlex.join(words), flush=True)
+    pid = lab.output("docker", "inspect", "--format={{.State.Pid}}", lab.S3)
+    python = lab.PROJECT / ".cache" / "corefetch" / "bin" / "python"
+    variables = {
+        **lab.environment(),
+        **lab.S3_ENVIRONMENT,
+        "COREFETCH_FROM": f"s3://{BUCKET}/demo",
+        "COREFETCH_CACHE": str(lab.DIRECTORY / "corefetch"),
+        "PYTHONPATH": str(lab.PROJECT / "corefetch" / "src"),
+        "HOME": str(lab.DIRECTORY),
+    }
+    command = ["nsenter", f"--net=/proc/{pid}/ns/net", str(python), "-m", "corefetch", *words]
+    told = str(lab.command(*command, env=variables, stdout=subprocess.PIPE, text=True).stdout)
+    print(told)
+    return told.rstrip()
 
 
 def step(text: str) -> None:

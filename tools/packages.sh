@@ -16,7 +16,7 @@ has_python() {
 }
 
 packages=
-needed="busybox:busybox curl:curl dockerd:docker.io gcc:gcc gdb:gdb git:git openssl:openssl shellcheck:shellcheck zstd:zstd"
+needed="busybox:busybox curl:curl debuginfod:debuginfod dockerd:docker.io gcc:gcc gdb:gdb git:git openssl:openssl shellcheck:shellcheck zstd:zstd"
 client=docker
 if [ "${1-}" = vm ]; then
 	needed="busybox:busybox gcc:gcc git:git mke2fs:e2fsprogs mmdebstrap:mmdebstrap qemu-system-x86_64:qemu-system-x86 ssh:openssh-client"

@@ -45,7 +45,7 @@ test-collection: venv ## build the collection, install it into an empty folder, 
 
 test-corefetch: packages .cache/corefetch/complete ## corefetch: mypy, and its tests with an S3 server and debuginfod, about 2 minutes
 	cd corefetch && $(CURDIR)/.cache/corefetch/bin/mypy
-	cd corefetch && $(CURDIR)/.cache/corefetch/bin/python -m pytest -v
+	cd corefetch && $(CURDIR)/.cache/corefetch/bin/python -m pytest --numprocesses auto
 
 test-ansible: packages ## lint-ansible, unit-ansible, test-collection and molecule with the oldest and the newest ansible-core
 	@tests/ansible.sh

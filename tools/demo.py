@@ -60,7 +60,7 @@ def demonstrate() -> str:
     step("corefetch finds its core in the bucket, and the function that crashed")
     corefetch("list")
     told = corefetch("info", "last", "--image", "core-lab/uploader")
-    if "SIGSEGV in crash_in_function" not in told:
+    if "SIGSEGV in the_defect" not in told:
         raise RuntimeError("corefetch does not name the crashed function; the helper's log says more: see dmesg")
     return told
 

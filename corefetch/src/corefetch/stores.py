@@ -158,7 +158,8 @@ class Bucket(Store):
             return None
         except Exception as error:
             raise self._failure(error, path) from None
-        return Entry(one["path"], one["size"], one["last_modified"], (one["e_tag"] or "").strip('"'))
+        # Not its own "path": some versions put the prefix before that.
+        return Entry(path, one["size"], one["last_modified"], (one["e_tag"] or "").strip('"'))
 
     def blocks(self, path: str, offset: int = 0) -> Iterator[bytes]:
         """Read an object as it comes."""

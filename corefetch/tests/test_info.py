@@ -6,7 +6,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import stat
+import subprocess
+import time
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -28,7 +31,7 @@ LINE = next(n for n, line in enumerate((PROGRAMS / "shop.c").read_text().splitli
 DOCKER = """#!/bin/sh
 echo "$*" >>{log}
 case $1 in
-create) [ "$4" = shop:1.0 ] || {{ echo "Unable to find image '$4' locally" >&2; exit 125; }}; echo 0123456789ab ;;
+create) [ "$6" = shop:1.0 ] || {{ echo "Unable to find image '$6' locally" >&2; exit 125; }}; [ ! -e {log}.slow ] || sleep 30 ;;
 cp) path=${{3#*:}}; cd {image}; [ -e ".$path" ] || exit 1; tar -c -h -C ".${{path%/*}}" "${{path##*/}}" ;;
 rm) ;;
 *) exit 1 ;;
@@ -93,8 +96,9 @@ def test_the_files_of_the_image_lead_to_the_line(desk: Desk, place: Path, shop: 
     assert "wait_for_ever" in done.out
     assert "missing" not in done.out
     said = (docker / "log").read_text().splitlines()
-    assert said[0] == "create --network none shop:1.0 corefetch"
-    assert said[-1].startswith("rm --force --volumes 0123456789ab")
+    created = re.fullmatch(r"create --name (corefetch-[0-9a-f]+) --network none shop:1\.0 corefetch", said[0])
+    assert created
+    assert said[-1] == f"rm --force --volumes {created[1]}"
     # Only what is mapped, and not what this machine has.
     copied = {line.split(":")[-1].split()[0] for line in said if line.startswith("cp")}
     assert {Path(path).name for path in copied} == {"shop", "libtax.so.1"}
@@ -106,6 +110,24 @@ def test_the_files_are_fetched_once(desk: Desk, place: Path, shop: Shop, docker:
     (docker / "log").unlink()
     assert "total_of" in desk.good("info", "last").out
     assert not (docker / "log").exists()
+    assert not list((desk.directory / ".cache/corefetch/roots").iterdir())
+
+
+def test_ctrl_c_leaves_no_container_and_no_directory(desk: Desk, place: Path, docker: Path) -> None:
+    (docker / "log.slow").touch()
+    process = subprocess.Popen(
+        desk.words("info", "last"), cwd=desk.directory, env=desk.environment(), stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 30
+    while not (docker / "log").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == Exit.INTERRUPTED
+    assert said.startswith("corefetch: interrupted")
+    created, removed = (docker / "log").read_text().splitlines()
+    assert removed == f"rm --force --volumes {created.split()[2]}"
     assert not list((desk.directory / ".cache/corefetch/roots").iterdir())
 
 

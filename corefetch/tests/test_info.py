@@ -266,6 +266,14 @@ def test_debug_gives_gdb_the_right_files(desk: Desk, place: Path, shop: Shop) ->
     assert not list((desk.directory / ".cache/corefetch/roots").iterdir())
 
 
+def test_debug_gives_lldb_the_right_files(desk: Desk, place: Path, shop: Shop) -> None:
+    if not shutil.which("lldb"):
+        pytest.skip("there is no lldb here")
+    done = desk.good("debug", "last", "--lldb", "--sysroot", str(shop.root), "--", "-b", "-o", "bt")
+    assert re.search(r"frame #0: .*total_of\(.*shop\.c:", done.out)
+    assert re.search(r"frame #1: .*checkout\(", done.out)
+
+
 def test_the_status_of_the_debugger_is_ours(desk: Desk, shop: Shop) -> None:
     assert desk.run("debug", shop.core, "--", "-batch", "-nx", "-ex", "quit 9").status == 9
 

@@ -64,7 +64,7 @@ class Desk:
             env=self.environment(**variables),
             timeout=120,
         )
-        assert "Traceback" not in done.stderr, done.stderr
+        assert f'File "{SOURCE}' not in done.stderr, done.stderr
         return Done(done.returncode, done.stdout, done.stderr)
 
     def good(self, *words: str | Path, **variables: str) -> Done:

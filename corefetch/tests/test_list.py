@@ -43,7 +43,7 @@ def words(**changes: Any) -> str:
     known = {
         "CORE_NODE": "node-9.example.org",
         "CORE_POD_NAME": "cart-0",
-        "CORE_CONTAINER_NAME": "cart",
+        "CORE_CONTAINER_NAME": "sidecar",
         "CORE_EXE": "/srv/cart.bin",
         "CORE_COMM": "worker",
         "CORE_SIGNAL": "6",
@@ -92,7 +92,7 @@ def test_cores_are_listed_with_the_newest_first(desk: Desk, full: S3) -> None:
     # The JSON file says it better than the key.
     assert rows["bbbbbbbbbbb2"]["host"] == "node-9.example.org"
     assert rows["bbbbbbbbbbb2"]["program"] == "/srv/cart.bin"
-    assert (rows["bbbbbbbbbbb2"]["pod"], rows["bbbbbbbbbbb2"]["container"]) == ("cart-0", "cart")
+    assert (rows["bbbbbbbbbbb2"]["pod"], rows["bbbbbbbbbbb2"]["container"]) == ("cart-0", "sidecar")
     assert rows[None]["container"] == "old-host"
 
 
@@ -104,6 +104,8 @@ def test_cores_are_listed_with_the_newest_first(desk: Desk, full: S3) -> None:
         (["--host", "*.org"], ["bbbbbbbbbbb2"]),
         (["--container", "cart"], ["bbbbbbbbbbb1", "bbbbbbbbbbb2"]),
         (["--pod", "cart-0"], ["bbbbbbbbbbb2"]),
+        # The key has the name of the pod only.
+        (["--container", "sidecar"], ["bbbbbbbbbbb2"]),
         (["--program", "cart.bin"], ["bbbbbbbbbbb2"]),
         (["--program", "/srv/cart.bin"], ["bbbbbbbbbbb2"]),
         (["--signal", "abrt"], ["bbbbbbbbbbb1", "bbbbbbbbbbb2"]),

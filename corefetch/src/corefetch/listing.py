@@ -12,6 +12,7 @@ from typing import Any
 from corefetch import text
 from corefetch.errors import Exit, Failure
 from corefetch.facts import Core, of_entry
+from corefetch.keys import LONGEST_PROGRAM
 from corefetch.learn import Student, cores_of
 
 
@@ -43,10 +44,13 @@ class Choice:
 
     def by_name(self, core: Core) -> bool:
         """Tell whether the core may be wanted, as far as its name goes: there, the parts are not always told apart."""
-        words = (self.host, self.container, self.program)
-        return self.by_time(core) and all(
-            word is None or _matches(f"*{word}*", core.name.stem) or not core.program for word in map(_stem, words)
-        )
+        named = _in_key(self.host, core) and _in_key(self.program, core)
+        return self.by_time(core) and named and (_in_key(self.container, core) or core.json is not None)
+
+    def unsure(self, core: Core) -> bool:
+        """Tell whether the name of a core that may be wanted is not enough. It has the pod or the container, not both."""
+        doubt = core.vague or not _in_key(self.container, core)
+        return self.needs_facts or (self.has_words and doubt)
 
     def by_facts(self, core: Core) -> bool:
         """Tell whether the core is wanted."""
@@ -61,13 +65,12 @@ class Choice:
         )
 
 
-def _stem(word: str | None) -> str | None:
-    """Return what a key has of a word: paths and strange characters are not in there."""
-    return (
-        None
-        if word is None
-        else "".join(one if one.isalnum() or one in "*._-" else "?" for one in word.rpartition("/")[2])
-    )
+def _in_key(word: str | None, core: Core) -> bool:
+    """Tell whether a word may be in a key, where paths and strange characters are not, nor the ends of long names."""
+    if word is None or not core.program:
+        return True
+    shown = word.rpartition("/")[2][:LONGEST_PROGRAM]
+    return _matches(f"*{''.join(one if one.isalnum() or one in '*._-' else '?' for one in shown)}*", core.name.stem)
 
 
 def _matches(pattern: str, name: str) -> bool:
@@ -95,7 +98,7 @@ def chosen(
                 yield core
 
     def unsure(core: Core) -> bool:
-        return deep or choice.needs_facts or (choice.has_words and core.vague)
+        return deep or choice.unsure(core)
 
     return (core for core in student.of_many(named(), deep, unsure) if choice.by_facts(core))
 

@@ -3,7 +3,7 @@
 .DEFAULT_GOAL := help
 # One target after the other, even with -j.
 .NOTPARALLEL:
-.PHONY: help demo test lint unit unit-sid lint-ansible unit-ansible test-collection test-corefetch test-ansible molecule test-fleet test-hostile test-vm scale bench fuzz mutants venv packages clean
+.PHONY: help demo test lint unit unit-sid lint-ansible unit-ansible test-collection test-corefetch test-ansible molecule test-fleet test-hostile test-vm scale bench fuzz mutants picture venv packages clean
 
 # The first Python that can build .venv. Not `:=`, because the target packages may install one.
 PYTHON = $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -46,6 +46,9 @@ test-collection: venv ## build the collection, install it into an empty folder, 
 test-corefetch: packages .cache/corefetch/complete ## corefetch: mypy, and its tests with an S3 server and debuginfod, about 2 minutes
 	cd corefetch && $(CURDIR)/.cache/corefetch/bin/mypy
 	cd corefetch && $(CURDIR)/.cache/corefetch/bin/python -m pytest --numprocesses auto
+
+picture: packages .cache/corefetch/complete ## make docs/corefetch.svg anew, of what corefetch says of a real crash
+	.cache/corefetch/bin/python corefetch/picture.py
 
 test-ansible: packages ## lint-ansible, unit-ansible, test-collection and molecule with the oldest and the newest ansible-core
 	@tests/ansible.sh

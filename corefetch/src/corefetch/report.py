@@ -157,7 +157,7 @@ def show(report: Report, console: Console) -> None:
     console.print(Text(plain(headline(report)), style="bold"), soft_wrap=True)
     console.print()
     for name, value in facts(report):
-        console.print(Text(f"{name:<10} ", style="dim") + Text(value), soft_wrap=True)
+        console.print(Text.assemble((f"{name:<10} ", "dim"), value), soft_wrap=True)
     for number, (same, trace) in enumerate(folded(report.traces)):
         console.print()
         names = ", ".join(str(one) for one in same[:8]) + (", ..." if len(same) > 8 else "")

@@ -330,6 +330,18 @@ Backtrace limit of 64 exceeded
             ["raise", "abort", "__gnu_cxx::__verbose_terminate_handler()", "std::terminate()", "__cxa_throw", "parse"],
             "parse",
         ),
+        (
+            [
+                "__GI_abort",
+                "std::process::abort",
+                "std::rt::__rust_abort",
+                "panic_abort::x",
+                "core::panicking::y",
+                "a::parse",
+            ],
+            "a::parse",
+        ),
+        (["runtime.raise", "runtime.throw", "main.parse"], "main.parse"),
         (["__strlen_avx2", "checkout"], "__strlen_avx2"),
         (["", "checkout"], ""),
     ],

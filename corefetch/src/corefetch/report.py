@@ -17,9 +17,16 @@ from rich.text import Text
 # Functions through which a program ends itself: the fault is of the one that has called them.
 ENDING = re.compile(
     r"(__GI_|__)?(raise|abort|gsignal|kill|tgkill|assert_fail(_base)?|pthread_kill(_implementation|_internal|@\S+)?"
-    r"|libc_message(_impl)?|malloc_printerr|fortify_fail|chk_fail|stack_chk_fail|terminate|verbose_terminate_handler"
-    r"|kernel_vsyscall|libc_do_syscall)|std::terminate.*|__cxxabiv1::.*|__cxa_(throw|rethrow)|__gnu_cxx::__verbose_terminate_handler.*"
-    r"|_?int_free|_?int_malloc|free|rust_panic|std::panicking::.*|core::panicking::.*|<signal handler called>|runtime\..*"
+    r"|libc_message(_impl)?|malloc_printerr|fortify_fail|chk_fail|stack_chk_fail|kernel_vsyscall|libc_do_syscall)"
+    # C++, and memory that malloc(3) finds to be damaged.
+    r"|std::terminate.*|__cxxabiv1::.*|__cxa_(throw|rethrow)|__gnu_cxx::__verbose_terminate_handler.*"
+    r"|_?int_free|_?int_malloc|free"
+    # Rust.
+    r"|rust_panic|rust_begin_unwind|(std|core)::panicking::.*|std::(sys|rt|process)::.*|panic_(abort|unwind)::.*"
+    r"|core::(option|result)::(unwrap|expect)_failed|core::slice::index::.*|alloc::alloc::handle_alloc_error"
+    # Go.
+    r"|runtime\..*"
+    r"|<signal handler called>"
 )
 MOST_FILES = 6
 SYMBOLS_FROM = "--symbols DIRECTORY of its debug files, DEBUGINFOD_URLS, or an image built with -g and without strip"

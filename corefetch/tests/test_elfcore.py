@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,18 @@ def test_no_bytes_of_a_stranger_are_an_error_of_another_kind(shop: Shop) -> None
         assert isinstance(said.files, list)
         read += 1
     assert read > 20
+
+
+def test_a_core_of_very_many_mappings_is_read_soon(shop: Shop) -> None:
+    """As many as the kernel allows: vm.max_map_count."""
+    content = bytearray(shop.core.read_bytes()[: 1 << 20])
+    said = elfcore.of_beginning(bytes(content))
+    one = said.mappings[0]
+    said.mappings = [elfcore.Mapping(n << 12, (n + 1) << 12, 0, f"{one.path}{n}") for n in range(65_530)]
+    memory = elfcore._Memory(content, [(n << 12, 0, 4096) for n in range(65_530)])
+    begin = time.process_time()
+    elfcore._identify(said, memory)
+    assert time.process_time() - begin < 20
 
 
 def test_symbols_and_lines_are_told_apart(shop: Shop, tmp_path: Path) -> None:

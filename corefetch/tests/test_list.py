@@ -158,6 +158,15 @@ def test_what_a_container_has_chosen_does_not_steer_the_terminal(desk: Desk, ful
     assert len(done.out.splitlines()) == 8
 
 
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, "{", "[]", "7", '{"facts": 7, "build_ids": [1], "sha256": {}}', "\x00"]
+)
+def test_a_json_file_that_makes_no_sense_hides_no_core(desk: Desk, full: S3, content: str) -> None:
+    (full.directory / "shop" / f"{key('aaaaaaaaaaa1')}.json").write_text(content)
+    row = next(row for row in desk.good("list", "--json").json if row["id"] == "aaaaaaaaaaa1")
+    assert (row["signal"], row["host"]) == ("SIGSEGV", "node-7")
+
+
 def test_no_core_is_said(desk: Desk, bucket: S3) -> None:
     done = desk.good("list")
     assert done.out == ""

@@ -44,5 +44,20 @@ def test_a_size_is_short(number: int | None, words: str) -> None:
     assert text.size(number) == words
 
 
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("a.b-1_C", "a.b-1_C"),
+        ("-rf", "_rf"),
+        (".x", "_x"),
+        ("a\x1b[2J/é", "a__2J__"),
+        ("", "core"),
+        ("x" * 999, "x" * 200),
+    ],
+)
+def test_no_name_of_a_stranger_is_more_than_a_file(name: str, file: str) -> None:
+    assert text.harmless(name) == file
+
+
 def test_no_word_of_a_stranger_steers_the_terminal() -> None:
     assert text.plain("a\x1b[2Jb\n\u202ec\x9bd") == "a\ufffd[2Jb\ufffd\ufffdc\ufffdd"

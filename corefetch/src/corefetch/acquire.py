@@ -15,7 +15,7 @@ from corefetch.fetch import Fetched, fetch
 from corefetch.learn import Student
 from corefetch.listing import find
 from corefetch.stores import Directory, Store, open_store
-from corefetch.text import plain
+from corefetch.text import harmless, plain
 
 MAGIC = {b"\x28\xb5\x2f\xfd": ".zst", b"\x1f\x8b": ".gz"}
 
@@ -61,8 +61,7 @@ def obtain(store: Store, core: Core, cache: Cache, settings: Settings, told: Cal
     here = store.local(core.path)
     if here is not None and not core.name.packed:
         return here
-    etag = f"{core.stored} {int(core.modified.timestamp())}"
-    path = cache.of_core(store.url, etag, f"{core.path.rpartition('/')[2]}.core"[-200:])
+    path = cache.of_core(store.url, core.version, f"{harmless(core.key)}.core")
     cut = path.with_name(f"{path.name}.truncated")
     for kept in (path, cut):
         if kept.is_file():
@@ -79,6 +78,7 @@ def obtain(store: Store, core: Core, cache: Cache, settings: Settings, told: Cal
 def place_for(output: str | None, core: Core, unpack: bool) -> Path:
     """Return the file that ``get`` writes."""
     name = f"{core.key}.core{'.truncated' if core.truncated else ''}" if unpack else core.path.rpartition("/")[2]
+    name = harmless(name)
     if not output:
         return Path(name)
     path = Path(output).expanduser()

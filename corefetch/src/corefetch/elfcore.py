@@ -6,6 +6,7 @@ process. A core is what a stranger has written: whatever does not make sense is 
 
 from __future__ import annotations
 
+import bisect
 import io
 import mmap
 import os
@@ -15,6 +16,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,11 @@ MALFORMED = (
     MemoryError,
     AssertionError,
 )
-MOST_FILES, MOST_LINKS, LONGEST_NAME = 8192, 4096, 4096
+# As many as the helper identifies.
+MOST_FILES, MOST_LINKS, LONGEST_NAME = 4096, 4096, 4096
+# Some for each thread.
+MOST_NOTES = 1 << 18
+LARGEST = 1 << 64
 LIBRARY = re.compile(r"\.so(\.|$)")
 PN_XNUM = 0xFFFF
 DELETED = " (deleted)"
@@ -165,12 +171,14 @@ class _Memory:
 
     def __init__(self, content: Any, loads: list[tuple[int, int, int]]) -> None:
         self.content = content
-        self.loads = loads
+        self.loads = sorted(loads)
 
     def read(self, address: int, length: int) -> bytes:
         """Return what stands at an address. Raises ValueError where that is not there."""
-        for start, offset, size in self.loads:
-            if start <= address < start + size:
+        at = bisect.bisect_right(self.loads, (address, LARGEST, LARGEST)) - 1
+        if at >= 0:
+            start, offset, size = self.loads[at]
+            if address < start + size:
                 begin = offset + address - start
                 found = bytes(self.content[begin : begin + min(length, start + size - address)])
                 if found:
@@ -276,11 +284,8 @@ def _note(facts: CoreFacts, note: Any, order: str, auxiliary: dict[int, int]) ->
             auxiliary.setdefault(key, value)
     elif kind == "NT_FILE":
         for entry, path in zip(content.Elf_Nt_File_Entry, content.filename, strict=False):
-            if len(facts.mappings) < 8 * MOST_FILES:
-                name = _text(path).removesuffix(DELETED)
-                facts.mappings.append(
-                    Mapping(entry.vm_start, entry.vm_end, entry.page_offset * content.page_size, name)
-                )
+            name = _text(path).removesuffix(DELETED)
+            facts.mappings.append(Mapping(entry.vm_start, entry.vm_end, entry.page_offset * content.page_size, name))
 
 
 def _text(value: Any) -> str:
@@ -291,23 +296,28 @@ def _text(value: Any) -> str:
 
 def _identify(facts: CoreFacts, memory: _Memory) -> None:
     """Find the build ids: the kernel keeps the first page of each ELF file, as a rule."""
-    for one in facts.mappings[: 8 * MOST_FILES]:
-        if one.offset == 0 and one.path not in facts.build_ids and not special(one.path):
-            try:
-                page = memory.read(one.start, min(4096, one.end - one.start))
-                if page[:4] != b"\x7fELF":
-                    facts.others.add(one.path)
-                elif found := build_id_of(io.BytesIO(page)):
-                    facts.build_ids[one.path] = found
-            except MALFORMED:
-                # The core does not have that page.
-                if not LIBRARY.search(one.path):
-                    facts.others.add(one.path)
+    tried: set[str] = set()
+    for one in facts.mappings:
+        if one.offset or one.path in tried or special(one.path):
+            continue
+        if len(tried) >= MOST_FILES:
+            return
+        tried.add(one.path)
+        try:
+            page = memory.read(one.start, min(4096, one.end - one.start))
+            if page[:4] != b"\x7fELF":
+                facts.others.add(one.path)
+            elif found := build_id_of(io.BytesIO(page)):
+                facts.build_ids[one.path] = found
+        except MALFORMED:
+            # The core does not have that page.
+            if not LIBRARY.search(one.path):
+                facts.others.add(one.path)
 
 
 def _notes(segment: Any) -> Iterator[Any]:
     """Yield the notes of a segment of notes, which pyelftools has a class for."""
-    yield from segment.iter_notes()
+    yield from islice(segment.iter_notes(), MOST_NOTES)
 
 
 def build_id_of(stream: Any) -> str:

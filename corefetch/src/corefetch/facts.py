@@ -53,6 +53,11 @@ class Core:
         return self.name.key
 
     @property
+    def version(self) -> str:
+        """What differs from all other objects of the store, and from another content of the same."""
+        return f"{self.path}\n{self.stored}\n{int(self.modified.timestamp())}"
+
+    @property
     def when(self) -> datetime:
         """When the process crashed, or else when the core came into the store."""
         return self.time or self.modified
@@ -124,7 +129,7 @@ def add_json(core: Core, content: bytes) -> bool:
     """Add what the JSON file says: of the uploader, or of a host that has kept the core. Tells whether it makes sense."""
     try:
         known = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     if not isinstance(known, dict):
         return False

@@ -68,8 +68,7 @@ def fetch(store: Store, core: Core, path: Path, told: Told, unpack: bool = True)
 
 def _part_of(core: Core, path: Path) -> Path:
     """Return the name of what has come: another one for another object, or for another content of the same."""
-    same = f"{core.path}\n{core.stored}\n{int(core.modified.timestamp())}"
-    return path.with_name(f".{path.name[-200:]}.{hashlib.sha256(same.encode()).hexdigest()[:12]}.part")
+    return path.with_name(f".{path.name[-200:]}.{hashlib.sha256(core.version.encode()).hexdigest()[:12]}.part")
 
 
 def _lock(file: int, part: Path) -> None:

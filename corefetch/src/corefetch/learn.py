@@ -14,6 +14,7 @@ from corefetch.cache import Cache
 from corefetch.errors import Failure
 from corefetch.facts import LONGEST, Core, add_core, add_json, of_entry
 from corefetch.stores import Store
+from corefetch.text import harmless
 
 AT_ONCE = 16
 # Headers, notes, and the first page of the program. The kernel puts each of 65,536 mappings into 56 + about 60 bytes of these.
@@ -54,11 +55,7 @@ class Student:
 
     def from_beginning(self, core: Core) -> bool:
         """Read the beginning of a core. Tells whether it says anything. Raises Failure."""
-        kept = self.cache.of_core(
-            self.store.url,
-            f"{core.stored} {int(core.modified.timestamp())}",
-            f"{core.path.rpartition('/')[2]}.json"[-200:],
-        )
+        kept = self.cache.of_core(self.store.url, core.version, f"{harmless(core.key)}.json")
         try:
             said = _from_words(json.loads(kept.read_bytes()))
         except (OSError, ValueError, TypeError, KeyError):

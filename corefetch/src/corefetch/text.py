@@ -9,6 +9,7 @@ from datetime import datetime, timedelta, timezone
 from corefetch.errors import Exit, Failure
 
 UNITS = ("", "K", "M", "G", "T", "P")
+LONGEST_NAME = 200
 SPANS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
@@ -19,9 +20,9 @@ def plain(text: str) -> str:
     )
 
 
-def lines(text: str) -> str:
-    """Return the same for a text of several lines."""
-    return "\n".join(plain(line.expandtabs()) for line in text.split("\n"))
+def harmless(name: str) -> str:
+    """Return a name of a store as the name of a file: no option, no hidden file, and nothing that steers a terminal."""
+    return re.sub(r"^[.-]", "_", re.sub(r"[^A-Za-z0-9._-]", "_", name))[-LONGEST_NAME:] or "core"
 
 
 def size(number: int | None) -> str:

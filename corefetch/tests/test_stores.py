@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 import zstandard
 from corefetch.errors import Failure
-from corefetch.stores import open_store
+from corefetch.stores import Bucket, open_store
+from obstore.store import S3Store
 from support import servers
 from support.command import Desk
 from support.cores import Shop
@@ -28,6 +31,32 @@ def filled(desk: Desk, shop: Shop, tmp_path: Path) -> Iterator[dict[str, bytes]]
         for name, content in objects.items():
             servers.post(f"{url}/upload/storage/v1/b/{servers.BUCKET}/o?uploadType=media&name=shop/{name}", content)
         yield objects
+
+
+def test_a_name_that_cannot_be_read_is_said() -> None:
+    class Lister(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            modified = "<LastModified>2026-11-29T00:00:00.000Z</LastModified>"
+            content = f"<Contents><Key>p//x.core</Key>{modified}<ETag>e</ETag><Size>3</Size></Contents>"
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(
+                f"<ListBucketResult><Name>b</Name><IsTruncated>false</IsTruncated>{content}</ListBucketResult>".encode()
+            )
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Lister) as server:
+        threading.Thread(target=server.handle_request).start()
+        store = S3Store(
+            "b",
+            endpoint=f"http://127.0.0.1:{server.server_port}",
+            client_options={"allow_http": True},
+            skip_signature=True,
+        )
+        with pytest.raises(Failure, match=r"cannot be read: p//x\.core: delete that object"):
+            list(Bucket("s3://b", store).entries())
 
 
 def test_a_core_is_listed_fetched_read_and_deleted(desk: Desk, filled: dict[str, bytes], shop: Shop) -> None:

@@ -43,7 +43,11 @@ def commands(page: str) -> list[str]:
 
 
 def test_what_the_readme_shows_is_in_the_pages_whose_commands_are_run() -> None:
-    run = {line for page in ("docs/corefetch.md", "docs/fleet.md", "docs/hosts.md", "docs/images.md") for line in commands(page)}
+    run = {
+        line
+        for page in ("docs/corefetch.md", "docs/fleet.md", "docs/hosts.md", "docs/images.md")
+        for line in commands(page)
+    }
     assert [line for line in commands("README.md") if line not in run and " make " not in f"{line} "] == []
 
 

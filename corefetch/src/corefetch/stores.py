@@ -276,6 +276,10 @@ def explain(name: str, error: Exception) -> Failure:
     """Return the failure that an exception of a store's library means."""
     # Then comes what the library has in memory.
     said = str(error).partition("Debug source:")[0]
+    if found := re.search(r'[Pp]ath "([^"]*)"', said):
+        # Whoever may write there may do that. The library ends at such a name, and does not say what comes after it.
+        what = f"{plain(name)}: an object has a name that cannot be read: {plain(found[1])}"
+        return Failure(what, "delete that object, or say a directory below by --from", Exit.FAILED)
     for pattern, code, what, remedy in CAUSES:
         if re.search(pattern, said, re.I):
             return Failure(f"{plain(name)}: {what}", remedy or CREDENTIALS.get(name.partition(":")[0], ""), code)

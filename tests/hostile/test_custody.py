@@ -135,23 +135,26 @@ def test_the_delegate_may_come_after_the_process_is_gone(attack: MakeCrash, keep
     assert [path for path in store.rglob("*") if path.is_file()] == []
 
 
+@pytest.mark.usefixtures("patient_enough")
 def test_deliveries_of_released_processes_hold_no_slot_and_one_container_cannot_have_them_all(
     attack: MakeCrash, keep: Keep
 ) -> None:
     # Two slots. A container that crashes once more while its uploader takes its time had no slot for that.
     store = keep("undelivered", release="kept", pipe_limit="2")
-    container = attack("keep=1", "memory=4", options=("--env=ATTACK=waits", "--detach"))
-    wait_until(lambda: "child ended" in lab.output("docker", "logs", container.name), "the process stays", 4)
+    container = attack("keep=600", "memory=4", options=("--env=ATTACK=waits", "--detach"))
+    wait_until(lambda: "child ended" in lab.output("docker", "logs", container.name), "the process stays")
     lab.command("docker", "exec", container.name, "/usr/bin/crasher", "memory=4", check=False)
     line = container.log("kept on this host")
     assert "has 1 crashes in flight, and 1 of 2 slots are free" in line
     (described,) = [path for path in store.glob("*/*.json") if "in flight" in path.read_text()]
     wait_until(lambda: is_finished(described), "no checksum")
     assert is_whole(content_of(described.parent / json.loads(described.read_text())["file"]))
-    other = attack("keep=5", "memory=4")
+    other = attack("keep=600", "memory=4", options=("--detach",))
     assert ": delivered " in other.log(": delivered ")
+    lab.output("docker", "kill", other.name)
     (container.records / "go").touch()
     assert ": delivered " in container.log(": delivered ")
+    lab.output("docker", "kill", container.name)
 
 
 def test_an_operator_sees_fetches_and_deletes_a_core(attack: MakeCrash, keep: Keep, tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ def running(session: int) -> list[str]:
     names = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            name, _, rest = path.read_text().rpartition(")")
+            name, _, rest = path.read_text(errors="replace").rpartition(")")  # A program may have any name.
             state, _, _, its_session = rest.split()[:4]
             if int(its_session) == session and state != "Z":
                 names.append(name.partition("(")[2])

@@ -27,10 +27,15 @@ def read(steps: "Callable[[int], None]", limit: float) -> "tuple[bytes | None, i
         finally:
             posix._exit(0)
     posix.close(writing)
+    text, hanging = None, pid
     try:
-        return _read_within(reading, limit), 0 if _has_ended(pid) else pid
+        text = _read_within(reading, limit)
     finally:
         posix.close(reading)
+        # Also where this process was interrupted: nobody else ends that child.
+        if _has_ended(pid):
+            hanging = 0
+    return text, hanging
 
 
 def write(pipe: int, text: bytes) -> None:

@@ -298,3 +298,23 @@ def test_memory_that_does_not_answer_is_not_waited_for(directory: Path, monkeypa
     assert process.notes == ["its environment could not be read in time: none of its variables was passed on"]
     os.close(core)
     os.close(writing)
+
+
+def test_whoever_is_interrupted_leaves_no_child(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    process = describe(directory)
+    pid = directory.parent / "pid"
+
+    def wait(file: int) -> bytes:
+        pid.write_text(str(os.getpid()))
+        while True:
+            time.sleep(60)
+
+    def interrupted(pipe: int, limit: float) -> bytes | None:
+        wait_for_text(pid)
+        raise TimeoutError("the deadline has passed")
+
+    monkeypatch.setattr(process_module, "_text_of", wait)
+    monkeypatch.setattr(apart, "_read_within", interrupted)
+    with pytest.raises(TimeoutError):
+        process.keep_environ(4711.0)
+    assert not Path(f"/proc/{pid.read_text()}").exists()

@@ -215,12 +215,8 @@ class _Gathering:
         if not wanted or not servers.urls:
             return
         self.told("asks debuginfod for files")
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            for one, there in zip(
-                wanted, pool.map(lambda one: servers.fetch(one.build_id, "executable"), wanted), strict=True
-            ):
-                if there:
-                    one.file, one.source = self.cache.of_build_id(one.build_id, "executable"), "debuginfod"
+        for one, path in self._fetched(servers, wanted, "executable"):
+            one.file, one.source = path, "debuginfod"
 
     def find_debug(self) -> None:
         """Find the debug information of files that have none themselves."""
@@ -234,12 +230,16 @@ class _Gathering:
         servers = self.sources.servers
         if left and servers and servers.urls:
             self.told("asks debuginfod for debug information")
-            with ThreadPoolExecutor(AT_ONCE) as pool:
-                for one, there in zip(
-                    left, pool.map(lambda one: servers.fetch(one.build_id, "debuginfo"), left), strict=True
-                ):
-                    if there:
-                        one.debug, one.debug_source = self.cache.of_build_id(one.build_id, "debuginfo"), "debuginfod"
+            for one, path in self._fetched(servers, left, "debuginfo"):
+                one.debug, one.debug_source = path, "debuginfod"
+
+    def _fetched(self, servers: Servers, wanted: list[Mapped], kind: str) -> Iterator[tuple[Mapped, Path]]:
+        """Ask for that ``kind`` of each, several at once; yield those that the servers have, and where the cache has it."""
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            found = pool.map(lambda one: servers.fetch(one.build_id, kind), wanted)
+            for one, there in zip(wanted, found, strict=True):
+                if there:
+                    yield one, self.cache.of_build_id(one.build_id, kind)
 
     def from_directories(self, wanted: list[Mapped]) -> None:
         """Look for separate files of debug information: by build id, or by any name in the directories of ``--symbols``."""

@@ -11,6 +11,7 @@ import time
 
 from core_helper import corefile, holes, linux, runtime, store
 from core_helper.key import key_of
+from core_helper.room import room_for
 from core_helper.source import KeptFile
 
 TYPE_CHECKING = False
@@ -59,7 +60,7 @@ class Custody:
         # What others leave to this core: they count it, and not what is free besides.
         self.room = need
         with kept_in.lock:
-            room = kept_in.room_for(group, need, configuration)
+            room = room_for(kept_in, group, need, configuration)
             if room < need:
                 raise store.Unusable(
                     f"{kept_in.path} has room for {max(0, room)} bytes, and the core may take {need}: not kept; raise"
@@ -130,7 +131,7 @@ class Custody:
         What a process has in memory is not all that is dumped: files that it has mapped, and huge pages.
         """
         with self.store.lock:
-            room = self.store.room_for(self.group_name, missing, self.configuration, begun=True)
+            room = room_for(self.store, self.group_name, missing, self.configuration, begun=True)
             if room < missing:
                 raise OSError(ENOSPC, f"{self.store.path} has no room for more")
             self.room += min(room, max(missing, STEP))

@@ -8,6 +8,7 @@ import posix
 from _signal import SIGPIPE, SIGXFSZ
 
 from core_helper import build_ids, holes, linux, store
+from core_helper.room import room_left
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def _finish(kept_in: store.Store, entry: store.Entry, configuration: "Configurat
         if program is not None:
             with kept_in.lock:
                 # While both are there, they take room. What does not become smaller stays plain.
-                limit = min(kept_in.room(configuration) - SPARE, posix.fstat(file).st_blocks * store.BLOCK)
+                limit = min(room_left(kept_in, configuration) - SPARE, posix.fstat(file).st_blocks * store.BLOCK)
                 if limit > holes.PAGE:
                     part = f".{compressed}.{limit}{store.PART}"
                     result = store.create_file(group, part)

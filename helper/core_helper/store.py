@@ -1,4 +1,4 @@
-"""The store: the directory of the host in which cores are kept, and its bounds. Imported only where cores are kept. ::
+"""The store: the directory of the host in which cores are kept. Imported only where cores are kept. ::
 
     DIRECTORY/GROUP/KEY.core             the core; KEY.core.zst if it is compressed
     DIRECTORY/GROUP/KEY.json             what is known of it: a core without this file is not listed
@@ -9,7 +9,7 @@
 
 Whoever writes a core holds a lock on its file until the JSON file is there, so what has neither was left behind by a crash of
 the host or of the helper. It is listed if all of it had been written since the host's last start, and is deleted otherwise. The
-lock on the directory is held while bounds are compared; flock(2).
+lock on the directory is held while bounds are compared (room.py); flock(2).
 """
 
 import fcntl
@@ -29,11 +29,6 @@ DAY = 86400
 LONGEST_JSON = 1 << 24  # Bytes: the build ids of all the files that a process may have mapped.
 MODE, MODE_WHEN_FINISHED, MODE_OF_DIRECTORY = 0o600, 0o400, 0o700
 FINISHING, SENDING = ".finishing", ".sending"  # Files whose locks say who does that.
-# The smallest core counts as a part of the bound: whoever looks at all of them must not take long.
-MOST_CORES = 1_000
-FIRST = 4  # The first core of a group may push out others for a part of the bound, whatever the share is.
-# What the cores of a group may take that are being written or delivered, of what others of these leave: one, and several.
-LARGEST, SEVERAL = 0.75, 0.5
 
 
 class Unusable(Exception):
@@ -197,112 +192,6 @@ class Store:
             else:
                 left.append(entry)
         return left
-
-    def room(self, configuration: "Configuration") -> int:
-        """Return how many bytes are free. The lock must be held. Raises OSError."""
-        return min(self._room(self.entries(), configuration))
-
-    def _room(self, entries: "list[Entry]", configuration: "Configuration") -> "tuple[int, int]":
-        """Return how many bytes are free on the disk, and how many the bound leaves."""
-        system = posix.fstatvfs(self.directory)
-        free = system.f_bavail * system.f_frsize - system.f_blocks * system.f_frsize * configuration.keep_free // 100
-        # What is being written has not taken all yet that it may take.
-        free -= sum(entry.claim - entry.bytes for entry in entries)
-        bound = configuration.keep_max
-        return free, bound - sum(weight(entry, bound) for entry in entries)
-
-    def room_for(self, group: str, need: int, configuration: "Configuration", begun: bool = False) -> int:
-        """Return how many bytes a core of ``group`` may take, after others had to make room for the ``need`` of it.
-
-        If the core was ``begun``, it has a claim, and these are added to that. Less than ``need`` if there is no room for that;
-        then nothing was deleted for it. The lock must be held. Raises OSError.
-        """
-        entries = self.expire(configuration)
-        bound = configuration.keep_max
-        free, left = self._room(entries, configuration)
-        share = share_of(group, entries, free, left, bound, begun)
-        victims: list[Entry] = []
-        candidates = Victims(entries, group, need, bound)
-        before, freed = min(free, left, share), 0
-        if share < need:
-            return before
-        while min(free, left) < need:
-            # Where others than cores have filled the disk, no core goes for more than the new one may take.
-            victim = None if left >= need and freed >= need else candidates.next()
-            if victim is None:
-                return before
-            victims.append(victim)
-            freed += victim.bytes
-            free, left = free + victim.bytes, left + weight(victim, bound)
-        for entry in victims:
-            self.delete(entry)
-        return min(free, left, share)
-
-
-class Victims:
-    """The cores that make room for one of ``group`` that takes ``need`` bytes, one after the other.
-
-    The oldest goes. It is one of the same group if that group takes more than its share of the ``bound``, else one of the group
-    that takes most. So a group that crashes in a loop pushes out its own cores, and not those of others. A first core that
-    takes more than the share, and much of the bound, pushes out only those of groups that take as much: any process can have
-    the kernel count a page of memory a thousand times.
-    """
-
-    def __init__(self, entries: "list[Entry]", group: str, need: int, bound: int) -> None:
-        """Take the cores that are there. Those that are being written make no room, but count."""
-        self.group = group
-        self.need = need
-        self.bound = bound
-        self.taken = {group: need}
-        self.left: dict[str, int] = {}
-        self.whole: dict[str, list[Entry]] = {}
-        for entry in sorted(entries, key=lambda entry: -entry.time):
-            self.taken[entry.group] = self.taken.get(entry.group, 0) + weight(entry, bound)
-            self.left[entry.group] = self.left.get(entry.group, 0) + 1
-            if entry.whole:
-                self.whole.setdefault(entry.group, []).append(entry)
-
-    def next(self) -> "Entry | None":
-        """Return the next one, None if there is none to delete."""
-        share = self.bound // len(self.taken)
-        groups = list(self.whole)
-        if self.left.get(self.group) and self.taken[self.group] > share:
-            # Also where the others of the group are only being written.
-            groups = [group for group in groups if group == self.group]
-        elif self.need > max(share, self.bound // FIRST):
-            groups = [group for group in groups if self.taken[group] >= self.need]
-        if not groups:
-            return None
-        group = min(groups, key=lambda group: (-self.taken[group], self.whole[group][-1].time))
-        victim = self.whole[group].pop()
-        if not self.whole[group]:
-            del self.whole[group]
-        self.left[group] -= 1
-        self.taken[group] -= weight(victim, self.bound)
-        if not self.left[group] and group != self.group:
-            del self.taken[group]
-        return victim
-
-
-def share_of(group: str, entries: "list[Entry]", free: int, left: int, bound: int, begun: bool) -> int:
-    """Return how many bytes of those that are ``free``, and ``left`` of the bound, another core of ``group`` may claim.
-
-    Cores that are being written or delivered make no room. So a group leaves some to the next one, whatever it claims: a
-    process may seem to use much memory, and a delegate may take as long as the timeout. That is as with slots; see slots.py.
-    """
-    for entry in entries:
-        if entry.whole:
-            free, left = free + entry.bytes, left + weight(entry, bound)
-    # What one process compresses for all groups does not count.
-    under_way = [entry for entry in entries if not entry.whole and not entry.key.endswith(COMPRESSED)]
-    claims = [entry.claim for entry in under_way if entry.group == group]
-    part = SEVERAL if len(claims) > begun else LARGEST
-    return int((min(free, left) + sum(claims)) * part) - sum(claims)
-
-
-def weight(entry: Entry, bound: int) -> int:
-    """Return the bytes that a core counts for the ``bound``."""
-    return max(entry.claim, bound // MOST_CORES)
 
 
 def create_file(group: int, name: str) -> int:

@@ -10,7 +10,7 @@ BREAKS: Breaks = {
         "others_could_change and (mode or owner)",
     ),
     "keeping: a loop pushes out the cores of others": (
-        [("store.py", "if self.left.get(self.group) and self.taken[self.group] > share:", "if False:")],
+        [("room.py", "if self.left.get(self.group) and self.taken[self.group] > share:", "if False:")],
         "crashes_in_a_loop",
     ),
     "keeping: what nobody writes any more counts": (
@@ -34,11 +34,11 @@ BREAKS: Breaks = {
         "never_in_memory",
     ),
     "custody: a first core has room whatever it pushes out": (
-        [("store.py", "        elif self.need > max(share, self.bound // FIRST):", "        elif False:")],
+        [("room.py", "        elif self.need > max(share, self.bound // FIRST):", "        elif False:")],
         "pretends_to_have",
     ),
     "custody: cores go where others have filled the disk": (
-        [("store.py", "None if left >= need and freed >= need else ", "")],
+        [("room.py", "None if left >= need and freed >= need else ", "")],
         "others_fill",
     ),
     "custody: whoever finishes a core waits for its process": (
@@ -49,7 +49,7 @@ BREAKS: Breaks = {
         [
             (
                 "finishing.py",
-                "min(kept_in.room(configuration) - SPARE, posix.fstat(file).st_blocks * store.BLOCK)",
+                "min(room_left(kept_in, configuration) - SPARE, posix.fstat(file).st_blocks * store.BLOCK)",
                 "1 << 40",
             )
         ],
@@ -72,7 +72,7 @@ BREAKS: Breaks = {
         "during_the_delivery_loses_nothing",
     ),
     "keeping: what is under way has no share": (
-        [("store.py", "share = share_of(group, entries, free, left, bound, begun)", "share = bound")],
+        [("room.py", "share = share_of(group, entries, free, left, bound, begun)", "share = bound")],
         "under_way_leave_room",
     ),
     "keeping: the helper itself reads the environment": (
@@ -84,7 +84,7 @@ BREAKS: Breaks = {
         "huge_core_of_nothing",
     ),
     "keeping: no bound": (
-        [("store.py", "bound - sum(weight(entry, bound) for entry in entries)", "bound")],
+        [("room.py", "bound - sum(weight(entry, bound) for entry in entries)", "bound")],
         "thousand",
     ),
     "keeping: the sender is root": (

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from core_helper import store
 from core_helper.configuration import Configuration
-from core_helper.store import Entry, Store, Victims
+from core_helper.room import MOST_CORES, Victims, room_for, room_left, share_of, weight
+from core_helper.store import Entry, Store
 from unit.helper.world import keeps_descriptors
 
 MIB = 1 << 20
@@ -61,9 +62,9 @@ def test_what_is_known_of_a_core_stands_in_an_order_of_its_own(kept: Store) -> N
 def test_the_smallest_core_counts_for_a_part_of_the_bound(kept: Store) -> None:
     made = put(kept, "group", "key", 5)
     (found,) = kept.entries()
-    assert (store.weight(found, 1_000 * MIB), store.weight(found, 0)) == (MIB, found.bytes)
+    assert (weight(found, 1_000 * MIB), weight(found, 0)) == (MIB, found.bytes)
     # As many as the bound is for: the next one has to push one out.
-    assert kept.room_for("group", 0, bounds(1_000 * MIB)) <= 999 * MIB
+    assert room_for(kept, "group", 0, bounds(1_000 * MIB)) <= 999 * MIB
     assert made.exists()
 
 
@@ -82,10 +83,10 @@ def test_a_disk_that_others_have_filled_costs_no_more_cores_than_the_new_one_tak
     kept: Store, free: SimpleNamespace
 ) -> None:
     # With half a MiB less than nothing, two must go for one.
-    assert kept.room_for("new", MIB, bounds(free=1)) < 0
+    assert room_for(kept, "new", MIB, bounds(free=1)) < 0
     assert len(kept.entries()) == 4
     free.f_bavail = 1
-    assert kept.room_for("new", MIB, bounds(free=1)) >= MIB
+    assert room_for(kept, "new", MIB, bounds(free=1)) >= MIB
     assert len(kept.entries()) == 3
 
 
@@ -93,7 +94,7 @@ def test_a_disk_that_others_have_filled_costs_no_more_cores_than_the_new_one_tak
 @pytest.mark.usefixtures("free")
 def test_nor_where_the_bound_leaves_just_as_much_as_the_new_one_takes(kept: Store) -> None:
     (size,) = {found.bytes for found in kept.entries()}
-    assert kept.room_for("new", size, bounds(4 * size, free=1)) < 0
+    assert room_for(kept, "new", size, bounds(4 * size, free=1)) < 0
     assert len(kept.entries()) == 4
 
 
@@ -132,7 +133,7 @@ def test_one_victim_after_the_other() -> None:
 
 
 def test_as_many_cores_as_may_be_there_are_looked_at_soon() -> None:
-    entries = [entry("loop", str(number), 1, number) for number in range(store.MOST_CORES)]
+    entries = [entry("loop", str(number), 1, number) for number in range(MOST_CORES)]
     began = time.process_time()
     victims = Victims(entries, "new", 10, len(entries))
     assert [victims.next() is not None for _ in entries] == [True] * len(entries)
@@ -230,7 +231,7 @@ def bounds(most: int = 100 * MIB, free: int = 0, age: int = 14) -> Configuration
 def test_room_is_made_by_the_oldest(kept: Store) -> None:
     put(kept, "a", "old", MIB, 3)
     put(kept, "a", "new", MIB, 2)
-    assert kept.room_for("a", MIB, bounds(2 * MIB + 65536)) >= MIB
+    assert room_for(kept, "a", MIB, bounds(2 * MIB + 65536)) >= MIB
     assert [entry.key for entry in kept.entries()] == ["new"]
 
 
@@ -238,7 +239,7 @@ def test_room_is_made_by_the_oldest(kept: Store) -> None:
 def test_nothing_goes_where_there_is_just_enough_room(kept: Store) -> None:
     put(kept, "a", "old", MIB)
     (old,) = kept.entries()
-    assert kept.room_for("a", old.bytes, bounds(2 * old.bytes)) == old.bytes
+    assert room_for(kept, "a", old.bytes, bounds(2 * old.bytes)) == old.bytes
     assert [entry.key for entry in kept.entries()] == ["old"]
 
 
@@ -254,7 +255,7 @@ def test_a_group_without_cores_is_forgotten_and_one_with_cores_is_not(kept: Stor
 @pytest.mark.skipif(os.getuid() != 0, reason="a store belongs to root")
 def test_nothing_goes_for_a_core_that_is_too_large_anyway(kept: Store) -> None:
     put(kept, "a", "old", MIB)
-    assert kept.room_for("a", 9 * MIB, bounds(4 * MIB)) < 9 * MIB
+    assert room_for(kept, "a", 9 * MIB, bounds(4 * MIB)) < 9 * MIB
     assert [entry.key for entry in kept.entries()] == ["old"]
 
 
@@ -262,7 +263,7 @@ def test_nothing_goes_for_a_core_that_is_too_large_anyway(kept: Store) -> None:
 def test_what_is_too_old_goes_first(kept: Store) -> None:
     put(kept, "a", "old", MIB, 15)
     put(kept, "a", "new", MIB, 13)
-    kept.room_for("b", 1, bounds())
+    room_for(kept, "b", 1, bounds())
     assert [entry.key for entry in kept.entries()] == ["new"]
 
 
@@ -271,8 +272,8 @@ def test_a_part_of_the_file_system_stays_free(kept: Store, monkeypatch: pytest.M
     system = os.statvfs_result((4096, 4096, 1000, 300, 200, 0, 0, 0, 0, 255))
     monkeypatch.setattr(posix, "fstatvfs", lambda directory: system)
     # 200 blocks are free for us, of which 15 % of 1,000 must stay.
-    assert kept.room_for("a", 1, bounds(free=15)) == 50 * 4096 * 3 // 4
-    assert kept.room(bounds(free=15)) == 50 * 4096
+    assert room_for(kept, "a", 1, bounds(free=15)) == 50 * 4096 * 3 // 4
+    assert room_left(kept, bounds(free=15)) == 50 * 4096
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="a store belongs to root")
@@ -281,13 +282,13 @@ def test_what_others_are_writing_has_its_room_already(kept: Store) -> None:
     with open(Path(kept.path, "a", f".writing.{3 * MIB}.part"), "wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         # Of the 4 that are left, it leaves one to the next core.
-        assert kept.room_for("b", 3 * MIB, bounds(7 * MIB)) == 3 * MIB
-        assert kept.room_for("b", 3 * MIB + 1, bounds(7 * MIB)) == 3 * MIB
+        assert room_for(kept, "b", 3 * MIB, bounds(7 * MIB)) == 3 * MIB
+        assert room_for(kept, "b", 3 * MIB + 1, bounds(7 * MIB)) == 3 * MIB
         # The one that is being written has three of 7 already; two of its group share a half.
-        assert kept.room_for("a", MIB, bounds(7 * MIB)) == MIB // 2
-        assert kept.room_for("a", MIB, bounds(8 * MIB)) == MIB
+        assert room_for(kept, "a", MIB, bounds(7 * MIB)) == MIB // 2
+        assert room_for(kept, "a", MIB, bounds(8 * MIB)) == MIB
         # It may become larger.
-        assert kept.room_for("a", MIB, bounds(7 * MIB), begun=True) == 7 * MIB * 3 // 4 - 3 * MIB
+        assert room_for(kept, "a", MIB, bounds(7 * MIB), begun=True) == 7 * MIB * 3 // 4 - 3 * MIB
 
 
 def test_whole_cores_count_as_room_and_what_is_compressed_is_not_under_way() -> None:
@@ -298,11 +299,11 @@ def test_whole_cores_count_as_room_and_what_is_compressed_is_not_under_way() -> 
     ]
     entries[1].expected = 20
     # Of the bound of 100 the three leave 31, and the whole one can make room.
-    assert store.share_of("a", entries, 500, 31, 100, False) == 71 * 3 // 4
-    assert store.share_of("b", entries, 500, 31, 100, False) == (71 + 20) // 2 - 20
-    assert store.share_of("b", entries, 500, 31, 100, True) == (71 + 20) * 3 // 4 - 20
+    assert share_of("a", entries, 500, 31, 100, False) == 71 * 3 // 4
+    assert share_of("b", entries, 500, 31, 100, False) == (71 + 20) // 2 - 20
+    assert share_of("b", entries, 500, 31, 100, True) == (71 + 20) * 3 // 4 - 20
     # The disk may have less.
-    assert store.share_of("a", entries, 8, 31, 100, False) == 48 * 3 // 4
+    assert share_of("a", entries, 8, 31, 100, False) == 48 * 3 // 4
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="a store belongs to root")

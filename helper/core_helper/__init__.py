@@ -2,14 +2,14 @@
 
 The modules that a crash goes through, those that ``deliver`` calls from top to bottom::
 
-    main -> command_line, configuration, slots, start (executes the helper again)
+    main -> command_line, configuration, slots -> holders, start (executes the helper again)
      \\-> deliver
            |-> verification -> process
            |-> membership -> first_process, foreign_files -> strangers
            |-> child -(fork)-> joining -> status_pipe, control_groups, then privileges and container in turn, program
            |-> supervisor -> relay -> corefile, deadline
            |-> bounds, if there are any
-           |-> custody -> store, then finishing -> build_ids, where cores are kept; cores and sender are the operators' command
+           |-> custody -> room -> store, then finishing -> build_ids, if cores are kept; cores, sender: the operators' command
            \\-> fallback in place of joining; previous_handler in place of child and all that follows
 
 ``main`` receives the crash: it parses the ``command_line``, reads the ``configuration``, makes the ``crash``, the ``source``

@@ -108,7 +108,7 @@ class Journal:
         """Write one line, if the container has not written too many already."""
         admitted, notice = quota.admit(self.log.holder) if self.log.holder else (True, "")
         if notice:
-            # Without the number of the owner, with which slots.log_name begins.
+            # Without the number of the owner, with which holders.log_name begins.
             self._put(LOG_WARNING, f"{self.log.holder.partition(' ')[2]}: {notice}")
         if admitted:
             self._put(severity, text)

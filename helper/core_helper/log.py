@@ -9,7 +9,7 @@ class Log:
     """Where the lines about one crash go: ``lines`` has a method for each kind of line.
 
     ``terminal`` is a descriptor of standard error if a person has that open. ``holder`` is the name under which the lines
-    of this crash are counted, the number of the owner first: see slots.log_name.
+    of this crash are counted, the number of the owner first: see holders.log_name.
     """
 
     def __init__(self) -> None:

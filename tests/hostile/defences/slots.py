@@ -31,21 +31,21 @@ BREAKS: Breaks = {
         "attack_22_sandboxes_of_one_service",
     ),
     "22 who made a control group is not asked": (
-        [("slots.py", '{owner} {group[0]}", owner)', '{owner} {group[0]}", None)')],
+        [("holders.py", '{owner} {group[0]}", owner)', '{owner} {group[0]}", None)')],
         "attack_22_a_user_of_the_host_names",
     ),
     "22 a container is each of its pid namespaces": (
-        [("slots.py", "            if maker is not None:\n", "            if False:\n")],
+        [("holders.py", "            if maker is not None:\n", "            if False:\n")],
         "attack_22_many_users",
     ),
     "22 a pid namespace that root makes is nobody's": (
-        [("slots.py", "Holder(name, _instigator_of(crash, cgroups), by_root=True)", "Holder(name, None)")],
+        [("holders.py", "Holder(name, _instigator_of(crash, cgroups), by_root=True)", "Holder(name, None)")],
         "attack_22_pid_namespaces and sandboxes",
     ),
     "22 a container that nobody has named is each of its users": (
         [
-            ("slots.py", "NOBODY if by_root else self.owner", "self.owner"),
-            ("slots.py", "NOBODY - (user_of(crash.uid)", "NOBODY - (crash.uid"),
+            ("holders.py", "NOBODY if by_root else self.owner", "self.owner"),
+            ("holders.py", "NOBODY - (user_of(crash.uid)", "NOBODY - (crash.uid"),
         ],
         "attack_22_pid_namespaces and container",
     ),

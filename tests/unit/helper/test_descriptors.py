@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from core_helper import linux, procfs, quota, slots
+from core_helper import holders, linux, procfs, quota, slots
 from core_helper.crash import Crash
 from core_helper.log import Log
 from unit.helper.support import PACKAGE, in_child
@@ -93,7 +93,7 @@ def test_a_file_of_a_process_is_no_link(tmp_path: Path) -> None:
 
 
 def test_the_files_that_all_helpers_share_are_roots_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slots, "holder_of", lambda crash: slots.Holder("a", 1))
+    monkeypatch.setattr(holders, "holder_of", lambda crash: holders.Holder("a", 1))
     for module in (slots, quota):
         monkeypatch.setattr(module, "FILE", str(tmp_path / module.__name__))
 

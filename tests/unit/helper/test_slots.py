@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from core_helper import namespaces, procfs, slots
+from core_helper import holders, namespaces, procfs, slots
 from core_helper.crash import Crash, Refused
 from core_helper.log import Log
 from unit.helper.support import in_child
@@ -18,7 +18,7 @@ from unit.helper.support import in_child
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(slots, "FILE", str(tmp_path / "slots"))
     # A crash by this process, of whom its user number says.
-    monkeypatch.setattr(slots, "holder_of", lambda crash: slots.Holder(f"container {crash.uid}", crash.gid))
+    monkeypatch.setattr(holders, "holder_of", lambda crash: holders.Holder(f"container {crash.uid}", crash.gid))
     return tmp_path / "slots"
 
 
@@ -66,7 +66,7 @@ def test_whoever_has_root_make_containers_is_bounded_over_all_of_them(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        slots, "holder_of", lambda crash: slots.Holder(f"container {crash.uid}", -crash.gid, by_root=True)
+        holders, "holder_of", lambda crash: holders.Holder(f"container {crash.uid}", -crash.gid, by_root=True)
     )
     crashes = [(number, 1001) for number in range(14)] + [(20, 1002), (0, 1001)]
     assert got(crashes, 16) == "+" * 12 + "--" + "+" + "-"
@@ -77,7 +77,7 @@ def test_whoever_has_root_make_containers_is_bounded_over_all_of_them(
 def test_a_refusal_names_no_user_for_whoever_had_root_make_a_container(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slots, "holder_of", lambda crash: slots.Holder(f"container {crash.uid}", -7, by_root=True))
+    monkeypatch.setattr(holders, "holder_of", lambda crash: holders.Holder(f"container {crash.uid}", -7, by_root=True))
 
     def refusal() -> str:
         with pytest.raises(Refused) as caught:
@@ -229,7 +229,7 @@ def holder_of(*words: str) -> str:
         pid = process.pid
         while children := Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
             pid = int(children[0])
-        return slots.holder_of(Crash(pid, 4711, 0)).group
+        return holders.holder_of(Crash(pid, 4711, 0)).group
     finally:
         process.stdin.close()
         process.wait()
@@ -242,7 +242,7 @@ def test_a_process_of_the_host_is_its_users() -> None:
 
 
 def test_who_is_gone_is_nobody_in_particular() -> None:
-    assert slots.holder_of(Crash(1 << 22, 0, 0)).group == "-1 unknown"
+    assert holders.holder_of(Crash(1 << 22, 0, 0)).group == "-1 unknown"
 
 
 def test_a_user_namespace_is_that_of_who_made_it() -> None:

@@ -1,4 +1,4 @@
-"""slots: what is written down of a crash, and whose it is, on a made-up host."""
+"""slots: what is written down of a crash, on a made-up host."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from core_helper import procfs, runtime, slots
+from core_helper import holders, procfs, slots
 from core_helper.crash import Crash, Refused
 from core_helper.log import Log
 from unit.helper.support import in_child
-from unit.helper.world import OTHER_ID, World, keeps_descriptors
+from unit.helper.world import World, keeps_descriptors
 
 ID = "a1" * 32
 
@@ -26,7 +26,7 @@ ID = "a1" * 32
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(slots, "FILE", str(tmp_path / "slots"))
     monkeypatch.setattr(slots, "RELEASED", str(tmp_path / "released"))
-    monkeypatch.setattr(slots, "holder_of", lambda crash: slots.Holder("container a", 7))
+    monkeypatch.setattr(holders, "holder_of", lambda crash: holders.Holder("container a", 7))
     return tmp_path / "slots"
 
 
@@ -130,7 +130,7 @@ def test_slots_are_short_where_fewer_than_half_are_free(
     file: Path, monkeypatch: pytest.MonkeyPatch, others: int, short: bool
 ) -> None:
     monkeypatch.setattr(slots, "is_dumping", lambda pid, tid, started: started == 5)
-    write(file, *((pid, slots.NOBODY, b"-1 x") for pid in range(1, others + 1)))
+    write(file, *((pid, holders.NOBODY, b"-1 x") for pid in range(1, others + 1)))
     slot = slots.acquire(crash_of(os.getpid()), 8, Log())
     slot.limit = 8
     assert slot.are_short() is short
@@ -160,7 +160,7 @@ def test_who_crashes_in_too_many_containers_is_told_by_the_number_of_the_user(
     write(file, (1, 7, b"7 x"), (2, 7, b"7 y"), (3, 7, b"7 z"))
     assert refusal(crash_of(os.getpid()), 4).startswith("user 7 has 3 crashes in flight, and 1 of 4 slots are free: ")
     # Root may make as many as there are.
-    monkeypatch.setattr(slots, "holder_of", lambda crash: slots.Holder("container a", None))
+    monkeypatch.setattr(holders, "holder_of", lambda crash: holders.Holder("container a", None))
     write(file, (1, -1, b"-1 x"), (2, -1, b"-1 y"), (3, -1, b"-1 z"))
     assert refusal(crash_of(os.getpid()), 4) == "slot 3"
     write(file, *((number, -1, b"-1 x") for number in range(1, 5)))
@@ -328,9 +328,9 @@ def test_a_process_that_goes_away_meanwhile_is_not_dumping(monkeypatch: pytest.M
 
 
 def test_a_name_is_as_long_as_its_record_has_room() -> None:
-    assert slots.Holder("x" * 200, None).group == "-1 " + "x" * 101
+    assert holders.Holder("x" * 200, None).group == "-1 " + "x" * 101
     assert len(slots.RECORD.pack(0, 0, 0, 0, b"")) == slots.RECORD.size
-    assert slots.log_name(slots.NOBODY, "-1 a") == "-1 a"
+    assert holders.log_name(holders.NOBODY, "-1 a") == "-1 a"
 
 
 def test_where_slots_cannot_be_counted_there_is_none_to_keep() -> None:
@@ -349,181 +349,6 @@ def test_a_slot_that_is_left_is_empty(file: Path) -> None:
     slot.reclaim(record)
     assert file.read_bytes() == before
     os.close(descriptor)
-
-
-# Whose a crash is.
-
-
-def holder(pid: int, tid: int | None = None) -> tuple[str, int]:
-    assert keeps_descriptors(lambda: slots.holder_of(crash_of(pid, tid)))
-    found = slots.holder_of(crash_of(pid, tid))
-    assert found.group == f"{max(found.owner, -1)} {found.name}"
-    return found.name, found.owner
-
-
-def test_a_process_of_the_host_is_that_of_its_user(world: World) -> None:
-    world.process(21, cgroup="/user.slice/a")
-    assert holder(21) == ("user 1000", 1000)
-    assert holder(21, 21) == ("user 1000", 1000)
-
-
-@pytest.fixture
-def maker(monkeypatch: pytest.MonkeyPatch) -> dict[str, int | None]:
-    """Who may make control groups beside that of the container: root, unless a test says otherwise."""
-    maker: dict[str, int | None] = {"maker": 0}
-    monkeypatch.setattr(runtime, "maker_of", lambda controllers, above: maker["maker"])
-    return maker
-
-
-def test_a_container_of_an_engine_is_one_whatever_namespaces_its_processes_have_made(
-    world: World, maker: dict[str, int | None]
-) -> None:
-    for pid, user in enumerate(range(1000, 1070), 21):
-        users = world.namespace(world.host["user"], maker=user)
-        world.process(pid, cgroup=f"/docker/{ID}", user=users, pid=world.namespace(world.host["pid"], owner=users))
-        assert holder(pid) == (f"container {ID}", -1)
-    world.process(20, cgroup=f"/docker/{ID}")
-    assert holder(20) == (f"container {ID}", -1)
-
-
-def test_the_containers_of_a_pod_are_one(world: World, maker: dict[str, int | None]) -> None:
-    uid = "0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9"
-    for pid, identifier in ((20, ID), (21, OTHER_ID)):
-        world.process(pid, cgroup=f"/kubepods/burstable/pod{uid}/{identifier}")
-        assert holder(pid) == (f"pod {uid}", -1)
-    maker["maker"] = 1000
-    assert holder(20) == (f"control group of user 1000 {ID}", 1000)
-
-
-def test_a_control_group_that_a_user_has_named_counts_among_his_own(world: World, maker: dict[str, int | None]) -> None:
-    maker["maker"] = 1000
-    users = world.namespace(world.host["user"], maker=1234)
-    ways: list[tuple[int, dict[str, Any]]] = [
-        (21, {}),
-        (22, {"user": users, "pid": world.namespace(world.host["pid"], owner=users)}),
-    ]
-    for pid, namespaces in ways:
-        world.process(pid, cgroup=f"/user.slice/{ID}", **namespaces)
-        assert holder(pid) == (f"control group of user 1000 {ID}", 1000)
-
-
-def test_a_control_group_that_nobody_finds_is_no_name(world: World, maker: dict[str, int | None]) -> None:
-    maker["maker"] = None
-    world.process(21, cgroup=f"/docker/{ID}")
-    assert holder(21) == ("user 1000", 1000)
-
-
-def test_who_made_a_user_namespace_has_its_crashes(world: World) -> None:
-    users = world.namespace(world.host["user"], maker=1234)
-    inner = world.namespace(users, maker=99)
-    for pid, namespace in ((21, users), (22, inner)):
-        world.process(pid, user=namespace)
-        assert holder(pid) == ("user 1234", 1234)
-
-
-def test_a_user_has_the_numbers_that_he_may_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "subuid").write_text(
-        "garbage\nann:100000:65536\n1001:165536:10\nbob:300000:5\ncam:400000:5\n1002:65536:1\n"
-    )
-    (tmp_path / "passwd").write_text("root:x:0:0::/:/bin/sh\nann:x:1000:1000::/:/bin/sh\ncam:x\n")
-    for name in ("SUBUID", "PASSWD"):
-        monkeypatch.setattr(slots, name, str(tmp_path / name.lower()))
-    numbers = (0, 1000, 65535, 65536, 99999, 100000, 165535, 165536, 165546, 300000, 400000)
-    # Of somebody who is not in the file, or whose number is elsewhere, nothing is known.
-    assert [slots.user_of(number) for number in numbers] == [
-        0,
-        1000,
-        65535,
-        1002,
-        99999,
-        1000,
-        1000,
-        1001,
-        165546,
-        300000,
-        400000,
-    ]
-    (tmp_path / "subuid").unlink()
-    assert slots.user_of(100000) == 100000
-
-
-def test_a_container_is_its_pid_namespace_and_those_below_it(world: World) -> None:
-    pids = world.namespace(world.host["pid"])
-    below = world.namespace(world.namespace(pids))
-    name = f"container pid:[{pids.stat().st_ino}]"
-    for pid, namespace in ((21, pids), (22, below)):
-        world.process(pid, pid=namespace)
-        assert holder(pid)[0] == name
-
-
-def sandbox(world: World, pid: int, cgroup: str, uid: int = 1000) -> slots.Holder:
-    """Return whose a crash of ``uid`` is, in a pid namespace of its own that root has made."""
-    world.process(pid, cgroup=cgroup, pid=world.namespace(world.host["pid"]))
-    return slots.holder_of(Crash(pid, uid, uid))
-
-
-def test_sandboxes_that_root_makes_for_a_user_are_those_of_the_session(world: World) -> None:
-    paths = ("session-2.scope", "session-3.scope", "user@1000.service/app.slice/x")
-    found = [
-        sandbox(world, pid, f"/user.slice/user-1000.slice/{path}", uid)
-        for pid, path, uid in zip((21, 22, 23, 24), (*paths, paths[0]), (1000, 1000, 1001, 0))
-    ]
-    # Root alone could do anything; who has become another user in the session is still of that session.
-    assert [holder.owner for holder in found] == [1000, 1000, 1000, -1]
-    assert len({holder.group for holder in found}) == 4
-    assert {slots.log_name(holder.owner, holder.group) for holder in found[:3]} == {"1000 user 1000"}
-
-
-def test_sandboxes_outside_of_sessions_are_those_of_the_control_group_that_root_made(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = {
-        pid: sandbox(world, pid, path, uid)
-        for pid, path, uid in (
-            (21, "/lxc.payload.a", 1000),
-            (22, "/lxc.payload.a", 1001),
-            (23, "/lxc.payload.b", 1000),
-            (24, "/", 1000),
-            (25, "/", 1001),
-            (26, "/", 1000),
-            (27, "/lxc.payload.a/user.slice/user-1000.slice/x", 1000),
-            (28, "/user.slice/user-0.slice/session-1.scope", 1000),
-        )
-    }
-    owners = {pid: holder.owner for pid, holder in found.items()}
-    # Nobody's are those of a user of the host: root of a container may have any number.
-    assert all(owner < -1 for owner in owners.values())
-    assert owners[21] == owners[22] and owners[24] == owners[26]
-    assert len(set(owners.values())) == 6
-    for holder in found.values():
-        assert slots.RECORD.pack(1, 1, 1, holder.owner, b"a")
-        # A container is one, whatever users its processes have.
-        assert holder.group == f"-1 {holder.name}" == slots.log_name(holder.owner, holder.group)
-    # No number of a group is that of a user.
-    monkeypatch.setattr(runtime, "group_of_root", lambda cgroups: 1000)
-    assert sandbox(world, 29, "/lxc.payload.a").owner not in (*owners.values(), -1001)
-
-
-def test_a_container_whose_engine_has_named_it_is_roots_though_nobody_finds_the_group(
-    world: World, maker: dict[str, int | None]
-) -> None:
-    maker["maker"] = None
-    assert sandbox(world, 21, f"/docker/{ID}").owner == -1
-
-
-def test_a_rootless_container_is_that_of_who_made_its_user_namespace(world: World) -> None:
-    users = world.namespace(world.host["user"], maker=1234)
-    inner = world.namespace(users, maker=0)
-    pids = world.namespace(world.host["pid"], owner=inner)
-    world.process(21, pid=pids, user=world.namespace(inner, maker=5))
-    assert holder(21) == (f"container pid:[{pids.stat().st_ino}]", 1234)
-
-
-def test_who_is_gone_while_it_is_looked_at_is_unknown_and_leaves_nothing_open(world: World) -> None:
-    assert holder(99) == ("unknown", -1)
-    world.process(21)
-    (world.proc / "21" / "ns" / "user").unlink()
-    assert holder(21) == ("unknown", -1)
 
 
 def test_the_file_of_a_process_that_is_read_is_closed(world: World) -> None:

@@ -1,0 +1,127 @@
+"""To whom a crash belongs: the container, pod or user that pays for it with slots and with lines of the log."""
+
+import fcntl
+import posix
+
+from core_helper import namespaces, procfs, runtime
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from core_helper.crash import Crash
+
+SUBUID, PASSWD = "/etc/subuid", "/etc/passwd"
+FIRST_SUBUID = 65536  # The first number that is neither a user's nor nobody's; subuid(5).
+NOBODY = -1
+LAST_USER = (1 << 32) - 1
+LONGEST_NAME = 104  # Bytes of a name in the records of slots.py.
+
+
+class Holder:
+    """The container or user to whom a crash belongs.
+
+    ``group`` stands for the pod or container, or for the user of a process of the host. ``owner`` is the user who could make
+    more such groups: the one who made the container, or that user of the host; NOBODY for root, who could do anything. It is a
+    number below that of NOBODY for whoever had root make the container.
+    """
+
+    def __init__(self, group: str, owner: "int | None", by_root: bool = False) -> None:
+        """Take both. Two groups of different owners are different, even if they have the same name, unless root made them."""
+        self.owner = owner or NOBODY
+        self.name = group
+        # Cut to what a record holds: a longer name would never be found again.
+        self.group = f"{NOBODY if by_root else self.owner} {group}"[:LONGEST_NAME]
+
+
+def log_name(owner: int, group: str) -> str:
+    """Return the name under which a holder's lines are counted: all groups of a user who can make many have one name."""
+    return group if owner <= NOBODY else f"{owner} user {owner}"
+
+
+def holder_of(crash: "Crash") -> Holder:
+    """Return to whom the crash belongs. The process is not verified yet: another one in its place is refused later."""
+    opened: list[int] = []
+    try:
+        task = procfs.task_of(crash.pid, crash.tid)
+        cgroups = procfs.parse_cgroup(procfs.read_path(f"{task}/cgroup"))
+        group = runtime.outermost_group(cgroups)
+        if group is not None:
+            maker = runtime.maker_of(*group[1:])
+            if maker is not None:
+                # This is one container, whatever namespaces it was given and its processes have made, or one pod. A user of
+                # the host who may make control groups can give them any name: such a group counts for that user only.
+                owner, pod = user_of(maker), runtime.pod_of(group[2])
+                if owner:
+                    return Holder(f"control group of user {owner} {group[0]}", owner)
+                return Holder(f"pod {pod}" if pod else f"container {group[0]}", None)
+        opened.append(posix.open(f"{task}/ns/pid", posix.O_RDONLY | posix.O_CLOEXEC))
+        host = namespaces.of_host("pid")
+        if posix.fstat(opened[0]).st_ino != host:
+            # The namespace itself says who made it; its processes may make user namespaces as any user. The outermost one
+            # counts: a container that makes namespaces of its own gets no more slots by that.
+            opened.append(namespaces.outermost(opened[0], host))
+            opened.append(fcntl.ioctl(opened[1], namespaces.NS_GET_USERNS))
+            name = f"container pid:[{posix.fstat(opened[1]).st_ino}]"
+            maker = _maker_of(opened[-1], opened)
+            # What root has made for others is as many as these like.
+            if maker or group is not None:
+                return Holder(name, maker)
+            return Holder(name, _instigator_of(crash, cgroups), by_root=True)
+        opened.append(posix.open(f"{task}/ns/user", posix.O_RDONLY | posix.O_CLOEXEC))
+        maker = _maker_of(opened[-1], opened)
+    except OSError:
+        return Holder("unknown", None)
+    finally:
+        for descriptor in set(opened):
+            posix.close(descriptor)
+    user = maker or user_of(crash.uid)
+    return Holder(f"user {user}", user)
+
+
+def _instigator_of(crash: "Crash", cgroups: "list[tuple[bytes, bytes]]") -> "int | None":
+    """Return for whom root has made a pid namespace that no engine has named; None for root itself.
+
+    The sandboxes of a set-id program are as many as any user likes. The control group that root has given to the process tells
+    whose they are: root of a container may have the number of any user, but cannot leave that group. So nobody's crashes count
+    for another user. What is in no session counts for its control group: that is one container of LXC, or a service. In the
+    root groups there is nothing but the user to tell them apart.
+    """
+    if crash.uid == 0:
+        return None
+    user = runtime.user_of_session(cgroups)
+    if user:
+        return user
+    group = runtime.group_of_root(cgroups)
+    return NOBODY - (user_of(crash.uid) if group is None else LAST_USER + group)
+
+
+def user_of(uid: int) -> int:
+    """Return the user who may act as ``uid``: that user, or whoever has it in the range of subuid(5)."""
+    if uid < FIRST_SUBUID:
+        return uid
+    try:
+        for line in procfs.read_path(SUBUID).split(b"\n"):
+            name, _colon, numbers = line.partition(b":")
+            first, _colon, count = numbers.partition(b":")
+            if first.isdigit() and count.isdigit() and int(first) <= uid < int(first) + int(count):
+                return int(name) if name.isdigit() else _number_of(name)
+    except (OSError, LookupError):
+        pass
+    return uid
+
+
+def _number_of(name: bytes) -> int:
+    """Return the number of the user ``name``; passwd(5). Raises LookupError or OSError."""
+    for line in procfs.read_path(PASSWD).split(b"\n"):
+        fields = line.split(b":", 3)
+        if fields[0] == name and fields[2].isdigit():
+            return int(fields[2])
+    raise LookupError(name)
+
+
+def _maker_of(namespace: int, opened: "list[int]") -> "int | None":
+    """Return who made the outermost user namespace that the opened ``namespace`` lies in, None for the host's; ioctl_ns(2)."""
+    host = namespaces.of_host("user")
+    if posix.fstat(namespace).st_ino == host:
+        return None
+    opened.append(namespaces.outermost(namespace, host))
+    return user_of(namespaces.maker_of(opened[-1]))

@@ -194,12 +194,16 @@ def _choose(file: int, limit: int, record: bytes, gone: "set[bytes]") -> int:
     """Return the index of a slot that the group and owner of the ``record`` may take. Raises TooMany where there is none."""
     owner, group = RECORD.unpack(record)[-2:]
     empty, used, of_group, of_owner = None, 0, 0, 0
-    for index, (_pid, _tid, _started, its_owner, name), taken in _rows(file, limit, gone):
+    for index, (pid, _tid, _started, its_owner, name), taken in _rows(file, limit, gone):
         if taken:
             used += 1
             of_group += name == group
             of_owner += its_owner == owner != holders.NOBODY
-        elif empty is None and not _is_locked(file, index):
+            continue
+        if pid:
+            # So the next helper need not look at the lock and the process of every crash there has been.
+            posix.pwrite(file, bytes(NAMES_PROCESS), index * RECORD.size)
+        if empty is None and not _is_locked(file, index):
             empty = index
     free = limit - used
     # The last slots are for groups and users that hold none. So others get one, however many containers take all they can get,

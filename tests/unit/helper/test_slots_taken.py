@@ -125,6 +125,24 @@ def write(file: Path, *processes: tuple[int, int, bytes]) -> None:
     file.write_bytes(content)
 
 
+def test_a_process_that_is_gone_is_looked_at_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = []
+
+    def is_dumping(pid: int, tid: int, started: int) -> bool:
+        looked.append(pid)
+        return pid == 3
+
+    monkeypatch.setattr(slots, "is_dumping", is_dumping)
+    write(file, *((pid, -1, b"-1 x") for pid in (1, 2, 3, 4)))
+    for index in (0, 1):
+        # Before this process has the lock of its own slot, it has no other.
+        assert in_child(lambda: slots.acquire(crash_of(1 << 22), 4, Log()).index) == 0, index
+    # The second helper finds the record of the first one, and of the others only the one that still counts.
+    assert looked == [] and [record[0] for record in records(file)] == [1 << 22, 3]
+    slots.acquire(crash_of(1 << 22), 4, Log())
+    assert looked == [1 << 22, 3]
+
+
 @pytest.mark.parametrize(("others", "short"), [(0, False), (3, False), (4, True), (6, True)])
 def test_slots_are_short_where_fewer_than_half_are_free(
     file: Path, monkeypatch: pytest.MonkeyPatch, others: int, short: bool

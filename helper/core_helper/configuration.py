@@ -67,11 +67,12 @@ def open_of_root(path: str, others: int, flags: int = 0) -> int:
     return descriptor
 
 
-def read_configuration(path: str = CONFIGURATION) -> "Configuration":
-    """Return what the file ``path`` says; a missing file is fine.
+def read_configuration(path: str = "") -> "Configuration":
+    """Return what the file ``path`` says, by default /etc/docker_core_helper.conf; a missing file is fine.
 
     A file that users other than root can write is refused as a whole, a wrong line is skipped; ``problems`` tells of both.
     """
+    path = path or CONFIGURATION
     configuration = Configuration()
     try:
         descriptor = open_of_root(path, 0o022)

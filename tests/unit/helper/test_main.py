@@ -136,6 +136,12 @@ def test_a_process_that_does_not_crash_is_refused(tmp_path: Path, as_kernel: boo
     assert f"core not delivered, 0 bytes: process {os.getpid()} is not dumping core: " in line
 
 
+def test_the_configuration_of_this_machine_is_that_of_the_test(tmp_path: Path) -> None:
+    first = "configuration.CONFIGURATION = '/dev/null/conf'"
+    done = Run(tmp_path, str(os.getpid()), str(os.getuid()), str(os.getgid()), "/bin/true", first=first)
+    assert [line.partition("]: ")[2].startswith("/dev/null/conf") for line in done.lines] == [False, True]
+
+
 def test_a_helper_that_handles_no_signal_any_more_is_ended_after_one_that_does(tmp_path: Path) -> None:
     first = (
         "calls = []\n"

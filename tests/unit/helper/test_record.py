@@ -124,6 +124,21 @@ def test_docker_knows_name_and_image(docker: Engine) -> None:
     assert keeps_descriptors(lambda: record.record_of(crashed))
 
 
+def test_the_first_record_that_counts_is_the_one(docker: Engine) -> None:
+    # What lies at a usual place, too, comes after that of the monitor.
+    docker.write(f"{STATE}/k8s.io/{ID}/init.pid", b"%d" % INIT)
+    annotations = {"io.kubernetes.cri.container-name": "other", "io.kubernetes.cri.image-name": "other:1"}
+    docker.write(f"{STATE}/k8s.io/{ID}/config.json", {"linux": {"cgroupsPath": DOCKER}, "annotations": annotations})
+    assert docker.facts() == SHOP
+
+
+def test_a_text_with_a_newline_in_it_is_read(docker: Engine) -> None:
+    docker.write(
+        f"{OF_DOCKER}/{ID}/config.v2.json", b'{"ID": "%s", "Name": "/sh\nop", "Config": {"Image": "x"}}' % ID.encode()
+    )
+    assert docker.facts() == {"CONTAINER_NAME": "sh_op", "IMAGE": "x"}
+
+
 def test_the_variables_are_those_that_the_container_was_started_with(docker: Engine) -> None:
     found = record.record_of(docker.world.crashed(CRASHED)).environment
     assert found == {b"PATH": b"/bin", b"A": b"1", b"D": b"\xc3\xa9"}

@@ -244,6 +244,16 @@ def test_nothing_goes_where_there_is_just_enough_room(kept: Store) -> None:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="a store belongs to root")
+def test_a_core_that_takes_just_the_share_has_room_made_for_it(kept: Store) -> None:
+    put(kept, "a", "old", MIB)
+    (old,) = kept.entries()
+    share = 2 * old.bytes * 3 // 4
+    assert room_for(kept, "a", share + 1, bounds(2 * old.bytes)) == old.bytes
+    assert room_for(kept, "a", share, bounds(2 * old.bytes)) == share
+    assert kept.entries() == []
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="a store belongs to root")
 def test_a_group_without_cores_is_forgotten_and_one_with_cores_is_not(kept: Store) -> None:
     put(kept, "full", "key")
     os.close(kept.group("empty"))

@@ -6,7 +6,7 @@ The modules that a crash goes through, those that ``deliver`` calls from top to 
      \\-> deliver
            |-> verification -> process
            |-> membership -> first_process, foreign_files -> strangers
-           |-> child -(fork)-> joining -> status_pipe, control_groups, then privileges and container in turn, program
+           |-> child -(fork)-> joining -> status_pipe, control_groups, then privileges and container in turn, program or lent
            |-> supervisor -> relay -> corefile, deadline
            |-> bounds, if there are any
            |-> custody -> room -> store, then finishing -> build_ids, if cores are kept; cores, sender: the operators' command

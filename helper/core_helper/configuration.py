@@ -4,7 +4,7 @@ import posix
 
 from core_helper import linux
 from core_helper.crash import SIGNALS
-from core_helper.words import WordError, expand, shown, split_words, unquote
+from core_helper.words import WordError, expand, is_variable, shown, split_words, unquote
 
 CONFIGURATION = "/etc/docker_core_helper.conf"
 LONGEST_FILE = 65536
@@ -27,6 +27,8 @@ class Configuration:
     def __init__(self) -> None:
         """Start with the defaults."""
         self.delegate: list[bytes] = []
+        # A program of the host for containers that have no delegate.
+        self.lend: list[bytes] = []
         self.fallback = False
         # So many core files in the directory of the fallback file, which take so many bytes; 0 means any number.
         self.fallback_max = DEFAULT_FALLBACK_MAX
@@ -123,6 +125,11 @@ def _take_line(line: bytes, configuration: "Configuration") -> None:
         if words and not words[0].startswith(b"/"):
             raise WordError(f"delegate {shown(words[0])} must be an absolute path in the container")
         configuration.delegate = words
+    elif key == b"DOCKERCOREHELPER_LEND":
+        words = _program(value, "lent program")
+        for word in words:
+            expand(word, {}, lambda name, prefix: b"")
+        configuration.lend = words
     elif key == b"DOCKERCOREHELPER_TIMEOUT":
         configuration.timeout = float(_number(key, value, "a number of seconds", LONGEST_TIMEOUT))
     elif key == b"DOCKERCOREHELPER_TIMEOUT_MAX":
@@ -146,7 +153,7 @@ def _take_line(line: bytes, configuration: "Configuration") -> None:
     elif key == b"DOCKERCOREHELPER_CONTAINER_ENVIRONMENT":
         names = split_words(value)
         for name in names:
-            if not name.replace(b"_", b"a").isalnum() or name[:1].isdigit():
+            if not is_variable(name):
                 raise WordError(f"{key.decode()}: {shown(name)} must be the name of a variable")
         configuration.container_environment = names
     elif key == b"DOCKERCOREHELPER_IGNORE_SIGNALS":

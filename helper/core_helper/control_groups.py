@@ -6,6 +6,11 @@ from core_helper import linux, mount_table, procfs
 
 UNIFIED = "unified"
 NOT_MOUNTED = "its hierarchy is not mounted on the host"
+# By the controllers of a hierarchy, the unified one or that of memory alone: limit, usage, and how names in memory.stat begin.
+MEMORY_FILES = {
+    b"": (b"/memory.max", b"/memory.current", b""),
+    b"memory": (b"/memory.limit_in_bytes", b"/memory.usage_in_bytes", b"total_"),
+}
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -114,6 +119,46 @@ def cgroup_mounts(mountinfo: bytes) -> "dict[bytes, bytes]":
 def own_cgroup_mounts() -> "dict[bytes, bytes]":
     """Return the mount point of each hierarchy that the helper sees, by its controllers. Raises OSError."""
     return cgroup_mounts(procfs.read_path("/proc/self/mountinfo", procfs.MOUNTINFO_LIMIT))
+
+
+def memory_left(cgroups: "list[tuple[bytes, bytes]]") -> "int | None":
+    """Return how many bytes of memory the groups of a process may still take, None without a limit; ``cgroups`` are its paths.
+
+    What the kernel holds of files does not count: it can be freed.
+    """
+    mounts = own_cgroup_mounts()
+    room: int | None = None
+    for controllers, path in cgroups:
+        mount_point = mounts.get(controllers)
+        if mount_point is None or controllers not in MEMORY_FILES:
+            continue
+        while path not in (b"", b"/"):
+            left = _memory_left_in(mount_point + path, *MEMORY_FILES[controllers])
+            if left is not None and (room is None or left < room):
+                room = left
+            path = path.rpartition(b"/")[0]
+    return room
+
+
+def _memory_left_in(group: bytes, limit: bytes, usage: bytes, prefix: bytes) -> "int | None":
+    """Return how many bytes one group may still take, None where it has no limit, or no such controller."""
+    try:
+        most = _content(group + limit).strip()
+        if not most.isdigit():
+            return None
+        fields = dict(line.split(b" ", 1) for line in _content(group + b"/memory.stat").splitlines())
+        files = sum(int(fields.get(prefix + name, b"0")) for name in (b"active_file", b"inactive_file"))
+        return int(most) - int(_content(group + usage)) + files
+    except OSError:
+        return None
+
+
+def _content(path: bytes) -> bytes:
+    file = procfs.open_long(path, posix.O_RDONLY)
+    try:
+        return procfs.read_all(file)
+    finally:
+        posix.close(file)
 
 
 def open_control_groups(process: "FaultingProcess") -> ControlGroups:

@@ -20,6 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Protocol
 
+    from core_helper.lent import Lent
     from core_helper.log import Log
     from core_helper.slots import Slot
     from core_helper.source import KernelPipe
@@ -148,6 +149,8 @@ def choose(delivery: Delivery, refusal: "Withheld | None") -> "list[Destination]
         destinations.append(Bounds())
     words = crash.delegate or [expand(word, specifiers(crash, process)) for word in configuration.delegate]
     destinations.append(Delegate(words) if words else NoDestination(NO_DELEGATE))
+    if configuration.lend and process.in_container() and not of_the_host:
+        destinations.append(LentProgram(configuration.lend, specifiers(crash, process)))
     if configuration.chain and configuration.chain_containers and not of_the_host:
         destinations.append(PreviousHandler(only_if_absent=True))
     destinations.append(CoreFile())
@@ -205,21 +208,42 @@ class Delegate:
     def __init__(self, words: "list[bytes]") -> None:
         """Take its command line."""
         self.words = words
+        self.name = words[0]
+        self.lent: Lent | None = None
 
     def attempt(self, delivery: Delivery, reason: str) -> Outcome:
         """Start the program and give it the core. It has taken the core as soon as it has read from it."""
         facts = delivery.facts()
         facts[b"CORE_TIMEOUT"] = b"%d" % delivery.deadline.left()
-        plan, words, defaults = delivery.plan, self.words, delivery.defaults()
-        result = delivery.run(lambda child: joining.execute_delegate(plan, words, defaults, facts, child))
+        plan, words, lent, defaults = delivery.plan, self.words, self.lent, delivery.defaults()
+        result = delivery.run(lambda child: joining.execute_delegate(plan, words, defaults, facts, child, lent))
         delivery.wants_file = delivery.wants_file or result.fallback
         delivery.knows_environment = True
         if result.started and not (result.untouched and result.failure):
-            return delivery.conclude(words[0], result)
+            return delivery.conclude(self.name, result)
         failure = str(result.failure)
         if result.untouched:
-            failure = f"{words[0].decode('utf-8', 'backslashreplace')}: {failure} before it read a byte"
+            failure = f"{self.name.decode('utf-8', 'backslashreplace')}: {failure} before it read a byte"
         return Outcome(ABSENT if result.absent else FAILED, failure)
+
+
+class LentProgram(Delegate):
+    """A program of the host, for a container that has none of its own."""
+
+    only_if_absent = True
+
+    def __init__(self, words: "list[bytes]", values: "dict[str, bytes]") -> None:
+        """Take its command line, and what the specifiers there stand for."""
+        super().__init__(words)
+        self.name = b"lent " + words[0]
+        self.values = values
+
+    def attempt(self, delivery: Delivery, reason: str) -> Outcome:
+        """Give a copy of the program the core, in the container, as a delegate."""
+        from core_helper import lent  # Most hosts lend none.
+
+        self.lent = lent.Lent(self.values)
+        return super().attempt(delivery, reason)
 
 
 class CoreFile:

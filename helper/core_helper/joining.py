@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from core_helper.child import Child
+    from core_helper.lent import Lent
     from core_helper.process import FaultingProcess
 
 
@@ -99,16 +100,20 @@ def execute_delegate(
     defaults: "dict[bytes, bytes]",
     facts: "dict[bytes, bytes]",
     child: "Child",
+    lent: "Lent | None" = None,
 ) -> "NoReturn":
     """In the joining process: enter the container and start the delegate ``words`` in it; never returns.
 
-    The delegate gets the environment of the process, the ``defaults`` that are not in it, and the variables ``facts``.
+    The delegate gets the environment of the process, the ``defaults`` that are not in it, and the variables ``facts``. It is a
+    program of the container, or the one that is ``lent``.
     """
     process = plan.process
     with StatusPipe(child.status_write_end) as status:
         status.step = "read environment"
         variables = read_environment(process, status)
         environment = {**defaults, **variables, **facts}
+        if lent is not None:
+            words = lent.fill_in(words, environment)
         status.step = "give pipes"  # So that the delegate may open them again, as /dev/stdin and /dev/stderr.
         for end in child.standard_streams().values():
             posix.fchown(end, process.uid, process.gid)
@@ -122,10 +127,16 @@ def execute_delegate(
         # its rules for devices and memory.
         status.step = "join control groups"
         _check_groups(process, plan.groups.join(), status)
+        if lent is not None:
+            # On the host, where the file is, but in the control groups: the copy is memory of the container.
+            status.step = "copy lent program"
+            privileges.go_first()
+            program = lent.copy(words, process)
         enter(plan, status)
-        # After the capabilities were dropped: the delegate must not be a file that the process itself could not reach.
-        status.step = "open delegate"
-        program = Program(words, plan.interpreter, descriptors, plan.root)
+        if lent is None:
+            # After the capabilities were dropped: the delegate must not be a file that the process itself could not reach.
+            status.step = "open delegate"
+            program = Program(words, plan.interpreter, descriptors, plan.root)
         status.step = "take over label"  # With the next execve(2), so after everything that is opened.
         plan.label.at_exec()
         if plan.late:

@@ -33,8 +33,16 @@ ENOENT = 2
 EINVAL = 22
 ENAMETOOLONG = 36
 FIONREAD = 0x541B
+F_ADD_SEALS = 1033
+F_SEAL_SEAL = 1
+F_SEAL_SHRINK = 2
+F_SEAL_GROW = 4
+F_SEAL_WRITE = 8
 F_SETPIPE_SZ = 1031
 INFINITY = (1 << 64) - 1  # RLIM_INFINITY; any number below it is a limit.
+MFD_CLOEXEC = 1
+MFD_ALLOW_SEALING = 2
+MFD_EXEC = 0x10
 MOUNT_ATTR_RDONLY = 1
 OPEN_TREE_CLONE = 1
 LINUX_CAPABILITY_VERSION_3 = 0x20080522
@@ -53,6 +61,7 @@ PR_SET_KEEPCAPS = 8
 PR_SET_NO_NEW_PRIVS = 38
 PR_SET_SECCOMP = 22
 RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
 SECCOMP_MODE_FILTER = 2
 SIGCHLD = 17
 RLIMIT_FSIZE = 1
@@ -60,6 +69,7 @@ RLIMIT_CORE = 4
 S_IFDIR = 0o040000
 S_IFMT = 0o170000
 S_IFREG = 0o100000
+S_ISVTX = 0o1000
 SEEK_SET = 0
 SIGEV_SIGNAL = 0
 SPLICE_F_MOVE = 1
@@ -171,6 +181,22 @@ def clone_read_only(path: bytes) -> int:
         posix.close(tree)
         raise
     return tree
+
+
+def memory_file(name: str) -> int:
+    """Return a new file in memory, which may be executed and sealed; memfd_create(2)."""
+    flags = MFD_CLOEXEC | MFD_ALLOW_SEALING
+    try:
+        return posix.memfd_create(name, flags | MFD_EXEC)
+    except OSError as error:
+        if error.errno != EINVAL:
+            raise
+        return posix.memfd_create(name, flags)  # Before Linux 6.3, which can execute any.
+
+
+def seal(file: int) -> None:
+    """Have nobody ever change the file in memory any more; F_ADD_SEALS, fcntl(2)."""
+    fcntl.fcntl(file, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE)
 
 
 class Execution:

@@ -2,6 +2,10 @@
 
 import sys
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Callable
+
 SPECIFIERS = b"PpugstehE"
 # For names of files and objects: all that is nowhere special stays, everything else becomes _.
 PLAIN = bytes(byte if byte < 128 and (chr(byte).isalnum() or byte in b"._-") else ord("_") for byte in range(256))
@@ -28,6 +32,11 @@ def harmless(text: bytes, longest: int) -> str:
     """
     name = text[:longest].translate(PLAIN).decode() or "unknown"
     return "_" + name[1:] if name[0] in ".-" else name
+
+
+def is_variable(name: bytes) -> bool:
+    """Tell whether ``name`` may be that of a variable of the environment."""
+    return name.replace(b"_", b"a").isalnum() and not name[:1].isdigit()
 
 
 def unquote(value: bytes) -> bytes:
@@ -90,10 +99,11 @@ def split_words(text: bytes) -> "list[bytes]":
     return words
 
 
-def expand(word: bytes, values: "dict[str, bytes]") -> bytes:
+def expand(word: bytes, values: "dict[str, bytes]", variable: "Callable[[bytes, bytes], bytes] | None" = None) -> bytes:
     """Replace each %X of ``word`` by ``values["X"]``, empty where that is not known, and %% by %.
 
-    Raises WordError for a specifier that the helper does not have.
+    Where there is a function ``variable``, %{NAME} and %{NAME#PREFIX} stand for what it makes of NAME and PREFIX. Raises
+    WordError for a specifier that the helper does not have.
     """
     parts = word.split(b"%")
     expanded = [parts[0]]
@@ -106,6 +116,12 @@ def expand(word: bytes, values: "dict[str, bytes]") -> bytes:
             position += 1
         elif specifier and specifier in SPECIFIERS:
             expanded.append(values.get(specifier.decode(), b"") + part[1:])
+        elif specifier == b"{" and variable is not None:
+            inner, brace, rest = part[1:].partition(b"}")
+            name, _hash, prefix = inner.partition(b"#")
+            if not brace or not is_variable(name):
+                raise WordError(f"{shown(b'%' + part)}: %{{NAME}} or %{{NAME#PREFIX}} expected")
+            expanded.append(variable(name, prefix) + rest)
         else:
             known = " ".join(f"%{character}" for character in SPECIFIERS.decode() + "%")
             raise WordError(f"%{specifier.decode('latin-1')} is not one of {known}")

@@ -91,6 +91,30 @@ def test_the_program_that_sends_cores_is_split_as_a_shell_would(read: Read) -> N
     assert "line 1 skipped: sender 'uploader.sh' must be an absolute path on the host" in configuration.problems[0]
 
 
+def test_the_program_that_is_lent_may_name_variables(read: Read) -> None:
+    assert read(b"").lend == []
+    configuration = read(b"DOCKERCOREHELPER_LEND=\"/opt/up 'a b' %P %{CORE_KEY} :s3:%{CORE_DESTINATION#s3://}x\"\n")
+    assert configuration.lend == [b"/opt/up", b"a b", b"%P", b"%{CORE_KEY}", b":s3:%{CORE_DESTINATION#s3://}x"]
+    assert configuration.problems == []
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (b"up", "lent program 'up' must be an absolute path on the host"),
+        (b"/up %x", "%x is not one of %P"),
+        (b"/up %{CORE_KEY", "'%{CORE_KEY': %{NAME} or %{NAME#PREFIX} expected"),
+        (b"/up %{}", "'%{}': %{NAME} or %{NAME#PREFIX} expected"),
+        (b"/up %{A-B}", "%{NAME} or %{NAME#PREFIX} expected"),
+        (b"/up %{A#%P}", "%{NAME} or %{NAME#PREFIX} expected"),
+    ],
+)
+def test_a_wrong_program_is_not_lent(read: Read, value: bytes, problem: str) -> None:
+    configuration = read(b'DOCKERCOREHELPER_LEND="' + value + b'"\n')
+    assert configuration.lend == []
+    assert "line 1 skipped: " in configuration.problems[0] and problem in configuration.problems[0]
+
+
 def test_without_a_handler_nothing_is_handed_on(read: Read) -> None:
     configuration = read(b"")
     assert (configuration.chain, configuration.chain_containers) == ([], False)
@@ -416,7 +440,7 @@ def test_a_specifier_without_a_value_is_empty() -> None:
     assert expand(b"a%sb", {}) == b"ab"
 
 
-@pytest.mark.parametrize("word", [b"%", b"a%", b"%%%", b"%I", b"%d", b"% P", b"%\xe4", b"%\0"])
+@pytest.mark.parametrize("word", [b"%", b"a%", b"%%%", b"%I", b"%d", b"% P", b"%\xe4", b"%\0", b"%{CORE_KEY}"])
 def test_an_unknown_specifier_is_refused(word: bytes) -> None:
     with pytest.raises(WordError, match="%P %p %u %g %s %t %e %h %E %%"):
         expand(word, VALUES)

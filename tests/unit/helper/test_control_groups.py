@@ -276,3 +276,42 @@ def test_the_parent_of_a_fork_into_the_group_keeps_its_file(monkeypatch: pytest.
     groups.unified, groups.others = 99, [(control_groups.UNIFIED, 98), ("pids", 97)]
     assert groups.fork() == 4711
     assert groups.files() == [98, 97]
+
+
+def group_of_memory(directory: Path, **files: str) -> None:
+    """Make a control group with these files, whose names have a . for each __."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (directory / name.replace("__", ".")).write_text(text)
+
+
+STAT = "anon 5\nactive_file 30\ninactive_file 20\ntotal_active_file 3000\ntotal_inactive_file 2000\n"
+
+
+def test_the_memory_that_a_process_may_still_take_is_that_of_its_tightest_group(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(control_groups, "own_cgroup_mounts", lambda: {b"": os.fsencode(tmp_path)})
+    groups = [(b"", b"/pod/box/inner"), (b"pids", b"/other")]
+    group_of_memory(tmp_path, memory__max="1", memory__current="1", memory__stat=STAT)
+    group_of_memory(tmp_path / "pod/box/inner", memory__max="max\n", memory__current="7\n", memory__stat=STAT)
+    assert control_groups.memory_left(groups) is None  # The root group is no container's.
+    group_of_memory(tmp_path / "pod/box", memory__max="1000\n", memory__current="700\n", memory__stat=STAT)
+    assert control_groups.memory_left(groups) == 350
+    group_of_memory(tmp_path / "pod", memory__max="900\n", memory__current="700\n", memory__stat=STAT)
+    assert control_groups.memory_left(groups) == 250
+    group_of_memory(tmp_path / "pod/box/inner", memory__max="5000\n")
+    assert control_groups.memory_left(groups) == 250
+    assert control_groups.memory_left([(b"", b"/")]) is None
+
+
+def test_the_memory_of_version_1_counts_what_is_below_its_groups(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(control_groups, "own_cgroup_mounts", lambda: {b"memory": os.fsencode(tmp_path)})
+    files = {"memory__limit_in_bytes": "10000\n", "memory__usage_in_bytes": "8000\n", "memory__stat": STAT}
+    group_of_memory(tmp_path / "docker/box", **files)
+    groups = [(b"pids", b"/docker/box"), (b"memory", b"/docker/box")]
+    assert control_groups.memory_left(groups) == 7000
+    monkeypatch.setattr(control_groups, "own_cgroup_mounts", dict)
+    assert control_groups.memory_left(groups) is None

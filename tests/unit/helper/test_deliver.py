@@ -195,6 +195,14 @@ def test_destinations_are_tried_in_this_order(stage: Stage, monkeypatch: pytest.
     assert chosen(stage) == [("Delegate", False), ("CoreFile", False)]
     stage.configuration.chain_containers = True
     assert chosen(stage) == [("Delegate", False), ("PreviousHandler", True), ("CoreFile", False)]
+    stage.configuration.lend = [b"/lent"]
+    assert chosen(stage) == [("Delegate", False), ("PreviousHandler", True), ("CoreFile", False)]
+    stage.process.in_container = lambda: True
+    lending = [("LentProgram", True), ("PreviousHandler", True), ("CoreFile", False)]
+    assert chosen(stage) == [("Delegate", False), *lending]
+    stage.configuration.delegate = []
+    assert chosen(stage) == [("NoDestination", False), *lending]
+    stage.configuration.delegate = [b"/d"]
     refusal = Withheld("never", stage.process)
     assert chosen(stage, refusal) == []
     host = True
@@ -282,7 +290,7 @@ def test_the_delegate_is_told_how_many_seconds_are_left(
     deliveries: Deliveries, monkeypatch: pytest.MonkeyPatch, now: float, left: bytes
 ) -> None:
     told: list[dict[bytes, bytes]] = []
-    monkeypatch.setattr(joining, "execute_delegate", lambda plan, words, defaults, facts, child: told.append(facts))
+    monkeypatch.setattr(joining, "execute_delegate", lambda *words: told.append(words[3]))
 
     def start(source: object, groups: object, run: Callable[[object], object]) -> Any:
         run(None)
@@ -408,6 +416,41 @@ def test_what_is_for_absent_delegates_only_is_passed_over_and_the_next_one_is_tr
     deliveries.outcomes = [outcome(started=False, failure="why"), outcome()]
     assert deliveries.deliver() == 0
     assert len(deliveries.tried) == 2
+
+
+@pytest.mark.parametrize("absent", [True, False])
+def test_a_container_without_a_delegate_has_one_lent(
+    deliveries: Deliveries, monkeypatch: pytest.MonkeyPatch, absent: bool
+) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr(runtime, "is_of_the_host", lambda process: False)
+    monkeypatch.setattr(joining, "execute_delegate", lambda *words: given.append(words))
+
+    def start(source: object, groups: object, run: Callable[[object], object]) -> Any:
+        run(None)
+        return SimpleNamespace(left=lambda: 0)
+
+    monkeypatch.setattr(delivery, "Child", start)
+    deliveries.stage.process.in_container = lambda: True
+    deliveries.stage.configuration.lend = [b"/lent", b"%P", b"%{CORE_KEY}"]
+    deliveries.outcomes = [outcome(started=False, absent=absent, failure="why"), outcome()]
+    assert deliveries.deliver() == (0 if absent else 1)
+    assert [words[1] for words in given] == [[b"/d"], [b"/lent", b"%P", b"%{CORE_KEY}"]][: 2 if absent else 1]
+    if absent:
+        assert (given[0][5], given[1][5].values["P"]) == (None, b"4711")
+        assert deliveries.told[-1][:2] == ("conclude", b"lent /lent")
+
+
+def test_a_lent_program_that_cannot_work_leaves_the_core_to_those_behind_it(
+    deliveries: Deliveries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "is_of_the_host", lambda process: False)
+    deliveries.stage.process.in_container = lambda: True
+    deliveries.stage.configuration.lend, deliveries.stage.configuration.fallback = [b"/lent"], True
+    absent = outcome(started=False, absent=True, failure="none here")
+    deliveries.outcomes = [absent, outcome(untouched=True, failure="exit code 1"), outcome()]
+    assert deliveries.deliver() == 0
+    assert "none here; lent /lent: exit code 1 before it read a byte" in str(deliveries.told[-1])
 
 
 @pytest.mark.parametrize("started", [True, False])

@@ -258,6 +258,33 @@ def test_the_delegate_gets_from_the_engine_what_the_process_lacks(recorder: Reco
     assert notes == ["B is the engine's: the process lacks it", "CORE_PID is the engine's: the process lacks it"]
 
 
+def test_a_lent_program_is_copied_on_the_host_as_memory_of_the_container(recorder: Recorder) -> None:
+    line = become(recorder, read_environ=lambda: {b"A": b"of the process"})
+    program = SimpleNamespace(descriptor=60, prepare=line.noted("prepare"), execute=line.noted("execute"))
+
+    def copy(*words: Any) -> Any:
+        recorder.done.append(("copy", *words))
+        return program
+
+    def fill_in(words: list[bytes], environment: dict[bytes, bytes]) -> list[bytes]:
+        recorder.done.append(("fill_in", dict(environment)))
+        return [*words, b"filled"]
+
+    lent: Any = SimpleNamespace(copy=copy, fill_in=fill_in)
+    with pytest.raises(AssertionError, match="ends the process"):
+        joining.execute_delegate(line.plan, [b"/lent"], {}, {b"CORE_PID": b"7"}, CHILD, lent)
+    names = line.names()
+    assert names[: names.index("start delegate") + 1] == [
+        *("read environment", "give pipes", "join control groups", "copy lent program", *ENTRY),
+        *("take over label", "start delegate"),
+    ]
+    assert ("fill_in", {b"A": b"of the process", b"CORE_PID": b"7"}) in recorder.done
+    # First to go before it takes memory.
+    assert line.of("copy lent program") == [("go_first",), ("copy", [b"/lent", b"filled"], line.process)]
+    assert "Program" not in recorder.names()
+    assert line.of("execute delegate")[0][0] == "execute"
+
+
 def test_a_container_that_may_not_have_one_more_process_is_crowded(recorder: Recorder) -> None:
     line = Line(recorder)
     recorder.watch(posix, "fork", BlockingIOError(11, "Resource temporarily unavailable"))

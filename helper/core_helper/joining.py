@@ -127,16 +127,16 @@ def execute_delegate(
         # its rules for devices and memory.
         status.step = "join control groups"
         _check_groups(process, plan.groups.join(), status)
+        copy: Program | None = None
         if lent is not None:
             # On the host, where the file is, but in the control groups: the copy is memory of the container.
             status.step = "copy lent program"
             privileges.go_first()
-            program = lent.copy(words, process)
+            copy = lent.copy(words, process)
         enter(plan, status)
-        if lent is None:
-            # After the capabilities were dropped: the delegate must not be a file that the process itself could not reach.
-            status.step = "open delegate"
-            program = Program(words, plan.interpreter, descriptors, plan.root)
+        # After the capabilities were dropped: the delegate must not be a file that the process itself could not reach.
+        status.step = "open delegate"
+        program = Program(words, plan.interpreter, descriptors, plan.root) if copy is None else copy
         status.step = "take over label"  # With the next execve(2), so after everything that is opened.
         plan.label.at_exec()
         if plan.late:

@@ -68,6 +68,8 @@ NUMBERS = {
 }
 # What core_helper fills in; see parse_configuration of helper/core_helper/configuration.py.
 SPECIFIER = re.compile("%[PpugsteEh%]")
+# What it fills in beside that in the words of a lent program.
+VARIABLE = re.compile("%\\{[A-Za-z_][A-Za-z0-9_]*(#[^%}]*)?\\}")
 
 
 def number(value: Any) -> int:
@@ -132,6 +134,7 @@ def problems(defaults: dict[str, Any], known: dict[str, Any]) -> Iterator[str]:
         yield from problems_of_words("delegate", delegate, "an absolute path in the container")
         if any("%" in SPECIFIER.sub("", str(word)) for word in delegate):
             yield f"{PREFIX}delegate knows %P %p %u %g %s %t %e %h %E, and %% for a percent sign: {shown(delegate)}"
+    yield from problems_of_lending(known["lend"])
     if isinstance(chain, list):
         yield from problems_of_words("chain", chain, "the absolute path of a program of the host")
     elif chain not in ("none", "previous"):
@@ -141,6 +144,19 @@ def problems(defaults: dict[str, Any], known: dict[str, Any]) -> Iterator[str]:
         )
     if known["python"] and not re.fullmatch(r"/\S+", str(known["python"])):
         yield f"{PREFIX}python must be an absolute path without spaces: {shown(known['python'])}"
+
+
+def problems_of_lending(words: Any) -> Iterator[str]:
+    """Yield why no program could be lent. Whether that program is one, core_helper_files asks the host."""
+    if not isinstance(words, list):
+        yield f"{PREFIX}lend must be a list of words, such as [/opt/bin/rclone, rcat, 's3:%{{CORE_KEY}}']: {shown(words)}"
+    elif words:
+        yield from problems_of_words("lend", words, "the absolute path of a program of the host")
+        if any("%" in SPECIFIER.sub("", VARIABLE.sub("", str(word))) for word in words):
+            yield (
+                f"{PREFIX}lend knows %P %p %u %g %s %t %e %h %E, %{{NAME}}, %{{NAME#PREFIX}}, and %% for a percent sign:"
+                f" {shown(words)}"
+            )
 
 
 def problems_of_pattern(pattern: str, helper: str) -> Iterator[str]:

@@ -52,6 +52,11 @@ options:
   configuration:
     description: Content of C(/etc/docker_core_helper.conf). Needed for O(state=present).
     type: str
+  lent:
+    description:
+      - Path of the program that the helper lends to containers. It is refused if it is not static, or if others than root can
+        change it.
+    type: str
   uploader:
     description:
       - Content of C(uploader.sh), which goes to O(lib_dir), for a sender. Without it there shall be no sender.
@@ -152,6 +157,7 @@ class Files:
         usable_host.refuse_host((self.bin_dir, self.lib_dir))
         usable_host.refuse_second_installation(self.entry, self.lib_dir)
         usable_host.refuse_configuration(self.entry)
+        usable_host.refuse_lent(self.module.params["lent"])
         self.library.refuse()
         sender = self.wanted_sender()
         self.sender.refuse(sender)
@@ -312,6 +318,7 @@ def main() -> None:
             "entry": {"type": "str", "no_log": True},
             "compiler": {"type": "str", "no_log": True},
             "configuration": {"type": "str"},
+            "lent": {"type": "str"},
             "uploader": {"type": "str", "no_log": True},
             "service": {"type": "str"},
             "timer": {"type": "str"},

@@ -165,6 +165,22 @@ static void record(void)
 		fail(final);
 }
 
+/* Each way to change the file that this program is executed from, one line for each in /out/own. */
+static void change_own_program(void)
+{
+	FILE *to = fopen("/out/own", "we");
+	if (!to)
+		fail("/out/own");
+	int file = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+	fprintf(to, "seals %d\n", fcntl(file, F_GET_SEALS));
+	fprintf(to, "unseal %s\n", fcntl(file, F_ADD_SEALS, 0) < 0 ? strerror(errno) : "it worked");
+	fprintf(to, "truncate %s\n", truncate("/proc/self/exe", 0) < 0 ? strerror(errno) : "it worked");
+	int again = open("/proc/self/exe", O_RDWR | O_CLOEXEC);
+	fprintf(to, "open %s\n", again < 0 ? strerror(errno) : "it worked");
+	fprintf(to, "directory %s\n", openat(file, "..", O_RDONLY) < 0 ? strerror(errno) : "it worked");
+	fclose(to);
+}
+
 int main(int argc, char **argv)
 {
 	if (is("never-reads") || is("never-ends")) {
@@ -237,6 +253,11 @@ int main(int argc, char **argv)
 	} else if (is("fails")) {
 		read_all();
 		return 7;
+	} else if (is("changes-itself")) {
+		change_own_program();
+		while (access("/out/go", F_OK))
+			usleep(10000);
+		read_all();
 	} else if (is("tells-words")) {
 		/* Each word of the command line as it came, a NUL after it. */
 		read_all();

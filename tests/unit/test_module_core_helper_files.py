@@ -360,6 +360,29 @@ def test_directories_that_others_can_write_are_refused(host: Host) -> None:
     assert host.run()["changed"]
 
 
+def test_a_program_that_must_not_be_lent_is_refused(host: Host, tmp_path: Path) -> None:
+    program, link, linked = tmp_path / "program", tmp_path / "link", Path("/bin/true").resolve()
+    source = "int main(void) { return 0; }"
+    subprocess.run(["gcc", "-x", "c", "-static", "-o", program, "-"], input=source, text=True, check=True)
+    link.symlink_to(program)
+    named = "which docker_core_helper_lend names,"
+    for path, told in (
+        (tmp_path / "missing", f"{tmp_path}/missing, {named}: No such file or directory: put that program there first"),
+        (link, f"{link}, {named} has a symbolic link in its path: name {program}"),
+        (tmp_path, f"{tmp_path}, {named} is not an executable file: chmod 0755"),
+        (linked, f"{linked}, {named} is not a static program: lend one that is linked statically"),
+    ):
+        assert host.refused(lent=str(path)) == told
+    for mode, told in ((0o757, "must be root's alone: "), (0o644, "is not an executable file: chmod 0755")):
+        program.chmod(mode)
+        assert told in host.refused(lent=str(program))
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    assert "is not a static program" in host.refused(lent=str(program))
+    subprocess.run(["gcc", "-x", "c", "-static", "-o", program, "-"], input=source, text=True, check=True)
+    assert host.run(lent=str(program))["changed"]
+
+
 @pytest.mark.parametrize("name", ["", "core_helper", "core_helper/__pycache__"])
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give a directory away")
 def test_a_version_that_somebody_else_has_put_into_a_sticky_directory_is_refused(host: Host, name: str) -> None:

@@ -48,6 +48,7 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "kernel_limit_string": {"pipe_limit": "600", "kernel_limit": "1000"},
     "directories": {"bin_dir": "/srv/core_1.0/bin", "lib_dir": "/srv/core..x/lib"},
     "no_delegate": {"delegate": []},
+    "lend": {"lend": ["/srv/a b", ":s3:%{CORE_DESTINATION#s3://}/%{CORE_KEY}", "%P", "100%%", 'say "$x" \\', "it's"]},
     "canary_true": {"canary": True},
     "canary_delegate": {"canary": "delegate", "canary_image": "shop:1.0", "canary_options": ["--env-file", "/etc/x"]},
     "variables": {"container_environment": ["CORE_DESTINATION", "AWS_REGION", "_x1"]},
@@ -145,6 +146,13 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "delegate_newline": ({"delegate": ["/a", "b\nDOCKERCOREHELPER_TIMEOUT=1"]}, "must not hold newlines"),
     "delegate_specifier": ({"delegate": ["/a", "%P.%x"]}, "docker_core_helper_delegate knows %P"),
+    "lend_string": ({"lend": "/opt/bin/rclone"}, "docker_core_helper_lend must be a list of words, such as [/opt/"),
+    "lend_relative": (
+        {"lend": ["rclone"]},
+        "docker_core_helper_lend must begin with the absolute path of a program of",
+    ),
+    "lend_newline": ({"lend": ["/a", "b\nc"]}, "docker_core_helper_lend must not hold newlines"),
+    "lend_specifier": ({"lend": ["/a", "%{A-B}"]}, "docker_core_helper_lend knows %P %p %u %g %s %t %e %h %E, %{NAME}"),
     "chain_string": ({"chain": "/bin/x %P"}, "docker_core_helper_chain must be none, previous or a list of words"),
     "chain_number": ({"chain": 7}, "docker_core_helper_chain must be none, previous or a list of words"),
     "chain_mapping": ({"chain": {"a": "b"}}, "docker_core_helper_chain must be none, previous or a list of words"),
@@ -291,6 +299,7 @@ def test_the_helper_reads_in_the_configuration_what_the_user_has_written(message
     expected = ACCEPTED[case]
     words = [word.encode() for word in expected.get("delegate", ["/opt/bin/uploader.sh"])]
     assert configuration.delegate == words
+    assert configuration.lend == [word.encode() for word in expected.get("lend", [])]
     assert configuration.timeout == float(expected.get("timeout", 300))
     assert configuration.timeout_max == float(expected.get("timeout_max", 3600))
     assert configuration.size_max == {"10G": 10 << 30, "5000": 5000}.get(str(expected.get("size_max")), 0)

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 import re
+import stat
+import struct
 import sys
 
 from . import files, places, usable_python
@@ -57,3 +59,36 @@ def refuse_configuration(entry: str) -> None:
             f"{places.CONFIGURATION} was written by somebody else, and would be lost: move it away, and give its settings to"
             " the role"
         )
+
+
+def refuse_lent(path: str | None) -> None:
+    """Raise UnusableError if the helper must not lend the program at ``path``; see helper/core_helper/lent.py."""
+    if path is None:
+        return
+    name = f"{path}, which docker_core_helper_lend names,"
+    try:
+        found = os.stat(path)
+        if os.path.realpath(path) != path:
+            raise UnusableError(f"{name} has a symbolic link in its path: name {os.path.realpath(path)}")
+        if not stat.S_ISREG(found.st_mode) or not found.st_mode & 0o111:
+            raise UnusableError(f"{name} is not an executable file: chmod 0755")
+        danger = usable_python.changeable(path)
+        if danger:
+            raise UnusableError(f"{name} must be root's alone: {danger}: chown root and chmod go-w")
+        with open(path, "rb") as file:
+            if not is_static(file.read(4096)):
+                raise UnusableError(f"{name} is not a static program: lend one that is linked statically")
+    except OSError as error:
+        raise UnusableError(f"{name}: {error.strerror}: put that program there first") from error
+
+
+def is_static(begin: bytes) -> bool:
+    """Return whether a program of these first bytes is linked statically: without a loader, PT_INTERP of elf(5)."""
+    begin = begin.ljust(64, b"\0")
+    is_long, order = begin[4] == 2, ">" if begin[5] == 2 else "<"
+    if not begin.startswith(b"\x7fELF"):
+        return False
+    (first,) = struct.unpack_from(order + ("Q" if is_long else "I"), begin, 32 if is_long else 28)
+    size, count = struct.unpack_from(order + "HH", begin, 54 if is_long else 42)
+    headers = range(first, min(first + size * count, len(begin) - 3), size or len(begin))
+    return all(struct.unpack_from(order + "I", begin, header) != (3,) for header in headers)

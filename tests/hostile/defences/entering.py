@@ -106,16 +106,33 @@ BREAKS: Breaks = {
                 "joining.py",
                 "        enter(plan, status)\n        # After",
                 "        words = [b'/proc/self/fd/%d' % process.root + words[0]]\n"
-                "        program = Program(words, plan.interpreter, descriptors, plan.root)\n"
+                "        opened = Program(words, plan.interpreter, descriptors, plan.root)\n"
                 "        enter(plan, status)\n        # After",
             ),
-            ("joining.py", "        program = Program(words, plan.interpreter, descriptors, plan.root)\n", ""),
+            (
+                "joining.py",
+                "        program = Program(words, plan.interpreter, descriptors, plan.root)",
+                "        program = opened",
+            ),
         ],
         "attack_06_the_path and programs",
     ),
     "21 the interpreter is where everybody has it": (
         [("start.py", 'if is_exposed(crash) else ""', 'if False else ""')],
         "attack_21",
+    ),
+    "25 the program that is lent is executed itself": (
+        [("lent.py", "self.descriptor = self._copy_of(file, size)", "self.descriptor = posix.dup(file)")],
+        "attack_25_a_container",
+    ),
+    "25 the copy can be changed": ([("lent.py", "        linux.seal(copy)\n", "")], "attack_25_a_container"),
+    "25 others may have changed what is lent": (
+        [("lent.py", "        if changeable:\n", "        if False:\n")],
+        "attack_25_a_program",
+    ),
+    "25 a sandbox names the words": (
+        [("process.py", "        if self.confined:\n", "        if False:\n")],
+        "attack_25_a_sandbox",
     ),
     "10 a user may do without a control group": (
         [("joining.py", "if failures and (not unmounted or process", "if failures and (process")],

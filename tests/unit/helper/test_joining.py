@@ -276,7 +276,7 @@ def test_a_lent_program_is_copied_on_the_host_as_memory_of_the_container(recorde
     names = line.names()
     assert names[: names.index("start delegate") + 1] == [
         *("read environment", "give pipes", "join control groups", "copy lent program", *ENTRY),
-        *("take over label", "start delegate"),
+        *("open delegate", "take over label", "start delegate"),
     ]
     assert ("fill_in", {b"A": b"of the process", b"CORE_PID": b"7"}) in recorder.done
     # First to go before it takes memory.

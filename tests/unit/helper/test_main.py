@@ -290,7 +290,7 @@ class Stage:
         monkeypatch.setattr(container, "hostname_of", lambda process: process.hostname)
         monkeypatch.setattr(joining, "prepare", lambda process: plan)
         monkeypatch.setattr(delivery, "Child", lambda source, groups, run: SimpleNamespace(run=run, left=lambda: 0))
-        monkeypatch.setattr(joining, "execute_delegate", lambda plan, words, defaults, facts, child: ("execute", words))
+        monkeypatch.setattr(joining, "execute_delegate", lambda *arguments: ("execute", arguments[1]))
         monkeypatch.setattr(
             fallback, "write", lambda plan, path, asked, child, bound: ("write" if asked else "ask", path)
         )

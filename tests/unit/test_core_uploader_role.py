@@ -23,14 +23,22 @@ DOCKER = """#!/bin/sh
 echo "$DOCKER_HOST" >"$STATE/host"
 case "$1 $2" in
 "version "*) [ ! -e "$STATE/down" ] || { echo "Cannot connect to the Docker daemon" >&2; exit 1; } ;;
-"image inspect") id=$(cat "$STATE/$3") && echo "[{\\"Id\\": \\"$id\\"}]" ;;
+"image inspect")
+    id=$(cat "$STATE/$3") && echo "[{\\"Id\\": \\"$id\\", \\"Config\\": {\\"Env\\": [$(cat "$STATE/variables")]}}]" ;;
+"container inspect")
+    [ -e "$STATE/container/$3" ] || { echo "Error: No such container: $3" >&2; exit 1; }
+    echo "[{\\"State\\": {\\"Running\\": true}, \\"Config\\": {\\"Env\\": null}}]" ;;
+"cp "*:*) cp "$STATE/container/${2#*:/}" "$3" ;;
+"cp "*)
+    [ ! -e "$STATE/read-only" ] || { echo "Error: container rootfs is marked read-only" >&2; exit 1; }
+    cp -r "$2" "$STATE/container/" ;;
 "build --tag")
     [ ! -e "$STATE/broken" ] || { cat "$STATE/broken" >&2; exit 1; }
     (cd "$4" && stat -c '%A %n' opt opt/bin opt/bin/uploader.sh && cat Dockerfile) >"$STATE/context"
     (cd "$4" && cat Dockerfile opt/bin/uploader.sh) | sha256sum | cut -c 1-64 >"$STATE/$3"
     echo "$4" >"$STATE/directory"
     ;;
-"run --rm")
+"run --rm" | "exec "*)
     echo "$*" >"$STATE/run"
     [ ! -e "$STATE/no-shell" ] || { printf 'docker: Error response\\nexec: /bin/sh: no such file\\n' >&2; exit 127; }
     cat "$STATE/client" 2>/dev/null || echo /usr/bin/rclone
@@ -142,6 +150,7 @@ class Engine:
     def __init__(self, directory: Path) -> None:
         self.state = directory / "state"
         self.state.mkdir()
+        (self.state / "variables").touch()
         self.temporary = directory / "tmp"
         self.temporary.mkdir()
         program = directory / "bin" / "docker"
@@ -243,8 +252,8 @@ def warnings(result: subprocess.CompletedProcess[str]) -> list[str]:
 def test_an_image_without_a_client_of_s3_is_built_with_a_warning(engine: Engine) -> None:
     (engine.state / "client").write_text("none\n")
     assert warnings(engine.build()) == [
-        "Warning: new:1 has none of rclone, aws, s3cmd and curl, and the uploader needs one of them for a destination s3://:"
-        " install one in base:1, or give the containers a directory as CORE_DESTINATION"
+        "Warning: new:1 has none of rclone, aws, s3cmd, curl, and the uploader needs one of them for a destination s3://:"
+        " install one, or give the containers a directory as CORE_DESTINATION"
     ]
     assert engine.said("run").startswith("run --rm --network=none --entrypoint=/bin/sh new:1 -c command -v rclone")
 
@@ -260,9 +269,100 @@ def test_an_image_with_a_client_of_s3_is_built_without_a_warning(engine: Engine)
     assert warnings(engine.build()) == []
 
 
+@pytest.mark.parametrize(
+    ("told", "variable", "client", "warned"),
+    [
+        (
+            "gs://cores/",
+            "",
+            "/usr/bin/curl\n",
+            "has none of rclone, and the uploader needs one of them for a destination gs://",
+        ),
+        ("", "azblob://cores/", "/usr/bin/aws\n", "the uploader needs one of them for a destination azblob://cores/"),
+        ("/cores", "azblob://cores/", "", ""),
+    ],
+)
+def test_the_warning_is_about_the_destination(
+    engine: Engine, told: str, variable: str, client: str, warned: str
+) -> None:
+    (engine.state / "client").write_text(client)
+    (engine.state / "variables").write_text(f'"CORE_DESTINATION={variable}"' if variable else "")
+    found = warnings(engine.build("-e", f"images_destination={told}"))
+    assert warned in "".join(found) and bool(found) is bool(warned)
+
+
+# A running container, and a folder.
+
+
+def put(engine: Engine, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return play(REPOSITORY / "playbooks/images.yml", *arguments, environment=engine.environment)
+
+
+def test_a_running_container_gets_the_uploader_once(engine: Engine) -> None:
+    (engine.state / "container/my-app").mkdir(parents=True)
+    words = ("-e", "images_container=my-app")
+    result = put(engine, *words)
+    assert counted(result, "failed") == 0 and "changed: [localhost]" in result.stdout.partition("[Copy it into")[2]
+    script = engine.state / "container/opt/bin/uploader.sh"
+    assert script.read_bytes() == UPLOADER.read_bytes() and stat.S_IMODE(script.stat().st_mode) == 0o755
+    assert engine.said("run").startswith("exec my-app /bin/sh -c command -v rclone")
+    again = put(engine, *words)
+    assert "skipping: [localhost]" in again.stdout.partition("[Copy it into")[2].partition("TASK")[0]
+    assert not list(engine.temporary.glob("images.*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "line"),
+    [
+        ("my-ap", "", "my-ap is no running container: Error: No such container: my-ap. Correct images_container"),
+        ("my-app", "read-only", "The uploader was not copied into my-app: Error: container rootfs is marked read-only"),
+    ],
+)
+def test_a_container_that_cannot_have_it_is_one_clear_line(engine: Engine, name: str, file: str, line: str) -> None:
+    (engine.state / "container/my-app").mkdir(parents=True)
+    (engine.state / (file or "nothing")).touch()
+    result = put(engine, "-e", f"images_container={name}")
+    assert counted(result, "failed") == 1
+    assert line in result.stdout + result.stderr
+    assert '"cmd"' not in result.stdout
+
+
+def test_a_folder_gets_the_uploader_and_nothing_in_it_is_executed(engine: Engine, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / "bin").mkdir(parents=True)
+    words = ("-e", f"images_root={root}/")
+    assert warnings(put(engine, *words)) == [
+        f"Warning: {root}/ cannot run /bin/sh, and without it there is no uploader: it has no /bin/sh"
+    ]
+    assert (root / "opt/bin/uploader.sh").read_bytes() == UPLOADER.read_bytes()
+    (root / "bin/sh").symlink_to("busybox")
+    assert "has none of rclone, aws, s3cmd, curl" in "".join(warnings(put(engine, *words)))
+    (root / "bin/curl").symlink_to("/nowhere")
+    assert warnings(put(engine, *words)) == []
+    assert "has none of rclone," in "".join(warnings(put(engine, *words, "-e", "images_destination=gs://cores/")))
+    assert not (engine.state / "host").exists(), "docker was asked"
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (
+            ["images_root=/nowhere/at-all"],
+            "/nowhere/at-all is no folder on localhost: correct images_root, an absolute",
+        ),
+        (["images_base=x", "images_tag=y", "images_container=z"], "Say which image to begin with"),
+    ],
+)
+def test_a_wrong_place_is_one_clear_line(engine: Engine, words: list[str], line: str) -> None:
+    result = put(engine, *(word for given in words for word in ("-e", given)))
+    assert counted(result, "failed") == 1
+    assert line in result.stdout + result.stderr
+
+
 def test_the_clients_looked_for_are_those_that_the_uploader_takes() -> None:
     looked_for = re.findall(r"command -v (\w+)", (REPOSITORY / "playbooks/images.yml").read_text())
     assert looked_for == ["rclone", "aws", "s3cmd", "curl"]
+    assert f"for client in {' '.join(looked_for)};" in (REPOSITORY / "playbooks/images.yml").read_text()
     assert f"clients='{' '.join(looked_for)}'" in UPLOADER.read_text()
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from support import lab
 from support.containers import Container, MakeCrash, crash_in
+from support.tables import pytest_terminal_summary, row  # noqa: F401 (pytest finds them here)
 
 
 @pytest.fixture(scope="module")

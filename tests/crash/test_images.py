@@ -15,6 +15,7 @@ import pytest
 from support import lab
 from support.containers import MakeCrash
 from support.records import is_whole
+from support.tables import Row
 
 BUCKET = "cores"
 PAGE = (lab.PROJECT / "docs/images.md").read_text()
@@ -70,7 +71,7 @@ OPTIONS = {
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("example", ["An image with a shell", "An image without a shell"])
 def test_a_crash_in_an_image_of_the_page_reaches_the_bucket(
-    crash: MakeCrash, context: Path, example: str, options: str
+    crash: MakeCrash, context: Path, example: str, options: str, row: Row
 ) -> None:
     name = "with" if example == "An image with a shell" else "without"
     base = f"core-lab/base-{name}"
@@ -101,3 +102,4 @@ def test_a_crash_in_an_image_of_the_page_reaches_the_bucket(
     if core.endswith(".gz"):
         stored = subprocess.run(["gzip", "-d"], input=stored, check=True, capture_output=True).stdout
     assert is_whole(stored)
+    row("images", f"{example}, {options}", "rclone", f"whole in the bucket, as .core{core.rpartition('.core')[2]}")

@@ -14,6 +14,7 @@ import yaml
 from support import lab
 from support.containers import MakeCrash
 from support.records import is_whole
+from support.tables import Row
 
 BUCKET = "cores"
 CONFIGURATION = Path("/etc/docker_core_helper.conf")
@@ -45,7 +46,7 @@ def s3_server() -> Iterator[None]:
 
 
 def test_a_crash_in_an_image_from_scratch_reaches_the_bucket(
-    crash: MakeCrash, lent: Path, s3_server: None, tmp_path: Path
+    crash: MakeCrash, lent: Path, s3_server: None, tmp_path: Path, row: Row
 ) -> None:
     shutil.copy(lab.PROGRAMS / "crash", tmp_path)
     (tmp_path / "Containerfile").write_text("FROM scratch\nCOPY crash /usr/bin/crash\n")
@@ -59,6 +60,7 @@ def test_a_crash_in_an_image_from_scratch_reaches_the_bucket(
     assert re.fullmatch(rf"shop/\S+\.{container.name}\.crash\.crash\.\d+\.\S+Z\.[0-9a-f]{{12}}\.core", core)
     stored = lab.s3("cat", f"{BUCKET}/{core}")
     assert is_whole(stored) and len(stored) > 8 << 20
+    row("images", "FROM scratch, read-only, nobody", "rclone, lent by the host", "whole in the bucket, as .core")
     # Without a destination of its own, a container has nothing lent.
     other = crash(image="scratch")
     assert "the process has no CORE_DESTINATION that begins with s3://" in other.log("core dropped")

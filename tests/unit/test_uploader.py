@@ -15,6 +15,7 @@ import resource
 import shutil
 import signal
 import socket
+import socketserver
 import stat
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from typing import Any
 
 import pytest
 from core_helper.configuration import LONGEST_TIMEOUT
+from support.tables import Row
 
 UPLOADER = Path(__file__).parents[2] / "container_scripts" / "uploader.sh"
 # For a compressor of a test: the script tries first, with /dev/null, whether it starts.
@@ -192,6 +194,18 @@ def assert_refused(offered: tuple[subprocess.CompletedProcess[bytes], int], code
     result, left = offered
     assert_failed(result, code, *words)
     assert left == 1000
+
+
+def fault(row: Row, what: str, client: str, result: subprocess.CompletedProcess[bytes], stored: bool = False) -> None:
+    """Add what came of a fault to the table: whether the core is ``stored`` was looked up where it should be."""
+    line = result.stderr.decode().splitlines()[-1]
+    where = "the store" if stored else "the host, if it keeps cores"
+    if "waits in " in line:
+        where = "CORE_SPOOL"
+    assert stored is (result.returncode == 0)
+    told = re.sub(r"^uploader.sh: \S+?(: |$)", "", line) or "its name"
+    told = re.sub(r"/\S+/spool/", "CORE_SPOOL/", told)
+    row("faults", what, client, where, told if len(told) < 100 else f"{told[:60]} ... {told[-36:]}")
 
 
 def assert_delivered(result: subprocess.CompletedProcess[bytes], name: str) -> None:
@@ -489,7 +503,7 @@ def test_a_limit_of_the_file_size_leaves_nothing_behind(image: Image, cores: Pat
     assert files(cores) == []
 
 
-def test_a_full_disk_leaves_nothing_behind(image: Image, cores: Path) -> None:
+def test_a_full_disk_leaves_nothing_behind(image: Image, cores: Path, row: Row) -> None:
     own_mounts = ["unshare", "--user", "--map-root-user", "--mount", "--"]
     if subprocess.run([*own_mounts, "true"], capture_output=True).returncode != 0:
         pytest.skip("this machine does not let this user mount (unshare --user --mount)")
@@ -512,6 +526,7 @@ def test_a_full_disk_leaves_nothing_behind(image: Image, cores: Path) -> None:
     assert result.stdout == b"74\n", result.stderr
     assert result.stderr.count(b"\n") == 1
     assert b": zstd: error 70 : Write error : cannot write block : No space left on device: make" in result.stderr
+    fault(row, "the disk is full", "directory", subprocess.CompletedProcess([], 74, b"", result.stderr))
 
 
 def test_a_compressor_that_fails_in_the_middle_leaves_nothing_behind(image: Image, cores: Path) -> None:
@@ -1048,13 +1063,16 @@ def client(request: pytest.FixtureRequest, image: Image) -> str:
 
 @pytest.mark.parametrize("size", [0, 1000, 20_000_000], ids=["nothing", "one part", "two parts"])
 @pytest.mark.parametrize("home", ["UNSET", "/proc"], ids=["no home", "home not writable"])
-def test_an_object_is_the_core(image: Image, client: str, server: Server, size: int, home: str, tmp_path: Path) -> None:
+def test_an_object_is_the_core(
+    image: Image, client: str, server: Server, size: int, home: str, tmp_path: Path, row: Row
+) -> None:
     core = os.urandom(size)
     host = tmp_path.name[-60:]
     name = f"prefix/{host}/{KEY.split('/')[1]}.zst"
     result = image.run("s3://bucket/prefix/", core=core, HOME=home, CORE_HOSTNAME=host, environment=server.environment)
     assert_delivered(result, f"s3://bucket/{name}")
     assert unzstd(server.root / "bucket" / name) == core
+    row("images", f"{image.shell}, zstd", client, "in the bucket, the same after zstd")
 
 
 def test_a_configuration_of_rclone_in_the_image_cannot_stop_it(
@@ -1076,11 +1094,12 @@ def test_a_configuration_of_rclone_in_the_image_cannot_stop_it(
     ids=["secret", "key"],
 )
 def test_wrong_credentials_are_one_clear_line(
-    image: Image, client: str, server: Server, wrong: dict[str, str], words: str
+    image: Image, client: str, server: Server, wrong: dict[str, str], words: str, row: Row
 ) -> None:
     result = image.run("s3://bucket/", environment={**server.environment, **wrong})
     assert_failed(result, 74, f"s3://bucket/{KEY}.zst: {client}: ", words, "check the container's AWS_ACCESS_KEY_ID")
     assert not (server.root / "bucket" / f"{KEY}.zst").exists()
+    fault(row, f"403, {words}", client, result)
 
 
 def test_no_credentials_are_one_clear_line(image: Image, client: str, server: Server) -> None:
@@ -1092,13 +1111,18 @@ def test_no_credentials_are_one_clear_line(image: Image, client: str, server: Se
         assert_failed(result, 74, f"{client}: ", "give the container credentials, such as AWS_ACCESS_KEY_ID")
 
 
-def test_a_missing_bucket_is_one_clear_line_and_is_not_created(image: Image, client: str, server: Server) -> None:
+def test_a_missing_bucket_is_one_clear_line_and_is_not_created(
+    image: Image, client: str, server: Server, row: Row
+) -> None:
     result = image.run("s3://missing/", environment=server.environment)
     assert_failed(result, 74, f"s3://missing/{KEY}.zst: {client}: ", "NoSuchBucket", "create the bucket")
     assert not (server.root / "missing").exists()
+    fault(row, "404, no such bucket", client, result)
 
 
-def test_an_endpoint_where_nobody_listens_is_one_clear_line_soon(image: Image, client: str, server: Server) -> None:
+def test_an_endpoint_where_nobody_listens_is_one_clear_line_soon(
+    image: Image, client: str, server: Server, row: Row
+) -> None:
     with socket.socket() as bound_but_silent:
         bound_but_silent.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{bound_but_silent.getsockname()[1]}"
@@ -1106,6 +1130,7 @@ def test_an_endpoint_where_nobody_listens_is_one_clear_line_soon(image: Image, c
         result = image.run("s3://bucket/", environment={**server.environment, "AWS_ENDPOINT_URL": endpoint})
     assert_failed(result, 75, f"{client}: ", "check the container's AWS_ENDPOINT_URL and network")
     assert time.monotonic() - began < 30
+    fault(row, "refuses the connection", client, result)
 
 
 class Ailing(http.server.BaseHTTPRequestHandler):
@@ -1141,7 +1166,9 @@ for verb in ("GET", "HEAD", "PUT", "POST", "DELETE"):
     ],
     ids=["slow down", "internal error", "gateway", "no body"],
 )
-def test_an_error_of_the_server_asks_to_keep_the_core(image: Image, client: str, status: int, body: bytes) -> None:
+def test_an_error_of_the_server_asks_to_keep_the_core(
+    image: Image, client: str, status: int, body: bytes, row: Row
+) -> None:
     if client in ("s3cmd", "curl") and status != 500:
         pytest.skip(f"{client} takes its time, and says the same of each error of a server")
     handler = type("Handler", (Ailing,), {"status": status, "body": body})
@@ -1158,6 +1185,69 @@ def test_an_error_of_the_server_asks_to_keep_the_core(image: Image, client: str,
         result = image.run("s3://bucket/", environment=environment)
         ailing.shutdown()
     assert_failed(result, 75, f"{client}: ", "look at the S3 server, or try again later")
+    code = re.search(r"<Code>(\w+)", body.decode())
+    fault(row, f"{status}, {code[1] if code else 'no word'}", client, result)
+
+
+class Bottleneck(socketserver.ThreadingTCPServer):
+    """Stands before a server: lets so many bytes a second through, and is gone after so many bytes of clients."""
+
+    daemon_threads = True
+    allow_reuse_address = True
+
+    def __init__(self, port: int, rate: float, left: float) -> None:
+        super().__init__(("127.0.0.1", 0), Passage)
+        self.port, self.rate, self.left = port, rate, left
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
+
+    def gone(self) -> bool:
+        if self.left <= 0:
+            self.socket.close()
+        return self.left <= 0
+
+
+class Passage(socketserver.BaseRequestHandler):
+    """A connection through the bottleneck."""
+
+    def handle(self) -> None:
+        bottleneck: Any = self.server
+        with socket.create_connection(("127.0.0.1", bottleneck.port)) as server:
+            threading.Thread(target=self.answer, args=(server,), daemon=True).start()
+            while not bottleneck.gone() and (part := self.request.recv(65536)):
+                bottleneck.left -= len(part)
+                time.sleep(len(part) / bottleneck.rate)
+                server.sendall(part)
+            with contextlib.suppress(OSError):
+                self.request.shutdown(socket.SHUT_RDWR)
+
+    def answer(self, server: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while part := server.recv(65536):
+                self.request.sendall(part)
+
+
+@pytest.mark.parametrize("client_of_dash", ["rclone", "aws"])
+@pytest.mark.parametrize("what", ["dies in the middle", "is slow"])
+def test_a_server_that_fails_in_the_middle(
+    dash: Image, client_of_dash: str, server: Server, what: str, row: Row
+) -> None:
+    of_all_clients(dash, client_of_dash)
+    rate, left = (1e9, 3e6) if what == "dies in the middle" else (2e6, 1e9)
+    core, prefix = os.urandom(6_000_000), f"{client_of_dash}-{what[:2]}"
+    with Bottleneck(int(server.environment["AWS_ENDPOINT_URL"].rpartition(":")[2]), rate, left) as bottleneck:
+        environment = {**server.environment, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{bottleneck.server_address[1]}"}
+        # As where the host keeps the core: the client does not try for long.
+        result = dash.run(f"s3://bucket/{prefix}/", core=core, environment=environment, CORE_SIZE=str(len(core)))
+        bottleneck.left = 0
+        bottleneck.shutdown()
+    stored = server.root / "bucket" / prefix / KEY
+    if what == "is slow":
+        assert_delivered(result, f"s3://bucket/{prefix}/{KEY}")
+        assert stored.read_bytes() == core
+    else:
+        assert_failed(result, 75, f"{client_of_dash}: ", "check the container's AWS_ENDPOINT_URL and network")
+        assert not stored.exists()
+    fault(row, what, client_of_dash, result, stored.exists())
 
 
 def test_a_compressor_killed_in_the_middle_of_an_upload_leaves_no_object(
@@ -1416,7 +1506,9 @@ def of_all_clients(image: Image, client: str) -> None:
 
 # What is sent from a file, the script tries again, whatever the client.
 @pytest.mark.parametrize("client_of_dash", ["rclone", "aws", "curl"])
-def test_a_store_that_is_away_for_a_while_gets_the_core(dash: Image, client_of_dash: str, tmp_path: Path) -> None:
+def test_a_store_that_is_away_for_a_while_gets_the_core(
+    dash: Image, client_of_dash: str, tmp_path: Path, row: Row
+) -> None:
     of_all_clients(dash, client_of_dash)
     port = free_port()
     environment = {**Server(tmp_path, f"http://127.0.0.1:{port}").environment, "CORE_TIMEOUT": "300"}
@@ -1426,6 +1518,7 @@ def test_a_store_that_is_away_for_a_while_gets_the_core(dash: Image, client_of_d
         time.sleep(15)
         with serving(tmp_path, port=port):
             assert_delivered(run.result(), f"s3://bucket/{KEY}")
+            fault(row, "is away for 15 s", client_of_dash, run.result(), (tmp_path / "bucket" / KEY).exists())
     assert 15 < time.monotonic() - began < 100
     assert (tmp_path / "bucket" / KEY).read_bytes() == CORE
 
@@ -1462,7 +1555,7 @@ TAKES = (
 )
 
 
-def test_a_core_waits_in_the_spool_until_the_next_crash(image: Image, spool: Path, cores: Path) -> None:
+def test_a_core_waits_in_the_spool_until_the_next_crash(image: Image, spool: Path, cores: Path, row: Row) -> None:
     image.link("zstd")
     image.program("rclone", AWAY)
     image.program("sleep", "exit 0\n")
@@ -1472,6 +1565,7 @@ def test_a_core_waits_in_the_spool_until_the_next_crash(image: Image, spool: Pat
         result, 75, "s3://bucket/a/first.core.zst: rclone: connection refused: ", f"waits in {spool}/first.core.zst"
     )
     assert sorted(path.name for path in spool.iterdir()) == ["first.core.zst", "first.json"]
+    fault(row, "stays away, with CORE_SPOOL", "rclone", result)
     image.program("rclone", TAKES)
     os.utime(spool / "first.core.zst", (1, 1))
     result = image.run("s3://bucket/a/", environment=environment, CORE_KEY="second")

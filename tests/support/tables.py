@@ -1,0 +1,45 @@
+"""Tables at the end of a run: each row is what a test of this run has seen, by the fixture ``row``.
+
+A conftest.py that imports both names has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+Row = Callable[..., None]
+TABLES = {
+    "faults": ("Where the core is after a fault", ("fault", "client", "where the core is", "what the log says")),
+    "images": ("What came of a core", ("image", "client", "result")),
+}
+
+
+@pytest.fixture
+def row(record_property: Callable[[str, object], None]) -> Row:
+    """Adds a row to a table: ``row("images", *cells)``; it is shown if the test passes."""
+
+    def add(table: str, *cells: str) -> None:
+        assert len(cells) == len(TABLES[table][1])
+        record_property("row", [table, *cells])
+
+    return add
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Shows the tables that have rows."""
+    rows: dict[str, list[tuple[str, ...]]] = {}
+    for report in terminalreporter.stats.get("passed", []):
+        for name, value in getattr(report, "user_properties", []):
+            if name == "row" and report.when == "call":
+                rows.setdefault(value[0], []).append(tuple(value[1:]))
+    for table, (title, heads) in TABLES.items():
+        if table not in rows:
+            continue
+        terminalreporter.section(title)
+        lines = [heads, *sorted(set(rows[table]))]
+        widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
+        for line in lines:
+            cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+            terminalreporter.write_line(" | ".join(cells).rstrip())

@@ -1,17 +1,20 @@
-"""An emulator of Google Cloud Storage, which knows ranges, too. rclone's S3 server is in the other tests."""
+"""An emulator of Google Cloud Storage, which knows ranges, too, and names that no server has for obstore."""
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+from xml.sax.saxutils import escape
 
 import pytest
 import zstandard
-from corefetch.errors import Failure
-from corefetch.stores import Bucket, open_store
-from obstore.store import S3Store
+from corefetch.clients import open_store
+from corefetch.errors import Exit, Failure
 from support import servers
 from support.command import Desk
 from support.cores import Shop
@@ -33,30 +36,68 @@ def filled(desk: Desk, shop: Shop, tmp_path: Path) -> Iterator[dict[str, bytes]]
         yield objects
 
 
-def test_a_name_that_cannot_be_read_is_said() -> None:
-    class Lister(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            modified = "<LastModified>2026-11-29T00:00:00.000Z</LastModified>"
-            content = f"<Contents><Key>p//x.core</Key>{modified}<ETag>e</ETag><Size>3</Size></Contents>"
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(
-                f"<ListBucketResult><Name>b</Name><IsTruncated>false</IsTruncated>{content}</ListBucketResult>".encode()
-            )
+class Lister(BaseHTTPRequestHandler):
+    """A server that knows of S3 only how to list: a real one on a file system has no such names."""
 
-        def log_message(self, *_: object) -> None:
-            pass
+    keys: tuple[str, ...] = ()
+    knows_start = True
 
-    with HTTPServer(("127.0.0.1", 0), Lister) as server:
-        threading.Thread(target=server.handle_request).start()
-        store = S3Store(
-            "b",
-            endpoint=f"http://127.0.0.1:{server.server_port}",
-            client_options={"allow_http": True},
-            skip_signature=True,
+    def do_GET(self) -> None:
+        """Answer with one page, in which all keys are that are asked for."""
+        query = {name: values[0] for name, values in parse_qs(urlsplit(self.path).query).items()}
+        prefix, start = query.get("prefix", ""), query.get("start-after", "") if self.knows_start else ""
+        found = sorted(key for key in self.keys if key.startswith(prefix) and key > start)
+        cut = {key: key[len(prefix) :].partition(query.get("delimiter", "\0")) for key in found}
+        below = dict.fromkeys(f"{prefix}{before}{slash}" for before, slash, _ in cut.values() if slash)
+        content = "".join(
+            f"<Contents><Key>{escape(key, {chr(10): '&#10;'})}</Key><LastModified>2026-11-29T00:00:00.000Z</LastModified>"
+            "<ETag>e</ETag><Size>3</Size></Contents>"
+            for key, (_, slash, _) in cut.items()
+            if not slash
         )
-        with pytest.raises(Failure, match=r"cannot be read: p//x\.core: delete that object"):
-            list(Bucket("s3://b", store).entries())
+        content += "".join(f"<CommonPrefixes><Prefix>{escape(one)}</Prefix></CommonPrefixes>" for one in below)
+        self.send_response(200 if "list-type" in query else 404)
+        self.end_headers()
+        self.wfile.write(
+            f"<ListBucketResult><Name>b</Name><IsTruncated>false</IsTruncated>{content}</ListBucketResult>".encode()
+        )
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def listing(*keys: str, knows_start: bool = True) -> Iterator[dict[str, str]]:
+    """Run a server with objects, and yield the variables that lead to it."""
+    handler = type("Handler", (Lister,), {"keys": keys, "knows_start": knows_start})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}",
+            "AWS_ACCESS_KEY_ID": "x",
+            "AWS_SECRET_ACCESS_KEY": "y",
+            "COREFETCH_FROM": "s3://b/p",
+        }
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("name", ["b//x.core", "b/../x.core", "b/c/\nx.core", 'd"//'])
+def test_a_name_that_cannot_be_read_hides_no_other(desk: Desk, name: str) -> None:
+    names = ["a/1.core", "a/b/2.core", "b/3.core", "b/c/4.core", "c.core", "d/5.core", "e/6.core", "e/f/7.core"]
+    with listing(f"p/{name}", *(f"p/{one}" for one in names)) as variables:
+        done = desk.good("list", "--json", **variables)
+    assert sorted(row["path"] for row in done.json) == names
+    shown = re.sub(r"[\n\x7f]", "\ufffd", name)
+    assert f"corefetch: s3://b/p: names that cannot be read: {shown}: delete these objects" in done.err
+
+
+def test_a_store_that_cannot_go_on_after_such_a_name_is_said(desk: Desk) -> None:
+    with listing("p/a.core", "p/b//x.core", knows_start=False) as variables:
+        done = desk.run("list", **variables)
+    assert done.status == Exit.FAILED
+    assert "an object has a name that cannot be read: p/b//x.core: delete that object" in done.err
 
 
 def test_a_core_is_listed_fetched_read_and_deleted(desk: Desk, filled: dict[str, bytes], shop: Shop) -> None:

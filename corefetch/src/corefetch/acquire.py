@@ -8,13 +8,14 @@ from pathlib import Path
 
 from corefetch import keys, ui
 from corefetch.cache import Cache
+from corefetch.clients import open_store
 from corefetch.config import Settings
 from corefetch.errors import Exit, Failure
 from corefetch.facts import Core, of_entry
 from corefetch.fetch import Fetched, fetch
 from corefetch.learn import Student
 from corefetch.listing import find
-from corefetch.stores import Directory, Store, open_store
+from corefetch.stores import Directory, Store
 from corefetch.text import harmless, plain
 
 MAGIC = {b"\x28\xb5\x2f\xfd": ".zst", b"\x1f\x8b": ".gz"}

@@ -66,6 +66,8 @@ def list_cores(words: Words, settings: Settings) -> int:
         ui.say(f"no core of that kind in {plain(student.store.url)}")
     if student.problem:
         ui.say(f"some cores could not be read: {student.problem}")
+    if student.store.problem:
+        ui.say(str(student.store.problem))
     return Exit.DONE
 
 

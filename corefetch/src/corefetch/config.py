@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from corefetch.clients import Options, open_store
 from corefetch.errors import Exit, Failure
-from corefetch.stores import Options, Store, open_store
+from corefetch.stores import Store
 from corefetch.text import plain
 
 if sys.version_info >= (3, 11):

@@ -113,6 +113,22 @@ def test_the_files_are_fetched_once(desk: Desk, place: Path, shop: Shop, docker:
     assert not list((desk.directory / ".cache/corefetch/roots").iterdir())
 
 
+def test_what_is_stripped_in_the_cache_hides_no_other_copy(
+    desk: Desk, place: Path, shop: Shop, stripped: tuple[Path, Path], docker: Path
+) -> None:
+    # strip(1) leaves the build id as it is.
+    (docker / "image").symlink_to(stripped[0])
+    assert "/app/shop is stripped" in desk.good("info", "last").out
+    (docker / "log").unlink()
+    assert "/app/shop is stripped" in desk.good("info", "last").out
+    assert not (docker / "log").exists()
+    assert "total_of" in desk.good("info", "last", "--sysroot", str(shop.root)).out
+    (docker / "image").unlink()
+    (docker / "image").symlink_to(shop.root)
+    assert "total_of" in desk.good("info", "last", "--image", "shop:1.0").out
+    assert "total_of" in desk.good("info", "last").out
+
+
 def test_ctrl_c_leaves_no_container_and_no_directory(desk: Desk, place: Path, docker: Path) -> None:
     (docker / "log.slow").touch()
     process = subprocess.Popen(

@@ -44,6 +44,19 @@ class Cache:
         """Return where the ``executable`` or the ``debuginfo`` of a build id has its place."""
         return self.path / "build-id" / build_id / kind
 
+    def asked(self, build_id: str) -> list[str]:
+        """Return the images that were asked for a build id."""
+        try:
+            return self.of_build_id(build_id, "images").read_text(encoding="utf-8").splitlines()
+        except OSError:
+            return []
+
+    def note_asked(self, build_id: str, image: str) -> None:
+        """Note that an image was asked for a build id. Raises Failure."""
+        names = dict.fromkeys([*self.asked(build_id), image])
+        with self.new(self.of_build_id(build_id, "images")) as file:
+            file.write("".join(f"{name}\n" for name in names).encode())
+
     def of_core(self, url: str, etag: str, name: str) -> Path:
         """Return where a core of a store has its place."""
         return self.path / "cores" / hashlib.sha256(f"{url}\n{etag}".encode()).hexdigest()[:24] / name

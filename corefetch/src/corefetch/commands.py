@@ -167,6 +167,7 @@ def ready(
     sources = sysroot.Sources(
         sysroot=Path(words.sysroot).expanduser() if words.sysroot else settings.sysroot,
         image=words.image or core.image,
+        named=bool(words.image),
         engine=words.engine or settings.engine,
         servers=Servers(settings.debuginfod, cache),
         symbols=[*(Path(one).expanduser() for one in words.symbols), *settings.symbols],

@@ -20,8 +20,12 @@ class Contents:
     build_id: str = ""
     symbols: bool = False
     lines: bool = False
-    link: str = ""
     language: str = ""
+
+    @property
+    def says(self) -> tuple[bool, bool]:
+        """What a debugger can say by it, to be compared with other files of the same build id."""
+        return self.lines, self.symbols
 
 
 def read(path: Path) -> Contents:
@@ -33,12 +37,10 @@ def read(path: Path) -> Contents:
             names = {section.name for section in file.iter_sections()}
             comment = file.get_section_by_name(".comment")
             said = comment.data()[:LONGEST_COMMENT] if comment else b""
-            link = file.get_section_by_name(".gnu_debuglink")
             return Contents(
                 build_id=build_id or _note(file),
                 symbols=".symtab" in names or ".gnu_debugdata" in names,
                 lines=bool(names & {".debug_line", ".zdebug_line"}),
-                link=link.data().split(b"\0", 1)[0].decode("utf-8", "replace") if link else "",
                 language=_language(names, said),
             )
     except (OSError, *elfcore.MALFORMED):

@@ -51,6 +51,10 @@ class Mapped:
             return "lines"
         return "functions" if self.contents.symbols else "stripped"
 
+    def take(self, file: Path, source: str) -> None:
+        """Take a file as this one."""
+        self.file, self.source, self.contents = file, source, symbols.read(file)
+
     def row(self) -> dict[str, str | None]:
         """Return what ``--json`` shows of it."""
         return {
@@ -68,6 +72,8 @@ class Sources:
 
     sysroot: Path | None = None
     image: str = ""
+    # Whether the user has named the image, and not the facts.
+    named: bool = False
     engine: str = ""
     servers: Servers | None = None
     symbols: list[Path] = field(default_factory=list)
@@ -128,26 +134,36 @@ class _Gathering:
         """The files that are not found yet."""
         return [one for one in self.found.files if one.file is None]
 
+    @property
+    def poor(self) -> list[Mapped]:
+        """The files of the cache that lack what another copy may have: strip(1) leaves the build id as it is."""
+        return [
+            one
+            for one in self.found.files
+            if one.source == "cache" and one.state in ("stripped", "functions") and not self.debug_of(one).is_file()
+        ]
+
+    def debug_of(self, one: Mapped) -> Path:
+        """Return where the cache has the debug information of a file."""
+        return self.cache.of_build_id(one.build_id, "debuginfo")
+
     def run(self) -> None:
         """Ask all sources."""
         for one in self.lacking:
             cached = self.cache.of_build_id(one.build_id, "executable") if one.build_id else None
             if cached and cached.is_file():
-                one.file, one.source = cached, "cache"
+                one.take(cached, "cache")
         if self.sources.sysroot:
             self.from_sysroot(self.sources.sysroot)
         if self.sources.here:
             self.from_here()
-        if self.lacking and self.sources.image:
+        if self.sources.image:
             try:
-                self.from_image()
+                self.from_image(self.sources.image)
             except Failure as failure:
                 self.found.problems.append(str(failure))
         if self.sources.servers:
             self.from_servers(self.sources.servers)
-        for one in self.found.files:
-            if one.file:
-                one.contents = symbols.read(one.file)
         self.find_debug()
         if self.sources.servers:
             for url, problem in self.sources.servers.problems.items():
@@ -158,41 +174,48 @@ class _Gathering:
         if not root.is_dir():
             self.found.problems.append(f"{root}: no such directory: correct --sysroot")
             return
-        for one in self.lacking:
+        for one in self.lacking + self.poor:
             path = _resolve(root, one.path)
             if path:
                 self.accept(one, path, "sysroot")
 
     def from_here(self) -> None:
         """Take files of this machine, if they are the very ones."""
-        for one in self.lacking:
+        for one in self.lacking + self.poor:
             path = Path(one.path)
             if one.build_id and path.is_file() and symbols.read(path).build_id == one.build_id:
-                one.file, one.source = path, "this machine"
+                self.accept(one, path, "this machine")
 
     def accept(self, one: Mapped, path: Path, source: str) -> None:
-        """Take a file if it is the right one."""
-        build_id = symbols.read(path).build_id
-        if one.build_id and build_id != one.build_id:
-            one.others[source] = build_id or "none"
-        else:
-            one.file, one.source = path, source
+        """Take a file if it is the right one, and says more than what is here."""
+        known = symbols.read(path)
+        if one.build_id and known.build_id != one.build_id:
+            if one.file is None:
+                one.others[source] = known.build_id or "none"
+        elif one.file is None or known.says > one.contents.says:
+            one.take(path, source)
 
-    def from_image(self) -> None:
+    def from_image(self, name: str) -> None:
         """Copy files out of the image. Raises Failure."""
-        name = engine.choose(self.sources.engine)
-        self.told(f"copies files of image {self.sources.image}")
-        with engine.opened(name, self.sources.image) as image:
-            for one in self.lacking:
+        # What an image did not have, it need not be asked for once more.
+        wanted = self.lacking + [
+            one for one in self.poor if self.sources.named or name not in self.cache.asked(one.build_id)
+        ]
+        if not wanted:
+            return
+        program = engine.choose(self.sources.engine)
+        self.told(f"copies files of image {name}")
+        with engine.opened(program, name) as image:
+            for one in wanted:
                 path = self.copy(image, one.path, one.build_id or "unknown", "executable", one.build_id)
                 if path:
                     self.accept(one, path, "image")
-            # An image may have its debug information where Debian's packages put it.
-            for one in self.found.files:
-                if one.build_id and one.file and one.source == "image" and not symbols.read(one.file).lines:
+                if one.build_id and one.file and not one.contents.lines and not self.debug_of(one).exists():
+                    # An image may have its debug information where Debian's packages put it.
                     inside = f"/{DEBUG}/.build-id/{one.build_id[:2]}/{one.build_id[2:]}.debug"
-                    if not self.cache.of_build_id(one.build_id, "debuginfo").exists():
-                        self.copy(image, inside, one.build_id, "debuginfo", one.build_id)
+                    self.copy(image, inside, one.build_id, "debuginfo", one.build_id)
+                if one.build_id and one.file:
+                    self.cache.note_asked(one.build_id, name)
 
     def copy(self, image: engine.Image, path: str, place: str, kind: str, build_id: str) -> Path | None:
         """Copy a file of the image into the cache if it is the right one, else beside the links; None if it is not there."""
@@ -202,9 +225,12 @@ class _Gathering:
             with tempfile.NamedTemporaryFile(dir=self.found.root, prefix=".copied.", delete=False) as file:
                 _copy(stream, file)
         copied = Path(file.name)
-        if not build_id or symbols.read(copied).build_id != build_id:
+        known = symbols.read(copied)
+        if not build_id or known.build_id != build_id:
             return copied
         kept = self.cache.of_build_id(place, kind)
+        if kept.is_file() and symbols.read(kept).says >= known.says:
+            return copied
         self.cache.directory(*kept.parent.relative_to(self.cache.path).parts)
         os.replace(copied, kept)
         return kept
@@ -216,13 +242,13 @@ class _Gathering:
             return
         self.told("asks debuginfod for files")
         for one, path in self._fetched(servers, wanted, "executable"):
-            one.file, one.source = path, "debuginfod"
+            one.take(path, "debuginfod")
 
     def find_debug(self) -> None:
         """Find the debug information of files that have none themselves."""
         wanted = [one for one in self.found.files if one.build_id and not one.contents.lines]
         for one in wanted:
-            cached = self.cache.of_build_id(one.build_id, "debuginfo")
+            cached = self.debug_of(one)
             if cached.is_file():
                 one.debug, one.debug_source = cached, "cache"
         self.from_directories([one for one in wanted if not one.debug])

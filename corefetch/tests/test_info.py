@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from corefetch import debugger, elfcore, report
+from corefetch import debugger, elfcore, report, symbols
 from corefetch.debugger import Frame
 from corefetch.errors import Exit
 from corefetch.facts import Core
@@ -321,7 +321,8 @@ Thread 1 (Thread 0x7f (LWP 1234)):
 #1  0x00000000000000aa in std::vector<int, std::allocator<int> >::at(unsigned long) (this=0x1, n=3) at /usr/include/v.h:1
 #2  <signal handler called>
 #3  0x00000000000000bb in abort () from /lib/libc.so.6
-#4  0x00000000000000cc in main.main () at /go/main.go:7
+#4  inlined () at /go/main.go:5
+#5  0x00000000000000cc in main.main () at /go/main.go:7
 Backtrace limit of 64 exceeded
 """
     traces = debugger.read(output, said)
@@ -332,8 +333,11 @@ Backtrace limit of 64 exceeded
         ("std::vector<int, std::allocator<int> >::at(unsigned long)", "/usr/include/v.h", 1),
         ("<signal handler called>", "", None),
         ("abort", "", None),
+        ("inlined", "/go/main.go", 5),
         ("main.main", "/go/main.go", 7),
     ]
+    # It has no address of its own, because it is a part of the one before.
+    assert frames[4].address == 0xBB
     assert traces[1].more
     assert traces[0].frames[0].function == ""
 
@@ -368,6 +372,46 @@ def test_the_fault_is_not_of_what_ends_a_program(functions: list[str], told: str
     crash = report.Report(core, traces=[debugger.Trace(1, frames)]).crash
     assert crash is not None
     assert crash.function == told
+
+
+APP, LIBRARY, C = "/usr/bin/shop", "/opt/libcoupon.so", "/usr/lib/libc.so.6"
+ATOI = Frame(1, 1, "atoi", "", "/usr/include/stdlib.h", 364, LIBRARY)
+DISCOUNT = Frame(2, 1, "discount", "", "src/coupon.c", 8, LIBRARY)
+TOTAL = Frame(3, 1, "total", "", "src/cart.c", 9, APP)
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        (Frame(0, 1, "", module=f"{C}+0x4f"), f"at {C}+0x4f, called by discount at src/coupon.c:8"),
+        (Frame(0, 1, "strtol", "", "strtol.c", 5, C), "in strtol at strtol.c:5, called by discount at src/coupon.c:8"),
+        (Frame(0, 1, "check", "", "src/coupon.c", 3, LIBRARY), "in check at src/coupon.c:3, called by total at src/cart.c:9"),
+        (Frame(0, 1, "check", module=APP), f"in check of {APP}, called by discount at src/coupon.c:8"),
+        (TOTAL, "in total at src/cart.c:9"),
+    ],
+)  # fmt: skip
+def test_the_first_line_names_a_line_of_the_users_own(fault: Frame, told: str) -> None:
+    core = Core("x", Name("x", "x", "", False), 1, any_time(), program="shop", exe=APP, signal="SIGSEGV")
+    frames = [fault, ATOI, Frame(2, 1, "__libc_start_call_main", "", "start.h", 58, C), DISCOUNT, TOTAL]
+    assert report.headline(report.Report(core, traces=[debugger.Trace(1, frames)])) == f"shop: SIGSEGV {told}"
+
+
+@pytest.mark.parametrize(
+    ("pid", "shown"), [(1, "SIGSEGV, by abort(3): SIGABRT does not end PID 1 of a container"), (7, "SIGSEGV")]
+)
+def test_an_abort_of_the_first_process_is_said(pid: int, shown: str) -> None:
+    core = Core("x", Name("x", "x", "", False), 1, any_time(), pid=4711, signal="SIGSEGV")
+    said = elfcore.CoreFacts(pid=pid)
+    known = dict(report.facts(report.Report(core, said, [debugger.Trace(1, [Frame(0, 1, "abort", module=C)])])))
+    assert known["signal"] == shown
+    assert known["pid"] == f"4711, in its container {pid}"
+
+
+def test_what_else_reads_a_core_is_a_command_as_it_stands() -> None:
+    (told,) = symbols.hints([APP], "Go", Path("/a b/x.core"), Path("/cache/executable"))
+    assert told.startswith("Go: dlv core /cache/executable '/a b/x.core' shows")
+    (told,) = symbols.hints(["/usr/lib/jvm/x/libjvm.so"], "", Path("x.core"), None)
+    assert "jhsdb jstack --exe PROGRAM --core x.core," in told
 
 
 def any_time() -> datetime:

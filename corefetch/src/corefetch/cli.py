@@ -25,12 +25,32 @@ exit codes:
   3  no such core, or several  130  Ctrl-C
   4  the store does not answer
 
+environment:
+  COREFETCH_FROM    the store, in place of --from
+  DEBUGINFOD_URLS   servers of programs and debug information
+  AWS_ENDPOINT_URL  a server of S3 that is not Amazon's
+  AWS_PROFILE or AWS_ACCESS_KEY_ID ..., GOOGLE_APPLICATION_CREDENTIALS,
+  AZURE_STORAGE_ACCOUNT_NAME ...
+                    credentials, as for the tools of that store
+
+configuration file: ~/.config/corefetch/config.toml, or COREFETCH_CONFIG
+
 examples:
   export COREFETCH_FROM=s3://my-bucket-for-cores/shop/
   corefetch list --since yesterday    what crashed
   corefetch list --group              one row for each fault
   corefetch info last                 where the newest one crashed: backtraces
   corefetch debug 0f3a9c27            gdb, with the files of the image
+
+'corefetch COMMAND --help' says more of a command.
+"""
+
+
+COMPLETION = """\
+where it goes:
+  bash  ~/.local/share/bash-completion/completions/corefetch
+  zsh   _corefetch in a directory of $fpath
+  fish  ~/.config/fish/completions/corefetch.fish
 """
 
 
@@ -131,6 +151,7 @@ def parser() -> argparse.ArgumentParser:
 
     one = commands.add_parser("completion", help="print the completion for a shell", formatter_class=_Formatter)
     one.add_argument("shell", choices=("bash", "zsh", "fish"))
+    one.epilog = COMPLETION
     one.set_defaults(function="")
     return whole
 
@@ -144,7 +165,9 @@ def _add_core(one: argparse.ArgumentParser) -> None:
 def _add_sources(one: argparse.ArgumentParser) -> None:
     """Add the options that say where the program and its libraries come from."""
     group = one.add_argument_group(
-        "program and libraries", "of the cache, --sysroot, the image, then debuginfod (DEBUGINFOD_URLS)"
+        "program and libraries",
+        "found by their build ids, in this order: in the cache, in --sysroot, on this\n"
+        "machine, in the image, by the debuginfod servers of DEBUGINFOD_URLS",
     )
     group.add_argument("--image", metavar="NAME", help="the image to copy them from (default: that of the facts)")
     group.add_argument("--engine", metavar="PROGRAM", help="docker or podman (default: the first that is there)")

@@ -135,7 +135,7 @@ def info(words: Words, settings: Settings) -> int:
                         found.traces = debugger.backtraces(path, found.said, gathered)
                 except Failure as failure:
                     found.problems.append(str(failure))
-                report.complete(found, gathered)
+                report.complete(found, gathered, path.absolute())
     if words.json:
         ui.print_json(found.row())
     else:
@@ -222,7 +222,7 @@ def debug(words: Words, settings: Settings) -> int:
     student.from_json(core)
     found = report.Report(core)
     with ready(words, settings, cache, student, core, found) as (path, gathered):
-        report.complete(found, gathered)
+        report.complete(found, gathered, path.absolute())
         if words.lldb:
             command = debugger.lldb(path.absolute(), gathered)
         else:

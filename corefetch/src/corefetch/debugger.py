@@ -165,6 +165,9 @@ def _frame(found: re.Match[str], said: CoreFacts, trace: Trace) -> Frame:
     if address is None and found[1] == "0" and trace.frames == [] and trace.thread is not None:
         # gdb leaves the address out where a line begins there.
         address = next((thread.counter for thread in said.threads if thread.id == trace.thread), None)
+    elif address is None and trace.frames:
+        # The function above was made a part of this one.
+        address = trace.frames[-1].address
     parts = SOURCE.fullmatch(found[3]) or re.fullmatch(r"(.*)()()()", found[3])
     assert parts is not None
     function, _, arguments = parts[1].partition(" (")

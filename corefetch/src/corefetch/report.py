@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from corefetch import elfcore, symbols, text
@@ -28,8 +29,12 @@ ENDING = re.compile(
     r"|runtime\..*"
     r"|<signal handler called>"
 )
+BEGINNING = re.compile(r"_*libc_start_\w+|_start|start_thread|_*clone3?")
+ABORT = re.compile(r"(__GI_)?abort")
 MOST_FILES = 6
 SYMBOLS_FROM = "--symbols DIRECTORY of its debug files, DEBUGINFOD_URLS, or an image built with -g and without strip"
+# It asks the servers of the distributions.
+OF_DISTRIBUTION = "DEBUGINFOD_URLS=https://debuginfod.elfutils.org has the files of many distributions"
 
 
 @dataclass
@@ -50,12 +55,19 @@ class Report:
 
     @property
     def caller(self) -> Frame | None:
-        """The frame with the line that has led there, where the fault is not in a line of the program itself."""
+        """The frame with the line that has led there, where the fault is in a library, or in no known line."""
         crash = self.crash
-        program = self.core.exe
-        if crash is None or (crash.line is not None and crash.module == program):
+        if crash is None or (_has_own_line(crash) and crash.module == self.core.exe):
             return None
-        return next((frame for frame in self._told()[1:] if frame.line is not None and frame.module == program), None)
+        same = crash.module.rpartition("+")[0] or crash.module
+        return next((frame for frame in self._told()[1:] if _has_own_line(frame) and frame.module != same), None)
+
+    @property
+    def aborted(self) -> bool:
+        """Whether abort(3) ended the first process of a container, which it does by another signal than SIGABRT."""
+        frame = self.traces[0].frames[0] if self.traces else None
+        first = self.said is not None and self.said.pid == 1
+        return first and self.core.signal != "SIGABRT" and frame is not None and bool(ABORT.fullmatch(frame.function))
 
     def _told(self) -> list[Frame]:
         """Return the frames of the first thread from the fault on: not those through which a program ends itself."""
@@ -80,7 +92,14 @@ class Report:
         }
 
 
-def complete(report: Report, found: Gathered) -> None:
+def _has_own_line(frame: Frame) -> bool:
+    """Tell whether a frame is in a known line, and not in one that all programs share: of a header, or of their beginning."""
+    return frame.line is not None and not (
+        frame.file.startswith("/usr/include/") or BEGINNING.fullmatch(frame.function)
+    )
+
+
+def complete(report: Report, found: Gathered, core: Path) -> None:
     """Add what the files and the backtraces show to be missing, each with its remedy."""
     report.files = found.files
     unnamed = {
@@ -98,14 +117,16 @@ def complete(report: Report, found: Gathered) -> None:
             wanted = f" (build id {one.build_id[:12]})" if one.build_id else ""
             missing.append(f"{plain(one.path)}{wanted}: not found: say --image or --sysroot, or set DEBUGINFOD_URLS")
         elif one.state == "stripped" and (number == 0 or one.path in unnamed):
-            missing.append(f"{plain(one.path)} is stripped, so its functions have no names: {SYMBOLS_FROM}")
+            remedy = SYMBOLS_FROM if number == 0 or not one.path.startswith(("/lib", "/usr/lib")) else OF_DISTRIBUTION
+            missing.append(f"{plain(one.path)} is stripped, so its functions have no names: {remedy}")
         elif one.state == "functions" and number == 0:
             missing.append(f"{plain(one.path)} has no line numbers: {SYMBOLS_FROM}")
     if len(missing) > MOST_FILES:
         missing[MOST_FILES:] = [f"... and {len(missing) - MOST_FILES} files more: see --json"]
     report.problems += [*found.problems, *missing]
     program = found.program
-    report.hints = symbols.hints([one.path for one in found.files], program.contents.language if program else "")
+    language = program.contents.language if program else ""
+    report.hints = symbols.hints([one.path for one in found.files], language, core, program.file if program else None)
 
 
 def headline(report: Report) -> str:
@@ -115,13 +136,13 @@ def headline(report: Report) -> str:
     frame = report.crash
     if frame is None:
         return f"{what} at {core.fault}" if core.fault else what
+    caller = report.caller
+    called = f", called by {caller.function} at {caller.file}:{caller.line}" if caller else ""
     if not frame.function:
-        return f"{what} at {frame.module or core.fault or 'an address that belongs to no file'}"
+        return f"{what} at {frame.module or core.fault or 'an address that belongs to no file'}{called}"
     place = f" of {frame.module}" if frame.module else ""
     if frame.line is not None:
         place = f" at {frame.file}:{frame.line}"
-    caller = report.caller
-    called = f", called by {caller.function} at {caller.file}:{caller.line}" if caller else ""
     return f"{what} in {frame.function}{place}{called}"
 
 
@@ -130,6 +151,8 @@ def facts(report: Report) -> list[tuple[str, str]]:
     core = report.core
     cut = "yes: the end of the core is missing" if core.truncated else ""
     pod = f"{core.namespace}/{core.pod}" if core.namespace else core.pod
+    inner = report.said.pid if report.said else None
+    pid = str(core.pid) + (f", in its container {inner}" if inner and inner != core.pid else "")
     user = f"{core.uid}:{core.gid}" if core.uid is not None else ""
     rows = [
         ("time", f"{text.moment(core.time)} UTC" if core.time else ""),
@@ -140,9 +163,12 @@ def facts(report: Report) -> list[tuple[str, str]]:
         ("program", core.exe or core.program),
         ("arguments", report.said.arguments if report.said else ""),
         ("thread", core.thread),
-        ("pid", "" if core.pid is None else str(core.pid)),
+        ("pid", "" if core.pid is None else pid),
         ("user", user),
-        ("signal", core.signal),
+        (
+            "signal",
+            f"{core.signal}, by abort(3): SIGABRT does not end PID 1 of a container" if report.aborted else core.signal,
+        ),
         ("fault", core.fault),
         ("build id", core.build_id),
         (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,17 +67,17 @@ def _language(names: set[str], comment: bytes) -> str:
     return ""
 
 
-# What else reads a core of a language, by the files that the process has mapped.
+# What else reads a core of a language, by the files that the process has mapped. Their words CORE and PROGRAM become paths.
 HINTS = (
     (
         r"/libjvm\.so$",
         "Java",
-        "jhsdb jstack --exe JAVA --core CORE, of the very JDK of the image, shows the Java frames",
+        "jhsdb jstack --exe PROGRAM --core CORE, of the very JDK of the image, shows the Java frames",
     ),
     (
         r"/(libpython[\d.]*\.so[\d.]*|python[\d.]*)$",
         "Python",
-        "pystack core CORE PYTHON shows the Python frames; so does py-bt of gdb with python3-dbg's python-gdb.py",
+        "pystack core CORE PROGRAM shows the Python frames; so does py-bt of gdb with python3-dbg's python-gdb.py",
     ),
     (r"/(node|nodejs|libnode\.so[\d.]*)$", "Node.js", "llnode, a plugin of lldb, shows the JavaScript frames"),
     (r"/(ruby|libruby[\w.-]*\.so[\d.]*)$", "Ruby", "sdb-trace of rbgdb shows the Ruby frames"),
@@ -88,7 +89,9 @@ OF_LANGUAGE = {
 }
 
 
-def hints(files: list[str], language: str) -> list[str]:
-    """Return what else reads this core."""
+def hints(files: list[str], language: str, core: Path, program: Path | None) -> list[str]:
+    """Return what else reads this ``core``."""
     found = [f"{name}: {hint}" for pattern, name, hint in HINTS if any(re.search(pattern, path) for path in files)]
-    return found + ([f"{language}: {OF_LANGUAGE[language]}"] if language else [])
+    found += [f"{language}: {OF_LANGUAGE[language]}"] if language else []
+    words = {"CORE": shlex.quote(str(core)), "PROGRAM": shlex.quote(str(program)) if program else "PROGRAM"}
+    return [re.sub(r"\b(CORE|PROGRAM)\b", lambda word: words[word[0]], hint) for hint in found]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
+import re
 import time
 from pathlib import Path
 
@@ -47,6 +49,23 @@ def test_the_beginning_is_enough(shop: Shop) -> None:
         )
         assert said.build_ids[said.program] == whole.build_ids[whole.program]
         assert not said.truncated
+
+
+def test_a_program_of_go_has_an_id_too(shop: Shop, tmp_path: Path) -> None:
+    source, program = tmp_path / "go.s", tmp_path / "go"
+    note = '.section .note.go.buildid, "a", @note\n.long 4, 7, 4\n.ascii "Go\\0\\0"\n.ascii "ab/c=_x\\0"\n'
+    source.write_text(f"{note}.text\n.globl _start\n_start: ret\n")
+    run("gcc", "-nostdlib", "-static", "-Wl,--build-id=none", "-o", program, source)
+    assert symbols.read(program).build_id == f"go-{hashlib.sha256(b'ab/c=_x').hexdigest()[:40]}"
+    run("gcc", "-nostdlib", "-static", "-Wl,--build-id", "-o", program, source)
+    assert re.fullmatch("[0-9a-f]{40}", symbols.read(program).build_id)
+
+
+def test_a_file_that_is_not_mapped_from_its_beginning_is_no_program() -> None:
+    paths = ("/jdk/lib/server/classes.jsa", "/jdk/lib/libjvm.so")
+    facts = elfcore.CoreFacts(mappings=[elfcore.Mapping(0, 4096, 4096, path) for path in paths])
+    elfcore._identify(facts, elfcore._Memory(b"", []))
+    assert facts.files == ["/jdk/lib/libjvm.so"]
 
 
 def test_a_core_that_was_cut_off_says_so(shop: Shop, tmp_path: Path) -> None:

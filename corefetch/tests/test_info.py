@@ -363,6 +363,10 @@ Backtrace limit of 64 exceeded
         ),
         (["runtime.raise", "runtime.throw", "main.parse"], "main.parse"),
         (["__strlen_avx2", "checkout"], "__strlen_avx2"),
+        # What a handler of signals does in the end tells less than why it was called.
+        (["raise", "abort", "log_and_die", "<signal handler called>", "checkout"], "checkout"),
+        (["log_and_die", "<signal handler called>", "checkout"], "log_and_die"),
+        (["__GI_abort", "os::abort(bool, void*)", "VMError::report_and_die()", "Unsafe_GetLong"], "Unsafe_GetLong"),
         (["", "checkout"], ""),
     ],
 )

@@ -11,6 +11,7 @@ from typing import IO
 
 from corefetch import __version__
 from corefetch.cache import Cache
+from corefetch.elfcore import GO
 from corefetch.text import plain
 
 SECONDS = 30
@@ -29,6 +30,8 @@ class Servers:
 
     def fetch(self, build_id: str, kind: str) -> bool:
         """Put the ``executable`` or the ``debuginfo`` of a build id into the cache. Tells whether it is there."""
+        if build_id.startswith(GO):
+            return False
         path = self.cache.of_build_id(build_id, kind)
         if path.exists():
             return True

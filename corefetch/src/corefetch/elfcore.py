@@ -7,6 +7,7 @@ process. A core is what a stranger has written: whatever does not make sense is 
 from __future__ import annotations
 
 import bisect
+import hashlib
 import io
 import mmap
 import os
@@ -49,6 +50,8 @@ PN_XNUM = 0xFFFF
 DELETED = " (deleted)"
 AT_PHDR, AT_PHNUM = 3, 5
 PT_DYNAMIC, PT_PHDR, DT_DEBUG = 2, 6, 21
+# As pyelftools calls the number 4, whoever's it is.
+GO_BUILD_ID, GO = "NT_GNU_GOLD_VERSION", "go-"
 # Where pr_reg begins in struct elf_prstatus, and which of its words is the program counter; linux/elfcore.h, asm/ptrace.h.
 COUNTERS = {
     "EM_X86_64": (112, 16),
@@ -262,7 +265,7 @@ def _note(facts: CoreFacts, note: Any, order: str, auxiliary: dict[int, int]) ->
     if note["n_name"] != "CORE":
         return
     if kind == "NT_PRSTATUS":
-        data = content if isinstance(content, bytes) else content.encode("latin-1")
+        data = _data(content)
         (number,) = struct.unpack_from(f"{order}h", data, 12)
         (thread,) = struct.unpack_from(f"{order}i", data, 32 if facts.word == 8 else 24)
         if not facts.threads:
@@ -277,7 +280,7 @@ def _note(facts: CoreFacts, note: Any, order: str, auxiliary: dict[int, int]) ->
         facts.name = _text(content.pr_fname)
         facts.arguments = _text(content.pr_psargs).rstrip()
     elif kind == "NT_AUXV":
-        data = content if isinstance(content, bytes) else content.encode("latin-1")
+        data = _data(content)
         pair = order + ("2Q" if facts.word == 8 else "2I")
         for at in range(0, len(data) - struct.calcsize(pair) + 1, struct.calcsize(pair)):
             key, value = struct.unpack_from(pair, data, at)
@@ -288,14 +291,21 @@ def _note(facts: CoreFacts, note: Any, order: str, auxiliary: dict[int, int]) ->
             facts.mappings.append(Mapping(entry.vm_start, entry.vm_end, entry.page_offset * content.page_size, name))
 
 
+def _data(value: Any) -> bytes:
+    """Return bytes of pyelftools, which may be a text."""
+    return value if isinstance(value, bytes) else str(value).encode("latin-1", "replace")
+
+
 def _text(value: Any) -> str:
     """Return a text of pyelftools, which may be bytes."""
-    data: bytes = value if isinstance(value, bytes) else str(value).encode("latin-1", "replace")
-    return data.split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
+    return _data(value).split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
 
 
 def _identify(facts: CoreFacts, memory: _Memory) -> None:
     """Find the build ids: the kernel keeps the first page of each ELF file, as a rule."""
+    # The loader maps an ELF file from its beginning on.
+    begins = {one.path for one in facts.mappings if not one.offset}
+    facts.others |= {one.path for one in facts.mappings if one.path not in begins and not LIBRARY.search(one.path)}
     tried: set[str] = set()
     for one in facts.mappings:
         if one.offset or one.path in tried or special(one.path):
@@ -321,15 +331,21 @@ def _notes(segment: Any) -> Iterator[Any]:
 
 
 def build_id_of(stream: Any) -> str:
-    """Return the build id of an ELF file, "" if it has none. Its first page is enough. Raises any of MALFORMED."""
+    """Return the build id of an ELF file, "" if it has none. Its first page is enough. Raises any of MALFORMED.
+
+    Go has build ids of its own, of any characters. One of these becomes ``go-`` and a checksum.
+    """
     page = bytearray(stream.read(4096))
+    of_go = ""
     with _stream(page) as file:
         for segment in ELFFile(file).iter_segments():
             if segment.header.p_type == "PT_NOTE" and segment.header.p_offset + segment.header.p_filesz <= len(page):
                 for note in _notes(segment):
                     if note["n_name"] == "GNU" and note["n_type"] == "NT_GNU_BUILD_ID":
                         return str(note["n_desc"])
-    return ""
+                    if note["n_name"] == "Go" and note["n_type"] == GO_BUILD_ID:
+                        of_go = f"{GO}{hashlib.sha256(_data(note['n_desc'])).hexdigest()[:40]}"
+    return of_go
 
 
 def _find_program(facts: CoreFacts, auxiliary: dict[int, int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import shutil
 import subprocess
@@ -103,6 +104,6 @@ def _run(words: list[str], seconds: int, image: str) -> None:
     ]
     what = plain(said[-1] if said else f"{words[0]} ended with status {done.returncode}")[:300]
     remedy = "pull it, or say another by --image, or --sysroot DIRECTORY"
-    if "daemon" in done.stderr and ("onnect" in done.stderr or "running" in done.stderr):
+    if re.search(r"annot connect to|nable to connect to|daemon running", done.stderr):
         remedy = "start the engine, or say --sysroot DIRECTORY"
     raise Failure(f"image {plain(image)}: {what}", remedy, Exit.UNREACHABLE)

@@ -15,6 +15,7 @@ from corefetch.text import plain
 from rich.console import Console
 from rich.text import Text
 
+HANDLER = "<signal handler called>"
 # Functions through which a program ends itself: the fault is of the one that has called them.
 ENDING = re.compile(
     r"(__GI_|__)?(raise|abort|gsignal|kill|tgkill|assert_fail(_base)?|pthread_kill(_implementation|_internal|@\S+)?"
@@ -27,7 +28,9 @@ ENDING = re.compile(
     r"|core::(option|result)::(unwrap|expect)_failed|core::slice::index::.*|alloc::alloc::handle_alloc_error"
     # Go.
     r"|runtime\..*"
-    r"|<signal handler called>"
+    # Java.
+    r"|os::abort\(.*|VMError::.*"
+    rf"|{HANDLER}"
 )
 BEGINNING = re.compile(r"_*libc_start_\w+|_start|start_thread|_*clone3?")
 ABORT = re.compile(r"(__GI_)?abort")
@@ -72,6 +75,10 @@ class Report:
     def _told(self) -> list[Frame]:
         """Return the frames of the first thread from the fault on: not those through which a program ends itself."""
         frames = self.traces[0].frames if self.traces else []
+        if frames and ENDING.fullmatch(frames[0].function or "??"):
+            # A handler of signals that ends the program in the end tells less than what it was called for.
+            handlers = (n for n, frame in enumerate(frames) if frame.function == HANDLER)
+            frames = frames[next(handlers, 0) :]
         first = next((n for n, frame in enumerate(frames) if not ENDING.fullmatch(frame.function or "??")), len(frames))
         return frames[first:]
 

@@ -819,6 +819,31 @@ def test_a_disk_that_fails_at_the_end_is_told(stage: Stage, monkeypatch: pytest.
     ]
 
 
+def test_a_core_that_cannot_be_compressed_stays_as_it_is(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Kept(stage, cut=True)
+
+    def fail(kernel: Any, crash: Crash) -> None:
+        raise OSError(11, "Resource temporarily unavailable")
+
+    kept.finish_later = fail  # type: ignore[method-assign]
+    done = keeping(stage, monkeypatch, Place(stage, FAILS), kept=kept)
+    assert done[-2:] == [("seal", "it failed"), ("line", "it failed")]
+
+
+@pytest.mark.parametrize("has_copy", [False, True])
+def test_what_is_known_of_a_copy_is_told_where_there_is_one(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, has_copy: bool
+) -> None:
+    everything: Any = stage
+    monkeypatch.setattr(delivery, "facts_of", lambda crash, process: {b"CORE_COMM": b"x"})
+    attempted = delivery.Delivery(
+        everything, stage.crash, stage.process, stage.configuration, everything, everything, 0.0
+    )
+    attempted.custody = Kept(stage) if has_copy else None  # type: ignore[assignment]
+    assert attempted.facts() == {b"CORE_COMM": b"x", **({b"CORE_SIZE": b"7"} if has_copy else {})}
+    assert attempted.seal("why") is has_copy
+
+
 @pytest.mark.parametrize(
     ("has_copy", "complete", "failure", "cut", "reason"),
     [

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from core_helper import record, runtime
+from core_helper import namespaces, record, runtime
 from core_helper.process import CONTAINER_NAME, IMAGE, POD_NAME, POD_NAMESPACE, POD_UID, Record
 from unit.helper.world import DOCKER, FILES, ID, OTHER, OTHER_ID, Elsewhere, World, keeps_descriptors
 
@@ -164,6 +164,23 @@ def test_whoever_has_a_namespace_of_its_own_is_told_from_the_container(docker: E
     world.process(30, "5,1" if kind == "pid" else "5", DOCKER, FILES, parent=INIT, **{**docker.box, kind: own})
     found = record.record_of(world.crashed(30))
     assert not found.shared
+
+
+def test_a_kind_of_namespace_that_the_kernel_does_not_have_says_nothing_of_the_others(
+    docker: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, real = docker.world, namespaces.of_host
+
+    def of_host(kind: str) -> int:
+        if kind == "user":
+            raise FileNotFoundError(2, "No such file or directory")
+        return real(kind)
+
+    monkeypatch.setattr(namespaces, "of_host", of_host)
+    assert record.record_of(world.crashed(CRASHED)).shared
+    own = world.namespace(owner=world.host["user"])
+    world.process(30, "5", DOCKER, FILES, parent=INIT, **{**docker.box, "net": own})
+    assert not record.record_of(world.crashed(30)).shared
 
 
 def test_a_container_in_the_network_of_another_has_a_file_of_its_own(docker: Engine) -> None:

@@ -40,8 +40,8 @@ class ControlGroups:
             self.others.append((name, error))
 
     def files(self) -> "list[int]":
-        """Return the descriptors of those that are joined by a write."""
-        return [file for _name, file in self.others if isinstance(file, int)]
+        """Return the descriptors of those that count processes and are joined by a write."""
+        return [file for name, file in self.others if isinstance(file, int) and _counts_processes(name)]
 
     def fork(self) -> int:
         """Fork; the child is in the unified group. Like posix.fork() where the kernel or the group's pids.max forbids that."""

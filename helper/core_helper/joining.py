@@ -11,6 +11,7 @@ docs/contributing.md says where a new attribute of the process goes that the del
 """
 
 import posix
+import sys
 
 from core_helper import container, control_groups, linux, privileges, procfs, start
 from core_helper.configuration import FALLBACK_VARIABLE
@@ -57,7 +58,7 @@ def prepare(process: "FaultingProcess") -> Plan:
     interpreter = None
     if process.in_container():
         # Outside of containers the delegate may well be a script for the same Python.
-        interpreter = identity(posix.stat("/proc/self/exe"))
+        interpreter = identity(posix.stat(sys.executable))  # /proc/self/exe may be in an overlay of its own.
     root = procfs.path_of(process.root)
     return Plan(process, control_groups.open_control_groups(process), privileges.Label(process), interpreter, root)
 
@@ -148,7 +149,10 @@ def execute_delegate(
         status.step = "start delegate"
         for target, end in child.standard_streams().items():
             posix.dup2(end, target)
-        linux.close_all_but({program.descriptor, status.descriptor, *plan.groups.files()})
+        kept = {program.descriptor, status.descriptor}
+        if plan.late:
+            kept.update(plan.groups.files())
+        linux.close_all_but(kept)
         try:
             pid = posix.fork()
         except BlockingIOError as error:

@@ -91,26 +91,52 @@ def protect_interpreter(crash: "Crash", source: "KernelPipe", slot: "Slot", bega
 def restart_read_only(crash: "Crash", source: "KernelPipe", slot: "Slot", began: float, log: "Log") -> str:
     """Re-execute this program, its interpreter from a read-only mount that nobody else has; return why that cannot be.
 
-    The process keeps its slot: the lock belongs to the process, as long as the file stays open. mount_setattr(2), Linux 5.12.
+    The process keeps its slot: the lock belongs to the process, as long as the file stays open.
     """
-    words = [sys.executable, "-IS", *sys.argv]
+    words = [encode(word) for word in (sys.executable, "-IS", *sys.argv)]
     kept = [descriptor for descriptor in (slot.file, crash.pidfd) if descriptor is not None]
     mark = b"%d %d %f" % (-1 if slot.file is None else slot.file, slot.index, began)
+    reason = ""
+    for interpreter in (interpreter_of_overlay, interpreter_of_clone):
+        try:
+            execution = linux.Execution(interpreter(), words, {**posix.environ, MARK: mark})
+            for descriptor in kept:
+                posix.set_inheritable(descriptor, True)
+            posix.dup2(source.descriptor, 0)
+            if log.terminal is not None:
+                posix.dup2(log.terminal, 2)
+            execution.run()
+        except OSError as error:
+            # Nobody else must hold the core.
+            for descriptor in (0, 2):
+                posix.dup2(1, descriptor)
+            reason = f"{error.strerror}: it takes Linux 5.12 or newer, or a Python on a read-only file system"
+        else:
+            raise AssertionError("execve(2) has returned")
+    return reason
+
+
+def interpreter_of_overlay() -> int:
+    """Return the opened interpreter in an overlay file system of its own. Raises OSError where there is no such one.
+
+    Its inode is not that of the host. So a container that holds it cannot have the host wait for a lease (F_SETLEASE of
+    fcntl(2)), and finds no other file from there (open_by_handle_at(2)).
+    """
+    directory, _slash, name = posix.readlink(b"/proc/self/exe").rpartition(b"/")
+    library = encode(__file__.rpartition("/")[0])
+    if not directory or any(character in directory + library for character in b":,\\"):
+        raise OSError(linux.EINVAL, "no directory for an overlay")
+    # There must be two directories. In the second one nothing has the name of an interpreter.
+    overlay = linux.overlay_of(directory + b":" + library)
     try:
-        program = linux.clone_read_only(b"/proc/self/exe")
-        execution = linux.Execution(program, [encode(word) for word in words], {**posix.environ, MARK: mark})
-        for descriptor in kept:
-            posix.set_inheritable(descriptor, True)
-        posix.dup2(source.descriptor, 0)
-        if log.terminal is not None:
-            posix.dup2(log.terminal, 2)
-        execution.run()
-    except OSError as error:
-        # Nobody else must hold the core.
-        for descriptor in (0, 2):
-            posix.dup2(1, descriptor)
-        return f"{error.strerror}: it takes Linux 5.12 or newer, or a Python on a read-only file system"
-    raise AssertionError("execve(2) has returned")
+        return posix.open(name, posix.O_PATH | posix.O_NOFOLLOW | posix.O_CLOEXEC, dir_fd=overlay)
+    finally:
+        posix.close(overlay)
+
+
+def interpreter_of_clone() -> int:
+    """Return the opened interpreter on a mount of its own, where the kernel has no overlays. mount_setattr(2), Linux 5.12."""
+    return linux.clone_read_only(b"/proc/self/exe")
 
 
 def mark_of_restart() -> "tuple[int, int, float] | None":

@@ -43,6 +43,7 @@
  *   watch=SECONDS  makes children crash and looks at each process that then appears
  *   hold=SECONDS   the same, holds the program of each and tries to open it for writing later
  *   hold-userns=SECONDS  with children that have a user namespace of their own
+ *   lease=SECONDS  the same, asks for a lease of the program, and for a handle of it, and keeps both for five seconds
  *   storm=COUNT    that many processes have one child after the other crash, for ever
  *   series=COUNT   that many children go on, a moment after each other
  *   loop=COUNT     one child goes on, and when it has ended the next one, that many times
@@ -90,6 +91,7 @@
 #include <linux/capability.h>
 #include <linux/filter.h>
 #include <linux/fuse.h>
+#include <linux/magic.h>
 #include <linux/seccomp.h>
 #include <linux/xattr.h>
 #include <pthread.h>
@@ -103,6 +105,7 @@
 #include <sys/socket.h>
 #include <sys/sysmacros.h>
 #include <sys/un.h>
+#include <sys/vfs.h>
 #include <sys/xattr.h>
 #include <time.h>
 
@@ -559,6 +562,7 @@ static void list_descriptors(pid_t pid)
 	char path[64], entry[PATH_MAX];
 	struct dirent *found;
 	struct stat facts;
+	struct statfs system;
 	kill(pid, SIGSTOP);
 	if (!is_ours(pid)) {
 		kill(pid, SIGCONT);
@@ -574,6 +578,8 @@ static void list_descriptors(pid_t pid)
 			continue;
 		if (S_ISDIR(facts.st_mode) || S_ISCHR(facts.st_mode) || S_ISBLK(facts.st_mode))
 			printf("GOT %s %s\n", S_ISDIR(facts.st_mode) ? "directory" : "device", found->d_name);
+		if (!statfs(entry, &system) && (system.f_type == CGROUP_SUPER_MAGIC || system.f_type == CGROUP2_SUPER_MAGIC))
+			printf("GOT control group %s\n", found->d_name);
 	}
 	if (descriptors)
 		closedir(descriptors);
@@ -606,9 +612,8 @@ static int hold_interpreter(pid_t pid)
 	return file;
 }
 
-static void hold(double seconds, int flags)
+static int held_program(double seconds, int flags)
 {
-	char path[64];
 	int held = -1;
 	for (double end = now() + seconds; held < 0 && now() < end;) {
 		pid_t child = fork();
@@ -623,6 +628,13 @@ static void hold(double seconds, int flags)
 			;
 	}
 	printf("held %d\n", held >= 0);
+	return held;
+}
+
+static void hold(double seconds, int flags)
+{
+	char path[64];
+	int held = held_program(seconds, flags);
 	snprintf(path, sizeof path, "/proc/self/fd/%d", held);
 	int file = -1;
 	for (double end = now() + 5; held >= 0 && file < 0 && now() < end; usleep(1000)) {
@@ -632,6 +644,24 @@ static void hold(double seconds, int flags)
 	}
 	printf("write: %s\n", file < 0 ? strerror(errno) : "it worked");
 	fflush(stdout);
+	_exit(0);
+}
+
+/* Whoever else opens a file that has a lease waits, as long as fs.lease-break-time says. */
+static void lease(double seconds)
+{
+	char memory[sizeof(struct file_handle) + MAX_HANDLE_SZ];
+	struct file_handle *handle = (struct file_handle *)memory;
+	int held = held_program(seconds, 0), mount, result = -1;
+	signal(SIGIO, SIG_IGN);
+	for (double end = now() + 10; held >= 0 && result < 0 && now() < end; usleep(1000))
+		result = fcntl(held, F_SETLEASE, F_WRLCK);
+	handle->handle_bytes = MAX_HANDLE_SZ;
+	int named = name_to_handle_at(held, "", handle, &mount, AT_EMPTY_PATH);
+	printf("handle: %s\n", named < 0 ? strerror(errno) : "it has one");
+	printf("lease: %s\n", result < 0 ? strerror(errno) : "granted");
+	fflush(stdout);
+	sleep(5);
 	_exit(0);
 }
 
@@ -1530,6 +1560,8 @@ static void act(char **actions)
 			watch(atof(value));
 		else if (IS("hold"))
 			hold(atof(value), 0);
+		else if (IS("lease"))
+			lease(atof(value));
 		else if (IS("hold-userns"))
 			hold(atof(value), CLONE_NEWUSER);
 		else if (IS("storm"))

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hostile.observe import wait_until
 from hostile.options import CAP_SYS_PTRACE, UNCONFINED
 from support import lab
 from support.containers import MakeCrash
@@ -152,6 +153,17 @@ def test_attack_21_cap_sys_ptrace_holds_the_interpreter_and_writes_to_it_later(
     assert "write: Read-only file system" in container.output
 
 
+def test_attack_21_cap_sys_ptrace_has_nobody_wait_for_the_interpreter_and_finds_no_other_file_by_it(
+    attack: MakeCrash,
+) -> None:
+    container = attack("lease=3", options=("--cap-add=SYS_PTRACE", "--detach"))
+    wait_until(lambda: "lease: " in lab.output("docker", "logs", container.name), "the interpreter was never held", 20)
+    printed = lab.output("docker", "logs", container.name)
+    # As whoever starts this Python, who would wait.
+    os.close(os.open(interpreter(), os.O_RDONLY | os.O_NONBLOCK))
+    assert "held 1\nhandle: Operation not supported\nlease: granted" in printed
+
+
 # Before Linux 5.12, there is no mount_setattr(2).
 OLD_KERNEL = """
 from core_helper import linux
@@ -161,7 +173,7 @@ def missing(path):
     raise OSError(38, "Function not implemented")
 
 
-linux.clone_read_only = missing
+linux.clone_read_only = linux.overlay_of = missing
 """
 
 

@@ -37,7 +37,7 @@ def test_attack_02_looking_at_the_process_between_fork_and_exec(
 def test_attack_02_cap_sys_ptrace_finds_no_directory_of_the_host(attack: MakeCrash) -> None:
     container = attack("watch=2", options=("--cap-add=SYS_PTRACE",))
     assert looked(container)["seen"] > 0, "the watcher was never there in time: nothing was shown"
-    # Neither a directory, nor a device such as /dev/null, whose mode is that of the whole host.
+    # No directory, no file of a control group, no device such as /dev/null, whose mode is that of the whole host.
     assert "GOT" not in container.output
 
 

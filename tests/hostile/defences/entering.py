@@ -32,6 +32,17 @@ BREAKS: Breaks = {
         "attack_02_looking and root",
     ),
     "02 descriptors are kept until exec": ([KEEP_DESCRIPTORS], "attack_02_cap"),
+    "02 the files of control groups are kept until exec": (
+        [
+            (
+                "joining.py",
+                "        if plan.late:\n            kept.update",
+                "        if True:\n            kept.update",
+            ),
+            ("control_groups.py", "isinstance(file, int) and _counts_processes(name)]", "isinstance(file, int)]"),
+        ],
+        "attack_02_cap",
+    ),
     "03 the kernel's pidfd is inherited": (
         [
             KEEP_DESCRIPTORS,
@@ -137,6 +148,16 @@ BREAKS: Breaks = {
     "10 a user may do without a control group": (
         [("joining.py", "if failures and (not unmounted or process", "if failures and (process")],
         "whose_path_is_too_long and 5000",
+    ),
+    "21 the interpreter has the inode that everybody has": (
+        [
+            (
+                "start.py",
+                "for interpreter in (interpreter_of_overlay, interpreter_of_clone):",
+                "for interpreter in (interpreter_of_clone,):",
+            )
+        ],
+        "attack_21_cap_sys_ptrace_has_nobody_wait",
     ),
     "21 control groups are joined after the fork": (
         [

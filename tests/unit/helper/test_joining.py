@@ -206,16 +206,17 @@ def test_the_delegate_may_open_its_pipes_anew(recorder: Recorder) -> None:
 
 
 STREAMS = [("dup2", source, target) for target, source in enumerate((51, 52, 53))]
-KEPT = ("close_all_but", {60, 50, 70})
 
 
-def test_nothing_of_the_host_is_open_when_the_container_sees_us(recorder: Recorder) -> None:
+@pytest.mark.parametrize(("late", "kept"), [(False, {60, 50}), (True, {60, 50, 70})])
+def test_nothing_of_the_host_is_open_when_the_container_sees_us(recorder: Recorder, late: bool, kept: set[int]) -> None:
     line = Line(recorder)
-    line.groups.others = [("pids", 70)]
+    line.plan.late = late
+    line.groups.others = [("pids", 70), ("memory", 71)]
     recorder.monkeypatch.setattr(line.groups, "join", lambda: [])
     line.execute()
     # And the pipes are where the delegate has them: no other descriptor tells that it is one of ours.
-    assert line.of("start delegate") == [*STREAMS, KEPT, ("fork",), ("send", "pid", "4711")]
+    assert line.of("start delegate") == [*STREAMS, ("close_all_but", kept), ("fork",), ("send", "pid", "4711")]
 
 
 def become(recorder: Recorder, **facts: Any) -> Line:

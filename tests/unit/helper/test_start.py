@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _signal
+import fcntl
 import os
 import posix
 import signal
@@ -155,8 +156,8 @@ def restarted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What a restart does, in the order in which it does that."""
     done: list[Any] = []
 
-    def clone(path: bytes) -> int:
-        done.append(path)
+    def overlay() -> int:
+        done.append("overlay")
         return 88
 
     class Execution:
@@ -167,7 +168,8 @@ def restarted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             raise Executed
 
     monkeypatch.setattr(linux, "Execution", Execution)
-    monkeypatch.setattr(linux, "clone_read_only", clone)
+    monkeypatch.setattr(start, "interpreter_of_overlay", overlay)
+    monkeypatch.setattr(start, "interpreter_of_clone", lambda: 99)
     monkeypatch.setattr(posix, "set_inheritable", lambda *words: done.append(words))
     monkeypatch.setattr(posix, "dup2", lambda *words: done.append(("dup2", *words)))
     monkeypatch.setattr(posix, "environ", {b"A": b"1"})
@@ -189,7 +191,7 @@ def test_the_program_keeps_core_slot_pidfd_and_terminal(
     kept = [(7, True), *([] if pidfd is None else [(5, True)])]
     streams = [("dup2", 6, 0), *([] if terminal is None else [("dup2", 9, 2)])]
     environment = {b"A": b"1", start.MARK: b"7 3 1.500000"}
-    assert restarted == [b"/proc/self/exe", (88, words, environment), *kept, *streams]
+    assert restarted == ["overlay", (88, words, environment), *kept, *streams]
 
 
 def test_a_program_without_a_slot_is_executed_without_one(restarted: list[Any]) -> None:
@@ -206,15 +208,29 @@ def test_nothing_goes_on_behind_an_execution(restarted: list[Any], monkeypatch: 
         start.restart_read_only(Crash(1, 0, 0), SOURCE, SLOT, 1.5, Log())
 
 
+def test_a_kernel_without_overlays_has_a_mount_of_the_interpreter(
+    restarted: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overlay() -> int:
+        raise OSError(19, "No such device", "fsopen")
+
+    monkeypatch.setattr(start, "interpreter_of_overlay", overlay)
+    with pytest.raises(Executed):
+        start.restart_read_only(Crash(1, 0, 0), SOURCE, SLOT, 1.5, Log())
+    # Between the two, nobody but the source has the core.
+    assert restarted[:2] == [("dup2", 1, 0), ("dup2", 1, 2)] and restarted[2][0] == 99
+
+
 def test_a_kernel_without_such_mounts_is_told(restarted: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    def clone(path: bytes) -> int:
+    def missing() -> int:
         raise OSError(38, "Function not implemented", "open_tree")
 
-    monkeypatch.setattr(linux, "clone_read_only", clone)
+    monkeypatch.setattr(start, "interpreter_of_overlay", missing)
+    monkeypatch.setattr(start, "interpreter_of_clone", missing)
     why = start.restart_read_only(Crash(1, 0, 0), SOURCE, SLOT, 1.5, Log())
     assert why.startswith("Function not implemented: it takes Linux 5.12")
     # Nobody but the source has the core then.
-    assert restarted == [("dup2", 1, 0), ("dup2", 1, 2)]
+    assert restarted == 2 * [("dup2", 1, 0), ("dup2", 1, 2)]
 
 
 def test_the_mark_of_a_restart_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +243,7 @@ def test_the_mark_of_a_restart_is_read_once(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.skipif(os.getuid() != 0, reason="a mount of its own needs root")
 def test_the_interpreter_is_on_a_mount_that_nobody_can_write_to() -> None:
     try:
-        program = linux.clone_read_only(b"/proc/self/exe")
+        program = start.interpreter_of_clone()
     except OSError as error:
         pytest.skip(f"{error.filename}: {error.strerror}")
     assert not os.get_inheritable(program)
@@ -235,6 +251,60 @@ def test_the_interpreter_is_on_a_mount_that_nobody_can_write_to() -> None:
     assert stat.S_ISREG(os.fstat(program).st_mode)
     assert os.path.samestat(os.fstat(program), os.stat("/proc/self/exe"))
     os.close(program)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="a mount of its own needs root")
+def test_the_interpreter_in_an_overlay_is_no_inode_of_the_host() -> None:
+    opened: list[int] = []
+
+    def interpreter() -> None:
+        opened.append(start.interpreter_of_overlay())
+        os.close(opened[-1])
+
+    try:
+        assert keeps_descriptors(interpreter)
+    except OSError as error:
+        pytest.skip(f"{error.filename}: {error.strerror}")
+    program = start.interpreter_of_overlay()
+    assert not os.get_inheritable(program)
+    assert os.fstatvfs(program).f_flag & os.ST_RDONLY
+    assert not os.path.samestat(os.fstat(program), os.stat("/proc/self/exe"))
+    answer = subprocess.run(
+        [f"/proc/self/fd/{program}", "-ISc", "print(6 * 7)"], pass_fds=[program], capture_output=True, check=True
+    )
+    assert answer.stdout == b"42\n"
+    os.close(program)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="a mount of its own needs root")
+def test_who_has_a_lease_in_an_overlay_has_none_of_the_host(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    file = tmp_path / "first" / "file"
+    file.touch()
+    try:
+        overlay = linux.overlay_of(os.fsencode(f"{tmp_path}/first:{tmp_path}/second"))
+    except OSError as error:
+        pytest.skip(f"{error.filename}: {error.strerror}")
+    held = os.open("file", os.O_RDONLY, dir_fd=overlay)
+    before = signal.signal(signal.SIGIO, signal.SIG_IGN)
+    try:
+        fcntl.fcntl(held, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        os.close(os.open(file, os.O_RDWR | os.O_NONBLOCK))
+        with pytest.raises(OSError, match="Read-only file system"):
+            os.open("file", os.O_RDWR, dir_fd=overlay)
+    finally:
+        signal.signal(signal.SIGIO, before)
+        os.close(held)
+        os.close(overlay)
+
+
+@pytest.mark.parametrize("path", [b"/a:b/python", b"/a,b/python", b"/a\\b/python", b"/python"])
+def test_what_no_overlay_can_name_has_none(monkeypatch: pytest.MonkeyPatch, path: bytes) -> None:
+    monkeypatch.setattr(start, "posix", SimpleNamespace(readlink=lambda link: path))
+    monkeypatch.setattr(linux, "overlay_of", None)
+    with pytest.raises(OSError, match="no directory for an overlay"):
+        start.interpreter_of_overlay()
 
 
 def test_a_mount_that_cannot_be_made_read_only_is_not_left_open(monkeypatch: pytest.MonkeyPatch) -> None:

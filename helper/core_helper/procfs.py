@@ -1,4 +1,7 @@
-"""Readers of the files below /proc: bytes in, plain values out; proc(5)."""
+"""Readers of the files below /proc: bytes in, plain values out; proc(5).
+
+What is opened is opened with O_NONBLOCK: nobody waits for whoever has a lease on such a file (F_SETLEASE, fcntl(2)).
+"""
 
 import _struct
 import posix
@@ -22,7 +25,7 @@ def read(directory: int, name: str, limit: int = FILE_LIMIT) -> bytes:
 
 def read_path(path: str, limit: int = FILE_LIMIT) -> bytes:
     """Return at most ``limit`` bytes of the file at ``path``. Raises OSError."""
-    descriptor = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
+    descriptor = posix.open(path, posix.O_RDONLY | posix.O_NONBLOCK | posix.O_CLOEXEC)
     try:
         return read_all(descriptor, limit)
     finally:
@@ -31,7 +34,7 @@ def read_path(path: str, limit: int = FILE_LIMIT) -> bytes:
 
 def open_file(directory: int, name: str) -> int:
     """Open the file ``name`` in the opened ``directory``, no symbolic link. Raises OSError."""
-    return posix.open(name, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NOFOLLOW, dir_fd=directory)
+    return posix.open(name, posix.O_RDONLY | posix.O_NONBLOCK | posix.O_CLOEXEC | posix.O_NOFOLLOW, dir_fd=directory)
 
 
 def open_long(path: bytes, flags: int) -> int:
@@ -44,7 +47,7 @@ def open_long(path: bytes, flags: int) -> int:
             if directory is not None:
                 posix.close(directory)
             directory, path = step, path[end + 1 :]
-        return posix.open(path, flags | posix.O_CLOEXEC, dir_fd=directory)
+        return posix.open(path, flags | posix.O_NONBLOCK | posix.O_CLOEXEC, dir_fd=directory)
     finally:
         if directory is not None:
             posix.close(directory)

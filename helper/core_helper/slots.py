@@ -54,8 +54,8 @@ class Mutex:
         self.file = file
 
     def __enter__(self) -> None:
-        """Wait until nobody else has the lock."""
-        fcntl.lockf(self.file, fcntl.LOCK_EX, 1, MUTEX)
+        """Wait until no other helper has the lock. Raises OSError where somebody else has it."""
+        table.lock(self.file, MUTEX, 1)
 
     def __exit__(self, *failure: object) -> None:
         """Let others have it."""
@@ -83,9 +83,12 @@ class Slot:
         """Tell whether so few slots are free that nobody may hold one for longer than the timeout."""
         if self.file is None:
             return True
-        gone = _gone(self.file, self.limit, self.index)
-        with Mutex(self.file):
-            used = sum(taken for _index, _record, taken in _rows(self.file, self.limit, gone, self.index))
+        try:
+            gone = _gone(self.file, self.limit, self.index)
+            with Mutex(self.file):
+                used = sum(taken for _index, _record, taken in _rows(self.file, self.limit, gone, self.index))
+        except OSError:
+            return True
         return (self.limit - used) * SHORT < self.limit
 
     def release(self) -> bytes:
@@ -224,7 +227,7 @@ def _rows(
 ) -> "Iterator[tuple[int, tuple[int, int, int, int, bytes], bool]]":
     """Yield the index of each record, the record, and whether its slot is taken; that with the index ``own`` is ours.
 
-    Our own lock is not asked for: to ask would release it. The processes of the records and children in ``gone`` have ended.
+    Our own lock is not asked for: to us it is none. The processes of the records and children in ``gone`` have ended.
     """
     for index, record, child in _table(file, limit):
         held = index == own or (_names_process(record) and (record not in gone or _is_locked(file, index)))
@@ -271,17 +274,8 @@ def _lock(file: int, index: int) -> None:
     fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, index * RECORD.size)
 
 
-def _unlock(file: int, index: int) -> None:
-    fcntl.lockf(file, fcntl.LOCK_UN, 1, index * RECORD.size)
-
-
 def _is_locked(file: int, index: int) -> bool:
-    try:
-        _lock(file, index)
-    except OSError:
-        return True
-    _unlock(file, index)
-    return False
+    return table.is_locked(file, index * RECORD.size, 1)
 
 
 def start_of(task: str) -> "int | None":

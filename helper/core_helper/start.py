@@ -129,7 +129,7 @@ def interpreter_of_overlay() -> int:
     # There must be two directories. In the second one nothing has the name of an interpreter.
     overlay = linux.overlay_of(directory + b":" + library)
     try:
-        return posix.open(name, posix.O_PATH | posix.O_NOFOLLOW | posix.O_CLOEXEC, dir_fd=overlay)
+        return posix.open(name, posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_CLOEXEC, dir_fd=overlay)
     finally:
         posix.close(overlay)
 

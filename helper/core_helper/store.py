@@ -26,6 +26,8 @@ PART, JSON, PENDING, CORE, COMPRESSED = ".part", ".json", ".json.pending", ".cor
 BOOT = "/proc/sys/kernel/random/boot_id"
 BLOCK = 512  # The unit of st_blocks; stat(2).
 DAY = 86400
+PATIENCE, PAUSE = 10.0, 0.005  # Seconds.
+EAGAIN = 11
 LONGEST_JSON = 1 << 24  # Bytes: the build ids of all the files that a process may have mapped.
 MODE, MODE_WHEN_FINISHED, MODE_OF_DIRECTORY = 0o600, 0o400, 0o700
 FINISHING, SENDING = ".finishing", ".sending"  # Files whose locks say who does that.
@@ -70,8 +72,17 @@ class Lock:
         self.directory = directory
 
     def __enter__(self) -> None:
-        """Wait until nobody else has the lock."""
-        fcntl.flock(self.directory, fcntl.LOCK_EX)
+        """Wait until nobody else has the lock. Raises OSError where that takes long: whoever can read the store can lock it."""
+        limit = time.monotonic() + PATIENCE
+        while True:
+            try:
+                fcntl.flock(self.directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                pass
+            if time.monotonic() > limit:
+                raise OSError(EAGAIN, f"somebody has had it locked for {PATIENCE:.0f} seconds")
+            time.sleep(PAUSE)
 
     def __exit__(self, *failure: object) -> None:
         """Let others have it."""

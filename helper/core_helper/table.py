@@ -1,19 +1,57 @@
 """Tables of root's in /run, by which helpers that run at the same time count together: files of records of one size."""
 
+import _struct
 import fcntl
 import posix
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import _struct
     from typing import Callable, Optional, Tuple
 
     Values = Tuple[float, ...]
 
 
+# struct flock: kind, whence, start, length, process; fcntl_locking(2).
+LOCK = _struct.Struct("@hhqqi")
+PATIENCE = 10.0  # Seconds. A helper has a lock for less than a millisecond.
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.001, 0.016
+EAGAIN = 11
+
+
 def open_file(path: str) -> int:
-    """Open the file, which is created if it is not there. Raises OSError, also where it is a link."""
-    return posix.open(path, posix.O_RDWR | posix.O_CREAT | posix.O_NOFOLLOW | posix.O_CLOEXEC, 0o600)
+    """Open the file, which is created if it is not there. Raises OSError, also where it is a link, or somebody has a lease."""
+    return posix.open(path, posix.O_RDWR | posix.O_CREAT | posix.O_NOFOLLOW | posix.O_NONBLOCK | posix.O_CLOEXEC, 0o600)
+
+
+def lock(file: int, start: int = 0, length: int = 0) -> None:
+    """Lock bytes of an opened table, all of them by default, and wait while another helper has them; fcntl_locking(2).
+
+    Raises OSError where somebody else has them. Helpers lock for writing. Whoever can only read a table, as a container that
+    has the host's /run mounted to be read, can lock it for reading, for as long as it likes: nobody waits for that one.
+    """
+    limit, pause = time.monotonic() + PATIENCE, SHORTEST_PAUSE
+    while True:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, length, start)
+            return
+        except BlockingIOError:
+            pass
+        if not is_locked(file, start, length):
+            continue  # Not any more.
+        if time.monotonic() > limit:
+            raise OSError(EAGAIN, f"another helper has had it locked for {PATIENCE:.0f} seconds")
+        time.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def is_locked(file: int, start: int, length: int) -> bool:
+    """Tell whether another helper has a lock on bytes of an opened table. Raises OSError where somebody else has one."""
+    wanted = LOCK.pack(fcntl.F_WRLCK, 0, start, length, 0)
+    kind, _whence, _start, _length, pid = LOCK.unpack(fcntl.fcntl(file, fcntl.F_GETLK, wanted))
+    if kind == fcntl.F_RDLCK:
+        raise OSError(EAGAIN, f"{f'process {pid}' if pid > 0 else 'a process'} has it locked, and is no helper")
+    return bool(kind != fcntl.F_UNLCK)
 
 
 def change(
@@ -35,7 +73,7 @@ def change(
     except OSError:
         return False
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX)
+        lock(file)
         size = rows * record.size
         table = list(record.iter_unpack(posix.pread(file, size, 0).ljust(size, b"\0")))
         index = next((index for index, row in enumerate(table) if row[-len(key) :] == key), None)

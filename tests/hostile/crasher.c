@@ -43,7 +43,8 @@
  *   watch=SECONDS  makes children crash and looks at each process that then appears
  *   hold=SECONDS   the same, holds the program of each and tries to open it for writing later
  *   hold-userns=SECONDS  with children that have a user namespace of their own
- *   lease=SECONDS  the same, asks for a lease of the program, and for a handle of it, and keeps both for five seconds
+ *   read-lock=PATH a lock of that file for reading, for a minute
+ *   lease=SECONDS  the same, asks for a lease of the program, and keeps that for five seconds
  *   storm=COUNT    that many processes have one child after the other crash, for ever
  *   series=COUNT   that many children go on, a moment after each other
  *   loop=COUNT     one child goes on, and when it has ended the next one, that many times
@@ -650,18 +651,26 @@ static void hold(double seconds, int flags)
 /* Whoever else opens a file that has a lease waits, as long as fs.lease-break-time says. */
 static void lease(double seconds)
 {
-	char memory[sizeof(struct file_handle) + MAX_HANDLE_SZ];
-	struct file_handle *handle = (struct file_handle *)memory;
-	int held = held_program(seconds, 0), mount, result = -1;
+	int held = held_program(seconds, 0), result = -1;
 	signal(SIGIO, SIG_IGN);
 	for (double end = now() + 10; held >= 0 && result < 0 && now() < end; usleep(1000))
 		result = fcntl(held, F_SETLEASE, F_WRLCK);
-	handle->handle_bytes = MAX_HANDLE_SZ;
-	int named = name_to_handle_at(held, "", handle, &mount, AT_EMPTY_PATH);
-	printf("handle: %s\n", named < 0 ? strerror(errno) : "it has one");
 	printf("lease: %s\n", result < 0 ? strerror(errno) : "granted");
 	fflush(stdout);
 	sleep(5);
+	_exit(0);
+}
+
+/* Whoever can read a file can lock it for reading; who would lock it for writing waits. */
+static void read_lock(const char *path)
+{
+	struct flock all = {.l_type = F_RDLCK, .l_whence = SEEK_SET};
+	int file = open(path, O_RDONLY | O_CLOEXEC);
+	must(file, path);
+	must(fcntl(file, F_SETLKW, &all), "F_SETLKW");
+	printf("locked\n");
+	fflush(stdout);
+	sleep(60);
 	_exit(0);
 }
 
@@ -1560,6 +1569,8 @@ static void act(char **actions)
 			watch(atof(value));
 		else if (IS("hold"))
 			hold(atof(value), 0);
+		else if (IS("read-lock"))
+			read_lock(value);
 		else if (IS("lease"))
 			lease(atof(value));
 		else if (IS("hold-userns"))

@@ -153,15 +153,13 @@ def test_attack_21_cap_sys_ptrace_holds_the_interpreter_and_writes_to_it_later(
     assert "write: Read-only file system" in container.output
 
 
-def test_attack_21_cap_sys_ptrace_has_nobody_wait_for_the_interpreter_and_finds_no_other_file_by_it(
-    attack: MakeCrash,
-) -> None:
+def test_attack_21_cap_sys_ptrace_has_nobody_wait_for_the_interpreter(attack: MakeCrash) -> None:
     container = attack("lease=3", options=("--cap-add=SYS_PTRACE", "--detach"))
     wait_until(lambda: "lease: " in lab.output("docker", "logs", container.name), "the interpreter was never held", 20)
     printed = lab.output("docker", "logs", container.name)
     # As whoever starts this Python, who would wait.
     os.close(os.open(interpreter(), os.O_RDONLY | os.O_NONBLOCK))
-    assert "held 1\nhandle: Operation not supported\nlease: granted" in printed
+    assert "held 1\nlease: granted" in printed
 
 
 # Before Linux 5.12, there is no mount_setattr(2).

@@ -16,8 +16,9 @@ from hostile.groups import ANOTHER, SERVICE, Place, move
 from hostile.intruders import OF_THE_HOST, PROGRAM, Start
 from hostile.observe import LIMIT, count_log_lines, delegates_of, helpers, processes_of, running, wait_until
 from hostile.options import ADMINISTRATOR, ENDLESS, UNCONFINED
+from hostile.run import TIMEOUT
 from support import lab
-from support.containers import Container, MakeCrash, wait_for_log
+from support.containers import Container, MakeCrash, read_log, wait_for_log
 from support.hosts import DELEGATE
 from support.records import is_whole
 
@@ -49,6 +50,23 @@ def test_attack_13_one_container_crashes_too_much(
     assert is_whole(other.delegate.core.read_bytes())
     assert is_whole((records / f"delegate.{crasher.pid}" / "core").read_bytes())
     assert len(delegates_of(flood)) == share, "the flood was over too early: nothing was shown"
+
+
+@pytest.mark.parametrize("table", ["slots", "lines"])
+def test_attack_22_a_container_that_reads_the_files_of_the_host_locks_them(
+    attack: MakeCrash, siege: MakeCrash, table: str
+) -> None:
+    attack().log("delivered")  # There are tables.
+    words = f"read-lock=/host/docker_core_helper.{table}"
+    locker = siege(words, options=("--volume=/run:/host:ro", "--detach"))
+    wait_until(lambda: "locked" in lab.output("docker", "logs", locker.name), "nothing is locked")
+    other = attack()
+    assert is_whole(other.delegate.core.read_bytes())
+    other.log("delivered")
+    wait_until(lambda: helpers() == 0, "the helper waits for the lock", TIMEOUT - 2)
+    if table == "slots":
+        assert "has it locked, and is no helper: slots are not counted" in read_log()
+    assert processes_of(locker), "the lock was over too early: nothing was shown"
 
 
 @pytest.mark.usefixtures("delegate_of_the_host")

@@ -5,6 +5,13 @@ from __future__ import annotations
 from hostile.defences.kinds import Breaks
 
 BREAKS: Breaks = {
+    "22 whoever can read the tables keeps helpers waiting": (
+        [
+            ("table.py", "    if kind == fcntl.F_RDLCK:\n", "    if False:\n"),
+            ("table.py", "PATIENCE = 10.0", "PATIENCE = 1e9"),
+        ],
+        "attack_22_a_container_that_reads",
+    ),
     "13 no share of the slots": ([("slots.py", "held < weight * free", "True")], "attack_13_one"),
     "22 who has much may add as much": (
         [("slots.py", "held < weight * free", "held < 48")],

@@ -345,6 +345,35 @@ def test_a_process_that_goes_away_meanwhile_is_not_dumping(monkeypatch: pytest.M
     assert slots.is_dumping(4711, 4711, 7) is False
 
 
+@pytest.mark.parametrize("start", [0, slots.MUTEX])
+def test_a_lock_for_reading_is_no_helpers(file: Path, start: int) -> None:
+    slot = slots.acquire(crash_of(os.getpid()), 4, Log())
+    slot.limit = 4
+    assert not slot.are_short()
+    program = (
+        "import fcntl, os, sys; file = open(sys.argv[1], 'rb');"
+        f" fcntl.lockf(file, fcntl.LOCK_SH, {slots.MUTEX} if {start} == 0 else 1, {start} or {slots.RECORD.size});"
+        " os.write(1, b'x'); os.read(0, 1)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-ISc", program, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with process:
+        assert process.stdout is not None and process.stdout.read(1) == b"x"
+        # Slots are not counted then, as on a full disk.
+        told = in_child(lambda: refusal_of_lock())
+        assert told == f"process {process.pid} has it locked, and is no helper"
+        assert slot.are_short()
+
+
+def refusal_of_lock() -> str:
+    try:
+        slots.acquire(crash_of(1 << 22), 4, Log())
+    except OSError as error:
+        return str(error.strerror)
+    return "a slot"
+
+
 def test_a_name_is_as_long_as_its_record_has_room() -> None:
     assert holders.Holder("x" * 200, None).group == "-1 " + "x" * 101
     assert len(slots.RECORD.pack(0, 0, 0, 0, b"")) == slots.RECORD.size

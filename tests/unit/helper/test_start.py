@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import _signal
+import ctypes
+import errno
 import fcntl
 import os
 import posix
@@ -273,6 +275,11 @@ def test_the_interpreter_in_an_overlay_is_no_inode_of_the_host() -> None:
         [f"/proc/self/fd/{program}", "-ISc", "print(6 * 7)"], pass_fds=[program], capture_output=True, check=True
     )
     assert answer.stdout == b"42\n"
+    # Who has CAP_DAC_READ_SEARCH would open any file of the host by such a handle.
+    handle, mount, no_path = (ctypes.c_uint * 34)(128), ctypes.c_int(), 0x1000
+    library = ctypes.CDLL(None, use_errno=True)
+    assert library.name_to_handle_at(program, b"", handle, ctypes.byref(mount), no_path) == -1
+    assert ctypes.get_errno() == errno.EOPNOTSUPP
     os.close(program)
 
 

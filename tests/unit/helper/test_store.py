@@ -254,6 +254,18 @@ def test_a_core_that_takes_just_the_share_has_room_made_for_it(kept: Store) -> N
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="a store belongs to root")
+def test_nobody_waits_for_ever_for_whoever_can_read_the_store(kept: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "PATIENCE", 0.05)
+    other = os.open(kept.path, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_SH)
+    with pytest.raises(OSError, match="somebody has had it locked"), kept.lock:
+        pass
+    os.close(other)
+    with kept.lock:
+        pass
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="a store belongs to root")
 def test_a_group_without_cores_is_forgotten_and_one_with_cores_is_not(kept: Store) -> None:
     put(kept, "full", "key")
     os.close(kept.group("empty"))

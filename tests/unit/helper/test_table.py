@@ -6,7 +6,10 @@ import _struct
 import os
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -48,6 +51,60 @@ def test_what_is_no_file_of_ours_is_not_used(tmp_path: Path, what: str) -> None:
     (tmp_path / "t").symlink_to("other") if what == "link" else (tmp_path / "t").mkdir()
     assert not add(tmp_path / "t", b"aaaa")
     assert (tmp_path / "other").read_bytes() == b""
+
+
+@contextmanager
+def held(path: Path, mode: str, words: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Have another process hold a lock of a file, which it has opened in that mode."""
+    program = f"import fcntl, os, sys; file = open(sys.argv[1], {mode!r}); {words}; os.write(1, b'x'); os.read(0, 1)"
+    process = subprocess.Popen(
+        [sys.executable, "-ISc", program, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with process:
+        assert process.stdout is not None and process.stdout.read(1) == b"x"
+        yield process
+
+
+def test_nobody_waits_for_a_lock_that_whoever_can_read_the_table_has(tmp_path: Path) -> None:
+    add(tmp_path / "t", b"aaaa")
+    began = time.monotonic()
+    with held(tmp_path / "t", "rb", "fcntl.lockf(file, fcntl.LOCK_SH)") as process:
+        assert not add(tmp_path / "t", b"aaaa")
+        file = table.open_file(str(tmp_path / "t"))
+        with pytest.raises(OSError, match=f"process {process.pid} has it locked, and is no helper"):
+            table.lock(file, 5, 1)
+        os.close(file)
+    assert time.monotonic() - began < table.PATIENCE
+    assert add(tmp_path / "t", b"aaaa")
+
+
+def test_nobody_waits_for_a_lease(tmp_path: Path) -> None:
+    add(tmp_path / "t", b"aaaa")
+    words = (
+        "import signal; signal.signal(signal.SIGIO, signal.SIG_IGN); fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)"
+    )
+    with held(tmp_path / "t", "rb", words), pytest.raises(BlockingIOError):
+        table.open_file(str(tmp_path / "t"))
+
+
+def test_a_helper_waits_for_another_one_and_not_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add(tmp_path / "t", b"aaaa")
+    file = table.open_file(str(tmp_path / "t"))
+    with held(tmp_path / "t", "r+b", "fcntl.lockf(file, fcntl.LOCK_EX)") as process:
+        assert process.stdin is not None
+        threading.Timer(0.2, process.stdin.close).start()
+        began = time.monotonic()
+        table.lock(file)
+        assert time.monotonic() - began > 0.1
+    os.close(file)
+    file = table.open_file(str(tmp_path / "t"))
+    monkeypatch.setattr(table, "PATIENCE", 0.05)
+    with (
+        held(tmp_path / "t", "r+b", "fcntl.lockf(file, fcntl.LOCK_EX)"),
+        pytest.raises(OSError, match="another helper has had it locked"),
+    ):
+        table.lock(file)
+    os.close(file)
 
 
 def test_helpers_count_together(tmp_path: Path) -> None:

@@ -99,10 +99,8 @@ def test_a_helper_waits_for_another_one_and_not_for_ever(tmp_path: Path, monkeyp
     os.close(file)
     file = table.open_file(str(tmp_path / "t"))
     monkeypatch.setattr(table, "PATIENCE", 0.05)
-    with (
-        held(tmp_path / "t", "r+b", "fcntl.lockf(file, fcntl.LOCK_EX)"),
-        pytest.raises(OSError, match="another helper has had it locked"),
-    ):
+    other = held(tmp_path / "t", "r+b", "fcntl.lockf(file, fcntl.LOCK_EX)")
+    with other, pytest.raises(OSError, match="another helper has had it locked"):
         table.lock(file)
     os.close(file)
 

@@ -296,6 +296,12 @@ def test_a_part_of_the_file_system_stays_free(kept: Store, monkeypatch: pytest.M
     # 200 blocks are free for us, of which 15 % of 1,000 must stay.
     assert room_for(kept, "a", 1, bounds(free=15)) == 50 * 4096 * 3 // 4
     assert room_left(kept, bounds(free=15)) == 50 * 4096
+    # What another helper is writing, and may take 30 blocks, has none of them yet.
+    group = kept.group("b")
+    file = store.create_file(group, f".key.{30 * 4096}{store.PART}")
+    assert room_left(kept, bounds(free=15)) == 20 * 4096
+    os.close(file)
+    os.close(group)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="a store belongs to root")

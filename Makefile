@@ -73,8 +73,9 @@ test-vm: venv ## a virtual machine as the host: systemd, AppArmor, three engines
 	@tools/packages.sh vm
 	@$(AS_ROOT) $(if $(ARGS),VM_MACHINE=$(or $(VM),trixie) tests/molecule.sh vm $(ARGS),python -u tests/vm/run.py $(if $(ALL),all,$(VM)))
 
-bench: packages venv ## measure the time from crash to delegate, and the memory, against a Python that only executes a program
+bench: packages venv ## measure the time from crash to delegate, and the memory, against a Python that only executes a program; and an upload of 4 GiB
 	@$(AS_ROOT) python -u tests/bench/bench.py
+	@$(AS_ROOT) python -u tests/bench/upload.py
 
 scale: venv ## measure the controller's time for each host and task, for 100 and 1,000 simulated hosts
 	@$(BIN)/python -u tests/fleet/scale.py

@@ -382,6 +382,7 @@ set_up_rclone() {
 set_up_aws() {
     : "${AWS_RETRY_MODE:=standard}" "${AWS_MAX_ATTEMPTS:=$((tries > 3 ? tries * 2 : 3))}"
     export AWS_RETRY_MODE AWS_MAX_ATTEMPTS
+    began=$(date +%s)
     # aws before version 2 knows the second name only.
     [ -z "$region" ] || export AWS_DEFAULT_REGION="$region"
     # S3 servers other than Amazon's do not know the new checksums.
@@ -738,6 +739,42 @@ spooled() {
     return 1
 }
 
+# parts VERB WORD...: asks the store about uploads that have not come to their end, and soon gives up.
+parts() {
+    verb=$1
+    shift
+    AWS_MAX_ATTEMPTS=1 aws s3api "$verb-multipart-upload$([ "$verb" = abort ] || echo s)" --bucket "$bucket" \
+        --cli-connect-timeout 5 --cli-read-timeout 5 ${endpoint:+--endpoint-url "$endpoint"} "$@" </dev/null
+}
+
+# sweep_parts: aborts what an aws has left in the bucket that was ended; rclone does that itself. Only what has the name of a core
+# below the same prefix, and is two days old: longer than any upload takes. At most three each time, and none where the time is
+# short: the core is stored already. Who may not list or abort them leaves them there.
+sweep_parts() {
+    [ "$client" = aws ] && [ -z "$few" ] && command -v date >/dev/null 2>&1 || return 0
+    now=$(date +%s) bucket=${base#s3://}
+    case ${CORE_TIMEOUT:=300} in
+    *[!0-9]* | ???????*) return 0 ;;
+    esac
+    [ $((now - began + 60)) -lt "$CORE_TIMEOUT" ] || return 0
+    prefix=${bucket#*/} bucket=${bucket%%/*} count=0
+    old=$(date -u -d "@$((now - 172800))" +%Y-%m-%dT%H:%M:%S 2>/dev/null) || return 0
+    # A name is one word of one line.
+    # shellcheck disable=SC2016 # the quotes are those of --query
+    which='contains(Key, `".core"`) && !contains(Key, `"\n"`) && !contains(Key, `"\t"`)'
+    parts list --prefix "$prefix" --no-paginate --output text \
+        --query "Uploads[?Initiated<'$old' && $which].[Key,UploadId]" 2>/dev/null |
+        while IFS='	' read -r name id; do
+            case $name in
+            *[!A-Za-z0-9._/-]*) continue ;;
+            "$prefix"*.core | "$prefix"*.core.zst | "$prefix"*.core.gz | "$prefix"*.core*.truncated) ;;
+            *) continue ;;
+            esac
+            [ $((count += 1)) -le 3 ] || break
+            parts abort --key "$name" --upload-id "$id" >/dev/null 2>&1
+        done
+}
+
 upload() {
     if [ -n "$spool" ]; then
         directory=$spool object=$spool/${host:+$host.}$key.core$suffix$cut
@@ -745,6 +782,7 @@ upload() {
         bound
         trap - HUP INT TERM # What is not sent stays there.
         flush
+        sweep_parts
         told=yes
         exit 0
     fi
@@ -759,6 +797,7 @@ upload() {
         stream
     fi
     [ -n "$few" ] || upload_facts
+    sweep_parts
 }
 
 # place NAME: gives the core this name, unless there is a file of that name. Other users who may write in the directory can

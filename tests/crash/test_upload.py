@@ -142,3 +142,15 @@ def test_a_dry_run_in_the_container_says_where_its_cores_go(options: tuple[str, 
     assert (
         f"uploader.sh: s3://{BUCKET}/test/" in result.stdout and "rclone says that the bucket answers" in result.stdout
     )
+
+
+def test_a_running_container_gets_the_uploader(options: tuple[str, ...]) -> None:
+    name = "core-lab-running"
+    lab.run("client", "sleep", "60", options=[*options[1:], "--rm", "--detach", f"--name={name}"], check=True)
+    try:
+        lab.playbook("images.yml", "-e", f"images_container={name}")
+        look = ("sh", "-c", "stat -c '%u %a' /opt/bin/uploader.sh && /opt/bin/uploader.sh --dry-run 2>&1")
+        told = lab.output("docker", "exec", name, *look)
+        assert told.startswith("0 755\n") and "rclone says that the bucket answers" in told
+    finally:
+        lab.command("docker", "rm", "--force", name, stdout=subprocess.DEVNULL)

@@ -1714,25 +1714,59 @@ def test_an_upload_that_is_ended_leaves_no_object(dash: Image, client_of_dash: s
     assert [name for name in found if ".core" in name] == []
 
 
-def test_rclone_that_is_ended_removes_its_parts(dash: Image, server: Server) -> None:
-    of_all_clients(dash, "rclone")
+def parts_in(server: Server, *words: str) -> str:
+    """What the bucket has of uploads that have not come to their end."""
     aws = installed("aws")
     if aws is None:
         pytest.skip("no aws, which lists the parts: pip install awscli")
-    command = [aws, "s3api", "list-multipart-uploads", "--bucket=bucket", "--region=us-east-1", "--output=text"]
+    words = words or ("list-multipart-uploads", "--output=text")
+    command = [aws, "s3api", *words, "--bucket=bucket", "--region=us-east-1"]
     environment = {**server.environment, "PATH": "/usr/bin:/bin"}
+    return subprocess.run(command, env=environment, check=True, capture_output=True).stdout.decode()
 
-    def parts() -> str:
-        listed = subprocess.run(command, env=environment, check=True, capture_output=True)
-        return listed.stdout.decode()
 
+def test_rclone_that_is_ended_removes_its_parts(dash: Image, server: Server) -> None:
+    of_all_clients(dash, "rclone")
     seen: list[str] = []
-    listing = threading.Timer(2, lambda: seen.append(parts()))
+
+    def look() -> None:
+        while not any(f"parts/{KEY}" in listed for listed in seen) and len(seen) < 10:
+            seen.append(parts_in(server))
+
+    listing = threading.Thread(target=look)
     listing.start()
     terminated(dash, "s3://bucket/parts/", os.urandom(40_000_000), SECONDS="5", **server.environment)
     listing.join()
-    assert f"parts/{KEY}" in seen[0]
-    assert f"parts/{KEY}" not in parts()
+    assert f"parts/{KEY}" in seen[-1]
+    assert f"parts/{KEY}" not in parts_in(server)
+
+
+def test_what_an_ended_aws_has_left_is_aborted_by_a_later_upload(dash: Image, server: Server) -> None:
+    of_all_clients(dash, "aws")
+    for name in ("swept/notes.txt", "swept/a b.core", "elsewhere/x.core"):
+        parts_in(server, "create-multipart-upload", "--key", name)
+    terminated(dash, "s3://bucket/swept/", os.urandom(40_000_000), SECONDS="5", **server.environment)
+    left = f"swept/{KEY}"
+    assert left in parts_in(server)
+
+    def swept(**known: Any) -> bool:
+        assert_delivered(
+            dash.run("s3://bucket/swept/", CORE_KEY="later", environment=server.environment, **known),
+            "s3://bucket/swept/later.core",
+        )
+        return left not in parts_in(server)
+
+    assert not swept(), "it is young, and may be under way"
+    dash.replace("now - 172800", "now + 60")
+    assert not swept(CORE_TIMEOUT="50"), "no time was left for that"
+    assert swept(CORE_TIMEOUT="300")
+    others = parts_in(server)
+    assert all(name in others for name in ("swept/notes.txt", "swept/a b.core", "elsewhere/x.core"))
+
+
+def test_who_may_not_look_for_what_was_left_has_stored_the_core(dash: Image) -> None:
+    dash.program("aws", 'case "$*" in *s3api*) echo AccessDenied >&2; exit 254 ;; esac; cat >/dev/null\n')
+    assert_delivered(dash.run("s3://bucket/", CORE_TIMEOUT="300"), f"s3://bucket/{KEY}")
 
 
 def test_old_parts_of_the_same_user_are_swept(public_image: Image, public_cores: Path, users: list[int]) -> None:

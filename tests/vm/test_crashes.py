@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from support.machines import Machine
 from support.records import CAPABILITY_SETS, NAMESPACES, is_whole
-from vm.crashes import CONFINED, IMAGE, KEPT, WAYS, MachineCrash
+from vm.crashes import CONFINED, IMAGE, KEPT, ROOT, WAYS, MachineCrash
 
 
 @pytest.fixture(scope="module", params=list(WAYS))
@@ -69,3 +70,21 @@ def test_the_journal_has_one_line(crashed: MachineCrash) -> None:
     (line,) = crashed.journal
     size = crashed.delegate.core.stat().st_size
     assert "signal=11 (SIGSEGV)" in line and f"delivered {size} bytes to /opt/bin/delegate in" in line
+
+
+def test_a_program_that_is_lent_is_confined_as_the_process_is(
+    machine: Machine, crash: Callable[[str], MachineCrash]
+) -> None:
+    configuration = "/etc/docker_core_helper.conf"
+    lines = f"DOCKERCOREHELPER_DELEGATE=/opt/bin/none\nDOCKERCOREHELPER_LEND={ROOT}/opt/bin/delegate\n"
+    machine.run(f"cp {configuration} /root/before && printf '{lines}' >>{configuration}")
+    try:
+        for way in ("docker", "podman", "rootless-podman"):
+            crashed = crash(WAYS[way])
+            process, lent = crashed.process, crashed.delegate
+            assert lent.links["exe"] == "/memfd:delegate (deleted)" and lent.facts["descriptors"] == "0 1 2 "
+            assert lent.text("label") == process.text("label")
+            assert lent.status["Uid"].split() == process.status["Uid"].split()
+            assert is_whole(lent.core.read_bytes())
+    finally:
+        machine.run(f"mv /root/before {configuration}")

@@ -32,7 +32,7 @@ DOCKER = """#!/bin/sh
 echo "$*" >>{log}
 case $1 in
 create) [ "$6" = shop:1.0 ] || {{ echo "Unable to find image '$6' locally" >&2; exit 125; }}; [ ! -e {log}.slow ] || sleep 30 ;;
-cp) path=${{3#*:}}; cd {image}; [ -e ".$path" ] || exit 1; tar -c -h -C ".${{path%/*}}" "${{path##*/}}" ;;
+cp) path=${{2#*:}}; cd {image}; [ -e ".$path" ] || [ -h ".$path" ] || exit 1; tar -c -C ".${{path%/*}}" "${{path##*/}}" ;;
 rm) ;;
 *) exit 1 ;;
 esac
@@ -102,6 +102,29 @@ def test_the_files_of_the_image_lead_to_the_line(desk: Desk, place: Path, shop: 
     # Only what is mapped, and not what this machine has.
     copied = {line.split(":")[-1].split()[0] for line in said if line.startswith("cp")}
     assert {Path(path).name for path in copied} == {"shop", "libtax.so.1"}
+
+
+def test_links_of_an_image_are_followed(desk: Desk, place: Path, shop: Shop, docker: Path) -> None:
+    image = docker / "image"
+    shutil.copytree(shop.root, image)
+    library = image / shop.library.relative_to(shop.root)
+    library.rename(image / "tax")
+    library.symlink_to("libtax.so")
+    (library.parent / "libtax.so").symlink_to("/tax")
+    files = desk.good("info", "last", "--json").json["files"]
+    assert {one["state"] for one in files if one["path"].endswith("libtax.so.1")} == {"lines"}
+    library.unlink()
+    library.symlink_to(library.name)
+    shutil.rmtree(desk.directory / ".cache/corefetch/build-id")
+    files = desk.good("info", "last", "--json").json["files"]
+    assert {one["state"] for one in files if one["path"].endswith("libtax.so.1")} == {"missing"}
+
+
+def test_an_engine_that_ends_in_the_middle_is_said(desk: Desk, place: Path, shop: Shop, docker: Path) -> None:
+    (docker / "image").symlink_to(shop.root)
+    program = docker / "docker"
+    program.write_text(program.read_text().replace('"${path##*/}" ;;', '"${path##*/}" | head -c 9000 ;;'))
+    assert "docker cp ended in the middle" in desk.good("info", "last").out
 
 
 def test_the_files_are_fetched_once(desk: Desk, place: Path, shop: Shop, docker: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from corefetch.elfcore import CoreFacts
 from corefetch.errors import Exit, Failure
+from corefetch.programs import output_of
 from corefetch.sysroot import DEBUG, Gathered
 from corefetch.text import plain
 
@@ -124,15 +125,7 @@ def backtraces(core: Path, said: CoreFacts, found: Gathered) -> list[Trace]:
     """Return the backtraces of all threads, that of the faulting thread first. Raises Failure."""
     words = [*gdb(core, found, batch=True), "-ex", "thread apply all backtrace"]
     try:
-        done = subprocess.run(
-            words,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=SECONDS,
-            check=False,
-        )
+        done = output_of(words, SECONDS)
     except subprocess.TimeoutExpired:
         raise Failure(f"gdb was not ready with {core} in {SECONDS} s", "try corefetch debug", Exit.FAILED) from None
     traces = read(done.stdout, said)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 import secrets
 import shutil
 import subprocess
 import tarfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import IO
 
 from corefetch.errors import Exit, Failure
+from corefetch.programs import output_of
 from corefetch.text import plain
 
 ENGINES = ("docker", "podman")
 # Seconds: an image may have to be pulled first.
 LONGEST_PULL, LONGEST = 900, 60
+MOST_LINKS = 8
 
 
 def choose(named: str) -> str:
@@ -39,22 +42,44 @@ class Image:
 
     @contextmanager
     def open(self, path: str) -> Iterator[IO[bytes] | None]:
-        """Yield a file of the image, None if it is not there."""
-        words = [self.engine, "cp", "-L", f"{self.container}:{path}", "-"]
-        with subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
-        ) as copy:
+        """Yield a file of the image, None if it is not there. Raises Failure."""
+        for _ in range(MOST_LINKS):
+            with self._copied(path) as (archive, member):
+                if archive is None or member is None or not member.issym():
+                    yield archive.extractfile(member) if archive and member and member.isreg() else None
+                    return
+            # docker leaves that to us, podman does it. The option -L of docker is unknown to podman.
+            path = posixpath.normpath(posixpath.join(posixpath.dirname(path), member.linkname))
+        yield None
+
+    @contextmanager
+    def _copied(self, path: str) -> Iterator[tuple[tarfile.TarFile | None, tarfile.TarInfo | None]]:
+        """Yield the archive that the engine makes of a file, and its first member. Raises Failure."""
+        words = [self.engine, "cp", f"{self.container}:{path}", "-"]
+        with ExitStack() as stack:
+            copy = stack.enter_context(
+                subprocess.Popen(
+                    words,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+            )
+            stack.callback(copy.kill)
             assert copy.stdout is not None
+            stack.callback(copy.stdout.close)
+            archive = member = None
             try:
-                try:
-                    with tarfile.open(fileobj=copy.stdout, mode="r|") as archive:
-                        member = archive.next()
-                        yield archive.extractfile(member) if member and member.isreg() else None
-                except tarfile.ReadError:
-                    yield None
-            finally:
-                copy.stdout.close()
-                copy.kill()
+                archive = stack.enter_context(tarfile.open(fileobj=copy.stdout, mode="r|"))
+                member = archive.next()
+            except tarfile.ReadError:
+                pass  # It is not there, and the archive has no byte.
+            try:
+                yield archive, member
+            except tarfile.TarError as error:
+                what = f"{plain(path)} of the image: {self.engine} cp ended in the middle: {plain(str(error))}"
+                raise Failure(what, "see whether the engine works", Exit.UNREACHABLE) from None
 
 
 @contextmanager
@@ -84,15 +109,7 @@ def opened(engine: str, name: str) -> Iterator[Image]:
 def _run(words: list[str], seconds: int, image: str) -> None:
     """Run the engine. Raises Failure."""
     try:
-        done = subprocess.run(
-            words,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=seconds,
-            check=False,
-        )
+        done = output_of(words, seconds)
     except subprocess.TimeoutExpired:
         raise Failure(
             f"image {plain(image)}: {words[0]} does not answer", "see whether it works", Exit.UNREACHABLE
@@ -105,5 +122,5 @@ def _run(words: list[str], seconds: int, image: str) -> None:
     what = plain(said[-1] if said else f"{words[0]} ended with status {done.returncode}")[:300]
     remedy = "pull it, or say another by --image, or --sysroot DIRECTORY"
     if re.search(r"annot connect to|nable to connect to|daemon running", done.stderr):
-        remedy = "start the engine, or say --sysroot DIRECTORY"
+        remedy = "start the engine, or say another by --engine, or --sysroot DIRECTORY"
     raise Failure(f"image {plain(image)}: {what}", remedy, Exit.UNREACHABLE)

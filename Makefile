@@ -60,7 +60,7 @@ unit-ansible: venv
 	$(BIN)/python -m pytest tests/unit --ignore tests/unit/helper --ignore tests/unit/test_uploader.py
 
 # ARGS is an action of molecule, and what it takes: make molecule ARGS=converge.
-molecule: venv ## the helper on this machine, with real crashes in Docker containers; ARGS=converge for one action alone
+molecule: venv .cache/corefetch/complete ## the helper on this machine, with real crashes in Docker containers; ARGS=converge for one action alone
 	@$(AS_ROOT) tests/molecule.sh $(if $(ARGS),default $(ARGS))
 
 test-fleet: packages venv ## rollout, gate and rollback with simulated hosts, which of them were touched, and the canary with real crashes

@@ -11,7 +11,7 @@ from types import FrameType
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from support import lab
+from support import desk, lab
 
 BUCKET = "cores"
 
@@ -59,29 +59,18 @@ def demonstrate() -> str:
 
     step("corefetch finds its core in the bucket, and the function that crashed")
     corefetch("list")
-    told = corefetch("info", "last", "--image", "core-lab/uploader")
+    told = corefetch("info", "last")
     if "SIGSEGV in the_defect" not in told:
         raise RuntimeError("corefetch does not name the crashed function; the helper's log says more: see dmesg")
     return told
 
 
 def corefetch(*words: str) -> str:
-    """Shows and runs a command of corefetch, which reaches the S3 server from within its network; returns what it prints."""
+    """Shows and runs a command of corefetch; returns what it prints."""
     print("$ corefetch", shlex.join(words), flush=True)
-    pid = lab.output("docker", "inspect", "--format={{.State.Pid}}", lab.S3)
-    python = lab.PROJECT / ".cache" / "corefetch" / "bin" / "python"
-    variables = {
-        **lab.environment(),
-        **lab.S3_ENVIRONMENT,
-        "COREFETCH_FROM": f"s3://{BUCKET}/demo",
-        "COREFETCH_CACHE": str(lab.DIRECTORY / "corefetch"),
-        "PYTHONPATH": str(lab.PROJECT / "corefetch" / "src"),
-        "HOME": str(lab.DIRECTORY),
-    }
-    command = ["nsenter", f"--net=/proc/{pid}/ns/net", str(python), "-m", "corefetch", *words]
-    told = str(lab.command(*command, env=variables, stdout=subprocess.PIPE, text=True).stdout)
+    told = desk.corefetch(f"s3://{BUCKET}/demo", *words)
     print(told)
-    return told.rstrip()
+    return told
 
 
 def step(text: str) -> None:

@@ -16,13 +16,13 @@ has_python() {
 }
 
 packages=
-needed="busybox:busybox curl:curl debuginfod:debuginfod dockerd:docker.io gcc:gcc gdb:gdb git:git openssl:openssl shellcheck:shellcheck zstd:zstd"
+needed="busybox:busybox curl:curl debuginfod:debuginfod dockerd:docker.io gcc:gcc gdb:gdb git:git mmdebstrap:mmdebstrap openssl:openssl shellcheck:shellcheck zstd:zstd"
 client=docker
 if [ "${1-}" = vm ]; then
 	needed="busybox:busybox gcc:gcc git:git mke2fs:e2fsprogs mmdebstrap:mmdebstrap qemu-system-x86_64:qemu-system-x86 ssh:openssh-client"
 	client=ssh
-	if [ ! -e /usr/share/keyrings/debian-archive-keyring.gpg ]; then packages=" debian-archive-keyring"; fi
 fi
+if [ ! -e /usr/share/keyrings/debian-archive-keyring.gpg ]; then packages=" debian-archive-keyring"; fi
 for pair in $needed; do
 	if missing "${pair%:*}"; then packages="$packages ${pair#*:}"; fi
 done

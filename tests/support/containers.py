@@ -19,7 +19,7 @@ class Container(Crash):
         """Runs the crash to its end."""
         # The host name leads from a line in the log to the container; with --uts=host there is none to set.
         self.name = f"crash-{uuid.uuid4().hex[:12]}"
-        self.image = f"core-lab/{image}"
+        self.image = lab.named(image)
         records = lab.RECORDS / self.name
         records.mkdir()
         records.chmod(0o777)

@@ -39,6 +39,9 @@ INSTALLED = (
 # This machine is the only host of the inventory. The record of its rollout goes with the lab.
 HERE = ("-i", "localhost,", "-c", "local", "-e", f"rollout_directory={DIRECTORY}/rollout")
 
+# An image whose name begins with this is looked for nowhere else where the engine does not have it: nothing listens there.
+NO_REGISTRY = "localhost:1"
+
 S3 = "core-lab-s3"
 # A container reaches the S3 server by sharing its network namespace, which has nothing but a loopback interface.
 S3_OPTIONS = ["--network", f"container:{S3}"]
@@ -173,7 +176,8 @@ def remove_from_engine() -> None:
         return
     if containers := output("docker", "ps", "--all", "--quiet", "--filter", "label=core-lab").split():
         command("docker", "rm", "--force", "--volumes", *containers, stdout=subprocess.DEVNULL)
-    if images := output("docker", "images", "--format={{.Repository}}", "--filter=reference=core-lab/*").split():
+    filters = ("--filter=reference=core-lab/*", f"--filter=reference={NO_REGISTRY}/*")
+    if images := output("docker", "images", "--format={{.Repository}}:{{.Tag}}", *filters).split():
         command("docker", "rmi", "--force", *images, stdout=subprocess.DEVNULL)
 
 
@@ -212,6 +216,11 @@ def import_images() -> None:
     import_image("bare", {})
     import_image("probe", {"opt/bin/delegate": probe, "jail/opt/bin/delegate": probe})
     import_image("client", {"usr/bin/rclone": rclone, "usr/bin/zstd": which("zstd")})
+
+
+def named(image: str) -> str:
+    """The name by which the engine knows an image of the lab."""
+    return image if image.startswith(f"{NO_REGISTRY}/") else f"core-lab/{image}"
 
 
 def import_image(name: str, files: dict[str, Path]) -> None:
@@ -276,7 +285,7 @@ def run(
     """Runs a container to its end and returns what it printed; all of its output is text."""
     network = [] if options and "--network" in options else ["--network", "none"]
     return command(
-        *("docker", "run", "--label", "core-lab", *network, *(options or []), f"core-lab/{image}", *words),
+        *("docker", "run", "--label", "core-lab", *network, *(options or []), named(image), *words),
         check=check,
         text=True,
         stdout=subprocess.PIPE,

@@ -106,6 +106,7 @@ def name_of(host: str) -> str:
     return f"_{plain}.{hashlib.sha256(host.encode('utf-8', 'backslashreplace')).hexdigest()[:12]}"
 
 
+# corefetch/src/corefetch/packing.py has it, too: that package is installed alone.
 def put(file: int, block: bytes, offset: int) -> None:
     """Write ``block`` at the ``offset`` of a file, which ends there; what is all zeros becomes a hole."""
     for begin in range(0, len(block), PIECE):

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from corefetch import engine, symbols
+from corefetch import engine, paths, symbols
 from corefetch.cache import Cache
 from corefetch.debuginfod import Servers
 from corefetch.elfcore import CoreFacts
@@ -96,12 +96,7 @@ class Gathered:
 
     def inside(self, path: str) -> Path:
         """Return the place of a file of the container."""
-        return self.root / safe(path)
-
-
-def safe(path: str) -> str:
-    """Return a path of the container, relative to its root and without a way out of it."""
-    return "/".join(part for part in path.split("/") if part not in ("", ".", "..")) or "unnamed"
+        return self.root / paths.safe(path)
 
 
 @contextmanager
@@ -175,7 +170,7 @@ class _Gathering:
             self.found.problems.append(f"{root}: no such directory: correct --sysroot")
             return
         for one in self.lacking + self.poor:
-            path = _resolve(root, one.path)
+            path = paths.resolve(root, one.path)
             if path:
                 self.accept(one, path, "sysroot")
 
@@ -294,29 +289,6 @@ class _Gathering:
                         right.debug, right.debug_source = path, str(directory)
 
 
-def _resolve(root: Path, path: str) -> Path | None:
-    """Return a file below ``root``, whose symbolic links are meant as the container sees them; None if it is not there."""
-    at, parts, steps = root, [one for one in path.split("/") if one], 0
-    while parts:
-        part = parts.pop(0)
-        if part == ".":
-            continue
-        if part == "..":
-            at = at.parent if at != root else root
-            continue
-        next_one = at / part
-        if next_one.is_symlink():
-            steps += 1
-            if steps > 40:
-                return None
-            target = os.readlink(next_one)
-            at = root if target.startswith("/") else at
-            parts = [one for one in target.split("/") if one] + parts
-        else:
-            at = next_one
-    return at if at.is_file() else None
-
-
 def _copy(stream: IO[bytes], file: IO[bytes]) -> None:
     """Copy a file. Raises Failure where it does not end."""
     done = 0
@@ -335,16 +307,7 @@ def _link(found: Gathered, said: CoreFacts) -> None:
         *((name, by_path[target]) for name, target in said.links.items() if target in by_path),
     ]:
         if one.file:
-            _symlink(one.file, found.inside(path))
+            paths.symlink(one.file, found.inside(path))
     for one in found.files:
         if one.debug:
-            _symlink(one.debug, found.root / DEBUG / ".build-id" / one.build_id[:2] / f"{one.build_id[2:]}.debug")
-
-
-def _symlink(target: Path, place: Path) -> None:
-    """Make one link, unless a stranger's paths contradict each other."""
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.symlink_to(target.absolute())
-    except OSError:
-        return
+            paths.symlink(one.debug, found.root / DEBUG / ".build-id" / one.build_id[:2] / f"{one.build_id[2:]}.debug")

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from corefetch import debugger, elfcore, report, symbols
+from corefetch import debugger, elfcore, engine, report, symbols
 from corefetch.debugger import Frame
-from corefetch.errors import Exit
+from corefetch.errors import Exit, Failure
 from corefetch.facts import Core
 from corefetch.keys import Name
 from support import servers
@@ -125,6 +125,24 @@ def test_an_engine_that_ends_in_the_middle_is_said(desk: Desk, place: Path, shop
     program = docker / "docker"
     program.write_text(program.read_text().replace('"${path##*/}" ;;', '"${path##*/}" | head -c 9000 ;;'))
     assert "docker cp ended in the middle" in desk.good("info", "last").out
+
+
+@pytest.mark.parametrize(
+    ("said", "remedy"),
+    [
+        ("Cannot connect to the Docker daemon at unix:///x.sock. Is the docker daemon running?", "start the engine"),
+        ("permission denied while trying to connect to the docker API at unix:///x.sock", "start the engine"),
+        ("Error: unable to connect to Podman socket: connection refused", "start the engine"),
+        ('Error response from daemon: Get "http://localhost:1/v2/": connect: connection refused', "pull it"),
+        ("Error: shop:1.0: image not known", "pull it"),
+    ],
+)
+def test_an_engine_that_makes_no_container_is_said_with_the_remedy(tmp_path: Path, said: str, remedy: str) -> None:
+    program = tmp_path / "docker"
+    program.write_text(f"#!/bin/sh\necho '{said}' >&2\nexit 1\n")
+    program.chmod(0o755)
+    with pytest.raises(Failure, match=f"image shop:1.0: .*{re.escape(said[-20:])}: {remedy}"):
+        engine.opened(str(program), "shop:1.0").__enter__()
 
 
 def test_the_files_are_fetched_once(desk: Desk, place: Path, shop: Shop, docker: Path) -> None:

@@ -121,6 +121,6 @@ def _run(words: list[str], seconds: int, image: str) -> None:
     ]
     what = plain(said[-1] if said else f"{words[0]} ended with status {done.returncode}")[:300]
     remedy = "pull it, or say another by --image, or --sysroot DIRECTORY"
-    if re.search(r"annot connect to|nable to connect to|daemon running", done.stderr):
+    if re.search(r"annot connect to|(nable|trying) to connect to|daemon running", done.stderr):
         remedy = "start the engine, or say another by --engine, or --sysroot DIRECTORY"
     raise Failure(f"image {plain(image)}: {what}", remedy, Exit.UNREACHABLE)

@@ -184,6 +184,21 @@ def elf(bits: int, order: str, segments: list[tuple[int, int]], count: int | Non
     return identification + header
 
 
+# e_machine and e_flags of the programs of 32 bits that a machine of 64 runs; elf(5). One of arm says which interface it uses.
+NARROW = {"x86_64": (3, 0), "aarch64": (40, 0x05000000)}
+
+
+def narrow_program(code: bytes) -> bytes:
+    """Return a program of 32 bits for this machine: one segment, which it may write to, and no C library; elf(5)."""
+    machine, flags = NARROW[os.uname().machine]
+    start, headers = 0x08050000, 52 + 32
+    size = headers + len(code)
+    header = struct.pack(
+        "<16s2H5I6H", b"\x7fELF\1\1\1", 2, machine, 1, start + headers, 52, 0, flags, 52, 32, 1, 0, 0, 0
+    )
+    return header + struct.pack("<8I", 1, 0, start, start, size, size, 7, 4096) + code
+
+
 def deep_directory(above: Path, depth: int, name: str = "file", content: bytes = b"content") -> bytes:
     """Make directories so many levels of 250 letters down, each with a file in it, and return the path of the lowest one."""
     path, component = os.fsencode(above), "d" * 250

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from core_helper import privileges, procfs, runtime, verification
 from core_helper.crash import Refused
-from unit.helper.support import deep_directory, executed
+from unit.helper.support import deep_directory, executed, narrow_program
 from unit.helper.world import Elsewhere, World, keeps_descriptors
 
 ID = "0123456789abcdef" * 4
@@ -190,17 +190,14 @@ def test_this_process_was_not_executed_set_id() -> None:
     assert verification.secure_execution(Path("/proc/self/auxv").read_bytes()) is False
 
 
-def program_of_i386() -> bytes:
-    """Return a program of 32 bits that stops itself, again and again: one segment, kill(getpid(), SIGSTOP); elf(5)."""
-    code = bytes.fromhex("b814000000 cd80 89c3 b913000000 b825000000 cd80 ebe9")
-    start, headers = 0x08048000, 52 + 32
-    size = headers + len(code)
-    ident = b"\x7fELF" + bytes([1, 1, 1]) + bytes(9)
-    header = struct.pack("<16s2H5I6H", ident, 2, 3, 1, start + headers, 52, 0, 0, 52, 32, 1, 0, 0, 0)
-    return header + struct.pack("<8I", 1, 0, start, start, size, size, 5, 4096) + code
+# Programs that stop themselves, again and again: kill(getpid(), SIGSTOP).
+STOP = {
+    "x86_64": "b814000000 cd80 89c3 b913000000 b825000000 cd80 ebe9",
+    "aarch64": "1470a0e3 000000ef 1310a0e3 2570a0e3 000000ef f9ffffea",
+}
 
 
-@pytest.mark.skipif(os.uname().machine != "x86_64", reason="only x86_64 runs programs of i386")
+@pytest.mark.skipif(os.uname().machine not in STOP, reason="only x86_64 and aarch64 run programs of 32 bits")
 @pytest.mark.parametrize("secure", [False, True])
 def test_the_vector_of_a_program_of_32_bits_tells_whether_it_was_executed_set_id(tmp_path: Path, secure: bool) -> None:
     if secure and os.getuid() != 0:
@@ -208,7 +205,7 @@ def test_the_vector_of_a_program_of_32_bits_tells_whether_it_was_executed_set_id
     if secure and os.statvfs(tmp_path).f_flag & os.ST_NOSUID:
         pytest.skip(f"{tmp_path} is on a file system without set-id programs")
     program = tmp_path / "program"
-    program.write_bytes(program_of_i386())
+    program.write_bytes(narrow_program(bytes.fromhex(STOP[os.uname().machine])))
     program.chmod(0o4755 if secure else 0o755)
     tmp_path.chmod(0o755)
     become = (lambda: os.setresuid(65534, 65534, 65534)) if secure else None

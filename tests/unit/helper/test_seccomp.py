@@ -9,15 +9,21 @@ import mmap
 import os
 import re
 import resource
+import signal
 import struct
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from core_helper import linux, privileges, procfs, seccomp
 from core_helper.crash import Refused
-from unit.helper.support import in_child, process
+from unit.helper.support import in_child, narrow_program, process
+
+if TYPE_CHECKING:
+    Call = tuple[int, int, int]  # A number, the first argument, and what stands for all others.
 
 # Debian's linux-libc-dev has the headers of its own machine, and from Debian 13 on those of all. From Linux 6.11 on aarch64 has
 # one of its own, made of a table.
@@ -347,82 +353,111 @@ def test_the_kernel_answers_to_the_argument_cases() -> None:
 
 # push rbx; mov eax, edi; mov ebx, esi; mov ecx, edx; mov edi, edx; int 0x80; pop rbx; ret
 INT_0X80 = bytes.fromhex("53 89f8 89f3 89d1 89d7 cd80 5b c3")
+# A program of arm. Behind it stand the calls, up to the number -1. It makes each, puts the answer in place of the number, and
+# writes all to standard output. If it may not end then, it comes to an instruction that is none.
+LOOP = bytes.fromhex(
+    "50808fe2 007098e5 010077e3 0800000a 040098e5 081098e5 0120a0e1 0130a0e1 0140a0e1 0150a0e1 000000ef 0c0088e4 f3ffffea"
+    "0100a0e3 18108fe2 012048e0 0470a0e3 000000ef 0000a0e3 0170a0e3 000000ef f000f0e7"
+)
 
 
-def call_of_i386(number: int, first: int = -1, others: int = -1) -> int:
-    """Return the errno of a system call of i386, 0 where it succeeded. This program is one of 64 bits."""
+def call_of_i386(number: int, first: int, others: int) -> int:
+    """Return what a system call of i386 answers. This program is one of 64 bits."""
     code = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
     code.write(INT_0X80)
     kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int)
-    answer = kind(ctypes.addressof(ctypes.c_char.from_buffer(code)))(number, first, others)
-    return -answer if -4096 < answer < 0 else 0
+    return int(kind(ctypes.addressof(ctypes.c_char.from_buffer(code)))(number, first, others))
 
 
-def needs_i386() -> None:
-    if os.uname().machine != "x86_64" or sys.maxsize < 1 << 32:
-        pytest.skip("only a program of 64 bits on x86_64 has two kinds of system calls")
+def calls_of_arm(calls: list[Call]) -> list[int]:
+    """Return what system calls of arm answer to a program that makes them; raises CalledProcessError if it cannot say so."""
+    table = b"".join(struct.pack("<3i", *call) for call in calls) + struct.pack("<i", -1)
+    with tempfile.NamedTemporaryFile(delete=False) as file:
+        file.write(narrow_program(LOOP + table))
+    try:
+        os.chmod(file.name, 0o755)
+        told = subprocess.run([file.name], stdout=subprocess.PIPE, check=True).stdout
+    finally:
+        os.unlink(file.name)
+    return [answer for answer, _first, _others in struct.iter_unpack("<3i", told)]
+
+
+def narrow_calls(calls: list[Call]) -> list[int]:
+    """Return the errnos of system calls of 32 bits, 0 for each that succeeded."""
+    answers = calls_of_arm(calls) if os.uname().machine == "aarch64" else [call_of_i386(*call) for call in calls]
+    return [-answer if -4096 < answer < 0 else 0 for answer in answers]
+
+
+GETPID, SOCKETCALL = 20, 102  # Of i386; arm has getpid there, too, and no socketcall.
+
+
+def the_narrow_one() -> seccomp.Architecture:
+    """Return the architecture of the programs of 32 bits that this machine runs; skips where it runs none."""
+    if os.uname().machine not in MACHINES or sys.maxsize < 1 << 32:
+        pytest.skip("only a program of 64 bits on x86_64 or aarch64 meets two kinds of system calls")
     child = os.fork()
     if child == 0:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        os._exit(call_of_i386(20))
+        try:
+            os._exit(narrow_calls([(GETPID, 0, 0)])[0])
+        except OSError:
+            os._exit(1)
     if os.waitpid(child, 0)[1] != 0:
-        pytest.skip("the kernel takes no system call of 32 bits: int 0x80 ends the program")
+        pytest.skip("the kernel takes no system call of 32 bits")
+    return seccomp.MACHINES[os.uname().machine][1]
 
 
-def test_the_kernel_denies_every_call_of_the_table_to_int_0x80() -> None:
-    needs_i386()
-    column = seccomp.I386.column
+def test_the_kernel_denies_every_call_of_the_table_to_32_bits() -> None:
+    column = the_narrow_one().column
     denied = {name: row[column] for name, row in seccomp.DENIED.items() if row[column] is not None}
 
     def attempt() -> object:
         linux.capset(0, 0, 0)
         install()
-        return {name: call_of_i386(number) for name, number in denied.items() if number is not None}
+        return narrow_calls([(number, -1, -1) for number in denied.values() if number is not None])
 
-    assert in_child(attempt) == dict.fromkeys(denied, errno.EPERM)
+    assert dict(zip(denied, in_child(attempt))) == dict.fromkeys(denied, errno.EPERM)
 
 
 def test_where_the_process_was_one_of_64_bits_no_call_of_32_is_there() -> None:
-    needs_i386()
+    the_narrow_one()
 
     def attempt() -> object:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         install(narrow=False)
-        return [call_of_i386(number) for number in (20, 64, 102)]
+        try:
+            return narrow_calls([(number, -1, -1) for number in (GETPID, 64, SOCKETCALL)])
+        except subprocess.CalledProcessError as error:
+            return error.returncode, error.stdout.decode()
 
-    assert in_child(attempt) == [errno.ENOSYS] * 3
+    # The program of arm can neither write nor end.
+    expected = [-signal.SIGILL, ""] if os.uname().machine == "aarch64" else [errno.ENOSYS] * 3
+    assert in_child(attempt) == expected
 
 
-def test_the_kernel_answers_to_the_argument_cases_of_int_0x80() -> None:
-    needs_i386()
-    i386 = seccomp.I386
+def test_the_kernel_answers_to_the_argument_cases_of_32_bits() -> None:
+    narrow = the_narrow_one()
+    expected: dict[Call, int] = {
+        (GETPID, -1, -1): 0,
+        (seccomp.CLONE3, -1, -1): errno.ENOSYS,
+        (seccomp.LAST_KNOWN + 1, -1, -1): errno.ENOSYS,
+        (0x40000000 | GETPID, -1, -1): errno.ENOSYS,
+        (narrow.clone, NEW["CLONE_NEWUSER"] | 17, 0): errno.EPERM,
+        (narrow.socket, 40, 1): errno.EPERM,
+        (narrow.socket, 1, 1): 0,
+        (SOCKETCALL, 2, -1): errno.EFAULT if narrow is seccomp.I386 else errno.ENOSYS,
+        (narrow.personality, -1, -1): 0,
+        (narrow.personality, 0x40000, -1): errno.EPERM,
+    }
+    if narrow is seccomp.ARM:
+        # cacheflush of nothing, set_tls, and the neighbour that reads what that has set.
+        expected.update({(0xF0002, 0, 0): 0, (0xF0005, 0, 0): 0, (0xF0006, 0, 0): errno.ENOSYS})
 
     def attempt() -> object:
         install()
-        return {
-            "getpid": call_of_i386(20),
-            "clone3": call_of_i386(seccomp.CLONE3),
-            "after the last known": call_of_i386(seccomp.LAST_KNOWN + 1),
-            "x32": call_of_i386(0x40000000 | 20),
-            "new user namespace": call_of_i386(i386.clone, NEW["CLONE_NEWUSER"] | 17, 0),
-            "vsock": call_of_i386(i386.socket, 40, 1),
-            "unix": call_of_i386(i386.socket, 1, 1),
-            "a bind of socketcall": call_of_i386(102, 2),
-            "query": call_of_i386(i386.personality, -1),
-            "no randomization": call_of_i386(i386.personality, 0x40000),
-        }
+        return narrow_calls(list(expected))
 
-    assert in_child(attempt) == {
-        "getpid": 0,
-        "clone3": errno.ENOSYS,
-        "after the last known": errno.ENOSYS,
-        "x32": errno.ENOSYS,
-        "new user namespace": errno.EPERM,
-        "vsock": errno.EPERM,
-        "unix": 0,
-        "a bind of socketcall": errno.EFAULT,
-        "query": 0,
-        "no randomization": errno.EPERM,
-    }
+    assert dict(zip(expected, in_child(attempt))) == expected
 
 
 @here

@@ -183,7 +183,7 @@ class Bounds:
         from core_helper import bounds  # Most hosts have none.
 
         process, configuration = delivery.process, delivery.configuration
-        length = bounds.announced_length(delivery.kernel.descriptor) if configuration.size_max else None
+        length = delivery.kernel.announced_length() if configuration.size_max else None
         if length is not None and length > configuration.size_max:
             told = f"not wanted: it has {length} bytes, and DOCKERCOREHELPER_SIZE_MAX is {configuration.size_max}"
             delivery.log.lines.drop(delivery.crash, process, told, True)
@@ -294,6 +294,7 @@ class PreviousHandler:
             delivery.configuration.chain,
             delivery.log,
         )
+        delivery.kernel.take_back()
         _signal.alarm(left)
         delivery.slot.reclaim(record)
         # The log already has a line that says why, and the core is whole.

@@ -86,7 +86,7 @@ class Delivery:
 
     def stream(self) -> int:
         """Return a pipe for a program that takes the helper's place, and with it the core."""
-        return self.kernel.descriptor if self.custody is None else self.custody.source.stream(self.end)
+        return self.kernel.stream() if self.custody is None else self.custody.source.stream(self.end)
 
     @property
     def plan(self) -> joining.Plan:

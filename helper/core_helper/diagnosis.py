@@ -24,7 +24,7 @@ def of_missing(crash: "Crash") -> str:
         return "its pid is the one in its container: kernel.core_pattern must hold %P in place of %p"
     if b"-I%i" in words:
         return "its thread id is the one in its container: kernel.core_pattern must hold -I%I in place of -I%i"
-    if _read(LIMIT).strip() == b"0":
+    if _read(LIMIT).strip() == b"0" and not words[0].startswith(b"@"):  # A socket has no such limit.
         return NO_LIMIT
     return "it was killed or frozen, or its pid was reused"
 

@@ -32,6 +32,7 @@ class Journal:
     def __init__(self, log: "Log") -> None:
         """Take the log of the crash, which knows the terminal and the holder."""
         self.log = log
+        self.patience = 1.0  # Seconds for the log to take a line.
         self.unreachable: set[str] = set()
 
     def error(self, text: str) -> None:
@@ -43,6 +44,10 @@ class Journal:
         comm, container = whereabouts
         who = f'pid={crash.pid} uid={crash.uid} gid={crash.gid} comm="{escape(comm)}" container={container}'
         self.error(f"{who}: core not delivered, 0 bytes: {reason}")
+
+    def info(self, text: str) -> None:
+        """Tell what is as it should be."""
+        self._write(LOG_INFO, text)
 
     def warning(self, text: str) -> None:
         """Tell what the administrator should correct."""
@@ -135,12 +140,12 @@ class Journal:
             pass
 
     def _send(self, path: str, message: bytes) -> bool:
-        """Send ``message`` to the socket ``path``, if that takes it within a second; one that did not is not tried again."""
+        """Send ``message`` to the socket ``path``, if that takes it in time; one that did not is not tried again."""
         if path in self.unreachable:
             return False
         try:
             connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
-            connection.settimeout(1.0)
+            connection.settimeout(self.patience)
             connection.connect(path)
             connection.send(message)
             connection.close()

@@ -55,6 +55,7 @@ PIDFD_COREDUMP_ROOT = 8
 PIDFD_COREDUMP_USER = 4
 PIDFD_GET_INFO = 0xC048FF0B
 PIDFD_INFO_COREDUMP = 0x10
+PIDFD_INFO_COREDUMP_SIGNAL = 0x40
 PR_CAPBSET_DROP = 24
 PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_CLEAR_ALL = 4
@@ -301,22 +302,38 @@ def pidfd_send_signal(pidfd: int, number: int) -> None:
     _syscall(_Long(NR_PIDFD_SEND_SIGNAL), _Long(pidfd), _Long(number), _Long(0), _Long(0))
 
 
-def pidfd_coredump_mask(pidfd: int) -> "int | None":
-    """Return what the kernel says of the core dump of ``pidfd``'s process, PIDFD_COREDUMP* bits, None if it does not.
+class ProcessInfo:
+    """What the kernel says of the process of a pidfd; include/uapi/linux/pidfd.h, Linux 6.13.
 
-    include/uapi/linux/pidfd.h, Linux 6.16: the mask asked for stands at 0, that of the core dump at byte 64.
+    ``uid`` and ``gid`` are the real ones. ``coredump`` has PIDFD_COREDUMP* bits, and is None if the process is not dumped, or
+    the kernel does not say it (before 6.16). ``signal`` is None where the kernel does not say it (before 6.19).
     """
+
+    def __init__(self, buffer: bytearray) -> None:
+        """Take a struct pidfd_info: the mask that was answered stands at 0, that of the core dump at byte 64."""
+        (answered,) = _struct.unpack_from("=Q", buffer, 0)
+        self.pid, self.uid, self.gid = _struct.unpack_from("=I4xII", buffer, 20)
+        mask, number = _struct.unpack_from("=II", buffer, 64)
+        crashed = answered & PIDFD_INFO_COREDUMP and mask & PIDFD_COREDUMPED
+        self.coredump: int | None = mask if crashed else None
+        self.signal: int | None = number if crashed and answered & PIDFD_INFO_COREDUMP_SIGNAL else None
+
+
+def pidfd_info(pidfd: int) -> "ProcessInfo | None":
+    """Return what the kernel says of the process of ``pidfd``, None if it does not, or the process is gone."""
     buffer = bytearray(72)
-    _struct.pack_into("=Q", buffer, 0, PIDFD_INFO_COREDUMP)
+    _struct.pack_into("=Q", buffer, 0, PIDFD_INFO_COREDUMP | PIDFD_INFO_COREDUMP_SIGNAL)
     try:
         fcntl.ioctl(pidfd, PIDFD_GET_INFO, buffer, True)
     except OSError:
         return None
-    (answered,) = _struct.unpack_from("=Q", buffer, 0)
-    (mask,) = _struct.unpack_from("=I", buffer, 64)
-    if not answered & PIDFD_INFO_COREDUMP or not mask & PIDFD_COREDUMPED:
-        return None
-    return int(mask)
+    return ProcessInfo(buffer)
+
+
+def pidfd_coredump_mask(pidfd: int) -> "int | None":
+    """Return what the kernel says of the core dump of ``pidfd``'s process, PIDFD_COREDUMP* bits, None if it does not."""
+    info = pidfd_info(pidfd)
+    return None if info is None else info.coredump
 
 
 def fork_into_cgroup(directory: int) -> int:

@@ -1,7 +1,8 @@
 """Receives a crash: the kernel starts the helper at each one; core(5).
 
 Only this module and ``start`` know that the core comes on standard input, and only this one that the facts are in the command
-line. It is imported first, and imports little: a crash may be refused here already.
+line. It is imported first, and imports little: a crash may be refused here already. The other door is in server.py; what is
+behind both begins with ``handle``.
 """
 
 import _signal
@@ -19,7 +20,9 @@ from core_helper.source import KernelPipe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import NoReturn
+    from typing import Callable, NoReturn
+
+    from core_helper.holders import Holder
 
 LIMIT_OF_KERNEL = "/proc/sys/kernel/core_pipe_limit"
 
@@ -37,6 +40,10 @@ def main(arguments: "list[str]") -> "NoReturn":
         from core_helper import cores
 
         sys.exit(cores.run(arguments[2:]))
+    if arguments[1:2] == ["serve"]:
+        from core_helper import server
+
+        sys.exit(server.run(arguments[2:]))
     if len(arguments) == 1 and sys.stderr is not None:
         sys.stderr.write("docker_core_helper: the kernel starts this program when a process crashes; nothing to do\n\n")
         sys.stderr.write(command_line.USAGE)
@@ -71,12 +78,8 @@ def receive(words: "list[str]", source: KernelPipe, log: Log, began: float) -> i
     mark = start.mark_of_restart()
     if mark is not None:
         began = mark[2]
-    _signal.signal(_signal.SIGALRM, give_up)
-    # Where cores are kept, writing them to the disk may take as long as a delivery, and a second one may follow.
-    deadline.arm(int(configuration.timeout) * (1 if configuration.keep == NEVER else 3))
-    code = EXIT_NOT_DELIVERED
-    try:
-        # First of all: a container that has too many crashes in flight must not cost more than this.
+
+    def enter() -> slots.Slot:
         kernel_limit = int(procfs.read_path(LIMIT_OF_KERNEL))
         limit = slots.limit_of(configuration.pipe_limit, kernel_limit)
         if mark is None:
@@ -90,6 +93,29 @@ def receive(words: "list[str]", source: KernelPipe, log: Log, began: float) -> i
             from core_helper import diagnosis
 
             configuration.problems.append(f"pid={crash.pid}: {diagnosis.NO_LIMIT}")
+        return slot
+
+    return handle(crash, source, configuration, log, began, enter)
+
+
+def handle(
+    crash: Crash,
+    source: KernelPipe,
+    configuration: Configuration,
+    log: Log,
+    began: float,
+    enter: "Callable[[], slots.Slot]",
+) -> int:
+    """Bring the core in ``source`` to its destination, whichever way the crash has come in, and return the exit code.
+
+    ``enter`` acquires the slot. It comes first: a container that has too many crashes in flight must not cost more than that.
+    """
+    _signal.signal(_signal.SIGALRM, give_up)
+    # Where cores are kept, writing them to the disk may take as long as a delivery, and a second one may follow.
+    deadline.arm(int(configuration.timeout) * (1 if configuration.keep == NEVER else 3))
+    code = EXIT_NOT_DELIVERED
+    try:
+        slot = enter()
         core_helper.load("deliver")
         from core_helper import deliver
 
@@ -114,10 +140,12 @@ def open_pidfd(crash: Crash) -> "int | None":
         return None
 
 
-def acquire_slot(crash: Crash, configuration: Configuration, limit: int, log: Log) -> slots.Slot:
+def acquire_slot(
+    crash: Crash, configuration: Configuration, limit: int, log: Log, holder: "Holder | None" = None
+) -> slots.Slot:
     """Return the slot of ``crash``. If slots cannot be counted, as on a full disk, that is no reason to lose the core."""
     try:
-        return slots.acquire(crash, limit, log)
+        return slots.acquire(crash, limit, log, holder)
     except OSError as error:
         configuration.problems.append(
             f"{slots.FILE}: {error.strerror}: slots are not counted, so containers have no limit"

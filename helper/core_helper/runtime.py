@@ -279,8 +279,13 @@ def whereabouts(pid: int) -> "tuple[bytes, str]":
     """Return name and container of process ``pid`` for a line in the log, empty where they cannot be had any more."""
     try:
         directory = posix.open(f"/proc/{pid}", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
+    except OSError:
+        return b"", "-"
+    try:
         return procfs.read(directory, "comm").rstrip(b"\n"), name_for_log(
             procfs.parse_cgroup(procfs.read(directory, "cgroup"))
         )
     except OSError:
         return b"", "-"
+    finally:
+        posix.close(directory)

@@ -70,6 +70,16 @@ class TooMany(Exception):
         super().__init__(f"{who} has {held} crashes in flight, and {free} of {limit} slots are free")
 
 
+class NoSlot(Refused):
+    """A core has no slot."""
+
+    def __init__(self, error: TooMany) -> None:
+        """Take why."""
+        super().__init__(
+            f"{error}: core dropped; fix what crashes, or raise DOCKERCOREHELPER_PIPE_LIMIT (docker_core_helper_pipe_limit)"
+        )
+
+
 class Slot:
     """A slot that was acquired; it is held until this process ends."""
 
@@ -143,12 +153,12 @@ def limit_of(configured: "int | None", kernel: int) -> int:
     return min(configured or kernel or DEFAULT_LIMIT, kernel or MOST_SLOTS, MOST_SLOTS)
 
 
-def acquire(crash: "Crash", limit: int, log: "Log") -> Slot:
+def acquire(crash: "Crash", limit: int, log: "Log", holder: "holders.Holder | None" = None) -> Slot:
     """Acquire one of ``limit`` slots for ``crash``, and note in the ``log`` to whom the crash belongs.
 
-    Raises Refused when its container or its user has too many.
+    That is the ``holder``, if it is known already. Raises NoSlot when its container or its user has too many.
     """
-    whose = holders.holder_of(crash)
+    whose = holder or holders.holder_of(crash)
     log.holder = holders.log_name(whose.owner, whose.group)
     try:
         started = start_of(procfs.task_of(crash.pid, crash.tid)) or 0
@@ -158,9 +168,7 @@ def acquire(crash: "Crash", limit: int, log: "Log") -> Slot:
     try:
         return Slot(*_acquire(FILE, limit, record))
     except TooMany as error:
-        raise Refused(
-            f"{error}: core dropped; fix what crashes, or raise DOCKERCOREHELPER_PIPE_LIMIT (docker_core_helper_pipe_limit)"
-        ) from None
+        raise NoSlot(error) from None
 
 
 def resume(file: int, index: int, log: "Log") -> Slot:
@@ -208,18 +216,26 @@ def _choose(file: int, limit: int, record: bytes, gone: "set[bytes]") -> int:
             posix.pwrite(file, bytes(NAMES_PROCESS), index * RECORD.size)
         if empty is None and not _is_locked(file, index):
             empty = index
+    name = group.rstrip(b"\0").decode("utf-8", "replace")
+    check_share(owner, name, of_group, of_owner, used, limit)
+    if empty is None:
+        raise TooMany(name.partition(" ")[2], of_group, limit - used, limit)
+    return empty
+
+
+def check_share(owner: int, group: str, of_group: int, of_owner: int, used: int, limit: int) -> None:
+    """Raise TooMany unless a group that has so many of the ``used`` slots may take one more, and its owner, too."""
     free = limit - used
     # The last slots are for groups and users that hold none. So others get one, however many containers take all they can get,
     # and however many containers a user makes.
     last = free <= limit // RESERVE
-    whose = group.rstrip(b"\0").decode("utf-8", "replace").partition(" ")[2]
-    if empty is None or (last and of_group) or not may_add(of_group, free, 1):
+    whose = group.partition(" ")[2]
+    if (last and of_group) or not may_add(of_group, free, 1):
         raise TooMany(whose, of_group, free, limit)
     if (last and of_owner) or not may_add(of_owner, free, OWNER_WEIGHT):
         raise TooMany(
             f"user {owner}" if owner > holders.NOBODY else f"whoever had root make {whose}", of_owner, free, limit
         )
-    return empty
 
 
 def _rows(

@@ -45,6 +45,19 @@ class KernelPipe:
         self.drained = True
         return False
 
+    def announced_length(self) -> "int | None":
+        """Return how long the core will be, and leave it here; None where that is not known in time."""
+        from core_helper import bounds
+
+        return bounds.announced_length(self.descriptor)
+
+    def stream(self) -> int:
+        """Return a pipe for a program that takes the helper's place, and with it the core."""
+        return self.descriptor
+
+    def take_back(self) -> None:
+        """Have the core here, as it was before ``stream``: that program could not be executed."""
+
     def close(self) -> None:
         """Close this copy of the pipe, if that was not done yet."""
         if not self.closed:
@@ -71,9 +84,10 @@ class KernelPipe:
             path = procfs.task_of(crash.pid, crash.tid)
             task = posix.open(path, posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
             # The process has not ended, so the pid is still its own. And it is no successor that got the pid: a successor is
-            # younger.
-            if not procfs.still_dumping(procfs.read(task, "status")) or procfs.is_younger(
-                procfs.read(task, "../../stat"), procfs.read(proc, "self/stat")
+            # younger. The kernel's own pidfd leaves no doubt.
+            if not procfs.still_dumping(procfs.read(task, "status")) or (
+                crash.pidfd is None
+                and procfs.is_younger(procfs.read(task, "../../stat"), procfs.read(proc, "self/stat"))
             ):
                 return False
         except OSError:

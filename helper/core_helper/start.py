@@ -13,6 +13,8 @@ from core_helper.words import encode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Callable
+
     from core_helper.crash import Crash
     from core_helper.log import Log
     from core_helper.slots import Slot
@@ -56,6 +58,12 @@ def occupy_standard_descriptors() -> "tuple[int, int | None]":
     """
     core = fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, 3)
     terminal = None if sys.stderr is None else fcntl.fcntl(2, fcntl.F_DUPFD_CLOEXEC, 3)
+    occupy_descriptors()
+    return core, terminal
+
+
+def occupy_descriptors() -> None:
+    """Put /dev/null on 0, 1 and 2, and hide this process."""
     null = posix.open("/dev/null", posix.O_RDWR | posix.O_CLOEXEC)
     for descriptor in (0, 1, 2):
         if null != descriptor:
@@ -64,7 +72,6 @@ def occupy_standard_descriptors() -> "tuple[int, int | None]":
         posix.close(null)
     posix.umask(0o077)
     hide()
-    return core, terminal
 
 
 def is_exposed(crash: "Crash") -> bool:
@@ -93,23 +100,36 @@ def restart_read_only(crash: "Crash", source: "KernelPipe", slot: "Slot", began:
 
     The process keeps its slot: the lock belongs to the process, as long as the file stays open.
     """
-    words = [encode(word) for word in (sys.executable, "-IS", *sys.argv)]
     kept = [descriptor for descriptor in (slot.file, crash.pidfd) if descriptor is not None]
     mark = b"%d %d %f" % (-1 if slot.file is None else slot.file, slot.index, began)
+
+    def pass_on() -> None:
+        for descriptor in kept:
+            posix.set_inheritable(descriptor, True)
+        posix.dup2(source.descriptor, 0)
+        if log.terminal is not None:
+            posix.dup2(log.terminal, 2)
+
+    reason = execute_read_only({**posix.environ, MARK: mark}, pass_on)
+    # Nobody else must hold the core.
+    for descriptor in (0, 2):
+        posix.dup2(1, descriptor)
+    return reason
+
+
+def execute_read_only(environment: "dict[bytes, bytes]", pass_on: "Callable[[], None]") -> str:
+    """Execute this program again, its interpreter from such a mount; return why that cannot be.
+
+    ``pass_on`` prepares the descriptors that it shall have.
+    """
+    words = [encode(word) for word in (sys.executable, "-IS", *sys.argv)]
     reason = ""
     for interpreter in (interpreter_of_overlay, interpreter_of_clone):
         try:
-            execution = linux.Execution(interpreter(), words, {**posix.environ, MARK: mark})
-            for descriptor in kept:
-                posix.set_inheritable(descriptor, True)
-            posix.dup2(source.descriptor, 0)
-            if log.terminal is not None:
-                posix.dup2(log.terminal, 2)
+            execution = linux.Execution(interpreter(), words, environment)
+            pass_on()
             execution.run()
         except OSError as error:
-            # Nobody else must hold the core.
-            for descriptor in (0, 2):
-                posix.dup2(1, descriptor)
             reason = f"{error.strerror}: it takes Linux 5.12 or newer, or a Python on a read-only file system"
         else:
             raise AssertionError("execve(2) has returned")

@@ -126,7 +126,8 @@ def verify(crash: "Crash", status: "dict[str, str]", stat: bytes, own_stat: byte
         raise Refused(
             f"process {crash.pid} does not have the ids {crash.uid}:{crash.gid} that the kernel named: core not delegated"
         )
-    if procfs.is_younger(stat, own_stat):
+    # A pidfd of the kernel's names the process for certain, and a resident helper is older than what crashes.
+    if crash.pidfd is None and procfs.is_younger(stat, own_stat):
         raise Refused(f"process {crash.pid} is younger than its own crash: its pid was reused")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _socket
 import os
 import signal
 import threading
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from core_helper import control_groups, deadline, joining, supervisor
 from core_helper.child import Child
+from core_helper.kernel_socket import KernelSocket
 from core_helper.source import KernelPipe
 from unit.helper.support import in_child, process
 
@@ -58,6 +60,7 @@ def supervise(
     once: Path | None = None,
     longest: float = 0.0,
     short: bool = False,
+    by_socket: bool = False,
 ) -> Any:
     """Return what the supervisor says of a child that does ``run``; in a process of its own, as the helper has it.
 
@@ -65,8 +68,13 @@ def supervise(
     """
 
     def helper() -> object:
-        reading, sink = os.pipe()
-        source = KernelPipe(reading)
+        if by_socket:
+            ours, theirs = _socket.socketpair()
+            source: KernelPipe = KernelSocket(ours)
+            sink = theirs.detach()
+        else:
+            reading, sink = os.pipe()
+            source = KernelPipe(reading)
         # As the kernel does: no child has its end of the pipe.
         child = Child(source, control_groups.ControlGroups(), without(sink, run))
         threading.Thread(target=feed, args=(sink, core), daemon=True).start()

@@ -75,6 +75,13 @@ class Stage:
     def reclaim(self, record: bytes) -> None:
         self.note("reclaim", record)
 
+    def stream(self) -> int:
+        self.note("stream")
+        return 9
+
+    def take_back(self) -> None:
+        self.note("take_back")
+
     def keep_for(self, pid: int) -> None:
         self.note("keep_for", pid)
 
@@ -161,8 +168,8 @@ def test_the_handler_of_the_host_has_what_is_the_hosts(
     if handed_on:
         # It has a slot, a deadline and a log of its own; where it cannot be executed, the helper has its own again.
         assert stage.done == [
-            *(("warning", "a problem"), "release", ("alarm", 0), ("execute", [b"/handler"], stage)),
-            *(("alarm", 77), ("reclaim", b"record")),
+            *(("warning", "a problem"), "release", ("alarm", 0), "stream", ("execute", [b"/handler"], stage)),
+            *("take_back", ("alarm", 77), ("reclaim", b"record")),
         ]
         assert (stage.configuration.problems, stage.process.hostname) == ([], b"visited")
     else:
@@ -333,11 +340,10 @@ def test_variables_of_the_engine_are_for_the_containers_own_processes_alone(
 
 
 def test_a_core_that_is_too_large_is_refused_before_anything_is_started(
-    deliveries: Deliveries, monkeypatch: pytest.MonkeyPatch
+    deliveries: Deliveries,
 ) -> None:
-    monkeypatch.setattr(bounds, "announced_length", lambda pipe: {7: 5000}[pipe])
     deliveries.stage.configuration.size_max = 4999
-    source: Any = SimpleNamespace(descriptor=7)
+    source: Any = SimpleNamespace(descriptor=7, announced_length=lambda: 5000)
     this: Any = deliveries
     configuration = deliveries.stage.configuration
     assert deliver.deliver(source, deliveries.stage.crash, configuration, this, this, 100.0) == 0

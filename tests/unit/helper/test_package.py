@@ -22,6 +22,7 @@ CHEAP = {
     "_struct",
     "errno",
     "fcntl",
+    "gc",
     "posix",
     "select",
     "sys",

@@ -231,6 +231,13 @@ class Stage:
         log: Any = Lines()
         return deliver.deliver(stage, crash, configuration, stage, log, 0.0)
 
+    def stream(self) -> int:
+        """The pipe for the handler."""
+        return self.descriptor
+
+    def take_back(self) -> None:
+        """The core again, where the handler could not be executed."""
+
     def release(self) -> bytes:
         """The slot, which what is handed on does not hold."""
         self.slot.append("released")

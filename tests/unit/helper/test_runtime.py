@@ -218,7 +218,8 @@ def test_the_log_names_a_container_and_the_user_who_may_have_named_it(
     assert runtime.name_for_log([(b"", b"/a/b")]) == "-"
 
 
-def test_where_a_process_is_leaves_one_descriptor_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_a_process_is_leaves_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    descriptors = len(os.listdir("/proc/self/fd"))
     name, identifier = runtime.whereabouts(os.getpid())
     assert name == Path("/proc/self/comm").read_bytes().rstrip(b"\n")
     groups = procfs.parse_cgroup(Path("/proc/self/cgroup").read_bytes())
@@ -226,6 +227,7 @@ def test_where_a_process_is_leaves_one_descriptor_at_most(monkeypatch: pytest.Mo
     monkeypatch.setattr(runtime, "name_for_log", lambda cgroups: ID if cgroups == groups else "-")
     assert runtime.whereabouts(os.getpid()) == (name, ID)
     assert runtime.whereabouts(1 << 22) == (b"", "-")
+    assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
 @pytest.mark.parametrize(

@@ -44,9 +44,9 @@ class Crashed:
         (self.directory / "self" / "stat").write_text(stat % 200)
         (self.task / "status").write_text(f"Name:\ta\nCoreDumping:\t{dumping:d}\nx\n")
 
-    def release(self, handle: int | None) -> tuple[bool, list[tuple[int, int]]]:
+    def release(self, handle: int | None, pidfd: int | None = None) -> tuple[bool, list[tuple[int, int]]]:
         crash = crash_of(4711, 4711)
-        crash.handle = handle
+        crash.handle, crash.pidfd = handle, pidfd
         core, writing = os.pipe()
         try:
             ended = source.KernelPipe(core).release(crash)
@@ -93,6 +93,11 @@ def test_only_the_process_that_has_crashed_is_ended(
 ) -> None:
     crashed.tell(dumping, started)
     assert crashed.release(handle) == (ended, [(handle, 9)] if ended else [])
+
+
+def test_a_process_of_the_kernels_own_pidfd_may_be_younger(crashed: Crashed, handle: int) -> None:
+    crashed.tell(True, 201)
+    assert crashed.release(handle, pidfd=handle) == (True, [(handle, 9)])
 
 
 def test_a_process_that_is_gone_is_not_ended(crashed: Crashed, handle: int) -> None:

@@ -64,6 +64,9 @@ def test_another_process_is_refused(crash: Crash, field: str, value: str, compla
 def test_a_process_that_is_younger_than_the_helper_is_refused(crash: Crash) -> None:
     with pytest.raises(Refused, match="younger than its own crash"):
         verification.verify(crash, STATUS, YOUNG, OLD)
+    # A helper that stays is older than what crashes, and has a pidfd of it.
+    crash.pidfd = 3
+    verification.verify(crash, STATUS, YOUNG, OLD)
 
 
 def test_an_older_kernel_that_does_not_tell_whether_it_dumps_is_refused(crash: Crash) -> None:

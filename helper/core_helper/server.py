@@ -1,0 +1,519 @@
+"""The resident helper: ``docker_core_helper serve`` waits at the kernel's core-dump socket; kernel.core_pattern is @@PATH.
+
+The other door is main.py, and behind both the way is one. The server itself reads no core and enters no container. It asks who
+has crashed, lets the crash wait for a slot (waiting.py), and gives it to a worker (worker.py), which ends with it. Whatever may
+take long, or wait for a container, is up to the worker: while the server waits for anybody, every crash of the host waits.
+"""
+
+import _signal
+import _socket
+import fcntl
+import gc
+import posix
+import select
+import sys
+import time
+
+import core_helper
+from core_helper import (
+    configuration,
+    control_groups,
+    holders,
+    kernel_socket,
+    linux,
+    main,
+    procfs,
+    quota,
+    runtime,
+    slots,
+    start,
+    table,
+)
+from core_helper.command_line import EXIT_NOT_DELIVERED, EXIT_OK, EXIT_USAGE
+from core_helper.crash import Refused
+from core_helper.log import Log
+from core_helper.slots import TooMany
+from core_helper.waiting import Count, Job, Queue
+from core_helper.worker import BEGUN, GIVEN_BACK, PIDFD, RLIMIT_NOFILE, TAKEN_AGAIN, Settings, give, name, work
+
+PATH = "/run/docker_core_helper/core.sock"
+LONGEST_PATH = 107  # unix(7).
+USAGE = f"""\
+usage: docker_core_helper serve [--socket=PATH]
+
+Waits for crashes at a socket on which the kernel (Linux 6.17 and newer) announces them, and handles each as if the kernel had
+started the helper. A socket that systemd has opened comes first; else PATH is created, {PATH} by default.
+To have the kernel use it, and to give the pattern back before this program is ended:
+
+  sysctl -w kernel.core_pattern=@@{PATH}
+
+The delegate is that of {configuration.CONFIGURATION}. SIGTERM ends the program: crashes that wait are still handled.
+"""
+BACKLOG = 4096  # Crashes that were not accepted yet; the kernel takes net.core.somaxconn if that is lower.
+IDLE_WORKERS = 3  # Started before they are needed.
+ACCEPTED_AT_ONCE = 64
+MOST_WORKERS = 512  # Where kernel.core_pipe_limit is 0: as many helpers as that allows to the kernel itself.
+REST = 1.0  # Seconds until the next worker is started after one that has ended without a crash.
+FILES = 4096  # Descriptors: two for each crash that waits, and three for each worker.
+FIRST_OF_SYSTEMD = 3  # sd_listen_fds(3)
+ABOVE = 10  # Descriptors that stay while others are put where they must be.
+NAME = b"core_server"
+STRANGERS = "0 whoever connects and does not crash"  # Their lines are counted under this name; see holders.log_name.
+OWN = "0 the server itself"
+# Imported before the first crash: modules that a helper of the kernel imports when it needs them.
+NEEDED = ("journal", "relay", "previous_handler", "fallback", "bounds", "custody", "diagnosis", "tracing")
+
+
+class Unusable(Exception):
+    """The server cannot start. The text says why."""
+
+
+def run(words: "list[str]") -> int:
+    """Serve until SIGTERM, and return the exit code."""
+    path = PATH
+    for word in words:
+        if word == "--help":
+            sys.stdout.write(USAGE)
+            return EXIT_OK
+        if not word.startswith("--socket=/") or len(word) - 9 > LONGEST_PATH or set(word) & set(" \n"):
+            sys.stderr.write(f"docker_core_helper serve: {word!r} is no option; see --help\n")
+            return EXIT_USAGE
+        path = word[9:]
+    log = Log()
+    try:
+        unprotected = protect()
+        terminal = settle()
+        log.terminal = terminal
+        files = raise_limits()
+        inherited = inherited_socket()
+        # There the kernel gives a helper the pidfd, and a previous handler expects it.
+        posix.dup2(0, PIDFD, False)
+        listener = listen(path) if inherited is None else inherited
+        load()
+        server = Server(listener, Settings(terminal, unprotected, files))
+        log.lines.info(
+            f"waits for crashes at the core-dump socket {path if inherited is None else listener.getsockname()}"
+        )
+        server.serve()
+        if inherited is None:
+            posix.unlink(path)
+    except (Unusable, OSError) as error:
+        log.lines.error(f"core-dump socket {path}: {error}")
+        if log.terminal is None and sys.stderr is not None:
+            sys.stderr.write(f"docker_core_helper serve: {error}\n")
+        return EXIT_NOT_DELIVERED
+    return EXIT_OK
+
+
+def protect() -> str:
+    """Re-execute this program where no container can overwrite its interpreter, and return why that cannot be, or "".
+
+    Called again after that, it returns: then the interpreter lies on a read-only file system.
+    """
+    again = posix.environ.pop(start.MARK, None) is not None
+    if posix.statvfs("/proc/self/exe").f_flag & start.ST_RDONLY:
+        return ""
+    if again:
+        return "its interpreter was executed from a read-only mount, and is on none"
+    return start.execute_read_only({**posix.environ, start.MARK: b""}, lambda: None)
+
+
+def settle() -> "int | None":
+    """Make this process what the kernel makes of a helper; return a copy of standard error if a person reads that."""
+    start.reset_signals_for_python()
+    terminal = None
+    if sys.stderr is not None and posix.isatty(2):
+        terminal = fcntl.fcntl(2, fcntl.F_DUPFD_CLOEXEC, ABOVE)
+    start.occupy_descriptors()
+    posix.chdir("/")
+    linux.setrlimit(linux.RLIMIT_CORE, kernel_socket.OF_HELPERS, kernel_socket.OF_HELPERS)
+    name(NAME)
+    return terminal
+
+
+def raise_limits() -> "tuple[int, int]":
+    """Have room for the descriptors of crashes that wait; return the limits of before."""
+    soft, hard = linux.getrlimit(RLIMIT_NOFILE)
+    if soft != -1 and soft < FILES:
+        linux.setrlimit(RLIMIT_NOFILE, FILES if hard == -1 else min(FILES, hard), hard)
+    return soft, hard
+
+
+def inherited_socket() -> "_socket.socket | None":
+    """Return the socket that systemd has opened, None if there is none; sd_listen_fds(3)."""
+    pid, count = (posix.environ.pop(variable, b"") for variable in (b"LISTEN_PID", b"LISTEN_FDS"))
+    if pid != b"%d" % posix.getpid() or count in (b"", b"0"):
+        return None
+    if count != b"1":
+        raise Unusable("systemd gives more than one socket")
+    listener = _socket.socket(fileno=fcntl.fcntl(FIRST_OF_SYSTEMD, fcntl.F_DUPFD_CLOEXEC, ABOVE))
+    if listener.family != _socket.AF_UNIX or listener.type != _socket.SOCK_STREAM:
+        raise Unusable("what systemd gives is no stream socket of AF_UNIX")
+    return listener
+
+
+def listen(path: str) -> _socket.socket:
+    """Return a socket at ``path`` that only root may connect to. Raises Unusable where another server is there, or OSError."""
+    directory = path.rpartition("/")[0] or "/"
+    try:
+        posix.mkdir(directory, 0o700)
+    except FileExistsError:
+        pass
+    found = posix.stat(directory)
+    if found.st_uid != 0 or found.st_mode & 0o022:
+        raise Unusable(f"{directory}: only root may own and write it")
+    # Locked as long as this process lives; not by its workers, which close it.
+    lock = table.open_file(f"{path}.lock")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise Unusable("another server is there") from None
+    listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+    try:
+        posix.unlink(path)
+    except FileNotFoundError:
+        pass
+    posix.umask(0o177)
+    listener.bind(path)
+    posix.umask(0o077)
+    listener.listen(BACKLOG)
+    return listener
+
+
+def load() -> None:
+    """Import all that a worker may need, once for all of them, and have garbage collection leave their memory alone."""
+    for bundle in ("deliver", "record"):
+        core_helper.load(bundle)
+    for module in ("deliver", "record", *NEEDED):
+        __import__(f"core_helper.{module}")
+    gc.collect()
+    gc.freeze()
+    # Unlike a helper, the server lives long enough for garbage collection to pay.
+    gc.enable()
+
+
+class Home:
+    """The root control groups, in which the kernel starts a helper: workers are born there, wherever this server is."""
+
+    def __init__(self) -> None:
+        """Open those that this process is not in."""
+        self.groups = control_groups.ControlGroups()
+        mounts = control_groups.own_cgroup_mounts()
+        for controllers, path in procfs.parse_cgroup(procfs.read_path("/proc/self/cgroup")):
+            mount_point = mounts.get(controllers.split(b",")[0])
+            if path == b"/" or mount_point is None:
+                continue
+            if controllers:
+                self.groups.add(controllers.decode("latin-1"), mount_point + b"/tasks")
+            else:
+                self.groups.add(control_groups.UNIFIED, mount_point + b"/cgroup.procs")
+                self.groups.unified = procfs.open_long(mount_point, posix.O_PATH | posix.O_DIRECTORY)
+
+
+class Worker:
+    """A worker, seen from the server: its process, the way to it, and the crash that it has."""
+
+    def __init__(self, home: Home, settings: Settings) -> None:
+        """Start it."""
+        self.channel, theirs = _pair()
+        self.job: Job | None = None
+        self.counts = False  # Whether it has a slot, by what it has told.
+        self.pid = home.groups.fork()
+        if self.pid == 0:
+            try:
+                _signal.set_wakeup_fd(-1)
+                home.groups.join()
+                work(theirs, settings)
+            finally:
+                posix._exit(EXIT_NOT_DELIVERED)
+        theirs.close()
+        self.channel.setblocking(False)
+        self.pidfd = linux.pidfd_open(self.pid)
+
+    def close(self) -> int:
+        """Close it after its end, and return how it has ended, as waitpid(2) does."""
+        posix.close(self.pidfd)
+        self.channel.close()
+        return posix.waitpid(self.pid, 0)[1]
+
+
+def _pair() -> "tuple[_socket.socket, _socket.socket]":
+    kind = _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC
+    one, other = _socket.socketpair(_socket.AF_UNIX, kind)
+    return one, other
+
+
+class Bounds:
+    """What the administrator allows: so many ``slots``, so many ``workers``, and so many seconds of ``patience``."""
+
+    def __init__(self) -> None:
+        """Read them."""
+        self.seen: object = None
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read them anew if the configuration has changed."""
+        try:
+            found = posix.stat(configuration.CONFIGURATION)
+            seen: object = (found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino)
+        except OSError:
+            seen = "missing"
+        if seen != self.seen:
+            self.seen = seen
+            self.configured = configuration.read_configuration()
+        kernel_limit = int(procfs.read_path(main.LIMIT_OF_KERNEL))
+        self.slots = slots.limit_of(self.configured.pipe_limit, kernel_limit)
+        self.workers = kernel_limit or MOST_WORKERS
+        self.patience = self.configured.timeout
+
+
+class Server:
+    """The server: crashes that wait, and workers."""
+
+    def __init__(self, listener: _socket.socket, settings: Settings) -> None:
+        """Take the opened socket, and what each worker gets."""
+        self.listener = listener
+        self.settings = settings
+        self.home = Home()
+        self.bounds = Bounds()
+        self.queue = Queue()
+        self.taken = Count()
+        self.idle: list[Worker] = []
+        # By their descriptors: the pidfd of a worker, and the way to one that has a crash.
+        self.ends: dict[int, Worker] = {}
+        self.tellers: dict[int, Worker] = {}
+        self.poll = select.poll()
+        self.stopping = False
+        self.listening = True
+        self.rest = 0.0  # Until when no worker is started that is not needed.
+        self.notifier = Notifier()
+        listener.setblocking(False)
+        self.poll.register(listener.fileno(), select.POLLIN)
+        self.woken, waking = posix.pipe()
+        for end in (self.woken, waking):
+            posix.set_blocking(end, False)
+        self.poll.register(self.woken, select.POLLIN)
+        _signal.set_wakeup_fd(waking, warn_on_full_buffer=False)
+        for number in (_signal.SIGTERM, _signal.SIGINT):
+            _signal.signal(number, self.stop)
+
+    def stop(self, number: int, frame: object) -> None:
+        """Handle a signal that ends the server: the second one ends it at once."""
+        if self.stopping:
+            posix._exit(EXIT_NOT_DELIVERED)
+        self.stopping = True
+
+    def serve(self) -> None:
+        """Handle crashes until the server is told to end, and nobody waits any more."""
+        for _ in range(IDLE_WORKERS):
+            self.hire()
+        self.notifier.tell(b"READY=1")
+        while not self.stopping or self.queue.groups:
+            if self.stopping and self.listening:
+                # systemd's own copy stays open: who crashes from here on waits for the next server.
+                self.listening = False
+                self.poll.unregister(self.listener.fileno())
+                self.listener.close()
+            self.turn()
+
+    def turn(self) -> None:
+        """Wait for something to happen, and do what is to be done then."""
+        short = len(self.idle) < IDLE_WORKERS and len(self.ends) < self.bounds.workers and time.monotonic() > self.rest
+        events = self.poll.poll(0 if short else self.pause() * 1000)
+        self.notifier.watch()
+        for descriptor, _event in events:
+            if descriptor == self.woken:
+                posix.read(self.woken, 64)
+            elif descriptor in self.tellers:
+                self.hear(self.tellers[descriptor])
+            elif descriptor in self.ends:
+                self.part(self.ends[descriptor])
+            elif self.listening:
+                self.receive()
+        if self.queue.groups:
+            for job in self.queue.expired(time.monotonic()):
+                self.drop(job, "no slot was free until the timeout")
+            self.dispatch()
+        if short and not events:
+            self.hire()
+
+    def pause(self) -> float:
+        """Return for how many seconds there is nothing to do unless something happens."""
+        latest = min((job.patience for jobs in self.queue.groups.values() for job in jobs[:1]), default=float("inf"))
+        now = time.monotonic()
+        return max(0.0, min(latest - now, self.notifier.interval, self.rest - now if self.rest > now else REST * 60))
+
+    def receive(self) -> None:
+        """Accept the crashes that have connected: most of them at once, for one look at the settings."""
+        self.bounds.refresh()
+        for _ in range(ACCEPTED_AT_ONCE):
+            try:
+                descriptor, _address = self.listener._accept()  # type: ignore[attr-defined]
+            except BlockingIOError:
+                return
+            except OSError as error:
+                # No descriptor is free, as a rule: who waits will free some.
+                self.say(f"crashes are not accepted: {error.strerror}", OWN)
+                time.sleep(0.01)
+                return
+            connection = _socket.socket(fileno=descriptor)
+            try:
+                self.admit(connection)
+            except Refused as error:
+                connection.close()
+                self.say(f"{error}: refused", STRANGERS)
+            except Exception as error:
+                # One crash that nobody understands must not cost the others.
+                connection.close()
+                self.say(f"core dropped: {type(error).__name__}: {error}", STRANGERS)
+
+    def admit(self, connection: _socket.socket) -> None:
+        """Have the crash on a connection wait, or drop it. Raises Refused where it is none."""
+        crash = kernel_socket.crash_of(connection)
+        try:
+            job = Job(connection, crash, holders.holder_of(crash))
+        finally:
+            posix.close(crash.handle or -1)  # The worker asks for one of its own.
+        job.patience = time.monotonic() + self.bounds.patience
+        try:
+            if crash.limit == kernel_socket.OF_HELPERS:
+                self.drop(job, "its limit for core files is 1 byte, as that of a helper or delegate")
+            else:
+                self.queue.add(job)
+        except TooMany as error:
+            self.drop(job, f"{error} to wait for one".replace("slots", "places"))
+
+    def dispatch(self) -> None:
+        """Give crashes that wait to workers, as long as slots are free."""
+        while len(self.ends) - len(self.idle) < self.bounds.workers:
+            job = self.queue.next(self.taken, self.bounds.slots)
+            if job is None:
+                return
+            worker = self.idle.pop() if self.idle else self.start()
+            if worker is None:
+                self.queue.put_back(job)
+                return
+            worker.job = job
+            try:
+                give(worker.channel, job)
+            except OSError:
+                continue  # It was killed; the crash waits again when its end is told.
+            self.count(worker, True)
+            self.tellers[worker.channel.fileno()] = worker
+            self.poll.register(worker.channel.fileno(), select.POLLIN)
+
+    def hire(self) -> None:
+        """Start a worker before it is needed."""
+        worker = self.start()
+        if worker is not None:
+            self.idle.append(worker)
+
+    def start(self) -> "Worker | None":
+        """Start a worker; None where that cannot be done now."""
+        try:
+            worker = Worker(self.home, self.settings)
+        except OSError as error:
+            self.rest = time.monotonic() + REST
+            self.say(f"no worker can be started: {error.strerror}", OWN)
+            return None
+        self.ends[worker.pidfd] = worker
+        self.poll.register(worker.pidfd, select.POLLIN)
+        return worker
+
+    def count(self, worker: Worker, counts: bool) -> None:
+        """Count the slot of a worker, or count it no more."""
+        if worker.job is not None and worker.counts != counts:
+            worker.counts = counts
+            self.taken.add(worker.job.holder, 1 if counts else -1)
+
+    def hear(self, worker: Worker) -> None:
+        """Take over what a worker has told since the last time."""
+        while worker.channel.fileno() in self.tellers:
+            try:
+                told = worker.channel.recv(1)
+            except BlockingIOError:
+                return
+            except OSError:
+                told = b""
+            if told in (GIVEN_BACK, TAKEN_AGAIN):
+                self.count(worker, told == TAKEN_AGAIN)
+            elif told == BEGUN and worker.job is not None:
+                # Nobody else holds the process from here on.
+                worker.job.connection.close()
+                worker.job.begun = True
+            else:
+                # It has ended, or has become the previous handler.
+                self.poll.unregister(worker.channel.fileno())
+                del self.tellers[worker.channel.fileno()]
+
+    def part(self, worker: Worker) -> None:
+        """Part with a worker that has ended."""
+        self.hear(worker)
+        self.poll.unregister(worker.pidfd)
+        del self.ends[worker.pidfd]
+        if worker in self.idle:
+            self.idle.remove(worker)
+            self.rest = time.monotonic() + REST
+        if self.tellers.pop(worker.channel.fileno(), None):
+            self.poll.unregister(worker.channel.fileno())
+        self.count(worker, False)
+        status = worker.close()
+        if worker.job is None:
+            return
+        if not worker.job.begun:
+            self.queue.put_back(worker.job)
+        elif posix.WIFSIGNALED(status):
+            # The process is gone, as a rule, and nobody else can tell any more whose it was.
+            who = worker.job.holder.name
+            self.drop(worker.job, f"its worker was killed by signal {posix.WTERMSIG(status)}; it was of {who}")
+
+    def drop(self, job: Job, reason: str) -> None:
+        """Tell that a core is lost, and why; the kernel lets the process go when nobody has the connection any more."""
+        job.connection.close()
+        holder = holders.log_name(job.holder.owner, job.holder.group)
+        if not quota.leaves_out(holder):
+            self.log_of(holder).lines.refuse(job.crash, runtime.whereabouts(job.crash.pid), reason)
+
+    def say(self, text: str, holder: str = "") -> None:
+        """Write a line, for a ``holder`` that may write only so many."""
+        if not (holder and quota.leaves_out(holder)):
+            self.log_of(holder).lines.error(text)
+
+    def log_of(self, holder: str) -> Log:
+        """Return a log for whose next line nobody has to wait."""
+        log = Log()
+        log.holder, log.terminal = holder, self.settings.terminal
+        log.lines.patience = 0.0
+        return log
+
+
+class Notifier:
+    """Tells systemd that the server is ready, and that it goes on; sd_notify(3)."""
+
+    def __init__(self) -> None:
+        """Take what the service manager asks for."""
+        path = posix.environ.pop(b"NOTIFY_SOCKET", b"")
+        self.path = b"\0" + path[1:] if path[:1] == b"@" else path
+        microseconds = posix.environ.pop(b"WATCHDOG_USEC", b"")
+        pid = posix.environ.pop(b"WATCHDOG_PID", b"%d" % posix.getpid())
+        asked = microseconds.isdigit() and pid == b"%d" % posix.getpid()
+        self.interval = int(microseconds) / 2e6 if asked else 3600.0
+        self.last = time.monotonic() if asked else float("inf")
+
+    def watch(self) -> None:
+        """Tell that the server goes on, if it is time to."""
+        now = time.monotonic()
+        if now - self.last > self.interval / 2:
+            self.last = now
+            self.tell(b"WATCHDOG=1")
+
+    def tell(self, text: bytes) -> None:
+        """Send a message, if anybody wants one."""
+        if not self.path:
+            return
+        try:
+            connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
+            connection.sendto(text, _socket.MSG_DONTWAIT, self.path)
+            connection.close()
+        except OSError:
+            pass

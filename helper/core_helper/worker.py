@@ -1,0 +1,175 @@
+"""A worker: one process of the server's for one crash at the core-dump socket, started before that crash and ended after it.
+
+Once it has a crash, it goes the way of a helper that the kernel has started; see main.handle.
+"""
+
+import _socket
+import _struct
+import gc
+import posix
+import time
+
+from core_helper import configuration, holders, kernel_socket, linux, main, procfs, slots, start
+from core_helper.command_line import EXIT_NOT_DELIVERED, EXIT_OK
+from core_helper.crash import Refused
+from core_helper.log import Log
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+    from core_helper.crash import Crash
+    from core_helper.waiting import Job
+
+# What the server tells beside the connection: when the crash came, the soft limit for cores and whether it is known, and whose
+# the crash is: the owner of the group, and the group.
+ORDER = _struct.Struct("=qQ?q")
+LONGEST_ORDER = 256
+DESCRIPTOR = _struct.Struct("=i")
+# What the worker tells: it has the crash, it has no slot any more, it has one again.
+BEGUN, GIVEN_BACK, TAKEN_AGAIN = b"b", b"-", b"+"
+PIDFD = 3  # Where the kernel would give it to a helper; see previous_handler.py. Reserved by the server.
+COMM = "/proc/self/comm"
+IDLE, BUSY = b"core_idle", b"core_delivery"
+RLIMIT_NOFILE = 7
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.02, 1.0  # Seconds between two tries to have a slot.
+
+
+def give(channel: _socket.socket, job: "Job") -> None:
+    """In the server: give a worker its crash. Raises OSError."""
+    soft = job.crash.limit
+    order = ORDER.pack(job.crash.time, soft or 0, soft is not None, job.holder.owner)
+    rights = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, DESCRIPTOR.pack(job.connection.fileno()))
+    channel.sendmsg([order + job.holder.group.encode()], [rights], _socket.MSG_DONTWAIT | _socket.MSG_NOSIGNAL)
+
+
+def tell(channel: _socket.socket, what: bytes) -> None:
+    """In the worker: tell the server something, if it is still there."""
+    try:
+        channel.send(what, _socket.MSG_DONTWAIT | _socket.MSG_NOSIGNAL)
+    except OSError:
+        pass
+
+
+def name(words: bytes) -> None:
+    """Have this process shown under another name, in ps(1) and elsewhere."""
+    file = posix.open(COMM, posix.O_WRONLY | posix.O_CLOEXEC)
+    posix.write(file, words)
+    posix.close(file)
+
+
+class Settings:
+    """What a worker has of its server: the terminal, why its interpreter could be overwritten, and limits to be put back."""
+
+    def __init__(self, terminal: "int | None", unprotected: str, files: "tuple[int, int]") -> None:
+        """Take these; ``files`` are soft and hard limit of open files, as they were when the server was started."""
+        self.terminal = terminal
+        self.unprotected = unprotected
+        self.files = files
+
+
+def work(channel: _socket.socket, settings: Settings) -> "NoReturn":
+    """Wait for a crash, bring its core where it belongs, and end this process."""
+    code, log = EXIT_NOT_DELIVERED, Log()
+    try:
+        gc.disable()
+        # Nobody else must hold the connections of other crashes, which the server had when it made this process.
+        linux.close_all_but({PIDFD, channel.fileno(), settings.terminal or PIDFD})
+        log.terminal = settings.terminal
+        start.reset_signals_for_python()
+        linux.setrlimit(RLIMIT_NOFILE, *settings.files)
+        name(IDLE)
+        order, rights, _flags, _address = channel.recvmsg(LONGEST_ORDER, _socket.CMSG_SPACE(DESCRIPTOR.size))
+        if not order:
+            posix._exit(EXIT_OK)  # The server has ended.
+        tell(channel, BEGUN)
+        name(BUSY)
+        (descriptor,) = DESCRIPTOR.unpack(rights[0][2])
+        posix.set_inheritable(descriptor, False)
+        code = receive(order, _socket.socket(fileno=descriptor), channel, settings, log)
+    except BaseException as error:
+        log.lines.error(f"core not delivered: {type(error).__name__}: {error}")
+    # As where the kernel has started the helper.
+    posix._exit(code)
+
+
+def receive(order: bytes, connection: _socket.socket, channel: _socket.socket, settings: Settings, log: Log) -> int:
+    """Handle the crash that the kernel announces on ``connection``; return the exit code."""
+    came, soft, known, owner = ORDER.unpack_from(order)
+    holder = holders.Holder("", None)
+    holder.owner, holder.group = owner, order[ORDER.size :].decode()
+    log.holder = holders.log_name(holder.owner, holder.group)
+    try:
+        crash = kernel_socket.crash_of(connection)
+    except Refused as error:
+        log.lines.error(f"core not delivered: {error}")
+        return EXIT_NOT_DELIVERED
+    posix.dup2(crash.handle or -1, PIDFD, False)
+    posix.close(crash.handle or -1)
+    crash.pidfd = crash.handle = PIDFD
+    crash.time = came
+    crash.limit = soft if known else None
+    crash.tid = kernel_socket.faulting_thread(crash.pid)
+    crash.unprotected = settings.unprotected
+    configured = configuration.read_configuration()
+
+    def enter() -> slots.Slot:
+        limit = slots.limit_of(configured.pipe_limit, int(procfs.read_path(main.LIMIT_OF_KERNEL)))
+        slot = acquire_slot(crash, configured, limit, log, holder, channel)
+        slot.limit = limit
+        kernel_socket.greet(connection)
+        return slot
+
+    return main.handle(crash, kernel_socket.KernelSocket(connection), configured, log, time.monotonic(), enter)
+
+
+def acquire_slot(
+    crash: "Crash",
+    configured: configuration.Configuration,
+    limit: int,
+    log: Log,
+    holder: holders.Holder,
+    channel: _socket.socket,
+) -> slots.Slot:
+    """Return a slot as main.acquire_slot does.
+
+    By the server's count there is one. But others may have it, of whom the server does not know: helpers of before a restart,
+    or processes that cannot be ended. So this waits for one, for half of the timeout.
+    """
+    limit_of_time = time.monotonic() + configured.timeout / 2
+    pause = SHORTEST_PAUSE
+    while True:
+        try:
+            slot = main.acquire_slot(crash, configured, limit, log, holder)
+            return SlotOfServer(slot.file, slot.index, channel)
+        except slots.NoSlot:
+            if time.monotonic() > limit_of_time:
+                raise
+        time.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE)
+
+
+class SlotOfServer(slots.Slot):
+    """A slot of which the server has a count of its own."""
+
+    def __init__(self, file: "int | None", index: int, channel: _socket.socket) -> None:
+        """Take the slot, and the way to the server."""
+        super().__init__(file, index)
+        self.channel = channel
+
+    def release(self) -> bytes:
+        """Free the slot as Slot.release does."""
+        tell(self.channel, GIVEN_BACK)
+        return super().release()
+
+    def reclaim(self, record: bytes) -> None:
+        """Take the slot again."""
+        super().reclaim(record)
+        tell(self.channel, TAKEN_AGAIN)
+
+    def give_back(self) -> None:
+        """Give the slot back, and take one among the deliveries of released processes. Raises TooMany."""
+        try:
+            super().give_back()
+        finally:
+            tell(self.channel, GIVEN_BACK)

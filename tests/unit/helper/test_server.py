@@ -1,0 +1,625 @@
+"""server and worker: crashes of stand-ins at a real socket, which real workers get, each a process of its own."""
+
+from __future__ import annotations
+
+import _signal
+import _socket
+import contextlib
+import gc
+import os
+import posix
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from core_helper import configuration, holders, journal, kernel_socket, linux, main, quota, server, slots, start, worker
+from core_helper.command_line import EXIT_NOT_DELIVERED, EXIT_OK, EXIT_USAGE
+from core_helper.crash import Crash, Refused
+from core_helper.holders import Holder
+from core_helper.log import Log
+from core_helper.waiting import Job
+from unit.helper.support import HELPER, in_child
+
+REQUEST = struct.pack("=IIQ", 16, 16, 15)
+PATIENCE = 30.0
+
+
+class Stage:
+    """A server in a process of its own, whose crashes are connections of the test; a crash's first bytes name its container."""
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.directory = directory
+        self.path = directory / "core.sock"
+        self.log = directory / "log"
+        self.log.touch()
+        self.configuration = directory / "conf"
+        self.configuration.write_text("DOCKERCOREHELPER_PIPE_LIMIT=4\n")
+        self.done = directory / "done"
+        self.done.mkdir()
+        self.connections: list[_socket.socket] = []
+        self.pid = 0
+        monkeypatch.setattr(journal, "SOCKET", "/missing")
+        monkeypatch.setattr(journal, "KERNEL_LOG", str(self.log))
+        monkeypatch.setattr(quota, "FILE", str(directory / "lines"))
+        monkeypatch.setattr(slots, "FILE", str(directory / "slots"))
+        monkeypatch.setattr(main, "LIMIT_OF_KERNEL", str(directory / "limit"))
+        (directory / "limit").write_text("32\n")
+        monkeypatch.setattr(
+            configuration, "read_configuration", lambda path=str(self.configuration): read(self.configuration)
+        )
+        monkeypatch.setattr(configuration, "CONFIGURATION", str(self.configuration))
+        monkeypatch.setattr(kernel_socket, "crash_of", self.crash_of)
+        monkeypatch.setattr(holders, "holder_of", lambda crash: Holder(f"container {crash.uid}", None))
+        monkeypatch.setattr(main, "handle", self.handle)
+
+    def crash_of(self, connection: _socket.socket) -> Crash:
+        """The container of a crash is the first thing that its connection says; 0 is nobody's, 9 a delegate's, 8 an error."""
+        number = connection.recv(1, _socket.MSG_PEEK)[0]  # Raises IndexError where nothing is said.
+        if not number:
+            raise Refused("process 1 has connected to the core-dump socket, and does not crash")
+        if number == 8:
+            raise ValueError("of no use")
+        crash = Crash(os.getpid(), number, 0)
+        crash.pidfd = crash.handle = os.open("/dev/null", os.O_RDONLY)
+        crash.limit = 1 if number == 9 else 0
+        return crash
+
+    def handle(self, crash: Crash, source: Any, configured: Any, log: Log, began: float, enter: Any) -> int:
+        """What a worker does: it holds its slot until the test says so, and tells who it was."""
+        number = source.connection.recv(1)[0]
+        slot = enter() if source.connection.recv(1) == b"s" else None
+        name = f"{number}.{os.getpid()}"
+        (self.done / name).touch()
+        while (said := source.connection.recv(1)) == b"r":
+            assert slot is not None
+            slot.release()
+            source.connection.send(b"r")
+        source.connection.send(said)
+        return EXIT_OK
+
+    def serve(self) -> None:
+        """Start the server."""
+        listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        listener.bind(str(self.path))
+        listener.listen(64)
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                signal.alarm(60)
+                moved = _socket.socket(fileno=os.dup(listener.fileno()))
+                listener.close()
+                posix.dup2(os.open("/dev/null", os.O_RDWR), worker.PIDFD, False)
+                server.Server(moved, worker.Settings(None, "why", (256, 512))).serve()
+                os._exit(0)
+            finally:
+                os._exit(1)
+        listener.close()
+        wait_for(lambda: self.others() > 0)
+        self.own = self.others()
+
+    def crash(self, container: int, more: bytes = b"-") -> _socket.socket:
+        """Have a container crash; the worker waits until the connection says something else than ``r``."""
+        connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        connection.connect(str(self.path))
+        connection.settimeout(PATIENCE)
+        with contextlib.suppress(BrokenPipeError):
+            connection.send(bytes([container]) + more)
+        self.connections.append(connection)
+        return connection
+
+    def workers(self, container: int) -> list[int]:
+        """The workers that a container has had so far."""
+        return [int(path.suffix[1:]) for path in self.done.glob(f"{container}.*")]
+
+    def others(self) -> int:
+        """How many descriptors the server has, but for two for each worker; -1 while workers are missing."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        found = len(os.listdir(f"/proc/{self.pid}/fd")) - 2 * len(children)
+        return found if len(idle_workers(self.pid)) == server.IDLE_WORKERS else -1
+
+    def rests(self, waiting: int = 0) -> None:
+        """Wait until all workers are there, and so many crashes wait."""
+        wait_for(lambda: self.others() == self.own + waiting)
+
+    def stop(self) -> None:
+        for connection in self.connections:
+            connection.close()
+        if self.pid:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+
+
+def read(path: Path) -> configuration.Configuration:
+    found = configuration.Configuration()
+    configuration.parse_configuration(path.read_bytes(), str(path), found)
+    return found
+
+
+def refuses(path: Path) -> bool:
+    """Tell whether nobody listens at a socket any more."""
+    with contextlib.closing(_socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)) as connection:
+        try:
+            connection.connect(str(path))
+        except ConnectionRefusedError:
+            return True
+    return False
+
+
+def ends(connection: _socket.socket) -> bool:
+    """Tell whether the server closes a connection, with or without having read all of it."""
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    limit = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < limit, "it does not come to that"
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+    stage = Stage(tmp_path, monkeypatch)
+    yield stage
+    stage.stop()
+
+
+def test_each_crash_has_a_worker_of_its_own_that_ends_with_it(stage: Stage) -> None:
+    stage.serve()
+    for number in (1, 2, 3, 4, 5):
+        connection = stage.crash(number)
+        connection.send(b"x")
+        assert connection.recv(1) == b"x"
+        assert connection.recv(1) == b""  # Nobody holds the process any more.
+    pids = [pid for number in range(1, 6) for pid in stage.workers(number)]
+    assert len(set(pids)) == 5
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+
+
+def test_who_has_no_slot_waits_and_others_go_first(stage: Stage) -> None:
+    stage.serve()
+    flood = [stage.crash(1) for _ in range(6)]
+    wait_for(lambda: len(stage.workers(1)) == 2)  # Half of the four.
+    other = stage.crash(2)
+    wait_for(lambda: stage.workers(2))
+    assert len(stage.workers(1)) == 2
+    for connection in flood:
+        connection.send(b"x")
+    assert [connection.recv(1) for connection in flood] == [b"x"] * 6
+    other.send(b"x")
+    assert other.recv(1) == b"x" and stage.log.read_text() == ""
+
+
+def test_who_has_given_the_slot_back_counts_no_more(stage: Stage) -> None:
+    stage.serve()
+    flood = [stage.crash(1, b"s" if number == 0 else b"-") for number in range(3)]
+    greet(flood[0])
+    wait_for(lambda: len(stage.workers(1)) == 2)
+    flood[0].send(b"r")
+    assert flood[0].recv(1) == b"r"
+    wait_for(lambda: len(stage.workers(1)) == 3)
+
+
+def greet(connection: _socket.socket) -> None:
+    connection.send(REQUEST + bytes(4))
+    assert connection.recv(16) == struct.pack("=IIQ", 16, 0, 9)
+
+
+def test_who_waits_longer_than_the_timeout_is_told(stage: Stage) -> None:
+    stage.configuration.write_text("DOCKERCOREHELPER_PIPE_LIMIT=2\nDOCKERCOREHELPER_TIMEOUT=1\n")
+    stage.serve()
+    stage.crash(1)
+    wait_for(lambda: stage.workers(1))
+    late = stage.crash(1)
+    began = time.monotonic()
+    assert ends(late) and time.monotonic() - began > 0.5
+    told = "core not delivered, 0 bytes: no slot was free until the timeout"
+    wait_for(lambda: told in stage.log.read_text())
+
+
+def test_a_changed_configuration_counts_at_once(stage: Stage) -> None:
+    stage.configuration.write_text("DOCKERCOREHELPER_PIPE_LIMIT=2\n")
+    stage.serve()
+    stage.crash(1)
+    wait_for(lambda: stage.workers(1))
+    stage.configuration.write_text("DOCKERCOREHELPER_PIPE_LIMIT=40\n")
+    stage.crash(1)
+    wait_for(lambda: len(stage.workers(1)) == 2)
+
+
+@pytest.mark.parametrize(
+    ("container", "told"),
+    [
+        (0, "process 1 has connected to the core-dump socket, and does not crash: refused"),
+        (9, "is 1 byte"),
+        (8, "core dropped: ValueError: of no use"),
+    ],
+)
+def test_who_does_not_crash_and_who_is_a_delegate_is_refused(stage: Stage, container: int, told: str) -> None:
+    stage.serve()
+    assert ends(stage.crash(container))
+    wait_for(lambda: told in stage.log.read_text())
+    assert stage.workers(container) == []
+    after = stage.crash(1)
+    after.send(b"x")
+    assert after.recv(1) == b"x"
+
+
+def test_a_worker_that_is_killed_hurts_no_other_and_is_told(stage: Stage) -> None:
+    stage.serve()
+    first, second = stage.crash(1), stage.crash(2)
+    wait_for(lambda: stage.workers(1) and stage.workers(2))
+    os.kill(stage.workers(1)[0], signal.SIGKILL)
+    assert ends(first)
+    wait_for(lambda: "its worker was killed by signal 9" in stage.log.read_text())
+    second.send(b"x")
+    assert second.recv(1) == b"x"
+    assert len(stage.workers(1)) == 1
+    # Its slot is free again.
+    again = stage.crash(1)
+    again.send(b"x")
+    assert again.recv(1) == b"x"
+
+
+def test_idle_workers_that_are_killed_cost_no_crash(stage: Stage) -> None:
+    stage.serve()
+    for number in range(1, 4):
+        for pid in idle_workers(stage.pid):
+            os.kill(pid, signal.SIGKILL)
+        connection = stage.crash(number)
+        connection.send(b"x")
+        assert connection.recv(1) == b"x"
+
+
+def test_a_worker_that_cannot_be_started_now_is_started_later(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "REST", 0.2)
+    start = server.Worker
+
+    def fail_at_times(home: Any, settings: Any) -> Any:
+        if (stage.directory / "full").exists():
+            raise OSError(11, "Resource temporarily unavailable")
+        return start(home, settings)
+
+    monkeypatch.setattr(server, "Worker", fail_at_times)
+    stage.serve()
+    (stage.directory / "full").touch()
+    crashes = [stage.crash(number) for number in range(1, 6)]
+    for connection in crashes:
+        connection.send(b"x")
+    wait_for(lambda: "no worker can be started: Resource temporarily unavailable" in stage.log.read_text())
+    (stage.directory / "full").unlink()
+    assert [connection.recv(1) for connection in crashes] == [b"x"] * 5
+
+
+def test_garbage_is_collected_in_the_server_and_not_in_a_worker(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def loaded() -> object:
+        gc.disable()
+        server.load()
+        return [gc.isenabled(), gc.get_freeze_count() > 1000, "core_helper.relay" in sys.modules]
+
+    assert in_child(loaded) == [True, True, True]
+
+    def tell(*words: Any) -> int:
+        (stage.done / f"collects.{gc.isenabled()}").touch()
+        return 0
+
+    monkeypatch.setattr(main, "handle", tell)
+    stage.serve()
+    assert ends(stage.crash(1))
+    assert (stage.done / "collects.False").exists()
+
+
+def idle_workers(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    found = []
+    for child in map(int, children):
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{child}/comm").read_bytes() == worker.IDLE + b"\n":
+                found.append(child)
+    return found
+
+
+def test_a_server_that_is_killed_leaves_its_workers_to_their_work(stage: Stage) -> None:
+    stage.serve()
+    connection = stage.crash(1)
+    wait_for(lambda: stage.workers(1))
+    idle = idle_workers(stage.pid)
+    os.kill(stage.pid, signal.SIGKILL)
+    connection.send(b"x")
+    assert connection.recv(1) == b"x"
+    wait_for(lambda: not any(is_there(pid) for pid in idle))
+
+
+def is_there(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_server_that_is_told_to_end_handles_who_waits_first(stage: Stage) -> None:
+    stage.configuration.write_text("DOCKERCOREHELPER_PIPE_LIMIT=2\n")
+    stage.serve()
+    first = stage.crash(1)
+    wait_for(lambda: stage.workers(1))
+    stage.rests()
+    second = stage.crash(1)
+    stage.rests(waiting=1)
+    os.kill(stage.pid, signal.SIGTERM)
+    wait_for(lambda: refuses(stage.path))
+    assert len(stage.workers(1)) == 1
+    for connection in (first, second):
+        connection.send(b"x")
+        assert connection.recv(1) == b"x"
+    assert os.waitpid(stage.pid, 0)[1] == 0
+    stage.pid = 0
+
+
+def test_a_server_that_is_told_twice_ends_at_once(stage: Stage) -> None:
+    stage.configuration.write_text("DOCKERCOREHELPER_PIPE_LIMIT=2\n")
+    stage.serve()
+    stage.crash(1)
+    wait_for(lambda: stage.workers(1))
+    stage.rests()
+    waiting = stage.crash(1)
+    stage.rests(waiting=1)
+    os.kill(stage.pid, signal.SIGTERM)
+    wait_for(lambda: refuses(stage.path))
+    os.kill(stage.pid, signal.SIGTERM)
+    assert ends(waiting)
+    assert os.waitpid(stage.pid, 0)[1] == EXIT_NOT_DELIVERED << 8
+    stage.pid = 0
+
+
+def test_the_server_keeps_no_descriptor_of_a_crash_that_is_over(stage: Stage) -> None:
+    stage.serve()
+    for _ in range(3):
+        for container in (0, 8, 9, 1):
+            connection = stage.crash(container)
+            with contextlib.suppress(OSError):
+                connection.send(b"x")
+            with contextlib.suppress(OSError):
+                while connection.recv(1):
+                    pass
+        stage.rests()
+
+
+# What a worker is.
+
+
+def test_a_worker_holds_nothing_of_other_crashes(stage: Stage) -> None:
+    stage.configuration.write_text("DOCKERCOREHELPER_PIPE_LIMIT=2\n")
+    stage.serve()
+    first = stage.crash(1)
+    wait_for(lambda: stage.workers(1))
+    stage.crash(1)  # Waits, while workers are started.
+    wait_for(lambda: len(idle_workers(stage.pid)) == server.IDLE_WORKERS)
+    # 0 to 2, the place of the pidfd, the way to the server; the connection.
+    (pid,) = stage.workers(1)
+    wait_for(lambda: len(os.listdir(f"/proc/{pid}/fd")) == 6)
+    assert {len(os.listdir(f"/proc/{idle}/fd")) for idle in idle_workers(stage.pid)} == {5}
+    limits = Path(f"/proc/{pid}/limits").read_text()
+    assert next(line.split()[3:5] for line in limits.splitlines() if line.startswith("Max open files")) == [
+        "256",
+        "512",
+    ]
+    first.send(b"x")
+
+
+def test_a_worker_tells_the_server_of_its_slot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = server._pair()
+    monkeypatch.setattr(slots.Slot, "give_back", lambda slot: None)
+    slot = worker.SlotOfServer(None, 0, theirs)
+    record = slot.release()
+    slot.reclaim(record)
+    slot.give_back()
+    assert [ours.recv(9) for _ in range(3)] == [b"-", b"+", b"-"]
+    ours.close()
+    slot.give_back()  # The server has ended.
+    theirs.close()
+
+
+def test_a_crash_is_that_of_the_connection_and_of_what_the_server_tells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crash = Crash(4711, 1000, 100)
+    seen: dict[str, Any] = {}
+
+    def handle(crash: Crash, source: Any, configured: Any, log: Log, began: float, enter: Any) -> int:
+        seen.update(vars(crash), holder=log.holder, source=source.connection.fileno(), slot=enter())
+        return 5
+
+    monkeypatch.setattr(kernel_socket, "crash_of", lambda connection: crash)
+    monkeypatch.setattr(kernel_socket, "faulting_thread", lambda pid: 4712)
+    monkeypatch.setattr(kernel_socket, "greet", lambda connection: seen.update(greeted=True))
+    monkeypatch.setattr(main, "handle", handle)
+    held = []
+
+    def acquire(*words: Any) -> slots.Slot:
+        held.append(words)
+        if len(held) < 3:
+            raise slots.NoSlot(slots.TooMany("container a", 2, 2, 4))
+        return slots.Slot(None, 0)
+
+    monkeypatch.setattr(main, "acquire_slot", acquire)
+    ours, theirs = server._pair()
+    kernel, connection = _socket.socketpair()
+
+    def receive() -> object:
+        posix.dup2(os.open("/dev/null", os.O_RDONLY), worker.PIDFD)
+        crash.pidfd = crash.handle = os.open("/dev/null", os.O_RDONLY)
+        job = Job(connection, crash, Holder("container a", 7))
+        job.crash.limit, job.crash.time = 4096, 1700000000
+        worker.give(ours, job)
+        order, rights, _, _ = theirs.recvmsg(worker.LONGEST_ORDER, _socket.CMSG_SPACE(4))
+        passed = _socket.socket(fileno=struct.unpack("=i", rights[0][2])[0])
+        code = worker.receive(order, passed, theirs, worker.Settings(None, "why", (1, 1)), Log())
+        names = ("tid", "time", "limit", "pidfd", "handle", "unprotected", "holder", "greeted")
+        told = held[2][4]
+        return [code, len(held), *(seen[name] for name in names), told.owner, told.group]
+
+    assert in_child(receive) == [
+        *(5, 3, 4712, 1700000000, 4096, 3, 3, "why", "7 user 7", True),
+        *(7, "7 container a"),
+    ]
+    for end in (ours, theirs, kernel, connection):
+        end.close()
+
+
+# How a server starts.
+
+
+def test_a_second_server_at_the_same_socket_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(posix, "stat", lambda path: SimpleNamespace(st_uid=0, st_mode=0o40700))
+    path = str(tmp_path / "new" / "core.sock")
+
+    def first() -> object:
+        listener = server.listen(path)
+        modes = [oct(os.lstat(name).st_mode & 0o777) for name in (path, tmp_path / "new", f"{path}.lock")]
+        pid = os.fork()
+        if pid == 0:
+            try:
+                server.listen(path)
+            except server.Unusable:
+                os._exit(7)
+            finally:
+                os._exit(8)
+        return [*modes, os.waitpid(pid, 0)[1] >> 8, listener.getsockname()]
+
+    os.umask(0o022)
+    assert in_child(first) == ["0o600", "0o700", "0o600", 7, path]
+    # What a server has left that was killed is in nobody's way.
+    assert in_child(first) == ["0o600", "0o700", "0o600", 7, path]
+
+
+def test_a_directory_that_others_may_change_is_not_used(tmp_path: Path) -> None:
+    (tmp_path / "open").mkdir(mode=0o777)
+    (tmp_path / "open").chmod(0o777)
+    with pytest.raises(server.Unusable, match="only root may own and write it"):
+        server.listen(str(tmp_path / "open" / "core.sock"))
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [(["--help"], EXIT_OK), (["--socket=relative"], EXIT_USAGE), (["--socket=/a b"], EXIT_USAGE), (["x"], EXIT_USAGE)],
+)
+def test_the_command_line(capsys: pytest.CaptureFixture[str], words: list[str], code: int) -> None:
+    assert server.run(words) == code
+    told = capsys.readouterr()
+    assert ("usage: docker_core_helper serve" in told.out) == (code == EXIT_OK)
+    assert (words[0] in told.err) == (code == EXIT_USAGE)
+    assert server.run([f"--socket=/{'x' * 107}"]) == EXIT_USAGE
+
+
+def test_the_entry_leads_to_the_server() -> None:
+    words: list[str | Path] = [sys.executable, "-BIS", HELPER / "docker_core_helper", "serve", "--help"]
+    done = subprocess.run(words, env={}, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, server.USAGE, "")
+
+
+def test_the_socket_of_systemd_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def take(kind: int, **variables: str) -> Any:
+        def inherit() -> object:
+            given = _socket.socket(_socket.AF_UNIX, kind)
+            given.bind(str(tmp_path / f"socket{time.monotonic_ns()}"))
+            os.dup2(given.fileno(), 3)
+            told = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1", **variables}
+            posix.environ.update({name.encode(): value.encode() for name, value in told.items()})
+            try:
+                found = server.inherited_socket()
+            except server.Unusable as error:
+                return str(error)
+            return [found is not None, found is not None and not os.get_inheritable(found.fileno())]
+
+        return in_child(inherit)
+
+    assert take(_socket.SOCK_STREAM) == [True, True]
+    assert take(_socket.SOCK_STREAM, LISTEN_PID="1") == [False, False]
+    assert take(_socket.SOCK_STREAM, LISTEN_FDS="0") == [False, False]
+    assert take(_socket.SOCK_STREAM, LISTEN_FDS="2") == "systemd gives more than one socket"
+    assert take(_socket.SOCK_DGRAM) == "what systemd gives is no stream socket of AF_UNIX"
+
+
+def test_a_server_is_what_the_kernel_makes_of_a_helper(monkeypatch: pytest.MonkeyPatch) -> None:
+    def settled() -> object:
+        os.umask(0)
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        server.settle()
+        status = Path("/proc/self/status").read_text()
+        return [
+            linux.getrlimit(linux.RLIMIT_CORE),
+            os.getcwd(),
+            os.umask(0),
+            {os.readlink(f"/proc/self/fd/{number}") for number in range(3)} == {"/dev/null"},
+            os.stat("/proc/self/status").st_uid == 0,
+            _signal.getsignal(_signal.SIGCHLD) == _signal.SIG_DFL,
+            status.split()[1],
+        ]
+
+    assert in_child(settled) == [[1, 1], "/", 0o077, True, True, True, "core_server"]
+
+
+@pytest.mark.parametrize(
+    ("read_only", "again", "executed", "told"),
+    [
+        (True, False, False, ""),
+        (False, False, True, "no mount_setattr"),
+        (False, True, False, "is on none"),
+    ],
+)
+def test_the_interpreter_is_protected_once(
+    monkeypatch: pytest.MonkeyPatch, read_only: bool, again: bool, executed: bool, told: str
+) -> None:
+    calls: list[dict[bytes, bytes]] = []
+    monkeypatch.setattr(posix, "statvfs", lambda path: SimpleNamespace(f_flag=int(read_only)))
+
+    def execute(environment: dict[bytes, bytes], pass_on: Any) -> str:
+        calls.append(environment)
+        return "no mount_setattr"
+
+    monkeypatch.setattr(start, "execute_read_only", execute)
+    if again:
+        monkeypatch.setitem(posix.environ, start.MARK, b"")
+    assert told in server.protect()
+    assert [start.MARK in environment for environment in calls] == [True] * executed
+
+
+def test_systemd_is_told_that_the_server_is_ready_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manager = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM)
+    manager.bind(str(tmp_path / "notify"))
+    manager.settimeout(PATIENCE)
+    for name, value in ((b"NOTIFY_SOCKET", os.fsencode(tmp_path / "notify")), (b"WATCHDOG_USEC", b"200000")):
+        monkeypatch.setitem(posix.environ, name, value)
+    notifier = server.Notifier()
+    assert b"NOTIFY_SOCKET" not in posix.environ and notifier.interval == 0.1
+    notifier.tell(b"READY=1")
+    notifier.watch()
+    time.sleep(0.06)
+    notifier.watch()
+    notifier.watch()
+    assert [manager.recv(99), manager.recv(99)] == [b"READY=1", b"WATCHDOG=1"]
+    manager.settimeout(0)
+    with pytest.raises(BlockingIOError):
+        manager.recv(99)
+    manager.close()
+    notifier.tell(b"more")
+
+
+def test_who_wants_no_message_gets_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (b"NOTIFY_SOCKET", b"WATCHDOG_USEC"):
+        monkeypatch.delitem(posix.environ, name, raising=False)
+    monkeypatch.setattr(_socket, "socket", None)
+    notifier = server.Notifier()
+    notifier.tell(b"READY=1")
+    notifier.watch()
+    assert notifier.interval == 3600.0

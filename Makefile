@@ -3,7 +3,7 @@
 .DEFAULT_GOAL := help
 # One target after the other, even with -j.
 .NOTPARALLEL:
-.PHONY: help demo test lint unit unit-sid lint-ansible unit-ansible test-collection test-corefetch test-ansible molecule test-fleet test-hostile test-vm scale bench fuzz mutants picture venv packages clean
+.PHONY: help demo test lint unit unit-sid lint-ansible unit-ansible test-collection test-corefetch test-ansible molecule test-fleet test-hostile test-socket test-vm scale bench fuzz mutants picture venv packages clean
 
 # The first Python that can build .venv. Not `:=`, because the target packages may install one.
 PYTHON = $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -68,6 +68,10 @@ test-fleet: packages venv ## rollout, gate and rollback with simulated hosts, wh
 
 test-hostile: packages venv ## every attack of tests/hostile, with real containers on this machine
 	@$(AS_ROOT) python -u tests/hostile/run.py
+
+# As long as test-hostile and the tests of molecule together. A few crashes come through the socket in `make test`, too.
+test-socket: packages venv ## the tests of tests/crash and tests/hostile with the core-dump socket of Linux 6.17 as the door
+	@$(AS_ROOT) CORE_LAB_DOOR=socket python -u tests/hostile/run.py tests/crash tests/hostile
 
 test-vm: venv ## a virtual machine as the host: systemd, AppArmor, three engines, reboots; ALL=1 for all and a fleet
 	@tools/packages.sh vm

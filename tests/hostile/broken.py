@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import pytest
 from hostile import run
 from hostile.defences import BREAKS
-from support import lab
+from support import door, lab
 
 LIBRARY = Path("/opt/lib/docker_core_helper")
 USAGE = "usage: broken.py [BEGINNING...], for all of these names, or those with one of these beginnings:"
@@ -84,6 +84,7 @@ def main() -> int:
     try:
         lab.start()
         lab.playbook("site.yml", *lab.HERE, "-e", run.VARIABLES)
+        door.start()
         shown = [try_out(name) for name in chosen]
     finally:
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hostile.run import TIMEOUT
-from support import lab
+from support import door, lab
 from support.containers import Container, MakeCrash, crash_in, read_log
 from support.hosts import HELPER
 
@@ -25,6 +25,19 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = 10) 
     while not condition():
         assert time.monotonic() < deadline, what
         time.sleep(0.02)
+
+
+def wait_for_rest(over: Callable[[], object], delegates: Callable[[], int], seconds: float = 60) -> None:
+    """Waits until whoever floods gets no more delegates: the other crashes are ``over``, or wait, where the socket is open."""
+    seen: list[tuple[int, float]] = [(0, 0.0)]
+
+    def has_all() -> bool:
+        now = delegates()
+        if now != seen[0][0]:
+            seen[0] = (now, time.monotonic())
+        return now > 0 and time.monotonic() - seen[0][1] > 2
+
+    wait_until(has_all if door.BY_SOCKET else over, "the flood does not come to rest", seconds)
 
 
 def pid_of(container: Container) -> int:
@@ -93,13 +106,16 @@ def is_dumping(pid: int) -> bool:
 
 
 def running(program: Path = HELPER) -> list[Path]:
-    """The directories in /proc of the processes whose command line has this program as one of its words."""
+    """The directories in /proc of the processes whose command line has this program as one of its words.
+
+    Those at the socket that have no crash do not count.
+    """
     found = []
     for directory in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             if b"\0%s\0" % os.fsencode(program) in b"\0" + (directory / "cmdline").read_bytes():
                 found.append(directory)
-    return found
+    return [directory for directory in found if door.name_of(directory) not in (door.SERVER, door.IDLE)]
 
 
 def helpers() -> int:

@@ -10,7 +10,7 @@ from types import FrameType
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import pytest
-from support import lab
+from support import door, lab
 
 TIMEOUT = 5
 VARIABLES = (
@@ -51,6 +51,7 @@ def main() -> int:
     try:
         lab.start()
         lab.playbook("site.yml", *lab.HERE, "-e", VARIABLES)
+        door.start()
         here = str(Path(__file__).resolve().parent)
         status = pytest.main(["-v", f"--rootdir={lab.PROJECT}", *(sys.argv[1:] or [here])], plugins=[results])
     finally:

@@ -117,7 +117,10 @@ def stop() -> None:
     """
     if not DIRECTORY.exists():
         return
+    from support import door  # Which needs this module.
+
     try:
+        door.stop()
         playbook("remove.yml", *HERE)
         left = [path for path in INSTALLED if Path(path).exists()]
         # A run that ended while it saved them had changed nothing yet.
@@ -323,4 +326,5 @@ def s3(verb: str, path: str, check: bool = True, stdout: int | IO[bytes] = subpr
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     {"start": start, "stop": stop}[sys.argv[1]]()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from hostile.defences import custody, deadline, entering, fate, membership, process, slots
+from hostile.defences import custody, deadline, entering, fate, membership, process, served, slots
 from hostile.defences.kinds import Breaks
 
-TABLES = (entering, process, membership, slots, deadline, fate, custody)
+TABLES = (entering, process, membership, slots, deadline, fate, custody, served)
 BREAKS: Breaks = {name: entry for table in TABLES for name, entry in table.BREAKS.items()}

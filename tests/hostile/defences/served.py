@@ -1,0 +1,30 @@
+"""What a server at the kernel's socket does beyond the way that both doors share."""
+
+from __future__ import annotations
+
+from hostile.defences.kinds import Breaks
+
+BREAKS: Breaks = {
+    "socket: a delegate is not known by its limit": (
+        [("server.py", "if crash.limit == kernel_socket.OF_HELPERS:", "if False:")],
+        "the_crash_of_a_delegate_does_not_come_back",
+    ),
+    "socket: whoever connects is taken for a crash": (
+        [("kernel_socket.py", "if info is None or info.coredump is None:", "if info is None:")],
+        "who_connects_and_does_not_crash",
+    ),
+    "socket: nobody waits for a slot": (
+        [("waiting.py", "MOST_WAITING = 1024", "MOST_WAITING = 1")],
+        "more_crashes_than_slots_wait",
+    ),
+    "socket: what is shown is gone": (
+        [
+            (
+                "kernel_socket.py",
+                "recv(min(count, PAGE), _socket.MSG_PEEK | _socket.MSG_DONTWAIT)",
+                "recv(min(count, PAGE), _socket.MSG_DONTWAIT)",
+            )
+        ],
+        "test_socket and before_it_reads",
+    ),
+}

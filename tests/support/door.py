@@ -1,0 +1,101 @@
+"""The door by which the lab's crashes come in: the kernel's pipe, or its socket, where CORE_LAB_DOOR=socket asks for that.
+
+The rollout installs the pattern of the pipe. The socket takes its place after that, and the pipe comes back before the removal.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from support import lab
+from support.hosts import HELPER
+
+DOOR = os.environ.get("CORE_LAB_DOOR", "pipe")
+BY_SOCKET = DOOR == "socket"
+SOCKET = Path("/run/docker_core_helper/core.sock")
+SERVER, IDLE, BUSY = "core_server", "core_idle", "core_delivery"
+PIPE = lab.DIRECTORY / "pattern-of-the-pipe"
+STARTER = lab.DIRECTORY / "serve"
+PATTERN = "kernel/core_pattern"
+
+
+def start() -> None:
+    """Opens the socket in place of the pipe, if the environment asks for that."""
+    if BY_SOCKET:
+        open_socket()
+
+
+def open_socket() -> None:
+    """Starts the server, and sets the pattern of the socket."""
+    PIPE.write_text(lab.setting(PATTERN).read_text())
+    start_server()
+    lab.setting(PATTERN).write_text(f"@@{SOCKET}")
+
+
+def has_sockets() -> bool:
+    """Whether this kernel knows the pattern of the socket."""
+    modes = Path("/proc/sys/kernel/core_modes")
+    return modes.exists() and "socket" in modes.read_text()
+
+
+def stop() -> None:
+    """Opens the pipe again, and ends the server. Does nothing where the pipe is open."""
+    if PIPE.exists():
+        lab.setting(PATTERN).write_text(PIPE.read_text())
+        PIPE.unlink()
+    if servers():
+        stop_server()
+        shutil.rmtree(SOCKET.parent)
+
+
+def start_server() -> None:
+    """Has the kernel start the server, with all privileges: a shell of this machine may have fewer than systemd gives."""
+    before = lab.setting(PATTERN).read_text()
+    STARTER.write_text(f"#!/bin/sh\nexec {HELPER} serve </dev/null\n")
+    STARTER.chmod(0o755)
+    lab.setting(PATTERN).write_text(f"|{STARTER}")
+    try:
+        subprocess.run(["sh", "-c", "kill -SEGV $$"], check=False)
+    finally:
+        lab.setting(PATTERN).write_text(before)
+    deadline = time.monotonic() + 20
+    while len(named(IDLE)) == 0 or not SOCKET.exists():
+        if time.monotonic() > deadline:
+            raise RuntimeError("docker_core_helper serve does not start: see the log")
+        time.sleep(0.05)
+
+
+def stop_server() -> None:
+    """Ends the server, and waits for its end."""
+    for pid in servers():
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + 60
+    while servers() or named(IDLE):
+        if time.monotonic() > deadline:
+            raise RuntimeError("docker_core_helper serve does not end")
+        time.sleep(0.05)
+
+
+def servers() -> list[int]:
+    """The pid of the server."""
+    return named(SERVER)
+
+
+def named(name: str) -> list[int]:
+    """The pids of the helper's processes that are shown under this name."""
+    return [int(directory.name) for directory in Path("/proc").glob("[0-9]*") if name_of(directory) == name]
+
+
+def name_of(directory: Path) -> str:
+    """The name under which a process is shown, "" where it has ended."""
+    try:
+        return (directory / "comm").read_text().rstrip("\n")
+    except OSError:
+        return ""

@@ -13,7 +13,7 @@ PROJECT = Path(__file__).parents[2]
 PACKAGE = PROJECT / "helper/core_helper"
 
 
-@pytest.mark.parametrize("page", ["SECURITY.md", "tests/hostile/README.md"])
+@pytest.mark.parametrize("page", ["SECURITY.md", "tests/hostile/README.md", "docs/socket.md"])
 def test_every_test_that_a_page_names_exists(page: str) -> None:
     named = set(re.findall(r"`(test_\w+)[`*]", (PROJECT / page).read_text())) - {"test_attack_12_"}
     defined = {

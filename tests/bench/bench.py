@@ -1,6 +1,7 @@
 """`make bench`: what a crash costs, as ratios to a Python that does nothing but execute the delegate.
 
-Handlers take turns crash by crash, so that both see the same machine; what counts is the ratio of the medians.
+In a container also as ratios to the least that a helper in C could be. Handlers take turns crash by crash, so that all see the
+same machine; what counts is the ratio of the medians.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from support import lab
+from support import door, lab
 
 ROUNDS = 60
 LARGE_ROUNDS = 5
@@ -74,7 +75,7 @@ class Crasher:
 
 
 def crashers(mib: int) -> dict[str, Crasher]:
-    """A crasher for each handler."""
+    """A crasher for each handler, by what the kernel's pipe starts."""
     local: list[str | Path] = [PROGRAM, "crasher", RECORD, str(mib)]
     mount = f"--volume={lab.RECORDS}:/out"
     docker = ["docker", "run", "--rm", "--interactive", "--label=core-lab", "--network=none", mount, "core-lab/latency"]
@@ -88,6 +89,18 @@ def crashers(mib: int) -> dict[str, Crasher]:
     }
 
 
+def in_container(mib: int) -> dict[str, Crasher]:
+    """A crasher in a container for each door, and for a helper in C. One at the socket goes by the configuration."""
+    mount = f"--volume={lab.RECORDS}:/out"
+    docker = ["docker", "run", "--rm", "--interactive", "--label=core-lab", "--network=none", mount, "core-lab/latency"]
+    words: list[str | Path] = [*docker, "/usr/bin/latency", "crasher", "/out/r", str(mib)]
+    return {
+        "C that only enters": Crasher(words, f"|{PROGRAM} enter %P /usr/bin/latency /out/r"),
+        "docker_core_helper, pipe": Crasher(words, f"{HELPER} /usr/bin/latency /out/r"),
+        "docker_core_helper, socket": Crasher(words, f"@@{door.SOCKET}"),
+    }
+
+
 def keepers(mib: int) -> dict[str, Crasher]:
     """A crasher for a plain handler of the host, and for the helper that keeps the core before the delegate starts."""
     local: list[str | Path] = [PROGRAM, "crasher", RECORD, str(mib)]
@@ -95,6 +108,17 @@ def keepers(mib: int) -> dict[str, Crasher]:
         "C that writes to a file": Crasher(local, f"|{PROGRAM} store {STORE}/plain {RECORD}"),
         "docker_core_helper that keeps": Crasher(local, f"{HELPER} {PROGRAM} {RECORD}"),
     }
+
+
+@contextmanager
+def serving() -> Iterator[None]:
+    """Has a server wait at the kernel's socket meanwhile, whose delegate is that of the image."""
+    before = CONFIGURATION.read_text()
+    CONFIGURATION.write_text(before + 'DOCKERCOREHELPER_DELEGATE="/usr/bin/latency /out/r"\n')
+    door.start_server()
+    yield
+    door.stop_server()
+    CONFIGURATION.write_text(before)
 
 
 @contextmanager
@@ -153,6 +177,11 @@ def main() -> None:
         lab.RECORDS.chmod(0o777)
         measure(0, ROUNDS, crashers(0))
         measure(LARGE_MIB, LARGE_ROUNDS, crashers(LARGE_MIB))
+        if door.has_sockets():
+            print("\nBelow, the first row is the least that a helper in C could be.")
+            with serving():
+                measure(0, ROUNDS, in_container(0))
+                measure(LARGE_MIB, LARGE_ROUNDS, in_container(LARGE_MIB))
         with keeping():
             print("\nBelow, what is started first is started when the core is on the disk of the host.")
             for mib in KEPT_MIB:

@@ -4,14 +4,19 @@
  *   latency crasher FILE [MIB]  for each byte on standard input, forks a child that crashes, with MIB of memory in its core,
  *                              writes the time of the crash to FILE and answers with a byte
  *   latency FILE               as a delegate: writes to FILE the time at which it was started, and that at which the core had ended
+ *   latency enter PID PROGRAM FILE
+ *                              as the least that a helper in C could be: enters the namespaces of PID, and has PROGRAM run there
  *   latency store CORE FILE    as a plain handler of the host: writes the core to CORE, and to FILE when that was done
  */
+#define _GNU_SOURCE
 #include <err.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -46,6 +51,21 @@ static void crash(volatile double *crashed, size_t size)
     *(volatile int *)16 = 0;
 }
 
+static int enter(char **argv)
+{
+    int kinds = CLONE_NEWPID | CLONE_NEWCGROUP | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWNET | CLONE_NEWNS;
+    int process = syscall(SYS_pidfd_open, atoi(argv[2]), 0);
+    if (process < 0 || setns(process, kinds))
+        err(1, "%s", argv[2]);
+    pid_t child = fork();
+    if (child == 0) {
+        execl(argv[3], argv[3], argv[4], (char *)NULL);
+        err(1, "%s", argv[3]);
+    }
+    /* Holds the core until the delegate has ended. */
+    return child < 0 || waitpid(child, NULL, 0) < 0;
+}
+
 int main(int argc, char **argv)
 {
     static char buffer[1 << 16];
@@ -60,6 +80,8 @@ int main(int argc, char **argv)
         note(argv[1], "delegate %.9f %.9f\n", started, now());
         return 0;
     }
+    if (!strcmp(argv[1], "enter"))
+        return enter(argv);
     if (!strcmp(argv[1], "store")) {
         int core = open(argv[2], O_CREAT | O_TRUNC | O_WRONLY, 0600);
         ssize_t length;

@@ -44,8 +44,7 @@ READER_PAUSE = 0.05  # Seconds between two looks whether the previous handler ha
 def crash_of(connection: _socket.socket) -> Crash:
     """Return the crash that the kernel announces on ``connection``; nothing is read there.
 
-    Raises Refused where whoever has connected is no process that crashes, or is a helper or delegate. No file is read for which
-    the kernel looks at the memory of the process: who does that may be the last one to let go of it, and wait for ever.
+    Raises Refused where whoever has connected is no process that crashes.
     """
     try:
         pidfd = connection.getsockopt(_socket.SOL_SOCKET, SO_PEERPIDFD)
@@ -61,12 +60,20 @@ def crash_of(connection: _socket.socket) -> Crash:
     crash.signal = info.signal
     whose = info.coredump & (linux.PIDFD_COREDUMP_USER | linux.PIDFD_COREDUMP_ROOT)
     crash.dumpable = 1 if whose == linux.PIDFD_COREDUMP_USER else 2
-    try:
-        soft = procfs.parse_limits(procfs.read_path(f"/proc/{crash.pid}/limits"))[CORE_LIMIT][0]
-        crash.limit = UNLIMITED if soft == -1 else soft
-    except (OSError, KeyError):
-        pass  # Gone, which is found out later.
     return crash
+
+
+def core_limit(pid: int) -> "int | None":
+    """Return the soft limit for cores of a process as the kernel writes it (%c), None where the process is gone.
+
+    The kernel does not look at the memory of the process for that. Who does may be the last one to let go of that memory, and
+    wait for ever.
+    """
+    try:
+        soft = procfs.parse_limits(procfs.read_path(f"/proc/{pid}/limits"))[CORE_LIMIT][0]
+    except (OSError, KeyError):
+        return None
+    return UNLIMITED if soft == -1 else soft
 
 
 def faulting_thread(pid: int) -> "int | None":

@@ -371,6 +371,7 @@ class Server:
         """Have the crash on a connection wait, or drop it. Raises Refused where it is none."""
         crash = kernel_socket.crash_of(connection)
         try:
+            crash.limit = kernel_socket.core_limit(crash.pid)
             job = Job(connection, crash, holders.holder_of(crash))
         finally:
             posix.close(crash.handle or -1)  # The worker asks for one of its own.

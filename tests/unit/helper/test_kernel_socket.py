@@ -158,9 +158,10 @@ def test_a_crash_is_that_of_the_pidfd(
     assert (crash.pid, crash.uid, crash.gid, crash.signal, crash.dumpable) == (process.pid, 5, 6, 11, dumpable)
     assert crash.pidfd == crash.handle and crash.pidfd is not None
     assert f"Pid:\t{process.pid}\n" in Path(f"/proc/self/fdinfo/{crash.pidfd}").read_text()
-    assert crash.limit == soft_limit()
+    assert kernel_socket.core_limit(crash.pid) == soft_limit()
     os.close(crash.pidfd)
     process.communicate()
+    assert kernel_socket.core_limit(1 << 22) is None
 
 
 def soft_limit() -> int:

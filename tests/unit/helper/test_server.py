@@ -19,7 +19,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from core_helper import configuration, holders, journal, kernel_socket, linux, main, quota, server, slots, start, worker
+from core_helper import (
+    configuration,
+    holders,
+    journal,
+    kernel_socket,
+    linux,
+    main,
+    quota,
+    runtime,
+    server,
+    slots,
+    start,
+    worker,
+)
 from core_helper.command_line import EXIT_NOT_DELIVERED, EXIT_OK, EXIT_USAGE
 from core_helper.crash import Crash, Refused
 from core_helper.holders import Holder
@@ -45,6 +58,7 @@ class Stage:
         self.done.mkdir()
         self.connections: list[_socket.socket] = []
         self.pid = 0
+        self.is_delegate = False
         monkeypatch.setattr(journal, "SOCKET", "/missing")
         monkeypatch.setattr(journal, "KERNEL_LOG", str(self.log))
         monkeypatch.setattr(quota, "FILE", str(directory / "lines"))
@@ -56,6 +70,7 @@ class Stage:
         )
         monkeypatch.setattr(configuration, "CONFIGURATION", str(self.configuration))
         monkeypatch.setattr(kernel_socket, "crash_of", self.crash_of)
+        monkeypatch.setattr(kernel_socket, "core_limit", lambda pid: 1 if self.is_delegate else 0)
         monkeypatch.setattr(holders, "holder_of", lambda crash: Holder(f"container {crash.uid}", None))
         monkeypatch.setattr(main, "handle", self.handle)
 
@@ -68,7 +83,7 @@ class Stage:
             raise ValueError("of no use")
         crash = Crash(os.getpid(), number, 0)
         crash.pidfd = crash.handle = os.open("/dev/null", os.O_RDONLY)
-        crash.limit = 1 if number == 9 else 0
+        self.is_delegate = number == 9
         return crash
 
     def handle(self, crash: Crash, source: Any, configured: Any, log: Log, began: float, enter: Any) -> int:
@@ -623,3 +638,23 @@ def test_who_wants_no_message_gets_none(monkeypatch: pytest.MonkeyPatch) -> None
     notifier.tell(b"READY=1")
     notifier.watch()
     assert notifier.interval == 3600.0
+
+
+def test_nothing_is_read_of_a_crash_for_which_the_kernel_looks_at_the_memory_of_the_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opened: list[str] = []
+    real: Any = posix.open
+
+    def note(path: Any, *words: Any, **named: Any) -> int:
+        opened.append(os.fsdecode(path))
+        return int(real(path, *words, **named))
+
+    monkeypatch.setattr(posix, "open", note)
+    kernel_socket.core_limit(os.getpid())
+    holders.holder_of(Crash(os.getpid(), 0, 0))
+    runtime.whereabouts(os.getpid())
+    # Of these, the kernel reads limits, control groups, namespaces and the name without the memory; fs/proc/base.c, array.c.
+    harmless = {"limits", "cgroup", "comm", "pid", "user", f"{os.getpid()}"}
+    assert {path.rpartition("/")[2] for path in opened if not path.startswith("/etc/")} <= harmless
+    assert len(opened) >= 4

@@ -154,6 +154,24 @@ def test_more_crashes_than_slots_wait_and_none_is_lost(crash: MakeCrash, configu
     assert all(is_whole(delegate.core.read_bytes()) for delegate in delegates)
 
 
+def memory() -> float:
+    """The MiB of memory that the server and its workers take, each page counted once."""
+    found = [pid for name in (door.SERVER, door.IDLE, door.BUSY) for pid in door.named(name)]
+    kib = 0
+    for pid in found:
+        with suppress(OSError):
+            kib += int(Path(f"/proc/{pid}/smaps_rollup").read_text().partition("\nPss:")[2].split()[0])
+    return kib / 1024
+
+
+def test_a_server_takes_little_memory_and_each_crash_in_flight_little_more(crash: MakeCrash) -> None:
+    wait_until(lambda: not door.named(door.BUSY), "crashes of another test are in flight")
+    assert 0 < memory() < 30
+    container = crash("-c", "8", options=(LINGER, "--detach"))
+    wait_until(lambda: len(at_work(container)) == 8, "no delegates")
+    assert memory() < 30 + 8 * 14
+
+
 def test_the_crash_of_a_delegate_does_not_come_back(crash: MakeCrash, tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     crashing = tmp_path / "delegate"

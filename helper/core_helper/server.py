@@ -213,8 +213,8 @@ class Home:
 class Worker:
     """A worker, seen from the server: its process, the way to it, and the crash that it has."""
 
-    def __init__(self, home: Home, settings: Settings) -> None:
-        """Start it."""
+    def __init__(self, home: Home, settings: Settings, early: bool) -> None:
+        """Start it, ``early`` where there is no crash yet."""
         self.channel, theirs = _pair()
         self.job: Job | None = None
         self.counts = False  # Whether it has a slot, by what it has told.
@@ -223,7 +223,7 @@ class Worker:
             try:
                 _signal.set_wakeup_fd(-1)
                 home.groups.join()
-                work(theirs, settings)
+                work(theirs, settings, early)
             finally:
                 posix._exit(EXIT_NOT_DELIVERED)
         theirs.close()
@@ -390,7 +390,7 @@ class Server:
             job = self.queue.next(self.taken, self.bounds.slots)
             if job is None:
                 return
-            worker = self.idle.pop() if self.idle else self.start()
+            worker = self.idle.pop() if self.idle else self.start(early=False)
             if worker is None:
                 self.queue.put_back(job)
                 return
@@ -405,14 +405,14 @@ class Server:
 
     def hire(self) -> None:
         """Start a worker before it is needed."""
-        worker = self.start()
+        worker = self.start(early=True)
         if worker is not None:
             self.idle.append(worker)
 
-    def start(self) -> "Worker | None":
+    def start(self, early: bool) -> "Worker | None":
         """Start a worker; None where that cannot be done now."""
         try:
-            worker = Worker(self.home, self.settings)
+            worker = Worker(self.home, self.settings, early)
         except OSError as error:
             self.rest = time.monotonic() + REST
             self.say(f"no worker can be started: {error.strerror}", OWN)

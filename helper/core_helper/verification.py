@@ -64,7 +64,7 @@ def examine(crash: "Crash") -> "FaultingProcess":
     """
     proc = posix.open("/proc", posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
     task = open_task(proc, crash.pid, crash.tid)
-    foreign, joined = _open_namespaces(task, proc)
+    foreign, joined = open_namespaces(task, proc)
     root = posix.open("root", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC, dir_fd=task)
     # Verified only now, after everything was opened: so all that was opened belongs to this very process. The process is still
     # being dumped, so it did not run another program in between (CVE-2025-4598, CVE-2025-5054).
@@ -93,7 +93,7 @@ def examine(crash: "Crash") -> "FaultingProcess":
     return process
 
 
-def _open_namespaces(task: int, proc: int) -> "tuple[list[tuple[str, int, int]], list[tuple[str, int, int]]]":
+def open_namespaces(task: int, proc: int) -> "tuple[list[tuple[str, int, int]], list[tuple[str, int, int]]]":
     """Open the namespaces of ``task``: (name, kind, descriptor) of those that are not the host's, and of those to be joined.
 
     To be joined are those that are not the helper's own. Where the kernel has started the helper, these are the same.

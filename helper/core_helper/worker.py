@@ -9,16 +9,33 @@ import gc
 import posix
 import time
 
-from core_helper import configuration, holders, kernel_socket, linux, main, procfs, slots, start
+from core_helper import (
+    configuration,
+    container,
+    deliver,
+    delivery,
+    holders,
+    kernel_socket,
+    linux,
+    main,
+    membership,
+    procfs,
+    slots,
+    start,
+    table,
+    verification,
+)
+from core_helper.child import Child
 from core_helper.command_line import EXIT_NOT_DELIVERED, EXIT_OK
-from core_helper.crash import Refused
+from core_helper.crash import Crash, Refused
 from core_helper.log import Log
+from core_helper.process import FaultingProcess
+from core_helper.source import KernelPipe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
-    from core_helper.crash import Crash
     from core_helper.waiting import Job
 
 # What the server tells beside the connection: when the crash came, the soft limit for cores and whether it is known, and whose
@@ -68,8 +85,37 @@ class Settings:
         self.files = files
 
 
-def work(channel: _socket.socket, settings: Settings) -> "NoReturn":
-    """Wait for a crash, bring its core where it belongs, and end this process."""
+def rehearse() -> None:
+    """Go as far as a crash does before anything is changed, with this very process in place of the one that crashes.
+
+    The memory that is written to then is this process's own afterwards, and no copy of the server's: to make that at the crash
+    would take longer than all that is done there until the delegate starts.
+    """
+    configured = configuration.read_configuration()
+    proc = posix.open("/proc", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
+    task = verification.open_task(proc, posix.getpid(), None)
+    foreign, joined = verification.open_namespaces(task, proc)
+    root = posix.open("root", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC, dir_fd=task)
+    process = FaultingProcess(task, root, foreign, joined, procfs.parse_status(procfs.read(task, "status")))
+    membership.check(process)
+    process.hostname = container.hostname_of(process)
+    crash = Crash(posix.getpid(), process.uid, process.gid)
+    slot = slots.Slot(table.open_file(slots.FILE), 0)
+    slot.limit = slots.limit_of(configured.pipe_limit, int(procfs.read_path(main.LIMIT_OF_KERNEL)))
+    slot.are_short()
+    source = KernelPipe(posix.open("/dev/null", posix.O_RDONLY | posix.O_CLOEXEC))
+    delivered = delivery.Delivery(source, crash, process, configured, slot, Log(), time.monotonic())
+    deliver.choose(delivered, None)
+    delivered.facts()
+    child = Child(source, delivered.plan.groups, lambda child: posix._exit(0))
+    posix.waitpid(child.setup_pid, 0)
+
+
+def work(channel: _socket.socket, settings: Settings, early: bool) -> "NoReturn":
+    """Wait for a crash, bring its core where it belongs, and end this process.
+
+    Who was started ``early``, before there is a crash, has the time to rehearse.
+    """
     code, log = EXIT_NOT_DELIVERED, Log()
     try:
         gc.disable()
@@ -79,6 +125,12 @@ def work(channel: _socket.socket, settings: Settings) -> "NoReturn":
         start.reset_signals_for_python()
         linux.setrlimit(RLIMIT_NOFILE, *settings.files)
         name(IDLE)
+        if early:
+            try:
+                rehearse()
+            except Exception:
+                pass  # Then the first time is at the crash.
+            linux.close_all_but({PIDFD, channel.fileno(), settings.terminal or PIDFD})
         order, rights, _flags, _address = channel.recvmsg(LONGEST_ORDER, _socket.CMSG_SPACE(DESCRIPTOR.size))
         if not order:
             posix._exit(EXIT_OK)  # The server has ended.
@@ -124,7 +176,7 @@ def receive(order: bytes, connection: _socket.socket, channel: _socket.socket, s
 
 
 def acquire_slot(
-    crash: "Crash",
+    crash: Crash,
     configured: configuration.Configuration,
     limit: int,
     log: Log,

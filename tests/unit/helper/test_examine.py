@@ -145,7 +145,7 @@ def test_a_namespace_that_cannot_be_looked_at_is_an_error(crashing: Crashing) ->
 def opened(crashing: Crashing) -> tuple[set[str], set[str]]:
     """Return which namespaces of the process are not the host's, and which are to be joined."""
     proc, task = (os.open(path, os.O_PATH) for path in (crashing.world.proc, crashing.task))
-    foreign, joined = verification._open_namespaces(task, proc)
+    foreign, joined = verification.open_namespaces(task, proc)
     for descriptor in (proc, task, *{namespace[2] for namespace in (*foreign, *joined)}):
         os.close(descriptor)
     return {name for name, _, _ in foreign}, {name for name, _, _ in joined}

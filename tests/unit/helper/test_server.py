@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 from core_helper import (
     configuration,
+    deliver,
     holders,
     journal,
     kernel_socket,
@@ -300,10 +301,10 @@ def test_a_worker_that_cannot_be_started_now_is_started_later(stage: Stage, monk
     monkeypatch.setattr(server, "REST", 0.2)
     start = server.Worker
 
-    def fail_at_times(home: Any, settings: Any) -> Any:
+    def fail_at_times(*words: Any) -> Any:
         if (stage.directory / "full").exists():
             raise OSError(11, "Resource temporarily unavailable")
-        return start(home, settings)
+        return start(*words)
 
     monkeypatch.setattr(server, "Worker", fail_at_times)
     stage.serve()
@@ -422,7 +423,7 @@ def test_a_worker_holds_nothing_of_other_crashes(stage: Stage) -> None:
     # 0 to 2, the place of the pidfd, the way to the server; the connection.
     (pid,) = stage.workers(1)
     wait_for(lambda: len(os.listdir(f"/proc/{pid}/fd")) == 6)
-    assert {len(os.listdir(f"/proc/{idle}/fd")) for idle in idle_workers(stage.pid)} == {5}
+    wait_for(lambda: {len(os.listdir(f"/proc/{idle}/fd")) for idle in idle_workers(stage.pid)} == {5})
     limits = Path(f"/proc/{pid}/limits").read_text()
     assert next(line.split()[3:5] for line in limits.splitlines() if line.startswith("Max open files")) == [
         "256",
@@ -489,6 +490,39 @@ def test_a_crash_is_that_of_the_connection_and_of_what_the_server_tells(
     ]
     for end in (ours, theirs, kernel, connection):
         end.close()
+
+
+def test_a_worker_rehearses_and_changes_nothing(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = Path(slots.FILE)
+    path.write_bytes(b"")
+    told: list[str] = []
+    real = deliver.choose
+
+    def choose(delivered: Any, refusal: Any) -> Any:
+        told.append(str(delivered.process.host_pid))
+        return real(delivered, refusal)
+
+    monkeypatch.setattr(deliver, "choose", choose)
+
+    def rehearse() -> object:
+        worker.rehearse()
+        return [told == [str(os.getpid())], path.read_bytes().hex(), stage.log.read_text()]
+
+    assert in_child(rehearse) == [True, "", ""]
+
+
+def test_a_worker_whose_rehearsal_fails_works(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        os.open("/dev/null", os.O_RDONLY)
+        raise ValueError
+
+    monkeypatch.setattr(worker, "rehearse", fail)
+    stage.serve()
+    connection = stage.crash(1)
+    wait_for(lambda: stage.workers(1))
+    assert len(os.listdir(f"/proc/{stage.workers(1)[0]}/fd")) <= 7
+    connection.send(b"x")
+    assert connection.recv(1) == b"x"
 
 
 # How a server starts.

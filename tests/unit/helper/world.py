@@ -276,7 +276,7 @@ def looked_at(pid: int) -> FaultingProcess:
     task = verification.open_task(proc, pid, None)
     status = procfs.parse_status(procfs.read(task, "status"))
     process = FaultingProcess(
-        task, os.open(f"/proc/{pid}/root", os.O_PATH), *verification._open_namespaces(task, proc), status
+        task, os.open(f"/proc/{pid}/root", os.O_PATH), *verification.open_namespaces(task, proc), status
     )
     os.close(proc)
     return process

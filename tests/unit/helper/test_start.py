@@ -219,8 +219,7 @@ def test_a_kernel_without_overlays_has_a_mount_of_the_interpreter(
     monkeypatch.setattr(start, "interpreter_of_overlay", overlay)
     with pytest.raises(Executed):
         start.restart_read_only(Crash(1, 0, 0), SOURCE, SLOT, 1.5, Log())
-    # Between the two, nobody but the source has the core.
-    assert restarted[:2] == [("dup2", 1, 0), ("dup2", 1, 2)] and restarted[2][0] == 99
+    assert restarted[0][0] == 99
 
 
 def test_a_kernel_without_such_mounts_is_told(restarted: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +231,7 @@ def test_a_kernel_without_such_mounts_is_told(restarted: list[Any], monkeypatch:
     why = start.restart_read_only(Crash(1, 0, 0), SOURCE, SLOT, 1.5, Log())
     assert why.startswith("Function not implemented: it takes Linux 5.12")
     # Nobody but the source has the core then.
-    assert restarted == 2 * [("dup2", 1, 0), ("dup2", 1, 2)]
+    assert restarted == [("dup2", 1, 0), ("dup2", 1, 2)]
 
 
 def test_the_mark_of_a_restart_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,7 +83,7 @@ def receive(words: "list[str]", source: KernelPipe, log: Log, began: float) -> i
         kernel_limit = int(procfs.read_path(LIMIT_OF_KERNEL))
         limit = slots.limit_of(configuration.pipe_limit, kernel_limit)
         if mark is None:
-            slot = acquire_slot(crash, configuration, limit, log)
+            slot = acquire_slot(crash, limit, log)
             # Returns if there is nothing to protect, or no way to. Else the helper re-executes itself: main() runs again.
             crash.unprotected = start.protect_interpreter(crash, source, slot, began, log)
         else:
@@ -140,16 +140,13 @@ def open_pidfd(crash: Crash) -> "int | None":
         return None
 
 
-def acquire_slot(
-    crash: Crash, configuration: Configuration, limit: int, log: Log, holder: "Holder | None" = None
-) -> slots.Slot:
+def acquire_slot(crash: Crash, limit: int, log: Log, holder: "Holder | None" = None) -> slots.Slot:
     """Return the slot of ``crash``. If slots cannot be counted, as on a full disk, that is no reason to lose the core."""
     try:
         return slots.acquire(crash, limit, log, holder)
     except OSError as error:
-        configuration.problems.append(
-            f"{slots.FILE}: {error.strerror}: slots are not counted, so containers have no limit"
-        )
+        # Now: the helper may be about to execute itself again, and would forget it.
+        log.lines.warning(f"{slots.FILE}: {error.strerror}: slots are not counted, so containers have no limit")
         return slots.Slot(None, 0)
 
 

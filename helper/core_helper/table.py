@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 # struct flock: kind, whence, start, length, process; fcntl_locking(2).
 LOCK = _struct.Struct("@hhqqi")
 PATIENCE = 10.0  # Seconds. A helper has a lock for less than a millisecond.
-SHORTEST_PAUSE, LONGEST_PAUSE = 0.001, 0.016
+# Hundreds of helpers that look all the time would keep each other from the processor.
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.001, 0.064
 EAGAIN = 11
 
 

@@ -192,7 +192,7 @@ def acquire_slot(
     pause = SHORTEST_PAUSE
     while True:
         try:
-            slot = main.acquire_slot(crash, configured, limit, log, holder)
+            slot = main.acquire_slot(crash, limit, log, holder)
             return SlotOfServer(slot.file, slot.index, channel)
         except slots.NoSlot:
             if time.monotonic() > limit_of_time:

@@ -422,11 +422,12 @@ def test_the_signal_is_that_of_the_process_where_the_kernel_did_not_tell_it(stag
 
 
 def test_slots_that_cannot_be_counted_cost_no_core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
     monkeypatch.setattr(slots, "FILE", str(tmp_path / "missing" / "slots"))
-    configuration = Configuration()
-    slot = main.acquire_slot(Crash(os.getpid(), 0, 0), configuration, 512, Log())
+    log: Any = SimpleNamespace(holder="", lines=SimpleNamespace(warning=told.append))
+    slot = main.acquire_slot(Crash(os.getpid(), 0, 0), 512, log)
     slot.release()
-    assert configuration.problems == [
+    assert told == [
         f"{tmp_path}/missing/slots: No such file or directory: slots are not counted, so containers have no limit"
     ]
 

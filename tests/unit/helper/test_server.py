@@ -481,7 +481,7 @@ def test_a_crash_is_that_of_the_connection_and_of_what_the_server_tells(
         passed = _socket.socket(fileno=struct.unpack("=i", rights[0][2])[0])
         code = worker.receive(order, passed, theirs, worker.Settings(None, "why", (1, 1)), Log())
         names = ("tid", "time", "limit", "pidfd", "handle", "unprotected", "holder", "greeted")
-        told = held[2][4]
+        told = held[2][3]
         return [code, len(held), *(seen[name] for name in names), told.owner, told.group]
 
     assert in_child(receive) == [

@@ -453,6 +453,7 @@ def test_a_crash_is_that_of_the_connection_and_of_what_the_server_tells(
 
     def handle(crash: Crash, source: Any, configured: Any, log: Log, began: float, enter: Any) -> int:
         seen.update(vars(crash), holder=log.holder, source=source.connection.fileno(), slot=enter())
+        seen["inherited"] = os.get_inheritable(3)
         return 5
 
     monkeypatch.setattr(kernel_socket, "crash_of", lambda connection: crash)
@@ -480,12 +481,12 @@ def test_a_crash_is_that_of_the_connection_and_of_what_the_server_tells(
         order, rights, _, _ = theirs.recvmsg(worker.LONGEST_ORDER, _socket.CMSG_SPACE(4))
         passed = _socket.socket(fileno=struct.unpack("=i", rights[0][2])[0])
         code = worker.receive(order, passed, theirs, worker.Settings(None, "why", (1, 1)), Log())
-        names = ("tid", "time", "limit", "pidfd", "handle", "unprotected", "holder", "greeted")
+        names = ("tid", "time", "limit", "pidfd", "handle", "inherited", "unprotected", "holder", "greeted")
         told = held[2][3]
         return [code, len(held), *(seen[name] for name in names), told.owner, told.group]
 
     assert in_child(receive) == [
-        *(5, 3, 4712, 1700000000, 4096, 3, 3, "why", "7 user 7", True),
+        *(5, 3, 4712, 1700000000, 4096, 3, 3, False, "why", "7 user 7", True),
         *(7, "7 container a"),
     ]
     for end in (ours, theirs, kernel, connection):

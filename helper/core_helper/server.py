@@ -470,10 +470,13 @@ class Server:
 
     def drop(self, job: Job, reason: str) -> None:
         """Tell that a core is lost, and why; the kernel lets the process go when nobody has the connection any more."""
-        job.connection.close()
         holder = holders.log_name(job.holder.owner, job.holder.group)
-        if not quota.leaves_out(holder):
-            self.log_of(holder).lines.refuse(job.crash, runtime.whereabouts(job.crash.pid), reason)
+        told = not quota.leaves_out(holder)
+        # Asked before the process may go.
+        whereabouts = runtime.whereabouts(job.crash.pid) if told else (b"", "-")
+        job.connection.close()
+        if told:
+            self.log_of(holder).lines.refuse(job.crash, whereabouts, reason)
 
     def say(self, text: str, holder: str = "") -> None:
         """Write a line, for a ``holder`` that may write only so many."""

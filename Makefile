@@ -33,9 +33,9 @@ lint: venv lint-ansible ## ruff, mypy, shellcheck, yamllint, ansible-lint
 	shellcheck $(SHELL_SCRIPTS)
 	$(BIN)/yamllint --strict .
 
-unit: venv ## the tests that need no root; those of the helper on each Python 3.8 to 3.14 found
+unit: venv ## the tests that need no root; those of the helper on three of the Pythons 3.8 to 3.14 found, with ALL=1 on each
 	$(BIN)/python -m pytest --numprocesses auto --ignore tests/unit/helper tests/unit tests/fuzz
-	tests/unit.sh
+	tests/unit.sh $(if $(ALL),all)
 
 unit-sid: ## the unit tests that need no engine on Debian sid's Python 3.14 and ansible-core, about a minute
 	@$(AS_ROOT) tests/sid.sh

@@ -1,6 +1,6 @@
 """The role's modules for a simulated host, which is a directory: what a rollout would do there is written into a file.
 
-The kernel has one core pattern, so a machine cannot be twenty hosts. The playbooks, their plugins and the role's tasks are
+The kernel has one core pattern, so a machine cannot be twelve hosts. The playbooks, their plugins and the role's tasks are
 the real ones in these tests; this one file stands in for the role's modules, as an action plugin under each of their names.
 What the real modules do on a host is shown by molecule, by tests/unit, and by tests/fleet/test_canary.py and test_restore.py.
 """

@@ -26,6 +26,8 @@ def test_canary_first_then_growing_batches(fleet: Fleet) -> None:
     parts = [touched[:1], sorted(touched[1:3]), sorted(touched[3:7]), sorted(touched[7:])]
     assert parts == [CANARY, FIRST, SECOND, REST]
     assert said.index("Let a process crash") < said.index("PLAY [Pass the gate]") < said.index("to the others]")
+    told = "The kernel of each starts docker_core_helper at each crash; to try one on each, run playbooks/verify.yml"
+    assert told in said
 
     code, said = fleet.play("site.yml")
     assert (code, fleet.touched()) == (0, []), said
@@ -71,15 +73,6 @@ def test_a_run_that_is_refused_says_that_nothing_was_changed(fleet: Fleet) -> No
     assert "docker_core_helper_timeout must be a number of seconds" in said
     assert f"before the next batch: {CANARY[0]}: failed or unreachable. Nothing was changed" in said
     assert (fleet.touched(), list(fleet.record.glob("*"))) == ([], [])
-
-
-def test_a_rollout_that_went_well_says_what_starts_now_and_how_to_try_it(fleet: Fleet) -> None:
-    code, said = fleet.play("site.yml")
-    assert code == 0
-    assert (
-        "The kernel of each starts docker_core_helper at each crash; to try one on each, run playbooks/verify.yml"
-        in said
-    )
 
 
 def test_a_failing_canary_stops_it_before_anybody_else(fleet: Fleet) -> None:
@@ -301,7 +294,7 @@ def test_the_gate_has_a_command_of_the_user(fleet: Fleet) -> None:
 
 
 def test_a_rollout_that_is_carried_on_can_still_be_taken_back_as_a_whole(fleet: Fleet) -> None:
-    fleet.put(HOSTS[2:10], "1")
+    fleet.put(HOSTS[2:9], "1")
     before = fleet.versions()
     fleet.variables["web05"]["fault"] = "core_helper_files"
     assert fleet.play("site.yml")[0] != 0
@@ -313,9 +306,9 @@ def test_a_rollout_that_is_carried_on_can_still_be_taken_back_as_a_whole(fleet: 
 
 
 def test_within_a_limit_the_first_host_of_it_is_the_canary(fleet: Fleet) -> None:
-    fleet.variables["web11"]["fault"] = "core_helper_canary"
-    code, _ = fleet.play("site.yml", "--limit", "web11,web12,web13", "-e", '{"rollout_canaries": ["web01"]}')
-    assert (code != 0, fleet.touched()) == (True, ["web11"])
+    fleet.variables["web09"]["fault"] = "core_helper_canary"
+    code, _ = fleet.play("site.yml", "--limit", "web09,web10,web11", "-e", '{"rollout_canaries": ["web01"]}')
+    assert (code != 0, fleet.touched()) == (True, ["web09"])
 
 
 def test_a_mistyped_canary_is_refused(fleet: Fleet) -> None:
@@ -359,8 +352,8 @@ def test_verify_changes_nothing_and_has_a_row_for_every_host(fleet: Fleet) -> No
         assert f"\n{host}: {problem}" in said
         assert f"<td>{host}</td>" in page
     assert "://" not in page, "the page must need nothing else"
-    assert "16 of 22 hosts are as they should be" in said
-    assert rows["web22"]["canary"] == "delivered in 0.022 s"
+    assert "6 of 12 hosts are as they should be" in said
+    assert rows["web12"]["canary"] == "delivered in 0.012 s"
 
 
 def test_a_canary_through_the_delegate_is_made_of_the_variables(fleet: Fleet) -> None:
@@ -440,7 +433,7 @@ def test_a_variable_of_the_rollout_in_the_inventory_is_refused_because_it_would_
     assert f"rollout_gate_command does not count in an inventory, where {CANARY[0]} has it: give it by -e" in said
     assert fleet.touched() == []
     # By -e it counts, whatever the inventory says.
-    code, said = fleet.play("site.yml", "-e", '{"rollout_gate_command": ["true"]}')
+    code, said = fleet.play("site.yml", "--limit", CANARY[0], "-e", '{"rollout_gate_command": ["true"]}')
     assert code == 0, said
 
 

@@ -82,7 +82,7 @@ class Fleet:
         settings = {
             "ANSIBLE_ROLES_PATH": str(self.role.parent),
             "ANSIBLE_INJECT_FACT_VARS": "false",
-            "ANSIBLE_FORKS": "10",
+            "ANSIBLE_FORKS": "5",
             **environment,
         }
         return play([*words, PROJECT / "playbooks" / playbook], self.directory, settings, 300)

@@ -43,7 +43,7 @@ if [ "${1-}" = vm ]; then
 	cat <<'TEXT'
 What this does to this machine, as root:
   - builds virtual machines from Debian's packages, and keeps them in .cache/machines, 0.7 to 0.9 GiB each;
-  - runs one at a time, or three as a fleet, each with 2 processors and 1.3 GiB of memory. A machine reaches
+  - runs one at a time, or three as a fleet, each with 1.3 GiB of memory, and 2 processors where KVM runs. A machine reaches
     nothing, and is reached on the loopback interface only. What it writes is thrown away.
 None of them runs on at the end, not even after a failure or Ctrl-C. The kernel's settings of this machine are not touched.
 TEXT

@@ -57,6 +57,8 @@ def playbook(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Call
             "ANSIBLE_PIPELINING": "true",
             # On a busy computer an emulated machine takes more than Ansible's ten seconds to answer.
             "ANSIBLE_TIMEOUT": "120",
+            # An emulated machine takes seconds for a new connection, and a test may be longer than Ansible's minute.
+            "ANSIBLE_SSH_ARGS": "-C -o ControlMaster=auto -o ControlPersist=600s",
             # A connection that stayed open would not notice at once that the machine has booted.
             "ANSIBLE_SSH_CONTROL_PATH_DIR": str(machine.directory / f"ansible-{machine.boots}"),
         }

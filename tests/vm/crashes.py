@@ -77,7 +77,7 @@ def furnish(machine: Machine, programs: Path) -> None:
         echo ID=lab >usr/lib/os-release
         install -D --mode=755 opt/bin/delegate /opt/bin/delegate
         tar -c . >{ARCHIVE}
-        # Each has its own storage. An emulated machine has a processor for each of the two.
+        # Each has its own storage.
         {{ docker import {ARCHIVE} {IMAGE} && podman import --quiet {ARCHIVE} {IMAGE}; }} &
         loginctl enable-linger {USER}
         for i in $(seq 100); do [ ! -S /run/user/$(id --user {USER})/bus ] || break; sleep 0.2; done

@@ -21,12 +21,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from support import machines
 
-# Molecule's actions in their order. Those before the tests are checks themselves.
+# Molecule's actions in their order. Those before the tests are checks themselves. Idempotence is not among them: test_sender.py
+# has a second rollout that changes nothing, with more that could be changed.
 ACTIONS = {
     "create": "boots and answers",
     "check": "dry run with --check --diff",
     "converge": "rollout",
-    "idempotence": "second rollout changes nothing",
     "verify": "tests",
 }
 

@@ -20,6 +20,7 @@ while [ ! -e {LOOP}.stop ]; do
     n=$((n + 1))
     mkdir {LOOP}/$n
     RECORD_DIRECTORY={LOOP}/$n unshare --pid --fork --mount-proc {ROOT}/usr/bin/crash
+    sleep 0.5  # Ansible wants the processor, too.
 done
 """
 

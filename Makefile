@@ -3,7 +3,7 @@
 .DEFAULT_GOAL := help
 # One target after the other, even with -j.
 .NOTPARALLEL:
-.PHONY: help demo test lint unit unit-sid lint-ansible unit-ansible test-collection test-corefetch test-ansible molecule test-fleet test-hostile test-socket test-vm scale bench fuzz mutants picture venv packages clean
+.PHONY: help demo test lint unit unit-sid lint-ansible unit-ansible test-collection test-corefetch test-ansible molecule test-fleet test-hostile test-socket test-vm test-arm scale bench fuzz mutants picture venv packages clean
 
 # The first Python that can build .venv. Not `:=`, because the target packages may install one.
 PYTHON = $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -14,7 +14,7 @@ VENV = .venv
 BIN := $(CURDIR)/$(VENV)/bin
 # The engine, the kernel's settings and the rollout need root. Programs that run as root write no bytecode into the clone.
 AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo) env PATH="$(BIN):$(PATH)" PYTHONDONTWRITEBYTECODE=1
-SHELL_SCRIPTS = $(wildcard .ci/run container_scripts/*.sh tests/*.sh tools/*.sh)
+SHELL_SCRIPTS = $(wildcard .ci/run container_scripts/*.sh tests/*.sh tests/*/*.sh tools/*.sh)
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -83,6 +83,10 @@ test-socket: packages venv ## the tests of tests/crash and tests/hostile with th
 test-vm: venv ## a virtual machine as the host: systemd, AppArmor, three engines, reboots; ALL=1 for all and a fleet
 	@tools/packages.sh vm
 	@$(AS_ROOT) $(if $(ARGS),VM_MACHINE=$(or $(VM),trixie) tests/molecule.sh vm $(ARGS),python -u tests/vm/run.py $(if $(ALL),all,$(VM)))
+
+test-arm: venv ## crashes of 64 and 32 bits, and unit tests that make system calls, on an emulated 64-bit ARM machine
+	@tools/packages.sh arm
+	@$(AS_ROOT) python -u tests/arm/run.py
 
 bench: packages venv ## measure the time from crash to delegate, and the memory, against a Python that only executes a program; and an upload of 4 GiB
 	@$(AS_ROOT) python -u tests/bench/bench.py

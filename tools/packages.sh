@@ -1,6 +1,6 @@
 #!/bin/sh
 # Says what the demo and the tests do to this machine, and installs the Debian packages that are missing for them. With the word
-# "vm" it does the same for the tests with virtual machines.
+# "vm" it does the same for the tests with virtual machines, with the word "arm" for that with another processor.
 set -eu
 
 PATH=$PATH:/usr/sbin:/sbin
@@ -23,10 +23,17 @@ if [ "${1-}" = vm ]; then
 	client=ssh
 fi
 if [ ! -e /usr/share/keyrings/debian-archive-keyring.gpg ]; then packages=" debian-archive-keyring"; fi
+if [ "${1-}" = arm ]; then
+	needed="busybox:busybox git:git mmdebstrap:mmdebstrap qemu-system-aarch64:qemu-system-arm"
+	needed="$needed aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu arm-linux-gnueabihf-gcc:gcc-arm-linux-gnueabihf"
+	client=git
+	if [ ! -e /usr/aarch64-linux-gnu/lib/libc.a ]; then packages="$packages libc6-dev-arm64-cross"; fi
+	if [ ! -e /usr/arm-linux-gnueabihf/lib/libc.a ]; then packages="$packages libc6-dev-armhf-cross"; fi
+fi
 for pair in $needed; do
 	if missing "${pair%:*}"; then packages="$packages ${pair#*:}"; fi
 done
-if missing gcc || [ ! -e "$(gcc -print-file-name=libc.a)" ]; then packages="$packages libc6-dev"; fi
+if [ "${1-}" != arm ] && { missing gcc || [ ! -e "$(gcc -print-file-name=libc.a)" ]; }; then packages="$packages libc6-dev"; fi
 python=
 for candidate in python3 python3.14 python3.13 python3.12 python3.11; do
 	if has_python "$candidate"; then python=$candidate; fi
@@ -46,6 +53,12 @@ What this does to this machine, as root:
   - runs one at a time, or three as a fleet, each with 1.3 GiB of memory, and 2 processors where KVM runs. A machine reaches
     nothing, and is reached on the loopback interface only. What it writes is thrown away.
 None of them runs on at the end, not even after a failure or Ctrl-C. The kernel's settings of this machine are not touched.
+TEXT
+elif [ "${1-}" = arm ]; then
+	cat <<'TEXT'
+What this does to this machine, as root: it unpacks Debian's packages for arm64, keeps them in .cache/arm, 150 MiB, and runs an
+emulated machine of them with 1.6 GiB of memory. That machine has no disk and no network. The kernel's settings of this machine
+are not touched.
 TEXT
 else
 	cat <<'TEXT'

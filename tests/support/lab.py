@@ -205,11 +205,15 @@ def stop_engine() -> None:
 # The images
 
 
-def compile_programs(directory: Path) -> None:
+# Where a program has 32 bits, its files have 64 all the same.
+FLAGS = ("-static", "-O1", "-g", "-D_FILE_OFFSET_BITS=64", "-Wall", "-Wextra", "-Werror")
+
+
+def compile_programs(directory: Path, compiler: str = "gcc") -> None:
     """Compiles the program that crashes and the delegate that records; both run in any root directory."""
     for program in ("crash", "probe"):
         source = PROJECT / "tests" / "support" / "programs" / f"{program}.c"
-        command("gcc", "-static", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-o", directory / program, source)
+        command(compiler, *FLAGS, "-o", directory / program, source)
 
 
 def import_images() -> None:

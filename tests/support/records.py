@@ -54,14 +54,15 @@ class Record:
         return int(self.status[name], 16)
 
 
-def is_whole(core: bytes) -> bool:
-    """Whether this is an ELF core that ends exactly where its program headers say; see elf(5)."""
-    if core[:6] != b"\x7fELF\x02\x01" or struct.unpack_from("<H", core, 16) != (4,):
+# By e_ident[EI_CLASS], for 32 and 64 bits: e_phoff, e_phentsize with e_phnum, and p_offset with p_filesz in a program header.
+CLASSES = {1: ("<28xI", "<42xHH", "<4xI8xI"), 2: ("<32xQ", "<54xHH", "<8xQ16xQ")}
+
+
+def is_whole(core: bytes, bits: int = 64) -> bool:
+    """Whether this is an ELF core of a program of so many bits that ends exactly where its program headers say; see elf(5)."""
+    if core[:6] != b"\x7fELF" + bytes([bits // 32, 1]) or struct.unpack_from("<H", core, 16) != (4,):
         return False
-    (table,) = struct.unpack_from("<Q", core, 32)
-    size, count = struct.unpack_from("<HH", core, 54)
-    ends: list[int] = []
-    for index in range(count):
-        offset, _, _, length = struct.unpack_from("<QQQQ", core, table + index * size + 8)
-        ends.append(offset + length)
+    first, entries, segment = CLASSES[bits // 32]
+    (table,), (size, count) = struct.unpack_from(first, core), struct.unpack_from(entries, core)
+    ends: list[int] = [sum(struct.unpack_from(segment, core, table + index * size)) for index in range(count)]
     return len(core) == max(ends)

@@ -37,10 +37,9 @@ for minor in $found; do
 	fi
 	versions="$versions 3.$minor"
 done
-# One more at once than there are processors, for they wait during half of their time. What each says is shown when it has ended,
-# in one piece.
+# As many at once as there are processors. What each says is shown when it has ended, in one piece.
 # shellcheck disable=SC2016
-echo "$versions" | xargs -n 1 -P "$(($(nproc) + 1))" sh -c '
+echo "$versions" | xargs -n 1 -P "$(nproc)" sh -c '
 	status=0
 	output=$(".cache/unit/$0/bin/python" -m pytest -q tests/unit/helper 2>&1) || status=$?
 	printf "Python %s:\n%s\n" "$0" "$output"

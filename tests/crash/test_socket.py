@@ -186,9 +186,10 @@ def test_the_crash_of_a_delegate_does_not_come_back(crash: MakeCrash, tmp_path: 
 
 
 def test_a_worker_that_is_killed_costs_its_own_crash_alone(crash: MakeCrash) -> None:
+    before = door.named(door.BUSY)  # Those of an earlier test may have to wait for their delegates.
     container = crash("-c", "2", options=(LINGER, "--detach"))
     wait_until(lambda: len(at_work(container)) == 2, "no delegates")
-    workers = [pid for pid in door.named(door.BUSY) if parent_of(pid) in door.servers()]
+    workers = [pid for pid in door.named(door.BUSY) if pid not in before and parent_of(pid) in door.servers()]
     assert len(workers) == 2
     os.kill(workers[0], signal.SIGKILL)
     assert "its worker was killed by signal 9" in container.log("signal 9")

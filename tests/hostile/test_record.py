@@ -60,6 +60,12 @@ def test_every_core_has_a_name_of_its_own(attack: MakeCrash) -> None:
     assert all(key.startswith(f"{platform.node()}.{container.name}.crasher.crasher.") for key in keys)
 
 
+def test_a_thread_that_has_a_name_hides_the_program_from_nobody(attack: MakeCrash) -> None:
+    container = attack("thread-name")
+    key = container.delegate.environment["CORE_KEY"]
+    assert key.startswith(f"{platform.node()}.{container.name}.crasher.a_b____P__.")
+
+
 POD = "0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9"
 GROUPS_OF_POD = ("lab-kubepods", f"lab-kubepods/pod{POD}")
 ANNOTATIONS = {

@@ -107,6 +107,10 @@ BREAKS: Breaks = {
         [("process.py", "if procfs.was_overwritten(text):", "if False:")],
         "overwritten_its_environment",
     ),
+    "fate: the thread stands for the program": (
+        [("key.py", "harmless(program_of(process.exe), LONGEST_PROGRAM)", "harmless(process.comm, LONGEST_PROGRAM)")],
+        "a_thread_that_has_a_name",
+    ),
     "fate: keys of program and second alone": (
         [
             ("key.py", 'procfs.read_path(RANDOM)[:13].replace(b"-", b"").decode(),', '"0" * 12,'),

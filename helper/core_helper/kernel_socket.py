@@ -22,8 +22,7 @@ from core_helper.source import KernelPipe
 
 SO_PEERPIDFD = 77
 SIZE = 16  # Bytes of a request, and of an answer.
-REQUEST = _struct.Struct("=IIQ")
-ANSWER = _struct.Struct("=IIQ")
+MESSAGE = _struct.Struct("=IIQ")
 MARK = _struct.Struct("=I")
 ACCEPTED = 0
 KERNEL, WAIT = 1, 8
@@ -34,7 +33,6 @@ CORE_LIMIT = "Max core file size"  # Its row in /proc/PID/limits; proc_pid_limit
 OF_HELPERS = 1
 UNLIMITED = (1 << 64) - 1
 MOST_THREADS = 4096  # So many are looked at for the one that crashed.
-PF_DUMPCORE = 0x200
 HEADER_PATIENCE = 5.0  # Seconds for the kernel to write the first bytes of the core.
 STANDSTILL = 0.2  # Seconds without a further byte after which the socket is taken to be full.
 PAUSE = 0.001
@@ -84,7 +82,7 @@ def faulting_thread(pid: int) -> "int | None":
         return None
     for name in sorted(threads, key=lambda name: (name != str(pid), int(name)))[:MOST_THREADS]:
         try:
-            if int(procfs.stat_fields(procfs.read_path(f"/proc/{pid}/task/{name}/stat"))[6]) & PF_DUMPCORE:
+            if int(procfs.stat_fields(procfs.read_path(f"/proc/{pid}/task/{name}/stat"))[6]) & linux.PF_DUMPCORE:
                 return int(name)
         except OSError:
             continue
@@ -94,14 +92,14 @@ def faulting_thread(pid: int) -> "int | None":
 def greet(connection: _socket.socket) -> None:
     """Have the kernel write the core, and keep the process until the connection is closed. Raises Refused."""
     limit = time.monotonic() + PATIENCE
-    size, size_of_answer, offered = REQUEST.unpack(_receive(connection, SIZE, limit))
+    size, size_of_answer, offered = MESSAGE.unpack(_receive(connection, SIZE, limit))
     if size < SIZE or size_of_answer < SIZE or offered & (KERNEL | WAIT) != KERNEL | WAIT:
         offer = f"{size} bytes that offer {offered:#x}"
         raise Refused(
             f"the core-dump socket got a request of {offer}: it takes Linux 6.17, and @@ in kernel.core_pattern"
         )
     _receive(connection, size - SIZE, limit)  # What a later kernel may say.
-    connection.send(ANSWER.pack(SIZE, 0, KERNEL | WAIT), _socket.MSG_NOSIGNAL)
+    connection.send(MESSAGE.pack(SIZE, 0, KERNEL | WAIT), _socket.MSG_NOSIGNAL)
     (mark,) = MARK.unpack(_receive(connection, MARK.size, limit))
     if mark != ACCEPTED:
         raise Refused(f"the kernel does not accept the answer on the core-dump socket: mark {mark}")

@@ -69,8 +69,10 @@ RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_NO_SYMLINKS = 0x04
 SECCOMP_MODE_FILTER = 2
 SIGCHLD = 17
+PF_DUMPCORE = 0x200
 RLIMIT_FSIZE = 1
 RLIMIT_CORE = 4
+RLIMIT_NOFILE = 7
 S_IFDIR = 0o040000
 S_IFMT = 0o170000
 S_IFREG = 0o100000
@@ -215,11 +217,9 @@ def overlay_of(directories: bytes) -> int:
     """
     system = _checked(_syscall(_Long(NR_FSOPEN), b"overlay", _Long(FSOPEN_CLOEXEC)), "fsopen")
     try:
-        for command, key, value in (
-            (FSCONFIG_SET_STRING, b"lowerdir", directories),
-            (FSCONFIG_CMD_CREATE, None, None),
-        ):
-            _checked(_syscall(_Long(NR_FSCONFIG), _Long(system), _Long(command), key, value, _zero), "fsconfig")
+        configure = (_Long(NR_FSCONFIG), _Long(system))
+        _checked(_syscall(*configure, _Long(FSCONFIG_SET_STRING), b"lowerdir", directories, _zero), "fsconfig")
+        _checked(_syscall(*configure, _Long(FSCONFIG_CMD_CREATE), None, None, _zero), "fsconfig")
         flags = (_Long(FSMOUNT_CLOEXEC), _Long(MOUNT_ATTR_RDONLY))
         return _checked(_syscall(_Long(NR_FSMOUNT), _Long(system), *flags), "fsmount")
     finally:

@@ -34,7 +34,7 @@ from core_helper.crash import Refused
 from core_helper.log import Log
 from core_helper.slots import TooMany
 from core_helper.waiting import Count, Job, Queue
-from core_helper.worker import BEGUN, GIVEN_BACK, PIDFD, RLIMIT_NOFILE, TAKEN_AGAIN, Settings, give, name, work
+from core_helper.worker import BEGUN, GIVEN_BACK, PIDFD, TAKEN_AGAIN, Settings, give, name, work
 
 PATH = "/run/docker_core_helper/core.sock"
 LONGEST_PATH = 107  # unix(7).
@@ -133,9 +133,9 @@ def settle() -> "int | None":
 
 def raise_limits() -> "tuple[int, int]":
     """Have room for the descriptors of crashes that wait; return the limits of before."""
-    soft, hard = linux.getrlimit(RLIMIT_NOFILE)
+    soft, hard = linux.getrlimit(linux.RLIMIT_NOFILE)
     if soft != -1 and soft < FILES:
-        linux.setrlimit(RLIMIT_NOFILE, FILES if hard == -1 else min(FILES, hard), hard)
+        linux.setrlimit(linux.RLIMIT_NOFILE, FILES if hard == -1 else min(FILES, hard), hard)
     return soft, hard
 
 

@@ -16,7 +16,7 @@ import _struct
 import fcntl
 import posix
 
-from core_helper import holders, procfs, table
+from core_helper import holders, linux, procfs, table
 from core_helper.crash import Refused
 
 TYPE_CHECKING = False
@@ -34,7 +34,7 @@ MOST_SLOTS = 1 << 14
 # Process, faulting thread, start of that thread in ticks, owner, group.
 RECORD = _struct.Struct(f"=IIQq{holders.LONGEST_NAME}s")
 PID_SIZE = 4
-PF_EXITING, PF_DUMPCORE = 0x4, 0x200
+PF_EXITING = 0x4
 NAMES_PROCESS = 16  # The bytes of a record before the owner: they name the process.
 MUTEX = MOST_SLOTS * RECORD.size
 # A second table: the child of ours that could not be ended, and its start in ticks. No field of RECORD: both processes count.
@@ -314,7 +314,7 @@ def is_dumping(pid: int, tid: int, started: int) -> bool:
         fields = procfs.stat_fields(procfs.read_path(f"{procfs.task_of(pid, tid or None)}/stat"))
     except OSError:
         return False
-    return int(fields[19]) == started and int(fields[6]) & (PF_DUMPCORE | PF_EXITING) == PF_DUMPCORE
+    return int(fields[19]) == started and int(fields[6]) & (linux.PF_DUMPCORE | PF_EXITING) == linux.PF_DUMPCORE
 
 
 def is_there(pid: int, started: int) -> bool:

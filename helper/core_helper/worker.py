@@ -48,7 +48,6 @@ BEGUN, GIVEN_BACK, TAKEN_AGAIN = b"b", b"-", b"+"
 PIDFD = 3  # Where the kernel would give it to a helper; see previous_handler.py. Reserved by the server.
 COMM = "/proc/self/comm"
 IDLE, BUSY = b"core_idle", b"core_delivery"
-RLIMIT_NOFILE = 7
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.02, 1.0  # Seconds between two tries to have a slot.
 
 
@@ -123,7 +122,7 @@ def work(channel: _socket.socket, settings: Settings, early: bool) -> "NoReturn"
         linux.close_all_but({PIDFD, channel.fileno(), settings.terminal or PIDFD})
         log.terminal = settings.terminal
         start.reset_signals_for_python()
-        linux.setrlimit(RLIMIT_NOFILE, *settings.files)
+        linux.setrlimit(linux.RLIMIT_NOFILE, *settings.files)
         name(IDLE)
         if early:
             try:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from core_helper import mount_table, status_pipe
+from core_helper.crash import Crash
 from core_helper.process import Record
 from core_helper.program import Program
 
@@ -22,6 +23,13 @@ HELPER = Path(__file__).parents[3] / "helper"
 PACKAGE = HELPER / "core_helper"
 PTRACE_TRACEME = 0
 LONGEST_CHILD = 30  # Seconds, so that a hanging child fails its test instead of the whole run.
+
+
+def crash_of(pid: int, tid: int | None = None) -> Crash:
+    """Return a crash of user 1000."""
+    crash = Crash(pid, 1000, 100)
+    crash.tid = tid
+    return crash
 
 
 def in_child(function: Callable[[], object]) -> Any:

@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from core_helper import holders, runtime, slots
 from core_helper.crash import Crash
+from unit.helper.support import crash_of
 from unit.helper.world import OTHER_ID, World, keeps_descriptors
 
 ID = "a1" * 32
-
-
-@pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    (tmp_path / "world").mkdir()
-    world = World(tmp_path / "world", monkeypatch)
-    yield world
-    world.close()
-
-
-def crash_of(pid: int, tid: int | None = None) -> Crash:
-    crash = Crash(pid, 1000, 100)
-    crash.tid = tid
-    return crash
 
 
 def holder(pid: int, tid: int | None = None) -> tuple[str, int]:

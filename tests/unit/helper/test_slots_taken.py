@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import pytest
 from core_helper import holders, procfs, slots
 from core_helper.crash import Crash, Refused
 from core_helper.log import Log
-from unit.helper.support import in_child
+from unit.helper.support import crash_of, in_child
 from unit.helper.world import World, keeps_descriptors
 
 ID = "a1" * 32
@@ -28,20 +27,6 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(slots, "RELEASED", str(tmp_path / "released"))
     monkeypatch.setattr(holders, "holder_of", lambda crash: holders.Holder("container a", 7))
     return tmp_path / "slots"
-
-
-@pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    (tmp_path / "world").mkdir()
-    world = World(tmp_path / "world", monkeypatch)
-    yield world
-    world.close()
-
-
-def crash_of(pid: int, tid: int | None = None) -> Crash:
-    crash = Crash(pid, 1000, 100)
-    crash.tid = tid
-    return crash
 
 
 def close(slot: slots.Slot) -> None:

@@ -21,13 +21,13 @@ from core_helper import (
     holders,
     kernel_socket,
     linux,
+    listening,
     main,
     procfs,
     quota,
     runtime,
     slots,
     start,
-    table,
 )
 from core_helper.command_line import EXIT_NOT_DELIVERED, EXIT_OK, EXIT_USAGE
 from core_helper.crash import Refused
@@ -49,23 +49,16 @@ To have the kernel use it, and to give the pattern back before this program is e
 
 The delegate is that of {configuration.CONFIGURATION}. SIGTERM ends the program: crashes that wait are still handled.
 """
-BACKLOG = 4096  # Crashes that were not accepted yet; the kernel takes net.core.somaxconn if that is lower.
 IDLE_WORKERS = 3  # Started before they are needed.
 ACCEPTED_AT_ONCE = 64
 MOST_WORKERS = 512  # Where kernel.core_pipe_limit is 0: as many helpers as that allows to the kernel itself.
 REST = 1.0  # Seconds until the next worker is started after one that has ended without a crash.
 FILES = 4096  # Descriptors: two for each crash that waits, and three for each worker.
-FIRST_OF_SYSTEMD = 3  # sd_listen_fds(3)
-ABOVE = 10  # Descriptors that stay while others are put where they must be.
 NAME = b"core_server"
 STRANGERS = "0 whoever connects and does not crash"  # Their lines are counted under this name; see holders.log_name.
 OWN = "0 the server itself"
 # Imported before the first crash: modules that a helper of the kernel imports when it needs them.
 NEEDED = ("journal", "relay", "previous_handler", "fallback", "bounds", "custody", "diagnosis", "tracing")
-
-
-class Unusable(Exception):
-    """The server cannot start. The text says why."""
 
 
 def run(words: "list[str]") -> int:
@@ -85,10 +78,10 @@ def run(words: "list[str]") -> int:
         terminal = settle()
         log.terminal = terminal
         files = raise_limits()
-        inherited = inherited_socket()
+        inherited = listening.inherited_socket()
         # There the kernel gives a helper the pidfd, and a previous handler expects it.
         posix.dup2(0, PIDFD, False)
-        listener = listen(path) if inherited is None else inherited
+        listener = listening.listen(path) if inherited is None else inherited
         load()
         server = Server(listener, Settings(terminal, unprotected, files))
         log.lines.info(
@@ -97,7 +90,7 @@ def run(words: "list[str]") -> int:
         server.serve()
         if inherited is None:
             posix.unlink(path)
-    except (Unusable, OSError) as error:
+    except (listening.Unusable, OSError) as error:
         log.lines.error(f"core-dump socket {path}: {error}")
         if log.terminal is None and sys.stderr is not None:
             sys.stderr.write(f"docker_core_helper serve: {error}\n")
@@ -123,7 +116,7 @@ def settle() -> "int | None":
     start.reset_signals_for_python()
     terminal = None
     if sys.stderr is not None and posix.isatty(2):
-        terminal = fcntl.fcntl(2, fcntl.F_DUPFD_CLOEXEC, ABOVE)
+        terminal = fcntl.fcntl(2, fcntl.F_DUPFD_CLOEXEC, listening.ABOVE)
     start.occupy_descriptors()
     posix.chdir("/")
     linux.setrlimit(linux.RLIMIT_CORE, kernel_socket.OF_HELPERS, kernel_socket.OF_HELPERS)
@@ -137,47 +130,6 @@ def raise_limits() -> "tuple[int, int]":
     if soft != -1 and soft < FILES:
         linux.setrlimit(linux.RLIMIT_NOFILE, FILES if hard == -1 else min(FILES, hard), hard)
     return soft, hard
-
-
-def inherited_socket() -> "_socket.socket | None":
-    """Return the socket that systemd has opened, None if there is none; sd_listen_fds(3)."""
-    pid, count = (posix.environ.pop(variable, b"") for variable in (b"LISTEN_PID", b"LISTEN_FDS"))
-    if pid != b"%d" % posix.getpid() or count in (b"", b"0"):
-        return None
-    if count != b"1":
-        raise Unusable("systemd gives more than one socket")
-    listener = _socket.socket(fileno=fcntl.fcntl(FIRST_OF_SYSTEMD, fcntl.F_DUPFD_CLOEXEC, ABOVE))
-    if listener.family != _socket.AF_UNIX or listener.type != _socket.SOCK_STREAM:
-        raise Unusable("what systemd gives is no stream socket of AF_UNIX")
-    return listener
-
-
-def listen(path: str) -> _socket.socket:
-    """Return a socket at ``path`` that only root may connect to. Raises Unusable where another server is there, or OSError."""
-    directory = path.rpartition("/")[0] or "/"
-    try:
-        posix.mkdir(directory, 0o700)
-    except FileExistsError:
-        pass
-    found = posix.stat(directory)
-    if found.st_uid != 0 or found.st_mode & 0o022:
-        raise Unusable(f"{directory}: only root may own and write it")
-    # Locked as long as this process lives; not by its workers, which close it.
-    lock = table.open_file(f"{path}.lock")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise Unusable("another server is there") from None
-    listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
-    try:
-        posix.unlink(path)
-    except FileNotFoundError:
-        pass
-    posix.umask(0o177)
-    listener.bind(path)
-    posix.umask(0o077)
-    listener.listen(BACKLOG)
-    return listener
 
 
 def load() -> None:

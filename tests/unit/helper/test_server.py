@@ -26,6 +26,7 @@ from core_helper import (
     journal,
     kernel_socket,
     linux,
+    listening,
     main,
     quota,
     runtime,
@@ -534,13 +535,13 @@ def test_a_second_server_at_the_same_socket_does_not_start(tmp_path: Path, monke
     path = str(tmp_path / "new" / "core.sock")
 
     def first() -> object:
-        listener = server.listen(path)
+        listener = listening.listen(path)
         modes = [oct(os.lstat(name).st_mode & 0o777) for name in (path, tmp_path / "new", f"{path}.lock")]
         pid = os.fork()
         if pid == 0:
             try:
-                server.listen(path)
-            except server.Unusable:
+                listening.listen(path)
+            except listening.Unusable:
                 os._exit(7)
             finally:
                 os._exit(8)
@@ -555,8 +556,8 @@ def test_a_second_server_at_the_same_socket_does_not_start(tmp_path: Path, monke
 def test_a_directory_that_others_may_change_is_not_used(tmp_path: Path) -> None:
     (tmp_path / "open").mkdir(mode=0o777)
     (tmp_path / "open").chmod(0o777)
-    with pytest.raises(server.Unusable, match="only root may own and write it"):
-        server.listen(str(tmp_path / "open" / "core.sock"))
+    with pytest.raises(listening.Unusable, match="only root may own and write it"):
+        listening.listen(str(tmp_path / "open" / "core.sock"))
 
 
 @pytest.mark.parametrize(
@@ -586,8 +587,8 @@ def test_the_socket_of_systemd_is_taken_over(tmp_path: Path, monkeypatch: pytest
             told = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1", **variables}
             posix.environ.update({name.encode(): value.encode() for name, value in told.items()})
             try:
-                found = server.inherited_socket()
-            except server.Unusable as error:
+                found = listening.inherited_socket()
+            except listening.Unusable as error:
                 return str(error)
             return [found is not None, found is not None and not os.get_inheritable(found.fileno())]
 

@@ -75,6 +75,7 @@ class Stage:
         monkeypatch.setattr(kernel_socket, "core_limit", lambda pid: 1 if self.is_delegate else 0)
         monkeypatch.setattr(holders, "holder_of", lambda crash: Holder(f"container {crash.uid}", None))
         monkeypatch.setattr(main, "handle", self.handle)
+        monkeypatch.setattr(server.Notifier, "tell", self.tell)
 
     def crash_of(self, connection: _socket.socket) -> Crash:
         """The container of a crash is the first thing that its connection says; 0 is nobody's, 9 a delegate's, 8 an error."""
@@ -118,8 +119,16 @@ class Stage:
             finally:
                 os._exit(1)
         listener.close()
-        wait_for(lambda: self.others() > 0)
-        self.own = self.others()
+        wait_for((self.directory / "own").exists)
+        self.own = int((self.directory / "own").read_text())
+
+    def tell(self, text: bytes) -> None:
+        """Note how many descriptors the server has when it is ready: seen from outside, it may be about to start a worker."""
+        if text == b"READY=1":
+            counted = self.directory / "counted"
+            # One is that of the directory itself.
+            counted.write_text(f"{len(os.listdir('/proc/self/fd')) - 1 - 2 * server.IDLE_WORKERS}")
+            counted.rename(self.directory / "own")
 
     def crash(self, container: int, more: bytes = b"-") -> _socket.socket:
         """Have a container crash; the worker waits until the connection says something else than ``r``."""

@@ -257,7 +257,7 @@ class Server:
 
     def serve(self) -> None:
         """Handle crashes until the server is told to end, and nobody waits any more."""
-        for _ in range(IDLE_WORKERS):
+        for _worker in range(IDLE_WORKERS):
             self.hire()
         self.notifier.tell(b"READY=1")
         while not self.stopping or self.queue.groups:
@@ -298,7 +298,7 @@ class Server:
     def receive(self) -> None:
         """Accept the crashes that have connected: most of them at once, for one look at the settings."""
         self.bounds.refresh()
-        for _ in range(ACCEPTED_AT_ONCE):
+        for _crash in range(ACCEPTED_AT_ONCE):
             try:
                 descriptor, _address = self.listener._accept()  # type: ignore[attr-defined]
             except BlockingIOError:

@@ -6,12 +6,10 @@ directory of the installed collection.
 
 from __future__ import annotations
 
-import ast
 import sys
 from pathlib import Path
 
 from collection.conftest import install, run
-from support.project import PROJECT, tracked
 
 TESTS = (
     *("action-plugin-docs", "compile", "empty-init", "ignores", "line-endings", "no-get-exception"),
@@ -24,16 +22,3 @@ def test_the_sanity_tests_that_need_no_requirements_find_nothing(archive: Path, 
     collection = install(archive, tmp_path) / "ansible_collections/dockercore/helper"
     python = f"--python={sys.version_info.major}.{sys.version_info.minor}"
     run("ansible-test", "sanity", python, *(f"--test={name}" for name in TESTS), cwd=collection, HOME=tmp_path)
-
-
-def test_no_name_is_one_that_pylint_of_ansible_test_disallows() -> None:
-    """The one of its findings that comes back easily, as everybody calls what is not needed _."""
-    shipped = [name for name in tracked() if name.startswith(("helper/", "plugins/")) and name.endswith(".py")]
-    assert len(shipped) > 30
-    found = [
-        f"{name}:{node.lineno}"
-        for name in [*shipped, "helper/docker_core_helper"]
-        for node in ast.walk(ast.parse((PROJECT / name).read_text()))
-        if isinstance(node, ast.Name) and node.id in ("_", "foo", "bar", "baz") and isinstance(node.ctx, ast.Store)
-    ]
-    assert found == []

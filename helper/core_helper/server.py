@@ -37,6 +37,7 @@ from core_helper.waiting import Count, Job, Queue
 from core_helper.worker import BEGUN, GIVEN_BACK, PIDFD, TAKEN_AGAIN, Settings, give, name, work
 
 PATH = "/run/docker_core_helper/core.sock"
+PATTERN = "/proc/sys/kernel/core_pattern"
 LONGEST_PATH = 107  # unix(7).
 USAGE = f"""\
 usage: docker_core_helper serve [--socket=PATH]
@@ -83,7 +84,7 @@ def run(words: "list[str]") -> int:
         posix.dup2(0, PIDFD, False)
         listener = listening.listen(path) if inherited is None else inherited
         load()
-        server = Server(listener, Settings(terminal, unprotected, files))
+        server = Server(listener, Settings(terminal, unprotected, files), inherited is not None)
         log.lines.info(
             f"waits for crashes at the core-dump socket {path if inherited is None else listener.getsockname()}"
         )
@@ -222,9 +223,10 @@ class Bounds:
 class Server:
     """The server: crashes that wait, and workers."""
 
-    def __init__(self, listener: _socket.socket, settings: Settings) -> None:
-        """Take the opened socket, and what each worker gets."""
+    def __init__(self, listener: _socket.socket, settings: Settings, inherited: bool = False) -> None:
+        """Take the opened socket, and whether it is ``inherited`` from systemd; and what each worker gets."""
         self.listener = listener
+        self.inherited = inherited
         self.settings = settings
         self.home = Home()
         self.bounds = Bounds()
@@ -259,10 +261,13 @@ class Server:
         """Handle crashes until the server is told to end, and nobody waits any more."""
         for _worker in range(IDLE_WORKERS):
             self.hire()
-        self.notifier.tell(b"READY=1")
+        # systemctl status shows which version runs, and the role reads it.
+        library = core_helper.__path__[0].rpartition("/")[0]
+        self.notifier.tell(b"READY=1\nSTATUS=Waits for crashes, with %b" % library.encode("utf-8", "surrogateescape"))
         while not self.stopping or self.queue.groups:
             if self.stopping and self.listening:
-                # systemd's own copy stays open: who crashes from here on waits for the next server.
+                if not self.is_followed():
+                    self.receive(listening.BACKLOG)
                 self.listening = False
                 self.poll.unregister(self.listener.fileno())
                 self.listener.close()
@@ -295,10 +300,17 @@ class Server:
         now = time.monotonic()
         return max(0.0, min(latest - now, self.notifier.interval, self.rest - now if self.rest > now else REST * 60))
 
-    def receive(self) -> None:
-        """Accept the crashes that have connected: most of them at once, for one look at the settings."""
+    def is_followed(self) -> bool:
+        """Tell whether who has connected may wait for the next server, as the kernel still sends crashes to this socket.
+
+        That needs a copy of the socket, which systemd has, as long as it restarts the server.
+        """
+        return self.inherited and procfs.read_path(PATTERN).startswith(b"@@")
+
+    def receive(self, most: int = ACCEPTED_AT_ONCE) -> None:
+        """Accept the crashes that have connected, so many at once, for one look at the settings."""
         self.bounds.refresh()
-        for _crash in range(ACCEPTED_AT_ONCE):
+        for _crash in range(most):
             try:
                 descriptor, _address = self.listener._accept()  # type: ignore[attr-defined]
             except BlockingIOError:

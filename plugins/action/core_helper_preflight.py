@@ -40,6 +40,8 @@ MOST_DELIVERIES = 16384
 SIGNALS = ["SIGQUIT", "SIGILL", "SIGTRAP", "SIGABRT", "SIGBUS", "SIGFPE", "SIGSEGV", "SIGXCPU", "SIGXFSZ", "SIGSYS"]
 # More processes than this cannot exist at a time: PID_MAX_LIMIT of include/linux/threads.h.
 MOST_CRASHES = 4194304
+# By which way the kernel gives cores to the helper.
+MODES = ("pipe", "socket", "auto")
 # The value of canary for a crash through the delegate itself.
 KEEP, RELEASE = ("never", "undelivered", "always"), ("delivered", "kept")
 REAL = "delegate"
@@ -126,6 +128,7 @@ def problems(defaults: dict[str, Any], known: dict[str, Any]) -> Iterator[str]:
         if not PATH.fullmatch(str(known[name])):
             yield f"{PREFIX}{name} {PATH_WORDS}{reason}: {shown(known[name])}"
     yield from problems_of_pattern(str(known["core_pattern"]), f"{known['bin_dir']}/docker_core_helper")
+    yield from problems_of_mode(known["mode"], str(known["core_pattern"]), known["bin_dir"])
     yield from problems_of_forms(known)
     yield from problems_of_limits(known["pipe_limit"], known["kernel_limit"])
     if not isinstance(delegate, list):
@@ -194,6 +197,19 @@ def problems_of_forms(known: dict[str, Any]) -> Iterator[str]:
     for name, (what, least, most) in NUMBERS.items():
         if not least <= number(known[name]) <= most:
             yield f"{PREFIX}{name} must be {what} from {least} to {most}: {shown(known[name])}"
+
+
+def problems_of_mode(mode: Any, pattern: str, bin_dir: Any) -> Iterator[str]:
+    """Yield why the helper cannot get cores by a mode. Where that is a socket, nobody reads the words of the pattern."""
+    if mode not in MODES:
+        yield f"{PREFIX}mode must be pipe, socket or auto: {shown(mode)}"
+    elif mode != "pipe":
+        words = pattern[1:].split()
+        if words[:1] != [f"{bin_dir}/docker_core_helper"] or words[-3:] != PROCESS:
+            yield (
+                f"{PREFIX}core_pattern names more than the helper and the process, of which {PREFIX}mode={mode} would know"
+                f" nothing: leave it out, and use the other variables, such as {PREFIX}delegate: {shown(pattern)}"
+            )
 
 
 def problems_of_limits(deliveries: Any, limit: Any) -> Iterator[str]:

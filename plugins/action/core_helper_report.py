@@ -14,6 +14,7 @@ from __future__ import annotations
 import html
 import json
 import os
+import re
 import tempfile
 import time
 from typing import Any, Union
@@ -50,6 +51,13 @@ SUID_DUMPABLE = (
     "fs.suid_dumpable is 0: set-id programs, programs with file capabilities and processes that have changed their user leave"
     " no core at all, and no line in the log; docs/troubleshooting.md says what to do"
 )
+# By the pattern of a socket, the resident helper gets cores.
+SERVICE = "docker-core-helper.service"
+SOCKET = "@@/run/docker_core_helper/core.sock"
+RESTING = (
+    "the resident helper does not run, so each crash starts a helper, as with docker_core_helper_mode=pipe: see systemctl"
+    " status docker-core-helper.service; the next run of site.yml starts it again"
+)
 # So many hosts are named in a line that is about many.
 NAMED = 5
 # A longer value is cut off on the terminal, not in the files.
@@ -72,7 +80,7 @@ code {{ word-break: break-all; }}
 
 def as_wanted(value: str, wanted: str) -> str:
     """Return a value for the table, with two words in place of the wanted value, which is long and well known."""
-    return "as wanted" if value and value == wanted else value
+    return f"as wanted{', socket' if value == SOCKET else ''}" if value and value == wanted else value
 
 
 def with_owner(pattern: str, owner: str) -> str:
@@ -165,9 +173,13 @@ class Row:
             names = ", ".join(step["after_header"] for step in files.get("diff", [])) or "an owner or a mode"
             self.problems.append(f"the files are not those of this version: {names}")
         live = snapshot["live"]
+        at_boot = str(kernel.get("core_pattern_at_boot", kernel.get("core_pattern", "")))
         for name, value in live.items():
             wanted = str(kernel.get(name, value))
             if value == wanted:
+                continue
+            if name == "core_pattern" and value == at_boot:
+                self.warnings.append(RESTING)
                 continue
             shown = with_owner(value, self.values["owner"]) if name == "core_pattern" else repr(value)
             # The file that the role has written for the next boot shows which value the role had set.
@@ -180,14 +192,19 @@ class Row:
         for step in kernel.get("diff", []):
             if step["after_header"] in (*snapshot["files"], kernel.get("record")):
                 self.problems.append(f"not as the role writes it: {step['after_header']}")
-        wanted = str(kernel.get("core_pattern", ""))
-        self.values["pattern"] = as_wanted(self.values["pattern"], wanted)
+            elif step["after_header"] == SERVICE and re.search("disabled|version", step["before"]):
+                self.problems.append(f"{SERVICE} is {step['before'].strip()}")
+        pattern = live["core_pattern"]
+        if pattern == kernel.get("core_pattern"):
+            self.values["pattern"] = as_wanted(pattern, pattern)
+        elif pattern == at_boot:
+            self.values["pattern"] = "pipe for now"
         if "next_boot" in kernel:
             # Without a value, a service decides.
             value, origin = kernel["next_boot"], kernel["next_boot_file"] or "the kernel's default"
-            self.values["next_boot"] = as_wanted(value, wanted) or origin
+            self.values["next_boot"] = as_wanted(value, at_boot) or origin
             self.values["next_boot_file"] = kernel["next_boot_file"]
-            if value != wanted:
+            if value != at_boot:
                 told = with_owner(value, str(kernel.get("next_boot_owner", "")))
                 what = f"sets kernel.core_pattern to {told}" if value else "may set another kernel.core_pattern"
                 self.problems.append(f"next boot: {origin} {what}")

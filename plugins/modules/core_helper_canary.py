@@ -140,11 +140,11 @@ def configured_delegate() -> str:
     names comes first, as in the helper.
     """
     pattern = kernel.get("core_pattern")
-    words = pattern.lstrip("|").split()
-    position = next((index for index, word in enumerate(words) if os.path.basename(word) == HELPER), None)
-    if not pattern.startswith("|") or position is None:
+    if not kernel.is_the_helpers(pattern) or pattern[:1] not in ("|", "@"):
         raise UntriedError(f"kernel.core_pattern does not start {HELPER}: {owners.shown(pattern)}")
-    words = words[position + 1 :]
+    # The pattern of a socket has no words.
+    words = pattern.lstrip("|").split()
+    words = words[words.index(kernel.entry_of(pattern) or pattern) + 1 :]
     while words and words[0].startswith("-"):
         words.pop(0)
     # The process, its user and its group come before the delegate.

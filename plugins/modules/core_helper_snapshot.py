@@ -109,11 +109,13 @@ from ..module_utils.docker_core_helper.places import (  # noqa: E402
     BIN_DIR,
     HELPER,
     LIB_DIR,
+    SOCKET_PATTERN,
     SYSCTL_FILE,
     last_of,
     library_of,
 )
 from ..module_utils.docker_core_helper.sender import Sender  # noqa: E402
+from ..module_utils.docker_core_helper.server import Server  # noqa: E402
 from ..module_utils.docker_core_helper.usable_python import UnusableError  # noqa: E402
 
 SUID_DUMPABLE = "/proc/sys/fs/suid_dumpable"
@@ -213,7 +215,12 @@ def snapshot_of(paths: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def restore(
-    module: AnsibleModule, entry: str, sender: Sender, now: dict[str, dict[str, Any]], wanted: dict[str, dict[str, Any]]
+    module: AnsibleModule,
+    entry: str,
+    sender: Sender,
+    server: Server,
+    now: dict[str, dict[str, Any]],
+    wanted: dict[str, dict[str, Any]],
 ) -> list[dict[str, str]]:
     """Bring the host back and return what was changed, as --diff shows it."""
     before = wanted["files"].get(entry)
@@ -227,18 +234,24 @@ def restore(
         )
     # A version from before there were senders has recorded none.
     units = sender.wanted(*(wanted["files"].get(path) for path in sender.recorded()))
+    # So has one from before there were resident helpers.
+    resident = {path: wanted["files"].get(path) for path in server.paths}
+    is_resident = wanted["live"]["core_pattern"] == SOCKET_PATTERN and None not in resident.values()
+    # As long as the units change, no crash may go to the socket.
+    live = {**wanted["live"], "core_pattern": boot_pattern(wanted["files"])} if is_resident else wanted["live"]
     # The sender starts the helper: it comes last, and goes first.
     has_sender = units[sender.uploader] is not None
     diff = sender.change({**units, places.CREDENTIALS: None}) if not has_sender else []
     # In the order of the snapshot: the helper itself first, as its library is there already.
     for path, content in wanted["files"].items():
-        if path in units or now["files"].get(path) == content:
+        if path in units or path in resident or now["files"].get(path) == content:
             continue
         diff.append(files.diff_step(path, now["files"].get(path), content))
         if not module.check_mode and content is None:
             os.unlink(path)
         elif not module.check_mode:
             files.write(module, path, content, 0o755 if path == entry else 0o644, encoding=ENCODING)
+    steps = server.steps(resident, library)
     if now["live"] != wanted["live"]:
         pattern = now["live"]["core_pattern"]
         if HELPER not in pattern and pattern != wanted["live"]["core_pattern"]:
@@ -246,11 +259,26 @@ def restore(
                 f"somebody else has set kernel.core_pattern since the rollout: replaced, it was {owners.shown(pattern)}"
             )
         diff.append(files.diff_step(kernel.KERNEL, kernel.lines(now["live"]), kernel.lines(wanted["live"])))
-        if not module.check_mode:
-            # A helper must not be started without the limit: the limit comes before it, and goes after it.
-            starts = HELPER in wanted["live"]["core_pattern"]
-            kernel.set_live(wanted["live"], NAMES if starts else tuple(reversed(NAMES)), ENCODING)
+    if (now["live"] != wanted["live"] or steps) and not module.check_mode:
+        # A helper must not be started without the limit: the limit comes before it, and goes after it.
+        starts = HELPER in live["core_pattern"]
+        names = NAMES if starts else tuple(reversed(NAMES))
+        kernel.set_live(live, names, ENCODING)
+        if steps or is_resident:
+            server.change(resident)
+        if not is_resident:
+            # When the service ends it sets what the next boot would set.
+            kernel.set_live(live, names, ENCODING)
+    diff += steps
     return diff + sender.change(units) if has_sender else diff
+
+
+def boot_pattern(contents: dict[str, str | None]) -> str:
+    """Return the core pattern of the file for the next boot. Raises RestoreError if that file was not there."""
+    found = re.search(r"^kernel\.core_pattern = (.*)$", "\n".join(filter(None, contents.values())), re.MULTILINE)
+    if not found:
+        raise RestoreError("the file for the next boot was not there before: nothing was changed")
+    return found.group(1)
 
 
 def main() -> None:
@@ -266,16 +294,16 @@ def main() -> None:
     )
     parameters = module.params
     entry = os.path.join(parameters["bin_dir"], HELPER)
-    sender = Sender(module, parameters["lib_dir"], ENCODING)
+    sender, server = Sender(module, parameters["lib_dir"], ENCODING), Server(module, ENCODING)
     # Not the record of what the host had before the first run: that stays as it is until the removal, with what was taken
     # over from others.
     sysctl_file = parameters["sysctl_file"]
-    paths = [entry, places.CONFIGURATION, sysctl_file, last_of(sysctl_file), *sender.recorded()]
+    paths = [entry, places.CONFIGURATION, sysctl_file, last_of(sysctl_file), *sender.recorded(), *server.paths]
     diff: list[dict[str, str]] = []
     try:
         snapshot = snapshot_of(paths)
         if parameters["snapshot"]:
-            diff = restore(module, entry, sender, snapshot, parameters["snapshot"])
+            diff = restore(module, entry, sender, server, snapshot, parameters["snapshot"])
             snapshot = snapshot if module.check_mode else snapshot_of(paths)
     except (RestoreError, SettingError, UnusableError) as error:
         module.fail_json(msg=str(error))

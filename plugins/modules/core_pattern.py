@@ -16,6 +16,9 @@ description:
     known to write the pattern when they start, and either refuses or takes over, so that O(state=absent) can undo it.
   - The live value is set here and not in a handler, because notified handlers do not run when a batch of hosts is
     aborted.
+  - With O(mode=socket) it also sets up the resident helper, for which systemd opens the kernel's core-dump socket. The file for
+    the next boot holds O(pattern) all the same, and the resident helper sets the pattern of its socket when it waits there. If
+    it does not get that far, everything is set back.
 options:
   state:
     description: Whether the kernel shall start the helper.
@@ -30,6 +33,24 @@ options:
       - The value for C(kernel.core_pipe_limit), how many crashes are at the helper at a time. Needed for O(state=present).
       - How many cores the helper delivers at once is a line of its configuration.
     type: int
+  mode:
+    description:
+      - By which way the kernel gives cores to the helper. V(pipe) starts a helper at each crash, by O(pattern). V(socket) has a
+        resident one wait at the kernel's core-dump socket, and fails before anything is changed on a host that cannot have it.
+        V(auto) means V(socket) where the host can, and V(pipe) elsewhere.
+      - V(socket) and V(auto) need O(socket) and O(service).
+    type: str
+    choices: [pipe, socket, auto]
+    default: pipe
+    version_added: 1.1.0
+  socket:
+    description: Content of C(docker-core-helper.socket).
+    type: str
+    version_added: 1.1.0
+  service:
+    description: Content of C(docker-core-helper.service), which is enabled and started.
+    type: str
+    version_added: 1.1.0
   record:
     description: The file that keeps the values from before the first change. Its directory must exist.
     type: str
@@ -120,6 +141,11 @@ core_pattern:
   returned: always
   type: str
   sample: "|/opt/bin/docker_core_helper %P %u %g"
+core_pattern_at_boot:
+  description: The value that O(sysctl_file) sets at the next boot, after the run.
+  returned: if O(state=present)
+  type: str
+  sample: "|/opt/bin/docker_core_helper %P %u %g"
 core_pipe_limit:
   description: The live value after the run.
   returned: always
@@ -139,8 +165,17 @@ from ..module_utils.docker_core_helper.change import Change  # noqa: E402
 from ..module_utils.docker_core_helper.kernel import SettingError  # noqa: E402
 from ..module_utils.docker_core_helper.next_boot import NextBoot  # noqa: E402
 from ..module_utils.docker_core_helper.owners import ONEAGENT  # noqa: E402
-from ..module_utils.docker_core_helper.places import RECORD, SYSCTL_FILE, WRITTEN, is_ours, last_of  # noqa: E402
+from ..module_utils.docker_core_helper.places import (  # noqa: E402
+    RECORD,
+    SOCKET_PATTERN,
+    SYSCTL_FILE,
+    WRITTEN,
+    is_ours,
+    last_of,
+    library_of,
+)
 from ..module_utils.docker_core_helper.record import Record  # noqa: E402
+from ..module_utils.docker_core_helper.server import MODES, Server  # noqa: E402
 from ..module_utils.docker_core_helper.takeover import Takeover  # noqa: E402
 
 HEADER = f"""\
@@ -163,10 +198,11 @@ class Settings:
         self.live = {name: kernel.get(name) for name in kernel.NAMES}
         self.record = Record(module, module.params["record"], self.live)
         self.takeover = Takeover(module, self.record.taken_over)
+        self.server = Server(module)
         self.sysctl_file = self.takeover.sysctl_file or first
         # Our file for the next boot has one of two names.
         own = (first, last_of(first))
-        self.change = Change(module, self.live, self.record, self.takeover, own)
+        self.change = Change(module, self.live, self.record, self.takeover, self.server, own)
         self.others = NextBoot(own)
         self.diff: list[dict[str, str]] = []
         self.conflicts: list[str] = []
@@ -193,6 +229,8 @@ class Settings:
         parameters = self.module.params
         wanted = {"core_pattern": parameters["pattern"], "core_pipe_limit": str(parameters["pipe_limit"])}
         self.change.refuse_files_of_others()
+        units = self.server.wanted(parameters["mode"], parameters["socket"], parameters["service"])
+        is_resident = any(units.values())
         self.conflicts = self.others.conflicts(self.sysctl_file, wanted)
         if parameters["hand_on"]:
             self.refuse_to_hand_on()
@@ -211,6 +249,8 @@ class Settings:
             self.show(path, before[path], content)
         for service in services:
             self.show(service, "enabled\n", "disabled\n")
+        changes_server = self.server.steps(units, library_of(files.read(kernel.entry_of(wanted["core_pattern"]) or "")))
+        self.diff += changes_server
         if not self.module.check_mode:
             with self.change.all_or_nothing(before, services):
                 # The record first: once the host is changed, nobody else knows what it had.
@@ -219,15 +259,20 @@ class Settings:
                     self.takeover.disable(service)
                 self.change.edit_files(before, edited)
                 self.change.write_own_files(own)
-                kernel.set_live(wanted, kernel.NAMES)
-        return self.result(wanted, own, record)
+                runs = is_resident and not changes_server and self.live["core_pattern"] == SOCKET_PATTERN
+                kernel.set_live(wanted, kernel.NAMES[:1] if runs else kernel.NAMES)
+                # Last of all: it starts the helper.
+                if changes_server or (is_resident and not runs):
+                    self.server.change(units)
+        live = {**wanted, "core_pattern": SOCKET_PATTERN} if is_resident else wanted
+        return {**self.result(live, own, record), "core_pattern_at_boot": wanted["core_pattern"]}
 
     def absent(self) -> dict[str, object]:
         """Restore the previous values, unless somebody else has set others meanwhile, and what was taken over."""
         previous = self.record.previous
         pattern = self.live["core_pattern"]
         wanted = dict(self.live)
-        if kernel.starts_the_helper(pattern) or pattern == previous["core_pattern"]:
+        if kernel.is_the_helpers(pattern) or pattern == previous["core_pattern"]:
             wanted = previous
         else:
             owner = owners.owner_of(pattern)
@@ -236,7 +281,7 @@ class Settings:
                 f" before the first run it was {previous}"
             )
         for path, kept in owners.kept_patterns(next_boot.ROOT):
-            if kernel.starts_the_helper(kept):
+            if kernel.is_the_helpers(kept):
                 self.module.warn(
                     f"{path} names the helper, which is removed: write the pattern {previous['core_pattern']!r} into that file,"
                     " which Dynatrace OneAgent goes by at each crash and when it is uninstalled"
@@ -253,12 +298,19 @@ class Settings:
             self.show(path, before[path], content)
         for service in self.takeover.services:
             self.show(service, "disabled\n", "enabled\n")
+        units = self.server.wanted("pipe", None, None)
+        changes_server = self.server.steps(units, None)
+        self.diff += changes_server
         if not self.module.check_mode:
             with self.change.all_or_nothing(before, []):
                 # The pattern first: without a limit no helper may be started.
                 kernel.set_live(wanted, tuple(reversed(kernel.NAMES)))
                 self.change.write_own_files(own)
                 self.change.edit_files(before, edited)
+                if changes_server:
+                    self.server.change(units)
+                    # When the service ends it sets what the next boot would set.
+                    kernel.set_live(wanted, kernel.NAMES[1:])
                 for service in self.takeover.services:
                     self.takeover.enable(service)
                 files.write_or_remove(self.module, self.record.path, None)
@@ -275,7 +327,7 @@ class Settings:
                 " /usr/lib/sysctl.d/50-coredump.conf, or set docker_core_helper_chain=none"
             )
         for path, kept in owners.kept_patterns(next_boot.ROOT):
-            if ONEAGENT.has_set(pattern) and kernel.starts_the_helper(kept):
+            if ONEAGENT.has_set(pattern) and kernel.is_the_helpers(kept):
                 raise SettingError(
                     f"{path} names the helper, and docker_core_helper_chain=previous is Dynatrace OneAgent: they would hand"
                     " each core on to one another without end. Write the pattern from before OneAgent into that file, such as"
@@ -321,9 +373,16 @@ def main() -> None:
             "record": {"type": "str", "default": RECORD},
             "sysctl_file": {"type": "str", "default": SYSCTL_FILE},
             "conflicts": {"type": "str", "choices": ["fail", "take_over"], "default": "fail"},
+            "mode": {"type": "str", "choices": list(MODES), "default": "pipe"},
+            "socket": {"type": "str"},
+            "service": {"type": "str"},
             "hand_on": {"type": "bool", "default": False},
         },
-        required_if=[("state", "present", ["pattern", "pipe_limit"])],
+        required_if=[
+            ("state", "present", ["pattern", "pipe_limit"]),
+            ("mode", "socket", ["socket", "service"]),
+            ("mode", "auto", ["socket", "service"]),
+        ],
         supports_check_mode=True,
     )
     try:

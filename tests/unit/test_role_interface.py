@@ -447,7 +447,7 @@ def test_who_is_not_root_and_has_no_sudo_is_told_so(
         assert value_of("hosts_become", **known) is become
 
 
-def test_the_kernel_starts_the_helper_after_its_configuration_is_written() -> None:
+def test_the_kernel_is_the_helpers_after_its_configuration_is_written() -> None:
     tasks = [task["ansible.builtin.import_tasks"] for task in load("tasks/main.yml")]
     assert tasks == [
         "preflight.yml",

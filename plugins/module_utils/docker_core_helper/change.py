@@ -10,8 +10,9 @@ from ansible.module_utils.basic import AnsibleModule
 
 from . import files, kernel
 from .kernel import SettingError
-from .places import is_ours
+from .places import SOCKET_PATTERN, is_ours
 from .record import Record
+from .server import Server
 from .takeover import Takeover
 
 
@@ -19,13 +20,20 @@ class Change:
     """What a run writes, and how the host was before."""
 
     def __init__(
-        self, module: AnsibleModule, live: dict[str, str], record: Record, takeover: Takeover, own: tuple[str, str]
+        self,
+        module: AnsibleModule,
+        live: dict[str, str],
+        record: Record,
+        takeover: Takeover,
+        server: Server,
+        own: tuple[str, str],
     ) -> None:
         """Keep how the host is. ``own`` are the two names that our file for the next boot may have."""
         self.module = module
         self.live = live
         self.record = record
         self.takeover = takeover
+        self.server = server
         self.own_files = {path: files.read(path) for path in own}
         # Our files that have another owner or mode than the role gives, even if their content is right.
         self.wrong_access = {path: files.wrong_access(path) for path in (*own, record.path)}
@@ -66,7 +74,9 @@ class Change:
             yield
         except (OSError, SettingError):
             with self.undoing(kernel.KERNEL):
-                kernel.set_live(self.live, tuple(reversed(kernel.NAMES)))
+                # Nobody may be sent to a socket at which nobody waits: a resident helper has set the pattern when it started.
+                gone = self.live["core_pattern"] == SOCKET_PATTERN and not self.server.is_active()
+                kernel.set_live(self.live, kernel.NAMES[:1] if gone else tuple(reversed(kernel.NAMES)))
             for path, content in self.own_files.items():
                 with self.undoing(path):
                     if files.read(path) != content:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 
 from . import files, owners
-from .places import HELPER
+from .places import HELPER, SOCKET_PATTERN
 
 KERNEL = "/proc/sys/kernel"
 # In this order: a helper must never be started without the limit, because the kernel would then not wait for it.
@@ -51,14 +51,24 @@ def lines(values: dict[str, str]) -> str:
     return "".join(f"kernel.{name} = {values[name]}\n" for name in NAMES)
 
 
-def starts_the_helper(pattern: str) -> bool:
-    """Return whether a core pattern starts the helper, however the pattern names the helper and its options."""
-    return any(os.path.basename(word) == HELPER for word in pattern.lstrip("|").split())
+def is_the_helpers(pattern: str) -> bool:
+    """Return whether the helper gets the cores by a pattern, however the pattern names the helper and its options."""
+    return pattern == SOCKET_PATTERN or entry_of(pattern) is not None
+
+
+def entry_of(pattern: str) -> str | None:
+    """Return the path by which a core pattern names the helper, None if it does not."""
+    return next((word for word in pattern.lstrip("|").split() if os.path.basename(word) == HELPER), None)
+
+
+def has_sockets() -> bool:
+    """Return whether this kernel can send cores to a socket; core_modes of fs/coredump.c, since Linux 6.17."""
+    return "socket" in (files.read(os.path.join(KERNEL, "core_modes")) or "").split()
 
 
 def handler_of(pattern: str) -> list[str]:
     """Return the words of the handler that a core pattern starts; none if that is the helper, or a program that drops cores."""
     words = pattern[1:].split() if pattern.startswith("|") else []
-    if not words or starts_the_helper(pattern) or os.path.basename(words[0]) in NO_HANDLERS:
+    if not words or is_the_helpers(pattern) or os.path.basename(words[0]) in NO_HANDLERS:
         return []
     return words if os.path.isfile(words[0]) and os.access(words[0], os.X_OK) else []

@@ -50,6 +50,8 @@ OWNERS = (
     # As a program, by /usr/lib/sysctl.d/50-coredump.conf.
     Owner("systemd-coredump", "/systemd-coredump"),
     ONEAGENT,
+    # Our own, resident: docs/socket.md.
+    Owner("docker_core_helper serve", "@/run/docker_core_helper/core.sock"),
 )
 
 

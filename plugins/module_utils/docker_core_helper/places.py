@@ -15,6 +15,9 @@ CONFIGURATION = "/etc/docker_core_helper.conf"
 # For root alone; the sender gets the variables in it.
 CREDENTIALS = "/etc/docker_core_helper.credentials"
 UNITS = "/etc/systemd/system"
+# Where docker_core_helper serve waits for crashes, and the pattern by which the kernel sends them there.
+SOCKET = "/run/docker_core_helper/core.sock"
+SOCKET_PATTERN = f"@@{SOCKET}"
 CORES = "/var/lib/docker_core_helper/cores"
 BIN_DIR = "/opt/bin"
 LIB_DIR = "/opt/lib/docker_core_helper"

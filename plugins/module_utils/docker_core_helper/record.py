@@ -9,7 +9,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 from . import files, owners
-from .kernel import DEFAULTS, SettingError, starts_the_helper
+from .kernel import DEFAULTS, SettingError, is_the_helpers
 
 
 def parse(text: str, path: str) -> dict[str, Any]:
@@ -35,7 +35,7 @@ class Record:
         # None: there was no run before this one.
         self.text = files.read(path)
         content: dict[str, Any] = parse(self.text, path) if self.text else dict(live)
-        if not self.text and starts_the_helper(live["core_pattern"]):
+        if not self.text and is_the_helpers(live["core_pattern"]):
             module.warn(
                 "kernel.core_pattern starts the helper already, and no values from before are known:"
                 f" removal will set {DEFAULTS}"

@@ -9,28 +9,22 @@ import hashlib
 import os
 import pwd
 import re
-import shutil
 
 from ansible.module_utils.basic import AnsibleModule
 
 from . import files, library, next_boot, places
+from .programs import program
 from .usable_python import UnusableError, last_line
 
 # The helper knows the user by this name; helper/core_helper/sender.py.
 USER = "docker-core-helper"
 # By this a removal knows the user that the role has made from one that was there before.
 COMMENT = "docker_core_helper sender"
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 SHELLS = ("/usr/sbin/nologin", "/sbin/nologin", "/bin/false")
 UPLOADER_BEGINS = "#!/bin/sh\n# uploader.sh: "
 SENDER = "docker-core-helper-sender"
 SERVICE, TIMER = f"{SENDER}.service", f"{SENDER}.timer"
 HOME = "/nonexistent"
-
-
-def program(name: str) -> str | None:
-    """Return the path of a program of the host, None if the host does not have it."""
-    return shutil.which(name, path=PATH)
 
 
 def user() -> pwd.struct_passwd | None:

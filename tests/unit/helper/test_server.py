@@ -60,7 +60,10 @@ class Stage:
         self.done.mkdir()
         self.connections: list[_socket.socket] = []
         self.pid = 0
+        self.listener: _socket.socket | None = None
+        self.pattern = directory / "pattern"
         self.is_delegate = False
+        monkeypatch.setattr(server, "PATTERN", str(self.pattern))
         monkeypatch.setattr(journal, "SOCKET", "/missing")
         monkeypatch.setattr(journal, "KERNEL_LOG", str(self.log))
         monkeypatch.setattr(quota, "FILE", str(directory / "lines"))
@@ -102,8 +105,8 @@ class Stage:
         source.connection.send(said)
         return EXIT_OK
 
-    def serve(self) -> None:
-        """Start the server."""
+    def serve(self, inherited: bool = False) -> None:
+        """Start the server; if it has ``inherited`` the socket, the test has that, too."""
         listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
         listener.bind(str(self.path))
         listener.listen(64)
@@ -114,17 +117,20 @@ class Stage:
                 moved = _socket.socket(fileno=os.dup(listener.fileno()))
                 listener.close()
                 posix.dup2(os.open("/dev/null", os.O_RDWR), worker.PIDFD, False)
-                server.Server(moved, worker.Settings(None, "why", (256, 512))).serve()
+                server.Server(moved, worker.Settings(None, "why", (256, 512)), inherited).serve()
                 os._exit(0)
             finally:
                 os._exit(1)
-        listener.close()
+        if inherited:
+            self.listener = listener
+        else:
+            listener.close()
         wait_for((self.directory / "own").exists)
         self.own = int((self.directory / "own").read_text())
 
     def tell(self, text: bytes) -> None:
         """Note how many descriptors the server has when it is ready: seen from outside, it may be about to start a worker."""
-        if text == b"READY=1":
+        if text.startswith(b"READY=1"):
             counted = self.directory / "counted"
             # One is that of the directory itself.
             counted.write_text(f"{len(os.listdir('/proc/self/fd')) - 1 - 2 * server.IDLE_WORKERS}")
@@ -389,6 +395,41 @@ def test_a_server_that_is_told_to_end_handles_who_waits_first(stage: Stage) -> N
         assert connection.recv(1) == b"x"
     assert os.waitpid(stage.pid, 0)[1] == 0
     stage.pid = 0
+
+
+def stopped_with_a_crash_that_was_not_accepted(stage: Stage) -> _socket.socket:
+    """Tell the server to end while a crash has connected, before the server could see it."""
+    os.kill(stage.pid, signal.SIGSTOP)
+    os.waitpid(stage.pid, os.WUNTRACED)
+    connection = stage.crash(1)
+    os.kill(stage.pid, signal.SIGTERM)
+    os.kill(stage.pid, signal.SIGCONT)
+    return connection
+
+
+@pytest.mark.parametrize(("inherited", "pattern"), [(False, "@@/run/x"), (True, "|/opt/bin/docker_core_helper %P")])
+def test_a_server_that_nobody_follows_accepts_who_has_connected_before_it_ends(
+    stage: Stage, inherited: bool, pattern: str
+) -> None:
+    stage.pattern.write_text(pattern)
+    stage.serve(inherited)
+    connection = stopped_with_a_crash_that_was_not_accepted(stage)
+    connection.send(b"x")
+    assert connection.recv(1) == b"x"
+    assert os.waitpid(stage.pid, 0)[1] == 0
+    stage.pid = 0
+
+
+def test_a_server_that_another_follows_leaves_who_has_connected_to_that_one(stage: Stage) -> None:
+    stage.pattern.write_text("@@/run/x")
+    stage.serve(inherited=True)
+    stopped_with_a_crash_that_was_not_accepted(stage)
+    assert os.waitpid(stage.pid, 0)[1] == 0
+    stage.pid = 0
+    assert stage.listener is not None
+    descriptor, _address = stage.listener._accept()  # type: ignore[attr-defined]
+    assert os.read(descriptor, 1) == bytes([1])
+    os.close(descriptor)
 
 
 def test_a_server_that_is_told_twice_ends_at_once(stage: Stage) -> None:

@@ -286,7 +286,7 @@ class Server:
             elif descriptor in self.ends:
                 self.part(self.ends[descriptor])
             elif self.listening:
-                self.receive()
+                self.receive(ACCEPTED_AT_ONCE)
         if self.queue.groups:
             for job in self.queue.expired(time.monotonic()):
                 self.drop(job, "no slot was free until the timeout")
@@ -307,7 +307,7 @@ class Server:
         """
         return self.inherited and procfs.read_path(PATTERN).startswith(b"@@")
 
-    def receive(self, most: int = ACCEPTED_AT_ONCE) -> None:
+    def receive(self, most: int) -> None:
         """Accept the crashes that have connected, so many at once, for one look at the settings."""
         self.bounds.refresh()
         for _crash in range(most):

@@ -397,38 +397,40 @@ def test_a_server_that_is_told_to_end_handles_who_waits_first(stage: Stage) -> N
     stage.pid = 0
 
 
-def stopped_with_a_crash_that_was_not_accepted(stage: Stage) -> _socket.socket:
-    """Tell the server to end while a crash has connected, before the server could see it."""
+def stop_before_the_second_is_accepted(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, inherited: bool
+) -> _socket.socket:
+    """Tell a server to end that accepts one crash at a time, while two have connected; return the second."""
+    monkeypatch.setattr(server, "ACCEPTED_AT_ONCE", 1)
+    stage.serve(inherited)
     os.kill(stage.pid, signal.SIGSTOP)
     os.waitpid(stage.pid, os.WUNTRACED)
-    connection = stage.crash(1)
+    stage.crash(1).send(b"x")
+    second = stage.crash(2)
+    second.send(b"x")
     os.kill(stage.pid, signal.SIGTERM)
     os.kill(stage.pid, signal.SIGCONT)
-    return connection
+    assert os.waitpid(stage.pid, 0)[1] == 0
+    stage.pid = 0
+    return second
 
 
 @pytest.mark.parametrize(("inherited", "pattern"), [(False, "@@/run/x"), (True, "|/opt/bin/docker_core_helper %P")])
 def test_a_server_that_nobody_follows_accepts_who_has_connected_before_it_ends(
-    stage: Stage, inherited: bool, pattern: str
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, inherited: bool, pattern: str
 ) -> None:
     stage.pattern.write_text(pattern)
-    stage.serve(inherited)
-    connection = stopped_with_a_crash_that_was_not_accepted(stage)
-    connection.send(b"x")
-    assert connection.recv(1) == b"x"
-    assert os.waitpid(stage.pid, 0)[1] == 0
-    stage.pid = 0
+    assert stop_before_the_second_is_accepted(stage, monkeypatch, inherited).recv(1) == b"x"
 
 
-def test_a_server_that_another_follows_leaves_who_has_connected_to_that_one(stage: Stage) -> None:
+def test_a_server_that_another_follows_leaves_who_has_connected_to_that_one(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stage.pattern.write_text("@@/run/x")
-    stage.serve(inherited=True)
-    stopped_with_a_crash_that_was_not_accepted(stage)
-    assert os.waitpid(stage.pid, 0)[1] == 0
-    stage.pid = 0
+    stop_before_the_second_is_accepted(stage, monkeypatch, inherited=True)
     assert stage.listener is not None
     descriptor, _address = stage.listener._accept()  # type: ignore[attr-defined]
-    assert os.read(descriptor, 1) == bytes([1])
+    assert os.read(descriptor, 1) == bytes([2])
     os.close(descriptor)
 
 

@@ -264,13 +264,15 @@ class Server:
         # systemctl status shows which version runs, and the role reads it.
         library = core_helper.__path__[0].rpartition("/")[0]
         self.notifier.tell(b"READY=1\nSTATUS=Waits for crashes, with %b" % library.encode("utf-8", "surrogateescape"))
-        while not self.stopping or self.queue.groups:
+        while True:
             if self.stopping and self.listening:
                 if not self.is_followed():
                     self.receive(listening.BACKLOG)
                 self.listening = False
                 self.poll.unregister(self.listener.fileno())
                 self.listener.close()
+            if self.stopping and not self.queue.groups:
+                return
             self.turn()
 
     def turn(self) -> None:

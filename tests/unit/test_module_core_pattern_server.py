@@ -1,0 +1,283 @@
+"""The resident helper of the module that sets the kernel's values, with a systemd that is a script."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.kernel_values import PATTERN, Kernel
+from support.project import shared
+
+pytest.importorskip("ansible.module_utils.testing")
+
+SOCKET_PATTERN = "@@/run/docker_core_helper/core.sock"
+SERVICE, SOCKET = "docker-core-helper.service", "docker-core-helper.socket"
+WRITTEN = "# Written by the Ansible role docker_core_helper\n"
+UNITS = {"socket": f"{WRITTEN}[Socket]\n", "service": f"{WRITTEN}[Service]\n"}
+LIBRARY = "/opt/lib/docker_core_helper/2f7c0d1e9a34"
+# The service sets the pattern when it starts, as its ExecStartPost does, and that of the next boot when it ends.
+SYSTEMCTL = """#!/bin/sh
+here=${0%/*} units=$here/../etc/systemd/system kernel=$here/../../kernel
+for name; do :; done
+case "$1" in
+show)
+    [ -e "$units/$name" ] && echo LoadState=loaded || echo LoadState=not-found
+    [ -e "$here/active-$name" ] && echo ActiveState=active || echo ActiveState=inactive
+    [ -e "$here/enabled-$name" ] && echo UnitFileState=enabled || echo UnitFileState=disabled
+    echo "StatusText=Waits for crashes, with $(cat "$here/library")"
+    exit ;;
+esac
+echo "$*, $(cat "$kernel/core_pattern")" >>"$here/said"
+case "$1" in
+enable | disable)
+    verb=$1
+    shift
+    for name; do
+        [ "$verb" = enable ] && : >"$here/enabled-$name" || rm -f "$here/enabled-$name"
+    done ;;
+start | restart)
+    if [ -e "$here/fails" ] && [ "$name" = docker-core-helper.service ]; then
+        rm -f "$here/active-$name"
+        echo "Job for $name failed." >&2
+        exit 1
+    fi
+    : >"$here/active-$name"
+    [ "$name" != docker-core-helper.service ] || cat "$here/pattern" >"$kernel/core_pattern" ;;
+stop)
+    rm -f "$here/active-$name"
+    [ "$name" != docker-core-helper.service ] || [ ! -e "$kernel/60-docker-core-helper.conf" ] ||
+        sed -n 's/^kernel.core_pattern = //p' "$kernel/60-docker-core-helper.conf" >"$kernel/core_pattern" ;;
+esac
+"""
+
+
+class Host:
+    """A kernel with a core-dump socket, and a systemd."""
+
+    def __init__(self, kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Make the host, without units."""
+        self.kernel = kernel
+        self.bin = kernel.host / "bin"
+        self.units = kernel.host / "etc/systemd/system"
+        for directory in (self.bin, self.units, kernel.host / "run/systemd/system"):
+            directory.mkdir(parents=True)
+        (self.bin / "systemctl").write_text(SYSTEMCTL)
+        (self.bin / "systemctl").chmod(0o755)
+        (self.bin / "pattern").write_text(f"{SOCKET_PATTERN}\n")
+        (self.bin / "library").write_text(f"{LIBRARY}\n")
+        (kernel.root / "core_modes").write_text("file\npipe\nsocket\n")
+        monkeypatch.setattr(shared("places"), "UNITS", str(self.units))
+        monkeypatch.setattr(shared("programs"), "PATH", str(self.bin))
+
+    def run(self, mode: str = "socket", state: str = "present", **changed: Any) -> dict[str, Any]:
+        """Run the module and return its result."""
+        return self.kernel.run(state, **{"mode": mode, **UNITS, **changed})
+
+    def said(self) -> list[str]:
+        """Return what was asked of systemd since the last time, each with the pattern of that moment."""
+        path = self.bin / "said"
+        lines = path.read_text().splitlines() if path.exists() else []
+        path.unlink(missing_ok=True)
+        return lines
+
+    def state(self) -> dict[str, str]:
+        """Return all files but those that only the stand-in has."""
+        paths = [path for path in self.kernel.root.parent.rglob("*") if path.is_file() and path.name != "said"]
+        return {str(path): path.read_text() for path in paths}
+
+
+@pytest.fixture
+def host(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Host:
+    """Return a host that can have a resident helper."""
+    return Host(Kernel(tmp_path, capsys, monkeypatch), monkeypatch)
+
+
+@pytest.mark.parametrize("mode", ["socket", "auto"])
+def test_the_service_sets_the_pattern_and_the_next_boot_has_that_of_the_pipe(host: Host, mode: str) -> None:
+    result = host.run(mode)
+    assert result["changed"]
+    assert host.kernel.live == (SOCKET_PATTERN, "64")
+    assert (result["core_pattern"], result["core_pattern_at_boot"]) == (SOCKET_PATTERN, PATTERN)
+    assert f"kernel.core_pattern = {PATTERN}\n" in host.kernel.sysctl_file.read_text()
+    assert {path.name for path in host.units.iterdir()} == {SERVICE, SOCKET}
+    # While nobody waits at the socket, the pipe takes crashes.
+    assert host.said() == [
+        f"{words}, {PATTERN}"
+        for words in ("daemon-reload", f"enable {SOCKET} {SERVICE}", f"start {SOCKET}", f"restart {SERVICE}")
+    ]
+
+
+def test_a_second_run_changes_nothing(host: Host) -> None:
+    host.run()
+    host.said()
+    before = host.state()
+    result = host.run()
+    assert (result["changed"], result["diff"], host.said()) == (False, [], [])
+    assert host.state() == before
+
+
+@pytest.mark.parametrize("state", ["present", "absent"])
+@pytest.mark.parametrize("mode", ["socket", "pipe"])
+@pytest.mark.parametrize("installed", [False, True])
+def test_check_mode_tells_what_a_run_does_and_does_nothing(host: Host, state: str, mode: str, installed: bool) -> None:
+    if installed:
+        host.run()
+        host.said()
+    before = host.state()
+    predicted = host.run(mode, state, check=True)
+    assert (host.state(), host.said()) == (before, [])
+    real = host.run(mode, state)
+    assert {**predicted, "invocation": None} == {**real, "invocation": None}
+    assert (host.state() != before) == real["changed"]
+
+
+@pytest.mark.parametrize(
+    ("missing", "reason"),
+    [
+        ("core_modes", "its kernel knows no core-dump socket, which Linux 6.17 and newer have"),
+        ("systemd", "systemd does not run there"),
+    ],
+)
+def test_a_host_that_cannot_have_it_is_refused_or_has_the_pipe(host: Host, missing: str, reason: str) -> None:
+    if missing == "systemd":
+        (host.kernel.host / "run/systemd/system").rmdir()
+    else:
+        (host.kernel.root / "core_modes").write_text("file\npipe\n")
+    before = host.state()
+    result = host.run()
+    assert result["msg"].startswith(
+        f"docker_core_helper_mode=socket needs another host: {reason}; set it to pipe or auto"
+    )
+    assert host.state() == before
+    assert host.run("auto")["core_pattern"] == PATTERN
+    assert (host.kernel.live, host.said(), list(host.units.iterdir())) == ((PATTERN, "64"), [], [])
+
+
+@pytest.mark.parametrize("fault", ["fails", "pattern"])
+@pytest.mark.parametrize("before", ["nothing", "pipe"])
+def test_a_service_that_does_not_come_up_leaves_all_as_it_was(host: Host, fault: str, before: str) -> None:
+    if before == "pipe":
+        host.run("pipe", pipe_limit=8)
+    (host.bin / fault).write_text("@@/run/other\n")
+    found = host.state()
+    result = host.run()
+    assert result["failed"]
+    expected = {
+        "fails": f"systemctl restart {SERVICE}: Job for {SERVICE} failed.; journalctl --unit={SERVICE} says more",
+        "pattern": f"{SERVICE} runs, and kernel.core_pattern is '@@/run/other', not '{SOCKET_PATTERN}'",
+    }[fault]
+    assert result["msg"].startswith(expected)
+    assert host.state() == found
+
+
+def test_a_new_unit_that_does_not_come_up_leaves_the_old_one_running(host: Host) -> None:
+    host.run()
+    before = host.state()
+    # It fails once: with the new unit.
+    script = (host.bin / "systemctl").read_text()
+    (host.bin / "systemctl").write_text(script.replace('[ -e "$here/fails" ]', 'grep -q New "$units/$name"'))
+    found = {**before, str(host.bin / "systemctl"): (host.bin / "systemctl").read_text()}
+    assert host.run(service=f"{UNITS['service']}New=1\n")["failed"]
+    assert host.state() == found
+    assert host.kernel.live == (SOCKET_PATTERN, "64")
+
+
+def test_where_neither_unit_comes_up_the_pipe_takes_crashes(host: Host) -> None:
+    host.run()
+    (host.bin / "fails").touch()
+    assert host.run(service=f"{UNITS['service']}New=1\n")["failed"]
+    assert host.kernel.live == (PATTERN, "64")
+
+
+@pytest.mark.parametrize(
+    ("changed", "shown"),
+    [
+        (f"active-{SERVICE}", "enabled, inactive\n"),
+        (f"enabled-{SOCKET}", "disabled, active\n"),
+        ("library", "enabled, active, of another version\n"),
+    ],
+)
+def test_a_service_that_is_not_as_it_should_be_is_started_anew(
+    host: Host, monkeypatch: pytest.MonkeyPatch, changed: str, shown: str
+) -> None:
+    entry = host.kernel.host / "docker_core_helper"
+    entry.write_text(f'#!/usr/bin/python3 -IS\nLIBRARY = "{LIBRARY}"\n')
+    pattern = f"|{entry} %P %u %g"
+    host.run(pattern=pattern)
+    assert not host.run(pattern=pattern)["changed"]
+    if changed == "library":
+        (host.bin / changed).write_text("/opt/lib/docker_core_helper/0123456789ab\n")
+    else:
+        (host.bin / changed).unlink()
+    host.said()
+    (step,) = host.run(pattern=pattern)["diff"]
+    assert (step["after_header"], step["before"], step["after"]) == (SERVICE, shown, "enabled, active\n")
+    assert host.said()[-1] == f"restart {SERVICE}, {pattern}"
+
+
+def test_a_pattern_that_somebody_has_set_meanwhile_is_set_again(host: Host) -> None:
+    host.run()
+    host.kernel.set("core", "0")
+    assert host.run()["changed"]
+    assert host.kernel.live == (SOCKET_PATTERN, "64")
+
+
+def test_another_socket_replaces_the_old_one_when_nobody_is_sent_there(host: Host) -> None:
+    host.run()
+    host.said()
+    host.run(socket=f"{UNITS['socket']}Backlog=1\n")
+    said = host.said()
+    assert said[:2] == [f"stop {SERVICE}, {PATTERN}", f"stop {SOCKET}, {PATTERN}"]
+    assert host.kernel.live == (SOCKET_PATTERN, "64")
+
+
+def test_the_pipe_comes_back_before_the_service_ends(host: Host) -> None:
+    host.run()
+    host.said()
+    assert host.run("pipe")["changed"]
+    assert host.kernel.live == (PATTERN, "64")
+    assert list(host.units.iterdir()) == []
+    # The service first: a socket at which somebody waits would start the service again.
+    assert host.said() == [
+        f"stop {SERVICE}, {PATTERN}",
+        f"stop {SOCKET}, {PATTERN}",
+        f"disable {SOCKET} {SERVICE}, {PATTERN}",
+        f"daemon-reload, {PATTERN}",
+        f"reset-failed {SERVICE} {SOCKET}, {PATTERN}",
+    ]
+    assert not host.run("pipe")["changed"]
+
+
+def test_removal_leaves_no_unit_and_restores_the_values(host: Host) -> None:
+    host.kernel.set("/var/crash/core", "16")
+    before = host.state()
+    host.run()
+    host.run("socket", "absent")
+    assert host.state() == before
+    assert host.said()[4].startswith(f"stop {SERVICE}, /var/crash/core")
+    assert not host.run("socket", "absent")["changed"]
+
+
+def test_a_removal_that_fails_at_the_service_leaves_all_as_it_was(host: Host) -> None:
+    host.run()
+    script = (host.bin / "systemctl").read_text()
+    (host.bin / "systemctl").write_text(script.replace("\nstop)\n", '\nstop)\n    echo "not today" >&2; exit 1\n'))
+    before = host.state()
+    result = host.run("socket", "absent")
+    assert result["msg"].startswith(f"systemctl stop {SERVICE}: not today")
+    assert host.state() == before
+
+
+@pytest.mark.parametrize("name", [SERVICE, SOCKET])
+def test_a_unit_of_somebody_else_is_refused_and_a_removal_leaves_it(host: Host, name: str) -> None:
+    (host.units / name).write_text("[Unit]\n")
+    before = host.state()
+    assert host.run()["msg"].startswith(
+        f"{host.units / name} was written by somebody else, and would be lost: remove it"
+    )
+    assert host.state() == before
+    host.run("pipe")
+    host.run("pipe", "absent")
+    assert (host.units / name).read_text() == "[Unit]\n"
+    assert host.said() == []

@@ -47,7 +47,8 @@ start | restart)
 stop)
     rm -f "$here/active-$name"
     [ "$name" != docker-core-helper.service ] || [ ! -e "$kernel/60-docker-core-helper.conf" ] ||
-        sed -n 's/^kernel.core_pattern = //p' "$kernel/60-docker-core-helper.conf" >"$kernel/core_pattern" ;;
+        sed -n 's/^kernel.core_pattern = //p' "$kernel/60-docker-core-helper.conf" >"$kernel/core_pattern"
+    [ ! -e "$here/next" ] || cat "$here/next" >"$kernel/core_pattern" ;;
 esac
 """
 
@@ -266,6 +267,21 @@ def test_a_removal_that_fails_at_the_service_leaves_all_as_it_was(host: Host) ->
     before = host.state()
     result = host.run("socket", "absent")
     assert result["msg"].startswith(f"systemctl stop {SERVICE}: not today")
+    assert host.state() == before
+
+
+def test_removal_restores_the_value_that_the_next_boot_would_not_set(host: Host) -> None:
+    host.run()
+    (host.bin / "next").write_text("|/usr/lib/systemd/systemd-coredump %P\n")
+    host.run("socket", "absent")
+    assert host.kernel.live == ("core", "0")
+
+
+def test_a_removal_that_the_kernel_refuses_leaves_the_service_its_pattern(host: Host) -> None:
+    host.run()
+    before = host.state()
+    host.kernel.refuses = "core_pipe_limit"
+    assert "the kernel refuses '0'" in host.run("socket", "absent")["msg"]
     assert host.state() == before
 
 

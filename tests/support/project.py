@@ -15,10 +15,13 @@ PROJECT = Path(__file__).resolve().parents[2]
 PLUGINS = PROJECT / "plugins"
 
 
-def load(path: Path) -> Any:
-    """Import a file anew: no test sees what another one has changed in it, or in what a module of Ansible has with others."""
+def load(path: Path, beside: bool = False) -> Any:
+    """Import a file anew: no test sees what another one has changed in it, or in what a module of Ansible has with others.
+
+    ``beside``: a module of Ansible shares plugins/module_utils with the last one.
+    """
     if path.is_relative_to(PLUGINS):
-        for name in [name for name in sys.modules if name.partition(".")[0] == PLUGINS.name]:
+        for name in [] if beside else [name for name in sys.modules if name.partition(".")[0] == PLUGINS.name]:
             del sys.modules[name]
         sys.path.insert(0, str(PROJECT))
         try:

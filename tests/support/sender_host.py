@@ -53,7 +53,7 @@ class HostOfSender:
         monkeypatch.setattr(shared("places"), "UNITS", str(self.units))
         monkeypatch.setattr(shared("places"), "CORES", str(root / "cores"))
         monkeypatch.setattr(shared("next_boot"), "ROOT", str(root))
-        monkeypatch.setattr(shared("sender"), "PATH", str(self.bin))
+        monkeypatch.setattr(shared("programs"), "PATH", str(self.bin))
         monkeypatch.setattr(shared("sender"), "pwd", self)
         monkeypatch.setattr(shared("sender"), "grp", self)
 

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.kernel_values import Kernel
 from support.project import load, shared
 from support.sender_host import COMMENT, HostOfSender
+from support.server_host import SERVICE, HostOfServer
 
 MODULE = Path(__file__).resolve().parents[2] / "plugins/modules/core_helper_snapshot.py"
 # The client has another version than the daemon, which answers as long as there is a file.
@@ -195,6 +197,92 @@ def test_rollback_to_a_version_with_a_sender_brings_all_back_but_the_credentials
     assert stat.S_IMODE(recorded.uploader.stat().st_mode) == 0o755
     assert recorded.said()[-1] == "systemctl restart docker-core-helper-sender.timer"
     assert not recorded.run(before)["changed"]
+
+
+class Served(HostOfServer):
+    """A host whose kernel and units the role sets up, and which is brought back by a snapshot."""
+
+    def __init__(self, root: Path, capture: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        """Make a helper with a library."""
+        super().__init__(Kernel(root, capture, monkeypatch), monkeypatch)
+        self.snapshots = load(MODULE, beside=True)
+        monkeypatch.setattr(self.snapshots, "PATH", str(self.bin))
+        library = root / "lib/2f7c0d1e9a34"
+        library.mkdir(parents=True)
+        (self.bin / "library").write_text(f"{library}\n")
+        self.entry = root / "docker_core_helper"
+        self.entry.write_text(f'#!/usr/bin/python3 -IS\nLIBRARY = "{library}"\n')
+        self.parameters = {
+            "bin_dir": str(root),
+            "lib_dir": str(library.parent),
+            "sysctl_file": str(self.kernel.sysctl_file),
+        }
+        monkeypatch.setattr(shared("places"), "CONFIGURATION", str(root / "docker_core_helper.conf"))
+
+    def set_up(self, mode: str) -> None:
+        """Have the role set it up."""
+        assert "msg" not in self.run(mode, pattern=f"|{self.entry} %P %u %g")
+        self.said()
+
+    def snapshot(self, before: Any = None, check: bool = False) -> dict[str, Any]:
+        """Take a snapshot, or bring the host back by one."""
+        testing = pytest.importorskip("ansible.module_utils.testing")
+        parameters = {**self.parameters, "snapshot": before, "_ansible_check_mode": check}
+        with testing.patch_module_args(parameters), pytest.raises(SystemExit):
+            self.snapshots.main()
+        result: dict[str, Any] = json.loads(self.kernel.capture.readouterr().out.splitlines()[-1])
+        return result
+
+
+@pytest.fixture
+def served(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Served:
+    """Return a host that can have a resident helper."""
+    pytest.importorskip("ansible.module_utils.testing")
+    return Served(tmp_path, capsys, monkeypatch)
+
+
+@pytest.mark.parametrize(("mode", "other"), [("socket", "pipe"), ("pipe", "socket")])
+def test_rollback_brings_the_mode_back(served: Served, mode: str, other: str) -> None:
+    served.set_up(mode)
+    before, state = served.snapshot()["snapshot"], served.state()
+    served.set_up(other)
+    predicted = served.snapshot(before, check=True)
+    assert served.said() == []
+    result = served.snapshot(before)
+    assert (result["changed"], result["diff"]) == (True, predicted["diff"])
+    assert (result["snapshot"], served.state()) == (before, state)
+    # Whatever is started or stopped: crashes go to the pipe.
+    assert {line.split(", ")[1] for line in served.said()} == {f"|{served.entry} %P %u %g"}
+    assert not served.snapshot(before)["changed"]
+
+
+def test_rollback_to_a_version_from_before_there_were_resident_helpers_leaves_no_unit(served: Served) -> None:
+    served.set_up("pipe")
+    before = served.snapshot()["snapshot"]
+    for path in [path for path in before["files"] if path.startswith(str(served.units))]:
+        del before["files"][path]
+    served.set_up("socket")
+    served.snapshot(before)
+    assert list(served.units.iterdir()) == []
+    assert served.kernel.live == (f"|{served.entry} %P %u %g", "64")
+
+
+def test_rollback_restarts_a_resident_helper_of_the_newer_version(served: Served) -> None:
+    served.set_up("socket")
+    before = served.snapshot()["snapshot"]
+    (served.bin / "library").write_text("/opt/lib/docker_core_helper/of-the-newer-one\n")
+    (step,) = served.snapshot(before)["diff"]
+    assert step["before"] == "enabled, active, of another version\n"
+    assert f"restart {SERVICE}, |{served.entry} %P %u %g" in served.said()
+
+
+def test_a_resident_helper_that_does_not_come_back_leaves_crashes_to_the_pipe(served: Served) -> None:
+    served.set_up("socket")
+    before = served.snapshot()["snapshot"]
+    served.set_up("pipe")
+    (served.bin / "fails").touch()
+    assert f"systemctl restart {SERVICE}" in served.snapshot(before)["msg"]
+    assert served.kernel.live == (f"|{served.entry} %P %u %g", "64")
 
 
 def test_a_host_is_as_before_whatever_an_earlier_version_has_not_recorded() -> None:

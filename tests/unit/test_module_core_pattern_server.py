@@ -3,99 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support.kernel_values import PATTERN, Kernel
-from support.project import shared
+from support.server_host import LIBRARY, SERVICE, SOCKET, SOCKET_PATTERN, UNITS, HostOfServer
 
 pytest.importorskip("ansible.module_utils.testing")
 
-SOCKET_PATTERN = "@@/run/docker_core_helper/core.sock"
-SERVICE, SOCKET = "docker-core-helper.service", "docker-core-helper.socket"
-WRITTEN = "# Written by the Ansible role docker_core_helper\n"
-UNITS = {"socket": f"{WRITTEN}[Socket]\n", "service": f"{WRITTEN}[Service]\n"}
-LIBRARY = "/opt/lib/docker_core_helper/2f7c0d1e9a34"
-# The service sets the pattern when it starts, as its ExecStartPost does, and that of the next boot when it ends.
-SYSTEMCTL = """#!/bin/sh
-here=${0%/*} units=$here/../etc/systemd/system kernel=$here/../../kernel
-for name; do :; done
-case "$1" in
-show)
-    [ -e "$units/$name" ] && echo LoadState=loaded || echo LoadState=not-found
-    [ -e "$here/active-$name" ] && echo ActiveState=active || echo ActiveState=inactive
-    [ -e "$here/enabled-$name" ] && echo UnitFileState=enabled || echo UnitFileState=disabled
-    echo "StatusText=Waits for crashes, with $(cat "$here/library")"
-    exit ;;
-esac
-echo "$*, $(cat "$kernel/core_pattern")" >>"$here/said"
-case "$1" in
-enable | disable)
-    verb=$1
-    shift
-    for name; do
-        [ "$verb" = enable ] && : >"$here/enabled-$name" || rm -f "$here/enabled-$name"
-    done ;;
-start | restart)
-    if [ -e "$here/fails" ] && [ "$name" = docker-core-helper.service ]; then
-        rm -f "$here/active-$name"
-        echo "Job for $name failed." >&2
-        exit 1
-    fi
-    : >"$here/active-$name"
-    [ "$name" != docker-core-helper.service ] || cat "$here/pattern" >"$kernel/core_pattern" ;;
-stop)
-    rm -f "$here/active-$name"
-    [ "$name" != docker-core-helper.service ] || [ ! -e "$kernel/60-docker-core-helper.conf" ] ||
-        sed -n 's/^kernel.core_pattern = //p' "$kernel/60-docker-core-helper.conf" >"$kernel/core_pattern"
-    [ ! -e "$here/next" ] || cat "$here/next" >"$kernel/core_pattern" ;;
-esac
-"""
-
-
-class Host:
-    """A kernel with a core-dump socket, and a systemd."""
-
-    def __init__(self, kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Make the host, without units."""
-        self.kernel = kernel
-        self.bin = kernel.host / "bin"
-        self.units = kernel.host / "etc/systemd/system"
-        for directory in (self.bin, self.units, kernel.host / "run/systemd/system"):
-            directory.mkdir(parents=True)
-        (self.bin / "systemctl").write_text(SYSTEMCTL)
-        (self.bin / "systemctl").chmod(0o755)
-        (self.bin / "pattern").write_text(f"{SOCKET_PATTERN}\n")
-        (self.bin / "library").write_text(f"{LIBRARY}\n")
-        (kernel.root / "core_modes").write_text("file\npipe\nsocket\n")
-        monkeypatch.setattr(shared("places"), "UNITS", str(self.units))
-        monkeypatch.setattr(shared("programs"), "PATH", str(self.bin))
-
-    def run(self, mode: str = "socket", state: str = "present", **changed: Any) -> dict[str, Any]:
-        """Run the module and return its result."""
-        return self.kernel.run(state, **{"mode": mode, **UNITS, **changed})
-
-    def said(self) -> list[str]:
-        """Return what was asked of systemd since the last time, each with the pattern of that moment."""
-        path = self.bin / "said"
-        lines = path.read_text().splitlines() if path.exists() else []
-        path.unlink(missing_ok=True)
-        return lines
-
-    def state(self) -> dict[str, str]:
-        """Return all files but those that only the stand-in has."""
-        paths = [path for path in self.kernel.root.parent.rglob("*") if path.is_file() and path.name != "said"]
-        return {str(path): path.read_text() for path in paths}
-
 
 @pytest.fixture
-def host(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Host:
+def host(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> HostOfServer:
     """Return a host that can have a resident helper."""
-    return Host(Kernel(tmp_path, capsys, monkeypatch), monkeypatch)
+    return HostOfServer(Kernel(tmp_path, capsys, monkeypatch), monkeypatch)
 
 
 @pytest.mark.parametrize("mode", ["socket", "auto"])
-def test_the_service_sets_the_pattern_and_the_next_boot_has_that_of_the_pipe(host: Host, mode: str) -> None:
+def test_the_service_sets_the_pattern_and_the_next_boot_has_that_of_the_pipe(host: HostOfServer, mode: str) -> None:
     result = host.run(mode)
     assert result["changed"]
     assert host.kernel.live == (SOCKET_PATTERN, "64")
@@ -109,7 +32,7 @@ def test_the_service_sets_the_pattern_and_the_next_boot_has_that_of_the_pipe(hos
     ]
 
 
-def test_a_second_run_changes_nothing(host: Host) -> None:
+def test_a_second_run_changes_nothing(host: HostOfServer) -> None:
     host.run()
     host.said()
     before = host.state()
@@ -121,7 +44,9 @@ def test_a_second_run_changes_nothing(host: Host) -> None:
 @pytest.mark.parametrize("state", ["present", "absent"])
 @pytest.mark.parametrize("mode", ["socket", "pipe"])
 @pytest.mark.parametrize("installed", [False, True])
-def test_check_mode_tells_what_a_run_does_and_does_nothing(host: Host, state: str, mode: str, installed: bool) -> None:
+def test_check_mode_tells_what_a_run_does_and_does_nothing(
+    host: HostOfServer, state: str, mode: str, installed: bool
+) -> None:
     if installed:
         host.run()
         host.said()
@@ -140,7 +65,7 @@ def test_check_mode_tells_what_a_run_does_and_does_nothing(host: Host, state: st
         ("systemd", "systemd does not run there"),
     ],
 )
-def test_a_host_that_cannot_have_it_is_refused_or_has_the_pipe(host: Host, missing: str, reason: str) -> None:
+def test_a_host_that_cannot_have_it_is_refused_or_has_the_pipe(host: HostOfServer, missing: str, reason: str) -> None:
     if missing == "systemd":
         (host.kernel.host / "run/systemd/system").rmdir()
     else:
@@ -157,7 +82,7 @@ def test_a_host_that_cannot_have_it_is_refused_or_has_the_pipe(host: Host, missi
 
 @pytest.mark.parametrize("fault", ["fails", "pattern"])
 @pytest.mark.parametrize("before", ["nothing", "pipe"])
-def test_a_service_that_does_not_come_up_leaves_all_as_it_was(host: Host, fault: str, before: str) -> None:
+def test_a_service_that_does_not_come_up_leaves_all_as_it_was(host: HostOfServer, fault: str, before: str) -> None:
     if before == "pipe":
         host.run("pipe", pipe_limit=8)
     (host.bin / fault).write_text("@@/run/other\n")
@@ -172,7 +97,7 @@ def test_a_service_that_does_not_come_up_leaves_all_as_it_was(host: Host, fault:
     assert host.state() == found
 
 
-def test_a_new_unit_that_does_not_come_up_leaves_the_old_one_running(host: Host) -> None:
+def test_a_new_unit_that_does_not_come_up_leaves_the_old_one_running(host: HostOfServer) -> None:
     host.run()
     before = host.state()
     # It fails once: with the new unit.
@@ -184,7 +109,7 @@ def test_a_new_unit_that_does_not_come_up_leaves_the_old_one_running(host: Host)
     assert host.kernel.live == (SOCKET_PATTERN, "64")
 
 
-def test_where_neither_unit_comes_up_the_pipe_takes_crashes(host: Host) -> None:
+def test_where_neither_unit_comes_up_the_pipe_takes_crashes(host: HostOfServer) -> None:
     host.run()
     (host.bin / "fails").touch()
     assert host.run(service=f"{UNITS['service']}New=1\n")["failed"]
@@ -200,7 +125,7 @@ def test_where_neither_unit_comes_up_the_pipe_takes_crashes(host: Host) -> None:
     ],
 )
 def test_a_service_that_is_not_as_it_should_be_is_started_anew(
-    host: Host, monkeypatch: pytest.MonkeyPatch, changed: str, shown: str
+    host: HostOfServer, monkeypatch: pytest.MonkeyPatch, changed: str, shown: str
 ) -> None:
     entry = host.kernel.host / "docker_core_helper"
     entry.write_text(f'#!/usr/bin/python3 -IS\nLIBRARY = "{LIBRARY}"\n')
@@ -217,14 +142,14 @@ def test_a_service_that_is_not_as_it_should_be_is_started_anew(
     assert host.said()[-1] == f"restart {SERVICE}, {pattern}"
 
 
-def test_a_pattern_that_somebody_has_set_meanwhile_is_set_again(host: Host) -> None:
+def test_a_pattern_that_somebody_has_set_meanwhile_is_set_again(host: HostOfServer) -> None:
     host.run()
     host.kernel.set("core", "0")
     assert host.run()["changed"]
     assert host.kernel.live == (SOCKET_PATTERN, "64")
 
 
-def test_another_socket_replaces_the_old_one_when_nobody_is_sent_there(host: Host) -> None:
+def test_another_socket_replaces_the_old_one_when_nobody_is_sent_there(host: HostOfServer) -> None:
     host.run()
     host.said()
     host.run(socket=f"{UNITS['socket']}Backlog=1\n")
@@ -233,7 +158,7 @@ def test_another_socket_replaces_the_old_one_when_nobody_is_sent_there(host: Hos
     assert host.kernel.live == (SOCKET_PATTERN, "64")
 
 
-def test_the_pipe_comes_back_before_the_service_ends(host: Host) -> None:
+def test_the_pipe_comes_back_before_the_service_ends(host: HostOfServer) -> None:
     host.run()
     host.said()
     assert host.run("pipe")["changed"]
@@ -250,7 +175,7 @@ def test_the_pipe_comes_back_before_the_service_ends(host: Host) -> None:
     assert not host.run("pipe")["changed"]
 
 
-def test_removal_leaves_no_unit_and_restores_the_values(host: Host) -> None:
+def test_removal_leaves_no_unit_and_restores_the_values(host: HostOfServer) -> None:
     host.kernel.set("/var/crash/core", "16")
     before = host.state()
     host.run()
@@ -260,7 +185,7 @@ def test_removal_leaves_no_unit_and_restores_the_values(host: Host) -> None:
     assert not host.run("socket", "absent")["changed"]
 
 
-def test_a_removal_that_fails_at_the_service_leaves_all_as_it_was(host: Host) -> None:
+def test_a_removal_that_fails_at_the_service_leaves_all_as_it_was(host: HostOfServer) -> None:
     host.run()
     script = (host.bin / "systemctl").read_text()
     (host.bin / "systemctl").write_text(script.replace("\nstop)\n", '\nstop)\n    echo "not today" >&2; exit 1\n'))
@@ -270,14 +195,14 @@ def test_a_removal_that_fails_at_the_service_leaves_all_as_it_was(host: Host) ->
     assert host.state() == before
 
 
-def test_removal_restores_the_value_that_the_next_boot_would_not_set(host: Host) -> None:
+def test_removal_restores_the_value_that_the_next_boot_would_not_set(host: HostOfServer) -> None:
     host.run()
     (host.bin / "next").write_text("|/usr/lib/systemd/systemd-coredump %P\n")
     host.run("socket", "absent")
     assert host.kernel.live == ("core", "0")
 
 
-def test_a_removal_that_the_kernel_refuses_leaves_the_service_its_pattern(host: Host) -> None:
+def test_a_removal_that_the_kernel_refuses_leaves_the_service_its_pattern(host: HostOfServer) -> None:
     host.run()
     before = host.state()
     host.kernel.refuses = "core_pipe_limit"
@@ -286,7 +211,7 @@ def test_a_removal_that_the_kernel_refuses_leaves_the_service_its_pattern(host: 
 
 
 @pytest.mark.parametrize("name", [SERVICE, SOCKET])
-def test_a_unit_of_somebody_else_is_refused_and_a_removal_leaves_it(host: Host, name: str) -> None:
+def test_a_unit_of_somebody_else_is_refused_and_a_removal_leaves_it(host: HostOfServer, name: str) -> None:
     (host.units / name).write_text("[Unit]\n")
     before = host.state()
     assert host.run()["msg"].startswith(

@@ -209,6 +209,63 @@ def test_a_socket_is_told_as_one_and_an_owner_is_named(tmp_path: Path, monkeypat
     assert "web01: next boot: /etc/sysctl.conf sets kernel.core_pattern to '|/a/rdp', Dynatrace OneAgent\n" in shown
 
 
+PIPE = "|/opt/bin/docker_core_helper %P %u %g"
+RESIDENT = "@@/run/docker_core_helper/core.sock"
+SERVICE = "docker-core-helper.service"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "live", "column", "said", "is_right"),
+    [
+        (PIPE, PIPE, "as wanted", "", True),
+        (RESIDENT, RESIDENT, "as wanted, socket", "", True),
+        (
+            RESIDENT,
+            PIPE,
+            "pipe for now",
+            "warning: web01: the resident helper does not get the cores, so each",
+            True,
+        ),
+        (PIPE, RESIDENT, "the socket", f"web01: drift: kernel.core_pattern is {RESIDENT!r}", False),
+        (RESIDENT, "core", "core", f"web01: kernel.core_pattern is 'core' instead of {RESIDENT!r}", False),
+    ],
+)
+def test_both_ways_of_a_core_are_right_and_the_table_says_which(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: str, live: str, column: str, said: str, is_right: bool
+) -> None:
+    owner = "the socket" if live == RESIDENT else ""
+    files = {"/etc/sysctl.d/60-docker-core-helper.conf": f"kernel.core_pattern = {PIPE}\n"}
+    state = {"files": files, "live": {"core_pattern": live, "core_pipe_limit": "512"}}
+    kernel = {"core_pattern": wanted, "core_pattern_at_boot": PIPE, "next_boot": PIPE, "next_boot_file": "/etc/x"}
+    result, shown = report(
+        tmp_path,
+        {"web01": {**SNAPSHOT, "installed": True, "owner": owner, "snapshot": state}},
+        monkeypatch,
+        __docker_core_helper_found={"changed": False, **kernel},
+    )
+    assert f"  {column}  " in shown and said in shown
+    assert result.get("failed") is not is_right
+
+
+@pytest.mark.parametrize(
+    ("state", "problem"),
+    [
+        ("enabled, active, of another version", f"{SERVICE} is enabled, active, of another version"),
+        ("disabled, active", f"{SERVICE} is disabled, active"),
+        ("enabled, inactive", ""),
+    ],
+)
+def test_a_resident_helper_that_will_not_be_there_or_is_another_one_is_a_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, problem: str
+) -> None:
+    live = {"core_pattern": RESIDENT, "core_pipe_limit": "512"}
+    step = {"after_header": SERVICE, "before_header": SERVICE, "before": f"{state}\n", "after": "enabled, active\n"}
+    kernel = {"changed": True, "core_pattern": RESIDENT, "core_pattern_at_boot": PIPE, "diff": [step]}
+    answer = {**SNAPSHOT, "installed": True, "snapshot": {"files": {}, "live": live}}
+    _, shown = report(tmp_path, {"web01": answer}, monkeypatch, __docker_core_helper_found=kernel)
+    assert f"web01: {problem}" in shown if problem else "web01: " not in shown
+
+
 def test_that_set_id_programs_leave_no_core_is_a_warning_for_all_hosts_and_no_problem(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
+from core_helper import server
 from core_helper.configuration import Configuration, parse_configuration
 from core_helper.crash import SIGNALS
 from core_helper.words import unquote
@@ -27,6 +28,7 @@ PLAYBOOK = str(Path(sys.executable).with_name("ansible-playbook"))
 ROLES = ["docker_core_helper", "core_uploader"]
 HELPER = "/opt/bin/docker_core_helper"
 NAME = "docker_core_helper_"
+SOCKET = "@@/run/docker_core_helper/core.sock"
 
 # What must be quoted, and what no message may show.
 SECRETS = {
@@ -65,6 +67,8 @@ ACCEPTED: dict[str, dict[str, Any]] = {
         "sender": ["/srv/a b", 'say "hello"', "it's", "100%", "/mnt/c d", "file:///srv/x%"],
         "sender_environment": SECRETS,
     },
+    "socket": {"mode": "socket", "bin_dir": "/srv/bin"},
+    "auto": {"mode": "auto", "core_pattern": f"|{HELPER} -d%d -F%F -- %P %u %g"},
     "no_chain": {"chain": "none"},
     "chain": {"chain": ["/usr/share/apport/apport", "-p%p", "--", "%E"], "chain_containers": True},
     "chain_quotes": {"chain": ["/opt/a b", 'say "hello"', "it's", "%", "%x", ""]},
@@ -234,6 +238,17 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "ignore_programs": ({"ignore_programs": ["chrome"]}, "_ignore_programs must be a list of paths, such as [/usr/"),
     "ignore_programs_string": ({"ignore_programs": "/x"}, "docker_core_helper_ignore_programs must be a list of paths"),
     "ignore_programs_newline": ({"ignore_programs": ["/a\nb"]}, "docker_core_helper_ignore_programs must not hold"),
+    "mode": ({"mode": "sockets"}, 'docker_core_helper_mode must be pipe, socket or auto: "sockets"'),
+    "mode_list": ({"mode": ["socket"]}, "docker_core_helper_mode must be pipe, socket or auto"),
+    "mode_delegate": (
+        {"mode": "auto", "core_pattern": f"|{HELPER} %P %u %g /opt/bin/uploader.sh"},
+        "docker_core_helper_core_pattern names more than the helper and the process, of which docker_core_helper_mode=auto"
+        " would know nothing: leave it out, and use the other variables, such as docker_core_helper_delegate",
+    ),
+    "mode_env": (
+        {"mode": "socket", "core_pattern": f"|/usr/bin/env DOCKERCOREHELPER_FALLBACK_CORE=1 {HELPER} %P %u %g"},
+        "docker_core_helper_core_pattern names more than the helper and the process",
+    ),
     "python_number": ({"python": 3.12}, "docker_core_helper_python must be an absolute path"),
     "python": ({"python": "python3"}, "docker_core_helper_python must be an absolute path"),
 }
@@ -253,6 +268,9 @@ PLAY = """
           {{ docker_core_helper_kernel_limit }}
           {{ lookup('ansible.builtin.template', templates ~ '/docker_core_helper.credentials.j2') | b64encode }}
           {{ lookup('ansible.builtin.template', templates ~ '/docker-core-helper-sender.service.j2') | b64encode }}
+          {{ lookup('ansible.builtin.template', templates ~ '/docker-core-helper.service.j2') | b64encode }}
+          {{ lookup('ansible.builtin.template', templates ~ '/docker-core-helper.socket.j2') | b64encode }}
+          {{ __docker_core_helper_live_patterns | join(', ') | b64encode }}
 """
 
 
@@ -359,6 +377,30 @@ def test_the_service_of_the_sender_may_write_where_cores_are_and_where_they_go(
     assert f"\nExecStart={HELPER} cores send\n" in unit
 
 
+@pytest.mark.parametrize(
+    ("case", "entry", "patterns"),
+    [
+        ("defaults", HELPER, ["{pipe}"]),
+        ("socket", "/srv/bin/docker_core_helper", [SOCKET]),
+        ("auto", HELPER, [f"|{HELPER} -d%d -F%F -- %P %u %g", SOCKET]),
+    ],
+)
+def test_the_units_of_the_resident_helper_start_it_and_set_what_the_role_looks_for(
+    messages: dict[str, str], case: str, entry: str, patterns: list[str]
+) -> None:
+    service, socket, live = (base64.b64decode(word).decode() for word in messages[case].split()[4:7])
+    assert f"\nExecStart={entry} serve\n" in service
+    assert f"p={SOCKET};" in service
+    assert f"\nListenStream={SOCKET.removeprefix('@@')}\n" in socket
+    pipe = f"|{HELPER} -F%F -I%I -s%s -t%t -d%d -c%c %P %u %g"
+    assert live.split(", ") == [pattern.format(pipe=pipe) for pattern in patterns]
+    # What the modules know as their own, and what the server itself has.
+    assert project.load(PROJECT / "plugins/modules/core_pattern.py").SOCKET_PATTERN.removeprefix("@@") == server.PATH
+    assert project.load(PROJECT / "plugins/action/core_helper_report.py").SOCKET == SOCKET
+    for unit in (service, socket):
+        assert unit.startswith("# Written by the Ansible role docker_core_helper;")
+
+
 def test_the_signals_that_leave_a_core_are_those_of_the_helper() -> None:
     pytest.importorskip("ansible.plugins.action")
     assert list(SIGNALS.values()) == project.load(PROJECT / "plugins/action/core_helper_preflight.py").SIGNALS
@@ -447,7 +489,7 @@ def test_who_is_not_root_and_has_no_sudo_is_told_so(
         assert value_of("hosts_become", **known) is become
 
 
-def test_the_kernel_is_the_helpers_after_its_configuration_is_written() -> None:
+def test_the_kernel_starts_the_helper_after_its_configuration_is_written() -> None:
     tasks = [task["ansible.builtin.import_tasks"] for task in load("tasks/main.yml")]
     assert tasks == [
         "preflight.yml",

@@ -23,6 +23,7 @@ ORDER = (
     "test_upgrade.py",
     "test_owners.py",
     "test_reboot.py",
+    "test_socket.py",
     "test_sender.py",
     "test_removal.py",
     "test_pull.py",

@@ -55,9 +55,9 @@ SUID_DUMPABLE = (
 SERVICE = "docker-core-helper.service"
 SOCKET = "@@/run/docker_core_helper/core.sock"
 RESTING = (
-    "the resident helper does not get the cores, so each crash starts a helper, as with docker_core_helper_mode=pipe. It does not"
-    " run, or somebody has set the pattern of the pipe, as sysctl --system does: see systemctl status docker-core-helper.service;"
-    " the next run of site.yml mends that"
+    "the resident helper does not get the cores, so each crash starts a helper, as with docker_core_helper_mode=pipe. It does"
+    " not run, or somebody has set the pattern of the pipe, as sysctl --system does: see systemctl status"
+    " docker-core-helper.service; the next run of site.yml mends that"
 )
 # So many hosts are named in a line that is about many.
 NAMED = 5

@@ -74,7 +74,7 @@
  *                  environment; with exit, a child waits for it while it ends
  *   automount      an automounter over / which answers nobody; a child goes on, with /jail as its root directory
  *   silent=PATH    mounts a file system there that says of no name whether it exists
- *   groups         65,536 supplementary groups
+ *   groups=COUNT   so many supplementary groups, 65,536 at most
  *   aio            has asked that file system for a page, and does not wait for it: the end of its memory does
  *   descriptors=THREADS:FILES  a child with so many threads and open files does nothing for ever; the parent goes on
  *   kill-dumping=COUNT  that many children crash as "aio" does before, and are killed meanwhile
@@ -916,12 +916,12 @@ static void hold_memory(void)
 		;
 }
 
-static void have_many_groups(void)
+static void have_many_groups(size_t count)
 {
 	static gid_t groups[65536];
-	for (size_t i = 0; i < sizeof groups / sizeof *groups; i++)
+	for (size_t i = 0; i < count; i++)
 		groups[i] = 4000000000u + i;
-	must(setgroups(sizeof groups / sizeof *groups, groups), "setgroups");
+	must(setgroups(count, groups), "setgroups");
 }
 
 static void ask_and_go_on(void)
@@ -1630,7 +1630,7 @@ static void act(char **actions)
 		else if (IS("silent"))
 			mount_fuse(value, 1);
 		else if (IS("groups"))
-			have_many_groups();
+			have_many_groups(atoi(value));
 		else if (IS("aio"))
 			ask_and_go_on();
 		else if (IS("descriptors"))

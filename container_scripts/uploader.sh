@@ -45,10 +45,10 @@
 # So this script checks everything before it reads. It sets the whole upload no deadline: that is up to the helper.
 #
 # Exit codes: 0 stored; 64 wrong arguments; 69 the image lacks a program; 71 no process could be started; 73 the directory is
-# missing, not writable, or has a file of this name; 77 a file that a setting names cannot be read. With these codes it has read
-# nothing, except for a 71 that comes late. 74: the core could not be compressed, sent or written. 75: the store is away: it does
-# not answer in time, refuses the connection, or says that it has an error of its own (5xx). Each failure is one line on stderr:
-# uploader.sh: OBJECT: WHAT HAPPENED: WHAT TO DO.
+# missing, not writable, or has a file of this name; 77 a file that a setting names cannot be read, or the client cannot use these
+# credentials. With these codes it has read nothing, except for a 71 that comes late. 74: the core could not be compressed, sent or
+# written. 75: the store is away: it does not answer in time, refuses the connection, or says that it has an error of its own (5xx).
+# Each failure is one line on stderr: uploader.sh: OBJECT: WHAT HAPPENED: WHAT TO DO.
 
 # Without -f the shell could expand the words of a client's message to names of files.
 set -uf
@@ -328,7 +328,7 @@ choose_client() {
     fi
     need sleep
     readable AWS_CA_BUNDLE
-    [ -n "${AWS_ACCESS_KEY_ID-}" ] || readable AWS_WEB_IDENTITY_TOKEN_FILE
+    [ -n "${AWS_ACCESS_KEY_ID-}" ] || readable AWS_WEB_IDENTITY_TOKEN_FILE AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE
     # Where the host keeps the core (CORE_SIZE), it also tries again, and the process need not wait. How long clients try, tests
     # have measured: 3, 5 and 7 tries of rclone are 5, 30 and 115 seconds.
     tries=3
@@ -373,6 +373,10 @@ set_up_rclone() {
     : "${RCLONE_S3_NO_CHECK_BUCKET:=true}" "${RCLONE_S3_NO_HEAD_OBJECT:=true}" "${RCLONE_GCS_NO_CHECK_BUCKET:=true}"
     : "${RCLONE_AZUREBLOB_NO_CHECK_CONTAINER:=true}" "${RCLONE_GCS_BUCKET_POLICY_ONLY:=true}"
     set +a
+    case $destination in
+    gs://*) [ "$RCLONE_GCS_ENV_AUTH" != true ] || readable GOOGLE_APPLICATION_CREDENTIALS ;;
+    azblob://*) [ "${RCLONE_AZUREBLOB_ENV_AUTH-}" != true ] || readable AZURE_FEDERATED_TOKEN_FILE ;;
+    esac
 }
 
 set_up_aws() {
@@ -385,6 +389,10 @@ set_up_aws() {
 }
 
 set_up_s3cmd() {
+    [ -n "${AWS_ACCESS_KEY_ID-}" ] ||
+        [ -z "${AWS_CONTAINER_CREDENTIALS_RELATIVE_URI-}${AWS_CONTAINER_CREDENTIALS_FULL_URI-}" ] ||
+        fail 77 "$object" "s3cmd takes no role of a task or a pod (AWS_CONTAINER_CREDENTIALS_*)" \
+            "install rclone or aws in the image, or give the container AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     s3_host=${endpoint#*://} s3_host=${s3_host%/}
     : "${s3_host:=s3.${region:-us-east-1}.amazonaws.com}"
     [ "$room" -lt 192 ] && part_size=5 || part_size=16
@@ -393,8 +401,8 @@ set_up_s3cmd() {
 set_up_curl() {
     case ${AWS_ACCESS_KEY_ID-}${AWS_SECRET_ACCESS_KEY-}${AWS_SESSION_TOKEN-} in
     '' | *[!!-~]* | *[\\\"]*)
-        fail 77 "$object" "curl needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" \
-            "give these to the container, or install rclone in the image"
+        fail 77 "$object" "curl needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and takes no token and no role" \
+            "give these to the container, or install rclone or aws in the image"
         ;;
     esac
     case $destination in
@@ -561,10 +569,15 @@ remedy() {
         remedy="let AWS_CA_BUNDLE name the certificate of the server's CA, or install ca-certificates in the image" ;;
     *NoSuchBucket* | *'bucket does not exist'* | *ContainerNotFound* | *'irectory not found'*)
         remedy="create the bucket or correct the destination" ;;
+    *IMDS*imeout*)
+        remedy="give the container credentials, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a role; that of an EC2 instance \
+needs an HttpPutResponseHopLimit of 2 there" ;;
     *'nable to locate credentials'* | *'no EC2 IMDS role'* | *NoCredential* | *'static credentials are empty'* | \
         *'onfiguration file not available'* | *'could not find default credentials'* | *DefaultAzureCredential*)
         remedy="give the container credentials, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a role" ;;
-    *'error STS'*'no such host'* | *'error STS'*refused* | *'error STS'*imeout* | *'error STS'*'eadline exceeded'*)
+    *'error STS'*'no such host'* | *'error STS'*refused* | *'error STS'*imeout* | *'error STS'*'eadline exceeded'* | \
+        *'load credentials'*refused* | *'load credentials'*imeout* | *'load credentials'*'eadline exceeded'* | \
+        *'container metadata'*'onnect to the endpoint'* | *'container metadata'*imeout* | *'container metadata'*'imed out'*)
         code=75 remedy="check the container's network: the service that gives it credentials does not answer" ;;
     *InvalidAccessKeyId* | *SignatureDoesNotMatch* | *AccessDenied* | *Token* | *redential* | *Forbidden* | *'ode: 403'* | \
         *'(403)'* | *'rror: 403'* | *AuthenticationFailed* | *AuthorizationFailure*)

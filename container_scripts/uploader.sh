@@ -584,7 +584,7 @@ needs an HttpPutResponseHopLimit of 2 there" ;;
         remedy="check the container's AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and that they may write there" ;;
     *refused* | *'no such host'* | *'onnect to the endpoint'* | *imeout* | *imed' out'* | *unreachable* | *' EOF' | \
         *'reset by peer'* | *'resolve host'* | *'not known'* | *'failure in name resolution'* | *'onnection was closed'* | \
-        *'onnect to server'* | *'ailed to connect'*)
+        *'onnect to server'* | *'ailed to connect'* | *'roken pipe'* | *'mpty reply'*)
         code=75 remedy="check the container's AWS_ENDPOINT_URL and network" ;;
     *'ode: 5'[0-9][0-9]* | *\(5[0-9][0-9]\)* | *'rror: 5'[0-9][0-9]* | *Internal*Error* | *erviceUnavailable* | *SlowDown* | \
         *BadGateway* | *'try again later'* | *'failed too many times'*)

@@ -97,6 +97,8 @@ def test_a_failed_client_is_blamed_in_one_line(image: Image, end: str, words: st
         ("dial tcp 127.0.0.1:9000: connect: connection refused", 75),
         ("Could not connect to the endpoint URL", 75),
         ("read: connection reset by peer", 75),
+        ("(55) Send failure: Broken pipe", 75),
+        ("(52) Empty reply from server", 75),
         ("context deadline exceeded (Client.Timeout exceeded)", 75),
         ("lookup s3.test: no such host", 75),
         ("https response error StatusCode: 503, RequestID: , HostID: , no more", 75),

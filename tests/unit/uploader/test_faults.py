@@ -7,6 +7,7 @@ import contextlib
 import http.server
 import os
 import re
+import shutil
 import socket
 import socketserver
 import subprocess
@@ -19,18 +20,19 @@ import pytest
 from support.tables import Row
 from unit.uploader.support import (
     ACCESS_KEY,
+    CLIENTS,
     CORE,
-    FACTS,
     KEY,
     SECRET_KEY,
-    UPLOADER,
     Image,
+    Network,
     Server,
     assert_delivered,
     assert_failed,
     each_client,
     fault,
     free_port,
+    images_with_a_client_each,
     of_all_clients,
     serving,
 )
@@ -101,22 +103,28 @@ for verb in ("GET", "HEAD", "PUT", "POST", "DELETE"):
     setattr(Ailing, f"do_{verb}", Ailing.answer)
 
 
-@each_client
+SLOW_DOWN = (503, b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce</Message></Error>")
+ERRORS = [
+    SLOW_DOWN,
+    (500, b"<?xml version='1.0'?><Error><Code>InternalError</Code><Message>Try again</Message></Error>"),
+    (502, b"<html>Bad Gateway</html>"),
+    (503, b""),
+]
+
+
+# s3cmd and curl say the same of each error of a server.
 @pytest.mark.parametrize(
-    ("status", "body"),
+    ("shell", "client", "error"),
     [
-        (503, b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce</Message></Error>"),
-        (500, b"<?xml version='1.0'?><Error><Code>InternalError</Code><Message>Try again</Message></Error>"),
-        (502, b"<html>Bad Gateway</html>"),
-        (503, b""),
+        *(("dash", client, error) for client in ("rclone", "aws") for error in ERRORS),
+        *(("dash", client, SLOW_DOWN) for client in ("s3cmd", "curl")),
     ],
-    ids=["slow down", "internal error", "gateway", "no body"],
+    indirect=["shell", "client"],
 )
 def test_an_error_of_the_server_asks_to_keep_the_core(
-    image: Image, client: str, status: int, body: bytes, row: Row
+    image: Image, client: str, error: tuple[int, bytes], row: Row
 ) -> None:
-    if client in ("s3cmd", "curl") and status != 500:
-        pytest.skip(f"{client} takes its time, and says the same of each error of a server")
+    status, body = error
     handler = type("Handler", (Ailing,), {"status": status, "body": body})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as ailing:
         threading.Thread(target=ailing.serve_forever, daemon=True).start()
@@ -172,7 +180,7 @@ class Passage(socketserver.BaseRequestHandler):
                 self.request.sendall(part)
 
 
-@pytest.mark.parametrize("client_of_dash", ["rclone", "aws"])
+@pytest.mark.parametrize("client_of_dash", CLIENTS)
 @pytest.mark.parametrize("what", ["dies in the middle", "is slow"])
 def test_a_server_that_fails_in_the_middle(
     dash: Image, client_of_dash: str, server: Server, what: str, row: Row
@@ -196,47 +204,66 @@ def test_a_server_that_fails_in_the_middle(
     fault(row, what, client_of_dash, result, stored.exists())
 
 
-# What is sent from a file, the script tries again, whatever the client.
-@pytest.mark.parametrize("client_of_dash", ["rclone", "aws", "curl"])
-def test_a_store_that_is_away_for_a_while_gets_the_core(
-    dash: Image, client_of_dash: str, tmp_path: Path, row: Row
-) -> None:
-    of_all_clients(dash, client_of_dash)
+def test_a_store_that_is_away_for_a_while_gets_the_core(tmp_path: Path, row: Row) -> None:
+    images = images_with_a_client_each(tmp_path, *CLIENTS)
     port = free_port()
     environment = {**Server(tmp_path, f"http://127.0.0.1:{port}").environment, "CORE_TIMEOUT": "300"}
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        began = time.monotonic()
-        run = pool.submit(dash.run, "s3://bucket/", environment=environment)
+        runs = {
+            client: pool.submit(image.run, f"s3://bucket/{client}/", environment=environment)
+            for client, image in images.items()
+        }
         # Three tries, which a client has by default, are over by then.
-        time.sleep(8)
+        time.sleep(15)
+        assert not any(run.done() for run in runs.values())
         with serving(tmp_path, port=port):
-            assert_delivered(run.result(), f"s3://bucket/{KEY}")
-            fault(row, "is away for 8 s", client_of_dash, run.result(), (tmp_path / "bucket" / KEY).exists())
-    assert 8 < time.monotonic() - began < 100
-    assert (tmp_path / "bucket" / KEY).read_bytes() == CORE
+            results = {client: run.result() for client, run in runs.items()}
+    for client, result in results.items():
+        assert_delivered(result, f"s3://bucket/{client}/{KEY}")
+        stored = tmp_path / "bucket" / client / KEY
+        assert stored.read_bytes() == CORE
+        fault(row, "is away for 15 s", client, result, stored.exists())
 
 
-def test_a_full_disk_leaves_nothing_behind(image: Image, cores: Path, row: Row) -> None:
-    own_mounts = ["unshare", "--user", "--map-root-user", "--mount", "--"]
-    if subprocess.run([*own_mounts, "true"], capture_output=True).returncode != 0:
+MOUNTS = ["unshare", "--user", "--map-root-user", "--mount", "--"]
+# For the command after it only, so it says itself what is left there.
+FULL_DISK = """
+PATH=/usr/sbin:/usr/bin:/sbin:/bin mount -t tmpfs -o size=64k none "$0" || exit
+"$@"
+status=$?
+PATH=/usr/bin:/bin find "$0" -type f
+exit "$status"
+"""
+
+
+def with_a_full_disk(directory: Path) -> list[str]:
+    """What runs a program for which this directory has 64 KiB, and prints the files that it has left there."""
+    own = [str(shutil.which(MOUNTS[0])), *MOUNTS[1:]]
+    if subprocess.run([*own, "true"], capture_output=True).returncode != 0:
         pytest.skip("this machine does not let this user mount (unshare --user --mount)")
+    return [*own, str(shutil.which("sh")), "-c", FULL_DISK, str(directory)]
+
+
+@pytest.mark.parametrize("what", ["directory", "TMPDIR, for curl", "CORE_SPOOL"])
+def test_a_full_disk_leaves_nothing_behind(image: Image, cores: Path, what: str, row: Row) -> None:
     image.link("zstd")
-    # The disk is there for this command only, so it says itself what is left on it.
-    script = 'mount -t tmpfs -o size=64k none "$0"; "$@"; echo "$?"; find "$0" -type f'
-    command = [
-        *own_mounts,
-        "sh",
-        "-c",
-        script,
-        str(cores),
-        "env",
-        f"PATH={image.bin}",
-        *image.command,
-        str(UPLOADER),
-        str(cores),
-    ]
-    result = subprocess.run(command, input=os.urandom(1 << 20), env={**os.environ, **FACTS}, capture_output=True)
-    assert result.stdout == b"74\n", result.stderr
-    assert result.stderr.count(b"\n") == 1
-    assert b": zstd: error 70 : Write error : cannot write block : No space left on device: make" in result.stderr
-    fault(row, "the disk is full", "directory", subprocess.CompletedProcess([], 74, b"", result.stderr))
+    image.program("curl" if "curl" in what else "rclone", "cat >/dev/null\n")
+    image.command = [*with_a_full_disk(cores), *image.command]
+    keys = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
+    known = {} if what == "directory" else {what.partition(",")[0]: str(cores), **keys}
+    destination = str(cores) if what == "directory" else "s3://bucket/"
+    result = image.run(destination, core=os.urandom(1 << 20), environment=known)
+    assert_failed(result, 74, ": zstd: error 70 : Write error : cannot write block : No space left on device: make")
+    fault(row, "the disk is full", what, result)
+
+
+@each_client
+def test_a_store_whose_disk_is_full_asks_to_keep_the_core(image: Image, client: str, tmp_path: Path, row: Row) -> None:
+    (tmp_path / "s3").mkdir()
+    inside = with_a_full_disk(tmp_path / "s3")
+    # The bucket that was there is below the disk.
+    inside[-2] = inside[-2].replace('"$@"', 'PATH=/usr/bin:/bin mkdir "$0/bucket"; exec "$@"')
+    with serving(tmp_path / "s3", network=Network(inside, "self")) as server:
+        result = image.run("s3://bucket/", core=os.urandom(1 << 20), environment=server.environment)
+    assert_failed(result, 75, f"{client}: ", "look at the S3 server, or try again later")
+    fault(row, "the disk of the store is full", client, result)

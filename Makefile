@@ -64,7 +64,7 @@ lint-ansible: venv
 	PATH="$(BIN):$$PATH" ansible-lint --offline --strict --profile production
 
 unit-ansible: venv
-	$(BIN)/python -m pytest tests/unit --ignore tests/unit/helper --ignore tests/unit/test_uploader.py
+	$(BIN)/python -m pytest tests/unit --ignore tests/unit/helper --ignore tests/unit/uploader
 
 # ARGS is an action of molecule, and what it takes: make molecule ARGS=converge.
 molecule: venv .cache/corefetch/complete ## the helper on this machine, with real crashes in Docker containers; ARGS=converge for one action alone

@@ -20,9 +20,10 @@
 # directory, of CORE_HOSTNAME, CORE_COMM (else the last part of CORE_EXE) and CORE_TIME. On success the script writes the full name
 # to stderr as one line, which the host logs.
 #
-# For s3:// the script uses the first of rclone, aws, s3cmd and curl that the image has, for the other stores rclone. None needs a
-# configuration file or a home directory; s3cmd and curl need a writable TMPDIR, where the core becomes a file before. docs/images.md says which settings and rights they need,
-# how large a core may be, and how the files of a directory are protected from other users.
+# For s3:// the script uses the first of rclone, aws, s3cmd and curl that the image has, for the other stores rclone. None needs
+# a configuration file or a home directory; s3cmd and curl need a writable TMPDIR, where the core becomes a file before.
+# docs/images.md says which settings and rights they need, how large a core may be, and how the files of a directory are protected
+# from other users.
 #
 # The client tries again while the store is away, for about a third of CORE_TIMEOUT. CORE_SPOOL, a directory in the container, is
 # for hosts that keep no cores: the core becomes a file there before it is sent. It stays if it cannot be sent, and is sent by the
@@ -44,10 +45,10 @@
 # So this script checks everything before it reads. It sets the whole upload no deadline: that is up to the helper.
 #
 # Exit codes: 0 stored; 64 wrong arguments; 69 the image lacks a program; 71 no process could be started; 73 the directory is
-# missing, not writable, or has a file of this name; 77 a file that a setting names cannot be read. With these codes it has read
-# nothing, except for a 71 that comes late. 74: the core could not be compressed, sent or written. 75: the store is away: it does
-# not answer in time, refuses the connection, or says that it has an error of its own (5xx). Each failure is one line on stderr:
-# uploader.sh: OBJECT: WHAT HAPPENED: WHAT TO DO.
+# missing, not writable, or has a file of this name; 77 a file that a setting names cannot be read, or the client cannot use these
+# credentials. With these codes it has read nothing, except for a 71 that comes late. 74: the core could not be compressed, sent or
+# written. 75: the store is away: it does not answer in time, refuses the connection, or says that it has an error of its own (5xx).
+# Each failure is one line on stderr: uploader.sh: OBJECT: WHAT HAPPENED: WHAT TO DO.
 
 # Without -f the shell could expand the words of a client's message to names of files.
 set -uf
@@ -65,10 +66,10 @@ newline='
 # Where no process can be started, tr and $(...) do not work either. So each function that makes a message uses only what the
 # shell itself can do, and puts its result into a variable with the name of the function.
 
-# plain TEXT: TEXT as one line without control characters. Of a long one only the end stays: there a client says what went
+# plain TEXT [MOST]: TEXT as one line without control characters. Of a long one only the end stays: there a client says what went
 # wrong.
 plain() {
-    rest=$1 plain=
+    rest=$1 most=${2:-400} plain=
     # Only a client says that much, and by then processes have been started. Shells are slow with long texts.
     [ "${#rest}" -le 5000 ] || rest=$(printf '%s' "$rest" | tail -c 400)
     while :; do
@@ -80,21 +81,18 @@ plain() {
     # shellcheck disable=SC2086 # several spaces become one
     set -- $plain
     plain=$*
-    while [ "${#plain}" -gt 400 ]; do
+    while [ "${#plain}" -gt "$most" ]; do
         plain=${plain#?}
     done
 }
 
 # blame PROGRAM STATUS SAID: what a program that failed has said, or else its exit status. Most programs begin with their name.
 blame() {
-    plain "$3"
+    plain "$3" 380 # So that the name of the program stays.
     plain=${plain#"$1: "}
     # What rclone says before these words is only about its own steps.
     plain=${plain##*last error was: }
     plain=${plain##*api error }
-    while [ "${#plain}" -gt 380 ]; do # So that the name of the program stays.
-        plain=${plain#?}
-    done
     blame="$1: ${plain:-ended with status $2}"
 }
 
@@ -274,8 +272,7 @@ runs() {
     command -v "$1" >/dev/null 2>&1 || return
     compressor=$1
     said=$(compress </dev/null 2>&1 >/dev/null) && return
-    status=$?
-    blame "$1" "$status" "$said"
+    blame "$1" "$?" "$said"
     say "$object" "$blame" "the core is stored without it: mend it, or remove it from the image"
     return 1
 }
@@ -286,7 +283,6 @@ choose_compressor() {
         compressor='cat'
         return
     fi
-    room
     first=zstd second=gzip
     [ "$room" -ge 48 ] || first=gzip second=zstd # zstd needs 12 MiB, gzip 1.
     if ! runs "$first" && ! runs "$second"; then
@@ -331,9 +327,8 @@ choose_client() {
         fail 69 "$object" "no S3 client in PATH=$PATH" "install rclone or aws in the image"
     fi
     need sleep
-    [ "$client" != s3cmd ] || need mktemp rm
     readable AWS_CA_BUNDLE
-    [ -n "${AWS_ACCESS_KEY_ID-}" ] || readable AWS_WEB_IDENTITY_TOKEN_FILE
+    [ -n "${AWS_ACCESS_KEY_ID-}" ] || readable AWS_WEB_IDENTITY_TOKEN_FILE AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE
     # Where the host keeps the core (CORE_SIZE), it also tries again, and the process need not wait. How long clients try, tests
     # have measured: 3, 5 and 7 tries of rclone are 5, 30 and 115 seconds.
     tries=3
@@ -351,6 +346,7 @@ choose_client() {
     fi
     endpoint=${AWS_ENDPOINT_URL_S3:-${AWS_ENDPOINT_URL-}}
     region=${AWS_REGION:-${AWS_DEFAULT_REGION-}}
+    began=$(date +%s 2>/dev/null)
     "set_up_$client"
 }
 
@@ -377,12 +373,15 @@ set_up_rclone() {
     : "${RCLONE_S3_NO_CHECK_BUCKET:=true}" "${RCLONE_S3_NO_HEAD_OBJECT:=true}" "${RCLONE_GCS_NO_CHECK_BUCKET:=true}"
     : "${RCLONE_AZUREBLOB_NO_CHECK_CONTAINER:=true}" "${RCLONE_GCS_BUCKET_POLICY_ONLY:=true}"
     set +a
+    case $destination in
+    gs://*) [ "$RCLONE_GCS_ENV_AUTH" != true ] || readable GOOGLE_APPLICATION_CREDENTIALS ;;
+    azblob://*) [ "${RCLONE_AZUREBLOB_ENV_AUTH-}" != true ] || readable AZURE_FEDERATED_TOKEN_FILE ;;
+    esac
 }
 
 set_up_aws() {
     : "${AWS_RETRY_MODE:=standard}" "${AWS_MAX_ATTEMPTS:=$((tries > 3 ? tries * 2 : 3))}"
     export AWS_RETRY_MODE AWS_MAX_ATTEMPTS
-    began=$(date +%s)
     # aws before version 2 knows the second name only.
     [ -z "$region" ] || export AWS_DEFAULT_REGION="$region"
     # S3 servers other than Amazon's do not know the new checksums.
@@ -390,17 +389,20 @@ set_up_aws() {
 }
 
 set_up_s3cmd() {
+    [ -n "${AWS_ACCESS_KEY_ID-}" ] ||
+        [ -z "${AWS_CONTAINER_CREDENTIALS_RELATIVE_URI-}${AWS_CONTAINER_CREDENTIALS_FULL_URI-}" ] ||
+        fail 77 "$object" "s3cmd takes no role of a task or a pod (AWS_CONTAINER_CREDENTIALS_*)" \
+            "install rclone or aws in the image, or give the container AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     s3_host=${endpoint#*://} s3_host=${s3_host%/}
     : "${s3_host:=s3.${region:-us-east-1}.amazonaws.com}"
     [ "$room" -lt 192 ] && part_size=5 || part_size=16
 }
 
 set_up_curl() {
-    need mktemp rm
     case ${AWS_ACCESS_KEY_ID-}${AWS_SECRET_ACCESS_KEY-}${AWS_SESSION_TOKEN-} in
     '' | *[!!-~]* | *[\\\"]*)
-        fail 77 "$object" "curl needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" \
-            "give these to the container, or install rclone in the image"
+        fail 77 "$object" "curl needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and takes no token and no role" \
+            "give these to the container, or install rclone or aws in the image"
         ;;
     esac
     case $destination in
@@ -459,6 +461,13 @@ call() {
         ;;
     curl) call_curl "$@" ;;
     esac
+}
+
+# ask put OBJECT, ask list OBJECT: has the client do that. Where it fails, $blame is what it said.
+ask() {
+    said=$(call "$@" 2>&1 >/dev/null) && return
+    blame "$client" "$?" "$said"
+    return 1
 }
 
 # The credentials go to curl by a pipe: all users can read the words of a command line. What the server says goes to stderr.
@@ -560,17 +569,22 @@ remedy() {
         remedy="let AWS_CA_BUNDLE name the certificate of the server's CA, or install ca-certificates in the image" ;;
     *NoSuchBucket* | *'bucket does not exist'* | *ContainerNotFound* | *'irectory not found'*)
         remedy="create the bucket or correct the destination" ;;
+    *IMDS*imeout*)
+        remedy="give the container credentials, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a role; that of an EC2 instance \
+needs an HttpPutResponseHopLimit of 2 there" ;;
     *'nable to locate credentials'* | *'no EC2 IMDS role'* | *NoCredential* | *'static credentials are empty'* | \
-        *'onfiguration file not available'* |         *'could not find default credentials'* | *DefaultAzureCredential*)
+        *'onfiguration file not available'* | *'could not find default credentials'* | *DefaultAzureCredential*)
         remedy="give the container credentials, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a role" ;;
-    *'error STS'*'no such host'* | *'error STS'*refused* | *'error STS'*imeout* | *'error STS'*'eadline exceeded'*)
+    *'error STS'*'no such host'* | *'error STS'*refused* | *'error STS'*imeout* | *'error STS'*'eadline exceeded'* | \
+        *'load credentials'*refused* | *'load credentials'*imeout* | *'load credentials'*'eadline exceeded'* | \
+        *'container metadata'*'onnect to the endpoint'* | *'container metadata'*imeout* | *'container metadata'*'imed out'*)
         code=75 remedy="check the container's network: the service that gives it credentials does not answer" ;;
     *InvalidAccessKeyId* | *SignatureDoesNotMatch* | *AccessDenied* | *Token* | *redential* | *Forbidden* | *'ode: 403'* | \
         *'(403)'* | *'rror: 403'* | *AuthenticationFailed* | *AuthorizationFailure*)
         remedy="check the container's AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and that they may write there" ;;
     *refused* | *'no such host'* | *'onnect to the endpoint'* | *imeout* | *imed' out'* | *unreachable* | *' EOF' | \
         *'reset by peer'* | *'resolve host'* | *'not known'* | *'failure in name resolution'* | *'onnection was closed'* | \
-        *'onnect to server'* | *'ailed to connect'*)
+        *'onnect to server'* | *'ailed to connect'* | *'roken pipe'* | *'mpty reply'*)
         code=75 remedy="check the container's AWS_ENDPOINT_URL and network" ;;
     *'ode: 5'[0-9][0-9]* | *\(5[0-9][0-9]\)* | *'rror: 5'[0-9][0-9]* | *Internal*Error* | *erviceUnavailable* | *SlowDown* | \
         *BadGateway* | *'try again later'* | *'failed too many times'*)
@@ -636,28 +650,23 @@ describe() {
 # Beside the core; without these facts the core is still a core, so a failure is only told.
 upload_facts() {
     describe "${object##*/}"
-    file=
-    if [ -n "$by_file" ]; then
-        file=$(mktemp "${TMPDIR:-/tmp}/core-uploader.XXXXXX") || return
-        temporary=$file
-        printf '%s\n' "$describe" >"$file"
+    if [ -n "$by_file" ] && ! file_of_facts; then
+        say "${object%.core*}.json" "cannot be written to $directory/" "make room there"
+        return
     fi
-    said=$(printf '%s\n' "$describe" | (call put "${object%.core*}.json") 2>&1 >/dev/null) && return
-    status=$?
-    blame "$client" "$status" "$said"
-    remedy "$blame"
-    say "${object%.core*}.json" "$blame" "$remedy"
+    file=$temporary
+    printf '%s\n' "$describe" | {
+        ask put "${object%.core*}.json" || {
+            remedy "$blame"
+            say "${object%.core*}.json" "$blame" "$remedy"
+        }
+    }
 }
 
 # From stdin to the bucket.
 stream() {
     if [ -n "$few" ]; then
-        # One process more than the client.
-        said=$(call put "$object" 2>&1 >/dev/null) || {
-            status=$?
-            blame "$client" "$status" "$said"
-            lose "$blame"
-        }
+        ask put "$object" || lose "$blame" # One process more than the client.
         return
     fi
     { compressing | sending; } 3>&1 >/dev/null | judging || {
@@ -672,9 +681,7 @@ stream() {
 send() {
     file=$1 object=$2 pause=1
     while :; do
-        said=$(call put "$object" <"$file" 2>&1 >/dev/null) && return
-        status=$?
-        blame "$client" "$status" "$said"
+        ask put "$object" <"$file" && return
         remedy "$blame"
         [ "$code" -eq 75 ] && [ "$pause" -lt "$patience" ] || return
         sleep "$pause"
@@ -743,36 +750,72 @@ spooled() {
 parts() {
     verb=$1
     shift
-    AWS_MAX_ATTEMPTS=1 aws s3api "$verb-multipart-upload$([ "$verb" = abort ] || echo s)" --bucket "$bucket" \
-        --cli-connect-timeout 5 --cli-read-timeout 5 ${endpoint:+--endpoint-url "$endpoint"} "$@" </dev/null
+    case $client in
+    rclone)
+        rclone backend "$verb" "$@" --config= --retries=1 --low-level-retries=1 --contimeout=5s --timeout=5s --log-level=ERROR
+        ;;
+    aws)
+        AWS_MAX_ATTEMPTS=1 aws s3api "$verb" --bucket "$bucket" --cli-connect-timeout 5 --cli-read-timeout 5 \
+            ${endpoint:+--endpoint-url "$endpoint"} "$@"
+        ;;
+    esac </dev/null 2>/dev/null
 }
 
-# sweep_parts: aborts what an aws has left in the bucket that was ended; rclone does that itself. Only what has the name of a core
-# below the same prefix, and is two days old: longer than any upload takes. At most three each time, and none where the time is
-# short: the core is stored already. Who may not list or abort them leaves them there.
+# unfinished: the uploads below $prefix that have not come to their end, each a line: time, id and name, with tabs between.
+unfinished() {
+    case $client in
+    rclone)
+        # JSON, with each value in a line of its own; in a name, a newline is \n.
+        parts list-multipart-uploads ":s3:$bucket/$prefix" | while read -r field value; do
+            value=${value%,} value=${value#\"} value=${value%\"}
+            case $field in
+            \"Initiated\":) when=$value ;;
+            \"Key\":) name=$value ;;
+            \"UploadId\":) printf '%s\t%s\t%s\n' "$when" "$value" "$name" ;;
+            esac
+        done
+        ;;
+    aws)
+        # shellcheck disable=SC2016 # the quotes are those of --query
+        parts list-multipart-uploads --prefix "$prefix" --no-paginate --output text \
+            --query 'Uploads[?!contains(Key, `"\n"`) && !contains(Key, `"\t"`)].[Initiated,UploadId,Key]'
+        ;;
+    esac
+}
+
+# sweep_parts: aborts what uploads by rclone and aws have left in the bucket that were killed. Only what has the name of a core below
+# the same prefix, and is two days old: longer than any upload takes. At most three each time, and none where the time is short:
+# the core is stored already. Who may not list or abort them leaves them there.
 sweep_parts() {
-    [ "$client" = aws ] && [ -z "$few" ] && command -v date >/dev/null 2>&1 || return 0
-    now=$(date +%s) bucket=${base#s3://}
+    case $client$destination in
+    rclones3://* | awss3://*) ;;
+    *) return 0 ;;
+    esac
+    [ -z "$few" ] && [ -n "$began" ] && now=$(date +%s) || return 0
     case ${CORE_TIMEOUT:=300} in
     *[!0-9]* | ???????*) return 0 ;;
     esac
     [ $((now - began + 60)) -lt "$CORE_TIMEOUT" ] || return 0
+    old=$(date -u -d "@$((now - 172800))" +%Y%m%d%H%M%S 2>/dev/null) || return 0
+    bucket=${base#s3://}
     prefix=${bucket#*/} bucket=${bucket%%/*} count=0
-    old=$(date -u -d "@$((now - 172800))" +%Y-%m-%dT%H:%M:%S 2>/dev/null) || return 0
-    # A name is one word of one line.
-    # shellcheck disable=SC2016 # the quotes are those of --query
-    which='contains(Key, `".core"`) && !contains(Key, `"\n"`) && !contains(Key, `"\t"`)'
-    parts list --prefix "$prefix" --no-paginate --output text \
-        --query "Uploads[?Initiated<'$old' && $which].[Key,UploadId]" 2>/dev/null |
-        while IFS='	' read -r name id; do
-            case $name in
-            *[!A-Za-z0-9._/-]*) continue ;;
-            "$prefix"*.core | "$prefix"*.core.zst | "$prefix"*.core.gz | "$prefix"*.core*.truncated) ;;
-            *) continue ;;
-            esac
-            [ $((count += 1)) -le 3 ] || break
-            parts abort --key "$name" --upload-id "$id" >/dev/null 2>&1
-        done
+    unfinished | while IFS='-T:.+Z	' read -r year month day hour minute second rest; do
+        when=$year$month$day$hour$minute$second id=${rest%	*} name=${rest##*	}
+        case $when in
+        '' | *[!0-9]*) continue ;;
+        esac
+        case $name in
+        *[!A-Za-z0-9._/-]*) continue ;;
+        "$prefix"*.core | "$prefix"*.core.zst | "$prefix"*.core.gz | "$prefix"*.core*.truncated) ;;
+        *) continue ;;
+        esac
+        [ "$when" -lt "$old" ] || continue
+        [ $((count += 1)) -le 3 ] || break
+        case $client in
+        rclone) parts cleanup ":s3:$bucket/$name" -o max-age=48h ;;
+        aws) parts abort-multipart-upload --key "$name" --upload-id "${id##*	}" ;;
+        esac >/dev/null
+    done
 }
 
 upload() {
@@ -787,10 +830,10 @@ upload() {
         exit 0
     fi
     if [ -n "$by_file" ]; then
-        whole=$object directory=${TMPDIR:-/tmp}
+        directory=${TMPDIR:-/tmp}
         capture
         trap - HUP INT TERM
-        send "$temporary" "$whole" || lose "$blame"
+        send "$temporary" "$object" || lose "$blame"
         rm -f "$temporary"
         temporary=
     else
@@ -841,6 +884,16 @@ create() {
     temporary=$(mktemp "$directory/.$1.XXXXXX" 2>/dev/null)
 }
 
+# begin: as create, for the core; fails where that is impossible.
+begin() {
+    [ -d "$directory/" ] ||
+        fail 73 "$object" "no directory $directory/" "create it in the image with mode 1777, or mount a volume there"
+    need "$compressor" mktemp ln mv rm
+    create "${object##*/}" ||
+        fail 73 "$object" "cannot create a file in $directory/" \
+            "let every user write there (mode 1777), make room, or mount a volume"
+}
+
 # sweep: deletes what uploads of the same user have left there that were killed. Two days are longer than any upload takes.
 sweep() {
     command -v find >/dev/null 2>&1 && command -v id >/dev/null 2>&1 || return 0
@@ -849,12 +902,7 @@ sweep() {
 
 # capture: makes a file $temporary of the core. Under a temporary name, so that nobody ever reads half a core.
 capture() {
-    [ -d "$directory/" ] ||
-        fail 73 "$object" "no directory $directory/" "create it in the image with mode 1777, or mount a volume there"
-    need "$compressor" mktemp ln mv rm
-    create "${object##*/}" ||
-        fail 73 "$object" "cannot create a file in $directory/" \
-            "let every user write there (mode 1777), make room, or mount a volume"
+    begin
     trap 'told=yes; exit 74' HUP INT
     trap keep_part TERM
     mute # Some shells say "Terminated" here.
@@ -869,12 +917,17 @@ capture() {
     sweep
 }
 
+# file_of_facts: as create, for what $describe says.
+file_of_facts() {
+    create "${object##*/}" && printf '%s\n' "$describe" 2>/dev/null >"$temporary"
+}
+
 # Beside the core; without these facts the core is still a core, so a failure is only told.
 write_facts() {
     rm -f "$temporary"
     describe "${object##*/}"
     core=$object object=${object%.core*}.json
-    if ! create "${object##*/}" || ! printf '%s\n' "$describe" 2>/dev/null >"$temporary" || ! place "$object"; then
+    if ! file_of_facts || ! place "$object"; then
         say "$object" "cannot be written" "see who else writes there, and make room"
     fi
     rm -f "$temporary"
@@ -905,25 +958,17 @@ write() {
 try() {
     case $destination in
     /*)
-        [ -d "$directory/" ] ||
-            fail 73 "$object" "no directory $directory/" "create it in the image with mode 1777, or mount a volume there"
-        need mktemp ln mv rm
-        create dry-run || fail 73 "$object" "cannot create a file in $directory/" "let every user write there (mode 1777)"
-        rm -f "$temporary"
-        temporary=
+        begin
         answer="a file can be created there"
         ;;
     *)
-        said=$( (call list "$object") 2>&1 >/dev/null) || {
-            status=$?
-            blame "$client" "$status" "$said"
-            case $blame in
-            *AccessDenied* | *'ode: 403'*) said=denied ;;
-            *) lose "$blame" ;;
-            esac
-        }
         answer="$client says that the bucket answers"
-        [ "$said" != denied ] || answer="$answer, and does not list its objects; whether they can be written, a core shows"
+        ask list "$object" || case $blame in
+        *AccessDenied* | *'ode: 403'*)
+            answer="$answer, and does not list its objects; whether they can be written, a core shows"
+            ;;
+        *) lose "$blame" ;;
+        esac
         ;;
     esac
     printf 'uploader.sh: %s: would be stored there, by %s: %s\n' "$object" "$compressor" "$answer" >&2
@@ -1009,11 +1054,11 @@ else
     done
 fi
 clean
+room
 case $destination in
 /*) object=$base${host:+$host.}$key.core ;;
 *)
     object=$base${host:+$host/}$key.core
-    room
     choose_client
     ;;
 esac

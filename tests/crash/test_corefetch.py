@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import desk, lab
+from support import debian, desk, lab
 from support.containers import Container, MakeCrash
 
 BUCKET = "cores"
@@ -20,8 +20,6 @@ STORE = f"s3://{BUCKET}/test"
 SOURCES = lab.PROJECT / "corefetch/tests/programs"
 LINE = next(n for n, line in enumerate((SOURCES / "shop.c").read_text().splitlines(), 1) if "/* CRASH */" in line)
 TOLD = f"shop: SIGSEGV in total_of at {SOURCES / 'shop.c'}:{LINE}"
-# A release that is not that of this machine: what this machine has does not help.
-SUITE = "trixie" if "bookworm" in Path("/etc/os-release").read_text() else "bookworm"
 IMAGE = f"{lab.NO_REGISTRY}/shop:1.0"
 DEBUGINFOD = "http://127.0.0.1:8002"
 
@@ -48,11 +46,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def container(crash: MakeCrash, files: Path) -> Iterator[Container]:
     """A Debian container in which the program has crashed, and whose core is in the bucket."""
-    root = files / "debian.tar"
-    lab.command(
-        *("mmdebstrap", "--quiet", "--mode=root", "--variant=extract", "--include=base-files,coreutils,curl,dash,zstd"),
-        *("--aptopt=APT::Install-Recommends false", SUITE, root),
-    )
+    root = shutil.copy(debian.curl_only(), files / "debian.tar")
     with tarfile.open(root, "a") as archive:
         archive.add(lab.PROJECT / "container_scripts/uploader.sh", "./opt/bin/delegate")
     lab.command("docker", "import", root, "core-lab/debian", stdout=subprocess.DEVNULL)

@@ -1,7 +1,11 @@
-"""An image that cannot be changed, FROM scratch: its core reaches the bucket through a program that the host lends."""
+"""An image that cannot be changed, FROM scratch: its core reaches the bucket through a program that the host lends.
+
+The role has told the host to lend it, with the words of docs/images.md.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -18,24 +22,59 @@ from support.tables import Row
 
 BUCKET = "cores"
 CONFIGURATION = Path("/etc/docker_core_helper.conf")
+PROGRAM = lab.DIRECTORY / "rclone"
 CHAPTER = (lab.PROJECT / "docs/images.md").read_text().partition("## Images that cannot be changed")[2]
 # As a distroless image is used.
 HARDENED = ("--user=65534:65534", "--cap-drop=ALL", "--read-only", "--security-opt=no-new-privileges")
 
 
-@pytest.fixture
-def lent() -> Iterator[Path]:
-    """The program of the page, lent with the words of the page; only its directory is another one."""
+ROLE = "- {hosts: all, gather_facts: false, roles: [docker_core_helper]}\n"
+# What the lab has told the role for all tests.
+DELEGATE = ["/opt/bin/delegate", "%P", "%u", "%g"]
+
+
+def words_of_the_page() -> list[str]:
+    """The words, where only the directory of the program is another one."""
     (text,) = re.findall(r"^```yaml\n(docker_core_helper_lend:.*?)^```", CHAPTER, re.M | re.S)
-    words = yaml.safe_load(text)["docker_core_helper_lend"]
-    program = Path(shutil.copy(Path(sys.executable).parent / "rclone", lab.DIRECTORY / "rclone"))
-    program.chmod(0o755)
+    return [str(PROGRAM), *yaml.safe_load(text)["docker_core_helper_lend"][1:]]
+
+
+def apply_role(lend: list[str], directory: Path) -> subprocess.CompletedProcess[str]:
+    """Runs the role on this machine, as it was run for the lab but for what is lent."""
+    (timeout,) = re.findall(r"^DOCKERCOREHELPER_TIMEOUT=(\d+)$", CONFIGURATION.read_text(), re.M)
+    (python,) = re.findall(r"^#!(\S+)", Path("/opt/bin/docker_core_helper").read_text())
+    known = {"delegate": DELEGATE, "timeout": int(timeout), "lend": lend}
+    variables = {f"docker_core_helper_{name}": value for name, value in known.items()}
+    (directory / "role.yml").write_text(ROLE)
+    return subprocess.run(
+        [
+            *("ansible-playbook", "-i", "localhost,", "-c", "local", directory / "role.yml"),
+            *("-e", json.dumps({**variables, "ansible_python_interpreter": python})),
+        ],
+        cwd=lab.PROJECT,
+        env={**lab.environment(), "HOME": str(lab.DIRECTORY), "ANSIBLE_NOCOLOR": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.fixture
+def lent(tmp_path: Path) -> Iterator[Path]:
+    """The program of the page, which the host lends for the time of the test."""
     before = CONFIGURATION.read_text()
-    quoted = " ".join(f"'{word}'" for word in [str(program), *words[1:]])
-    CONFIGURATION.write_text(f'{before}DOCKERCOREHELPER_LEND="{quoted}"\n')
-    yield program
-    CONFIGURATION.write_text(before)
-    program.unlink()
+    shutil.copy(Path(sys.executable).parent / "rclone", PROGRAM)
+    PROGRAM.chmod(0o755)
+    try:
+        applied = apply_role(words_of_the_page(), tmp_path)
+        assert applied.returncode == 0 and "changed=1 " in applied.stdout, applied.stdout
+        yield PROGRAM
+        applied = apply_role([], tmp_path)
+        assert applied.returncode == 0, applied.stdout
+        assert CONFIGURATION.read_text() == before
+    finally:
+        CONFIGURATION.write_text(before)
+        PROGRAM.unlink()
 
 
 @pytest.fixture
@@ -64,3 +103,11 @@ def test_a_crash_in_an_image_from_scratch_reaches_the_bucket(
     # Without a destination of its own, a container has nothing lent.
     other = crash(image="scratch")
     assert "the process has no CORE_DESTINATION that begins with s3://" in other.log("core dropped")
+
+
+def test_a_host_that_lacks_the_program_is_refused_and_stays_as_it_is(tmp_path: Path) -> None:
+    before = CONFIGURATION.read_text()
+    applied = apply_role(words_of_the_page(), tmp_path)
+    assert applied.returncode != 0
+    assert f"{PROGRAM}, which docker_core_helper_lend names,: No such file or directory: put that" in applied.stdout
+    assert CONFIGURATION.read_text() == before

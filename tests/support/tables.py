@@ -15,9 +15,33 @@ if TYPE_CHECKING:
     Row = Callable[..., None]
 else:
     Row = Callable
-TABLES = {
-    "faults": ("Where the core is after a fault", ("fault", "client", "where the core is", "what the log says")),
-    "images": ("What came of a core", ("image", "client", "result")),
+# For each: its title, the heads of its columns, and how the first cells begin without which it is not complete.
+TABLES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
+    "faults": (
+        "Where the core is after a fault",
+        ("fault", "client", "where the core is", "what the log says"),
+        (
+            *("refuses the connection", "dies in the middle", "403", "404", "503, SlowDown", "is slow"),
+            *("the disk is full", "the disk of the store is full", "is away for 15 s", "stays away"),
+        ),
+    ),
+    "stores": (
+        "What came of a core, by the store",
+        ("store", "shell", "client", "result"),
+        ("rclone serve s3", "SeaweedFS", "Google Cloud Storage", "Azure"),
+    ),
+    "images": (
+        "What came of a core, by the image",
+        ("image", "client", "result"),
+        (
+            "An image with a shell",
+            "An image without a shell",
+            "FROM scratch",
+            "Debian, Python",
+            "Debian, JVM",
+            "Debian, curl only",
+        ),
+    ),
 }
 
 
@@ -39,7 +63,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for name, value in getattr(report, "user_properties", []):
             if name == "row" and report.when == "call":
                 rows.setdefault(value[0], []).append(tuple(value[1:]))
-    for table, (title, heads) in TABLES.items():
+    for table, (title, heads, complete) in TABLES.items():
         if table not in rows:
             continue
         terminalreporter.section(title)
@@ -48,3 +72,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for line in lines:
             cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
             terminalreporter.write_line(" | ".join(cells).rstrip())
+        missing = [name for name in complete if not any(line[0].startswith(name) for line in lines)]
+        if missing:
+            terminalreporter.write_line(f"Nothing here, in this run, of: {'; '.join(missing)}")

@@ -1,0 +1,269 @@
+"""Faults of a real store: where the core is then, and what the log says. Their table is at the end of the run."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import http.server
+import os
+import re
+import shutil
+import socket
+import socketserver
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.tables import Row
+from unit.uploader.support import (
+    ACCESS_KEY,
+    CLIENTS,
+    CORE,
+    KEY,
+    SECRET_KEY,
+    Image,
+    Network,
+    Server,
+    assert_delivered,
+    assert_failed,
+    each_client,
+    fault,
+    free_port,
+    images_with_a_client_each,
+    of_all_clients,
+    serving,
+)
+
+
+@each_client
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"AWS_SECRET_ACCESS_KEY": "another"}, "SignatureDoesNotMatch"),
+        ({"AWS_ACCESS_KEY_ID": "another"}, "InvalidAccessKeyId"),
+    ],
+    ids=["secret", "key"],
+)
+def test_wrong_credentials_are_one_clear_line(
+    image: Image, client: str, server: Server, wrong: dict[str, str], words: str, row: Row
+) -> None:
+    result = image.run("s3://bucket/", environment={**server.environment, **wrong})
+    assert_failed(result, 74, f"s3://bucket/{KEY}.zst: {client}: ", words, "check the container's AWS_ACCESS_KEY_ID")
+    assert not (server.root / "bucket" / f"{KEY}.zst").exists()
+    fault(row, f"403, {words}", client, result)
+
+
+@each_client
+def test_a_missing_bucket_is_one_clear_line_and_is_not_created(
+    image: Image, client: str, server: Server, row: Row
+) -> None:
+    result = image.run("s3://missing/", environment=server.environment)
+    assert_failed(result, 74, f"s3://missing/{KEY}.zst: {client}: ", "NoSuchBucket", "create the bucket")
+    assert not (server.root / "missing").exists()
+    fault(row, "404, no such bucket", client, result)
+
+
+@each_client
+def test_an_endpoint_where_nobody_listens_is_one_clear_line_soon(
+    image: Image, client: str, server: Server, row: Row
+) -> None:
+    with socket.socket() as bound_but_silent:
+        bound_but_silent.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{bound_but_silent.getsockname()[1]}"
+        began = time.monotonic()
+        result = image.run("s3://bucket/", environment={**server.environment, "AWS_ENDPOINT_URL": endpoint})
+    assert_failed(result, 75, f"{client}: ", "check the container's AWS_ENDPOINT_URL and network")
+    assert time.monotonic() - began < 30
+    fault(row, "refuses the connection", client, result)
+
+
+class Ailing(http.server.BaseHTTPRequestHandler):
+    """A server, or what stands before one, that answers everything with an error of its own."""
+
+    protocol_version = "HTTP/1.1"
+    status = 503
+    body = b""
+
+    def answer(self) -> None:
+        self.close_connection = True
+        self.send_response(self.status)
+        self.send_header("Content-Length", str(len(self.body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(self.body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+for verb in ("GET", "HEAD", "PUT", "POST", "DELETE"):
+    setattr(Ailing, f"do_{verb}", Ailing.answer)
+
+
+SLOW_DOWN = (503, b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce</Message></Error>")
+ERRORS = [
+    SLOW_DOWN,
+    (500, b"<?xml version='1.0'?><Error><Code>InternalError</Code><Message>Try again</Message></Error>"),
+    (502, b"<html>Bad Gateway</html>"),
+    (503, b""),
+]
+
+
+# s3cmd and curl say the same of each error of a server.
+@pytest.mark.parametrize(
+    ("shell", "client", "error"),
+    [
+        *(("dash", client, error) for client in ("rclone", "aws") for error in ERRORS),
+        *(("dash", client, SLOW_DOWN) for client in ("s3cmd", "curl")),
+    ],
+    indirect=["shell", "client"],
+)
+def test_an_error_of_the_server_asks_to_keep_the_core(
+    image: Image, client: str, error: tuple[int, bytes], row: Row
+) -> None:
+    status, body = error
+    handler = type("Handler", (Ailing,), {"status": status, "body": body})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as ailing:
+        threading.Thread(target=ailing.serve_forever, daemon=True).start()
+        environment = {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ailing.server_port}",
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+            "AWS_EC2_METADATA_DISABLED": "true",
+            # The clients wait between their tries.
+            "AWS_MAX_ATTEMPTS": "1",
+        }
+        result = image.run("s3://bucket/", environment=environment)
+        ailing.shutdown()
+    assert_failed(result, 75, f"{client}: ", "look at the S3 server, or try again later")
+    code = re.search(r"<Code>(\w+)", body.decode())
+    fault(row, f"{status}, {code[1] if code else 'no word'}", client, result)
+
+
+class Bottleneck(socketserver.ThreadingTCPServer):
+    """Stands before a server: lets so many bytes a second through, and is gone after so many bytes of clients."""
+
+    daemon_threads = True
+    allow_reuse_address = True
+
+    def __init__(self, port: int, rate: float, left: float) -> None:
+        super().__init__(("127.0.0.1", 0), Passage)
+        self.port, self.rate, self.left = port, rate, left
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
+
+    def gone(self) -> bool:
+        if self.left <= 0:
+            self.socket.close()
+        return self.left <= 0
+
+
+class Passage(socketserver.BaseRequestHandler):
+    """A connection through the bottleneck."""
+
+    def handle(self) -> None:
+        bottleneck: Any = self.server
+        with socket.create_connection(("127.0.0.1", bottleneck.port)) as server:
+            threading.Thread(target=self.answer, args=(server,), daemon=True).start()
+            while not bottleneck.gone() and (part := self.request.recv(65536)):
+                bottleneck.left -= len(part)
+                time.sleep(len(part) / bottleneck.rate)
+                server.sendall(part)
+            with contextlib.suppress(OSError):
+                self.request.shutdown(socket.SHUT_RDWR)
+
+    def answer(self, server: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while part := server.recv(65536):
+                self.request.sendall(part)
+
+
+@pytest.mark.parametrize("client_of_dash", CLIENTS)
+@pytest.mark.parametrize("what", ["dies in the middle", "is slow"])
+def test_a_server_that_fails_in_the_middle(
+    dash: Image, client_of_dash: str, server: Server, what: str, row: Row
+) -> None:
+    of_all_clients(dash, client_of_dash)
+    rate, left = (1e9, 3e6) if what == "dies in the middle" else (2e6, 1e9)
+    core, prefix = os.urandom(6_000_000), f"{client_of_dash}-{what[:2]}"
+    with Bottleneck(int(server.environment["AWS_ENDPOINT_URL"].rpartition(":")[2]), rate, left) as bottleneck:
+        environment = {**server.environment, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{bottleneck.server_address[1]}"}
+        # As where the host keeps the core: the client does not try for long.
+        result = dash.run(f"s3://bucket/{prefix}/", core=core, environment=environment, CORE_SIZE=str(len(core)))
+        bottleneck.left = 0
+        bottleneck.shutdown()
+    stored = server.root / "bucket" / prefix / KEY
+    if what == "is slow":
+        assert_delivered(result, f"s3://bucket/{prefix}/{KEY}")
+        assert stored.read_bytes() == core
+    else:
+        assert_failed(result, 75, f"{client_of_dash}: ", "check the container's AWS_ENDPOINT_URL and network")
+        assert not stored.exists()
+    fault(row, what, client_of_dash, result, stored.exists())
+
+
+def test_a_store_that_is_away_for_a_while_gets_the_core(tmp_path: Path, row: Row) -> None:
+    images = images_with_a_client_each(tmp_path, *CLIENTS)
+    port = free_port()
+    environment = {**Server(tmp_path, f"http://127.0.0.1:{port}").environment, "CORE_TIMEOUT": "300"}
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        runs = {
+            client: pool.submit(image.run, f"s3://bucket/{client}/", environment=environment)
+            for client, image in images.items()
+        }
+        # Three tries, which a client has by default, are over by then.
+        time.sleep(15)
+        assert not any(run.done() for run in runs.values())
+        with serving(tmp_path, port=port):
+            results = {client: run.result() for client, run in runs.items()}
+    for client, result in results.items():
+        assert_delivered(result, f"s3://bucket/{client}/{KEY}")
+        stored = tmp_path / "bucket" / client / KEY
+        assert stored.read_bytes() == CORE
+        fault(row, "is away for 15 s", client, result, stored.exists())
+
+
+MOUNTS = ["unshare", "--user", "--map-root-user", "--mount", "--"]
+# For the command after it only, so it says itself what is left there.
+FULL_DISK = """
+PATH=/usr/sbin:/usr/bin:/sbin:/bin mount -t tmpfs -o size=64k none "$0" || exit
+"$@"
+status=$?
+PATH=/usr/bin:/bin find "$0" -type f
+exit "$status"
+"""
+
+
+def with_a_full_disk(directory: Path) -> list[str]:
+    """What runs a program for which this directory has 64 KiB, and prints the files that it has left there."""
+    own = [str(shutil.which(MOUNTS[0])), *MOUNTS[1:]]
+    if subprocess.run([*own, "true"], capture_output=True).returncode != 0:
+        pytest.skip("this machine does not let this user mount (unshare --user --mount)")
+    return [*own, str(shutil.which("sh")), "-c", FULL_DISK, str(directory)]
+
+
+@pytest.mark.parametrize("what", ["directory", "TMPDIR, for curl", "CORE_SPOOL"])
+def test_a_full_disk_leaves_nothing_behind(image: Image, cores: Path, what: str, row: Row) -> None:
+    image.link("zstd")
+    image.program("curl" if "curl" in what else "rclone", "cat >/dev/null\n")
+    image.command = [*with_a_full_disk(cores), *image.command]
+    keys = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
+    known = {} if what == "directory" else {what.partition(",")[0]: str(cores), **keys}
+    destination = str(cores) if what == "directory" else "s3://bucket/"
+    result = image.run(destination, core=os.urandom(1 << 20), environment=known)
+    assert_failed(result, 74, ": zstd: error 70 : Write error : cannot write block : No space left on device: make")
+    fault(row, "the disk is full", what, result)
+
+
+@each_client
+def test_a_store_whose_disk_is_full_asks_to_keep_the_core(image: Image, client: str, tmp_path: Path, row: Row) -> None:
+    (tmp_path / "s3").mkdir()
+    inside = with_a_full_disk(tmp_path / "s3")
+    # The bucket that was there is below the disk.
+    inside[-2] = inside[-2].replace('"$@"', 'PATH=/usr/bin:/bin mkdir "$0/bucket"; exec "$@"')
+    with serving(tmp_path / "s3", network=Network(inside, "self")) as server:
+        result = image.run("s3://bucket/", core=os.urandom(1 << 20), environment=server.environment)
+    assert_failed(result, 75, f"{client}: ", "look at the S3 server, or try again later")
+    fault(row, "the disk of the store is full", client, result)

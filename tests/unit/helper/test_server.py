@@ -18,6 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import core_helper
 import pytest
 from core_helper import (
     configuration,
@@ -334,6 +335,16 @@ def test_garbage_is_collected_in_the_server_and_not_in_a_worker(stage: Stage, mo
         return [gc.isenabled(), gc.get_freeze_count() > 1000, "core_helper.relay" in sys.modules]
 
     assert in_child(loaded) == [True, True, True]
+
+    def loaded_again() -> object:
+        server.load()
+        monkeypatch.setattr(posix, "open", lambda *words: pytest.fail("a bundle is read again"))
+        for bundle in ("main", "deliver", "record"):
+            core_helper.load(bundle)
+        return True
+
+    # A worker has all of it, and a crash does not pay for it once more.
+    assert in_child(loaded_again) is True
 
     def tell(*words: Any) -> int:
         (stage.done / f"collects.{gc.isenabled()}").touch()

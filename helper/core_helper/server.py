@@ -53,6 +53,9 @@ IDLE_WORKERS = 3  # Started before they are needed.
 ACCEPTED_AT_ONCE = 64
 MOST_WORKERS = 512  # Where kernel.core_pipe_limit is 0: as many helpers as that allows to the kernel itself.
 REST = 1.0  # Seconds until the next worker is started after one that has ended without a crash.
+# Seconds from a crash that was given to a worker until the next worker is started: the rehearsal of that one would take a
+# processor from the crash. A crash that finds no worker does not wait for this.
+PRECEDENCE = 0.05
 FILES = 4096  # Descriptors: two for each crash that waits, and three for each worker.
 NAME = b"core_server"
 STRANGERS = "0 whoever connects and does not crash"  # Their lines are counted under this name; see holders.log_name.
@@ -351,6 +354,7 @@ class Server:
                 give(worker.channel, job)
             except OSError:
                 continue  # It was killed; the crash waits again when its end is told.
+            self.rest = max(self.rest, time.monotonic() + PRECEDENCE)
             self.count(worker, True)
             self.tellers[worker.channel.fileno()] = worker
             self.poll.register(worker.channel.fileno(), select.POLLIN)

@@ -366,6 +366,21 @@ def idle_workers(pid: int) -> list[int]:
     return found
 
 
+def test_no_worker_is_started_while_a_crash_was_just_given_to_another(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "PRECEDENCE", 3600.0)
+    stage.serve()
+    wait_for(lambda: len(idle_workers(stage.pid)) == server.IDLE_WORKERS)
+    for number in range(1, server.IDLE_WORKERS + 2):
+        connection = stage.crash(number)
+        # The last one finds no worker that waits, and does not wait for one either.
+        wait_for(lambda number=number: stage.workers(number))  # type: ignore[misc]
+    assert idle_workers(stage.pid) == []
+    connection.send(b"x")
+    assert connection.recv(1) == b"x"
+
+
 def test_a_server_that_is_killed_leaves_its_workers_to_their_work(stage: Stage) -> None:
     stage.serve()
     connection = stage.crash(1)

@@ -84,11 +84,12 @@ class Settings:
         self.files = files
 
 
-def rehearse() -> None:
+def rehearse(forks: bool) -> None:
     """Go as far as a crash does before anything is changed, with this very process in place of the one that crashes.
 
     The memory that is written to then is this process's own afterwards, and no copy of the server's: to make that at the crash
-    would take longer than all that is done there until the delegate starts.
+    would take longer than all that is done there until the delegate starts. A fork makes all memory a copy once more, until it
+    is written to: so the last time is one without.
     """
     configured = configuration.read_configuration()
     proc = posix.open("/proc", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
@@ -106,8 +107,9 @@ def rehearse() -> None:
     delivered = delivery.Delivery(source, crash, process, configured, slot, Log(), time.monotonic())
     deliver.choose(delivered, None)
     delivered.facts()
-    child = Child(source, delivered.plan.groups, lambda child: posix._exit(0))
-    posix.waitpid(child.setup_pid, 0)
+    groups = delivered.plan.groups
+    if forks:
+        posix.waitpid(Child(source, groups, lambda child: posix._exit(0)).setup_pid, 0)
 
 
 def work(channel: _socket.socket, settings: Settings, early: bool) -> "NoReturn":
@@ -126,7 +128,8 @@ def work(channel: _socket.socket, settings: Settings, early: bool) -> "NoReturn"
         name(IDLE)
         if early:
             try:
-                rehearse()
+                for forks in (True, False):
+                    rehearse(forks)
             except Exception:
                 pass  # Then the first time is at the crash.
             linux.close_all_but({PIDFD, channel.fileno(), settings.terminal or PIDFD})

@@ -542,14 +542,30 @@ def test_a_worker_rehearses_and_changes_nothing(stage: Stage, monkeypatch: pytes
     monkeypatch.setattr(deliver, "choose", choose)
 
     def rehearse() -> object:
-        worker.rehearse()
-        return [told == [str(os.getpid())], path.read_bytes().hex(), stage.log.read_text()]
+        for forks in (True, False):
+            worker.rehearse(forks)
+        return [told == 2 * [str(os.getpid())], path.read_bytes().hex(), stage.log.read_text()]
 
     assert in_child(rehearse) == [True, "", ""]
 
 
+def test_the_memory_of_a_worker_is_its_own_when_the_crash_comes(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A fork would make it a copy once more.
+    def rehearse(forks: bool) -> None:
+        with open(stage.directory / f"rehearsed.{os.getpid()}", "a") as file:
+            file.write(f"{forks} ")
+
+    monkeypatch.setattr(worker, "rehearse", rehearse)
+    stage.serve()
+    connection = stage.crash(1)
+    wait_for(lambda: stage.workers(1))
+    connection.send(b"x")
+    (pid,) = stage.workers(1)
+    assert (stage.directory / f"rehearsed.{pid}").read_text() == "True False "
+
+
 def test_a_worker_whose_rehearsal_fails_works(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> None:
+    def fail(forks: bool) -> None:
         os.open("/dev/null", os.O_RDONLY)
         raise ValueError
 

@@ -26,6 +26,7 @@ from core_helper import (
     procfs,
     quota,
     runtime,
+    seccomp,
     slots,
     start,
 )
@@ -136,11 +137,15 @@ def raise_limits() -> "tuple[int, int]":
 
 
 def load() -> None:
-    """Import all that a worker may need, once for all of them, and have garbage collection leave their memory alone."""
+    """Import and make what a worker may need, once for all of them, and have garbage collection leave their memory alone."""
     for bundle in ("deliver", "record"):
         core_helper.load(bundle)
     for module in ("deliver", "record", *NEEDED):
         __import__(f"core_helper.{module}")
+    try:
+        seccomp.deny_filter(seccomp.architectures(False))
+    except Refused:
+        pass  # Of an unknown machine: each core of a process with a filter is refused there.
     gc.collect()
     gc.freeze()
     # Unlike a helper, the server lives long enough for garbage collection to pay.

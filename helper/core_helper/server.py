@@ -206,25 +206,18 @@ def _pair() -> "tuple[_socket.socket, _socket.socket]":
 class Bounds:
     """What the administrator allows: so many ``slots``, so many ``workers``, and so many seconds of ``patience``."""
 
-    def __init__(self) -> None:
-        """Read them."""
-        self.seen: object = None
+    def __init__(self, watched: configuration.Watched) -> None:
+        """Take the configuration."""
+        self.watched = watched
         self.refresh()
 
     def refresh(self) -> None:
-        """Read them anew if the configuration has changed."""
-        try:
-            found = posix.stat(configuration.CONFIGURATION)
-            seen: object = (found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino)
-        except OSError:
-            seen = "missing"
-        if seen != self.seen:
-            self.seen = seen
-            self.configured = configuration.read_configuration()
+        """Ask for them anew."""
+        configured = self.watched.read()
         kernel_limit = int(procfs.read_path(main.LIMIT_OF_KERNEL))
-        self.slots = slots.limit_of(self.configured.pipe_limit, kernel_limit)
+        self.slots = slots.limit_of(configured.pipe_limit, kernel_limit)
         self.workers = kernel_limit or MOST_WORKERS
-        self.patience = self.configured.timeout
+        self.patience = configured.timeout
 
 
 class Server:
@@ -235,7 +228,7 @@ class Server:
         self.listener = listener
         self.settings = settings
         self.home = Home()
-        self.bounds = Bounds()
+        self.bounds = Bounds(settings.watched)
         self.queue = Queue()
         self.taken = Count()
         self.idle: list[Worker] = []

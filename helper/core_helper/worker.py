@@ -75,13 +75,17 @@ def name(words: bytes) -> None:
 
 
 class Settings:
-    """What a worker has of its server: the terminal, why its interpreter could be overwritten, and limits to be put back."""
+    """What a worker has of its server: the terminal, why its interpreter could be overwritten, limits to be put back.
+
+    And the configuration, as it was read last.
+    """
 
     def __init__(self, terminal: "int | None", unprotected: str, files: "tuple[int, int]") -> None:
         """Take these; ``files`` are soft and hard limit of open files, as they were when the server was started."""
         self.terminal = terminal
         self.unprotected = unprotected
         self.files = files
+        self.watched = configuration.Watched()
 
 
 def rehearse(forks: bool) -> None:
@@ -165,7 +169,7 @@ def receive(order: bytes, connection: _socket.socket, channel: _socket.socket, s
     crash.limit = soft if known else None
     crash.tid = kernel_socket.faulting_thread(crash.pid)
     crash.unprotected = settings.unprotected
-    configured = configuration.read_configuration()
+    configured = settings.watched.read()
 
     def enter() -> slots.Slot:
         limit = slots.limit_of(configured.pipe_limit, int(procfs.read_path(main.LIMIT_OF_KERNEL)))

@@ -88,9 +88,13 @@ test-arm: venv ## crashes of 64 and 32 bits, and unit tests that make system cal
 	@tools/packages.sh arm
 	@$(AS_ROOT) python -u tests/arm/run.py
 
-bench: packages venv ## measure the time from crash to delegate, and the memory, against a Python that only executes a program; and an upload of 4 GiB
-	@$(AS_ROOT) python -u tests/bench/bench.py
-	@$(AS_ROOT) python -u tests/bench/upload.py
+# Few crashes say little: what they say is not published.
+BENCH_RESULTS = $(if $(QUICK),.cache/bench/quick,docs/bench)
+bench: packages venv .cache/bench/complete ## measure what a crash costs, beside handlers that do the least; QUICK=1 for a few crashes, VM=trixie for systemd-coredump
+	@$(if $(VM),tools/packages.sh vm)
+	@$(AS_ROOT) python -u tests/bench/$(if $(VM),machine.py $(VM),run.py $(if $(QUICK),--quick)) $(BENCH_RESULTS)
+	@.cache/bench/bin/python tests/bench/plots.py $(BENCH_RESULTS)
+	$(if $(QUICK)$(VM),,@$(AS_ROOT) python -u tests/bench/upload.py)
 
 scale: venv ## measure the controller's time for each host and task, for 100 and 1,000 simulated hosts
 	@$(BIN)/python -u tests/fleet/scale.py
@@ -105,10 +109,11 @@ mutants: .cache/mutants/complete ## test the helper's unit tests: change the hel
 	.cache/mutants/bin/python -B tests/mutants/run.py --seconds $(MUTANTS_SECONDS) --seed $(MUTANTS_SEED) $(MUTANTS)
 
 # Tools that make test does not need have environments of their own, and so has corefetch, which is no tool of this project.
+.cache/bench/complete: tests/bench/requirements.txt
 .cache/fuzz/complete: tests/fuzz/requirements.txt
 .cache/mutants/complete: tests/mutants/requirements.txt
 .cache/corefetch/complete: corefetch/requirements.txt
-.cache/fuzz/complete .cache/mutants/complete .cache/corefetch/complete: .cache/%/complete:
+.cache/bench/complete .cache/fuzz/complete .cache/mutants/complete .cache/corefetch/complete: .cache/%/complete:
 	rm -rf .cache/$*
 	$(PYTHON) -m venv .cache/$*
 	.cache/$*/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $<

@@ -46,8 +46,10 @@ def load(start: str) -> None:
     """Execute a bundle: one file with the module ``start`` and all that it needs, in half the time of importing each.
 
     Where there is no bundle for this very Python, the modules are imported as usual. A crash that is refused at once pays for
-    one bundle only.
+    one bundle only, and one in a worker for none: there they were executed before.
     """
+    if f"core_helper.{start}" in sys.modules:
+        return
     path = f"{__path__[0]}/__pycache__/bundle.{start}.{sys.implementation.cache_tag}"
     try:
         file = posix.open(path, posix.O_RDONLY)

@@ -99,6 +99,26 @@ def read_configuration(path: str = "") -> "Configuration":
     return configuration
 
 
+class Watched:
+    """The configuration of a process that stays: read again where the file is another one, or was written to."""
+
+    def __init__(self) -> None:
+        """Read it."""
+        self.seen: object = None
+        self.read()
+
+    def read(self) -> Configuration:
+        """Return what the file says now."""
+        try:
+            found = posix.stat(CONFIGURATION)
+            seen: object = (found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino)
+        except OSError:
+            seen = "missing"
+        if seen != self.seen:
+            self.seen, self.configuration = seen, read_configuration()
+        return self.configuration
+
+
 def parse_configuration(text: bytes, path: str, configuration: "Configuration") -> None:
     """Put the lines of ``text`` into ``configuration``; ``path`` is for messages."""
     for number, line in enumerate(text.split(b"\n"), 1):

@@ -140,6 +140,9 @@ def execute_delegate(
         program = Program(words, plan.interpreter, descriptors, plan.root) if copy is None else copy
         status.step = "take over label"  # With the next execve(2), so after everything that is opened.
         plan.label.at_exec()
+        # Not after the last fork: there each page that is written to has to be copied first.
+        status.step = "prepare execution"
+        program.prepare(environment)
         if plan.late:
             # After everything that is looked up.
             status.step = "leave control group of processes"
@@ -158,7 +161,7 @@ def execute_delegate(
         except BlockingIOError as error:
             raise Crowded(error.strerror) from None
         if pid == 0:
-            _become_delegate(plan, program, environment, status)
+            _become_delegate(plan, program, status)
         status.send("pid", str(pid))
     raise AssertionError("the context ends the process")
 
@@ -174,7 +177,7 @@ def _check_groups(process: "FaultingProcess", failures: "list[str]", status: Sta
     status.note(failures)
 
 
-def _become_delegate(plan: Plan, program: Program, environment: "dict[bytes, bytes]", status: StatusPipe) -> None:
+def _become_delegate(plan: Plan, program: Program, status: StatusPipe) -> None:
     """In the process that the container sees: do the last steps and execute the ``program``. Raises OSError or Stopped."""
     process = plan.process
     # After the last fork: at the first try, that fork has failed within a group at its pids.max. Nobody can trace this process.
@@ -184,11 +187,10 @@ def _become_delegate(plan: Plan, program: Program, environment: "dict[bytes, byt
     status.step = "take over session, umask and signals"
     posix.setsid()
     posix.umask(process.umask)
-    start.reset_signals()
+    start.reset_signals_of_python()
     status.step = "take over processors"  # After the control groups: their cpuset bounds the processors.
     status.note(privileges.take_over_processors(process))
     status.step = "take over limits"  # Last, since they may leave room for nothing more.
-    program.prepare(environment)
     status.note(privileges.set_limits(process))
     status.step = "execute delegate"
     program.execute(status)

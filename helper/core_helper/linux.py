@@ -232,20 +232,19 @@ class Execution:
     def __init__(self, descriptor: int, arguments: "list[bytes]", environment: "dict[bytes, bytes]") -> None:
         """Take the opened program, its arguments, and its environment."""
         self.descriptor = _Long(descriptor)
-        variables = [name + b"=" + value for name, value in environment.items()]
-        strings = [*arguments, *variables]
-        self.strings = _in_memory(b"".join(string + b"\0" for string in strings))
-        addresses = []
-        address = _ctypes.addressof(self.strings)
+        strings = [*arguments, *(name + b"=" + value for name, value in environment.items())]
+        # Two lists of pointers that end in NULL, and then the strings. One piece: each costs a type of its own.
+        lists = _struct.Struct(f"@{len(strings) + 2}P")
+        self.memory = _in_memory(bytes(lists.size) + b"\0".join(strings) + b"\0")
+        begin = _ctypes.addressof(self.memory)
+        addresses, address = [], begin + lists.size
         for string in strings:
             addresses.append(address)
             address += len(string) + 1
-        self.arguments = self._pointers(addresses[: len(arguments)])
-        self.environment = self._pointers(addresses[len(arguments) :])
-
-    @staticmethod
-    def _pointers(addresses: "list[int]") -> "_ctypes.Array[_Byte]":
-        return _in_memory(_struct.pack(f"@{len(addresses) + 1}P", *addresses, 0))
+        number = len(arguments)
+        lists.pack_into(self.memory, 0, *addresses[:number], 0, *addresses[number:], 0)
+        self.arguments = _Long(begin)
+        self.environment = _Long(begin + (number + 1) * _struct.calcsize("P"))
 
     def run(self) -> None:
         """Become the program. Raises OSError where the kernel refuses."""

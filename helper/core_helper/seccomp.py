@@ -118,8 +118,19 @@ def architectures(narrow: bool) -> "tuple[Architecture, ...]":
     return MACHINES[machine] if narrow else MACHINES[machine][:1]
 
 
+# The filters that were made. A worker has that of 64 bits from its server.
+_made: "dict[tuple[Architecture, ...], bytes]" = {}
+
+
 def deny_filter(known: "tuple[Architecture, ...]") -> bytes:
-    """Return the filter for the architectures ``known``, an array of struct sock_filter.
+    """Return the filter for the architectures ``known``, an array of struct sock_filter; made where it is asked for first."""
+    if known not in _made:
+        _made[known] = _filter_of(known)
+    return _made[known]
+
+
+def _filter_of(known: "tuple[Architecture, ...]") -> bytes:
+    """Return the filter for the architectures ``known``.
 
     Calls of any other architecture answer ENOSYS, since their numbers mean other calls. Those of x32 do so, too: their numbers
     are above all others of x86_64.

@@ -26,6 +26,7 @@ from core_helper import (
     procfs,
     quota,
     runtime,
+    seccomp,
     slots,
     start,
 )
@@ -54,6 +55,9 @@ IDLE_WORKERS = 3  # Started before they are needed.
 ACCEPTED_AT_ONCE = 64
 MOST_WORKERS = 512  # Where kernel.core_pipe_limit is 0: as many helpers as that allows to the kernel itself.
 REST = 1.0  # Seconds until the next worker is started after one that has ended without a crash.
+# Seconds from a crash that was given to a worker until the next worker is started: the rehearsal of that one would take a
+# processor from the crash. A crash that finds no worker does not wait for this.
+PRECEDENCE = 0.05
 FILES = 4096  # Descriptors: two for each crash that waits, and three for each worker.
 NAME = b"core_server"
 STRANGERS = "0 whoever connects and does not crash"  # Their lines are counted under this name; see holders.log_name.
@@ -134,11 +138,15 @@ def raise_limits() -> "tuple[int, int]":
 
 
 def load() -> None:
-    """Import all that a worker may need, once for all of them, and have garbage collection leave their memory alone."""
+    """Import and make what a worker may need, once for all of them, and have garbage collection leave their memory alone."""
     for bundle in ("deliver", "record"):
         core_helper.load(bundle)
     for module in ("deliver", "record", *NEEDED):
         __import__(f"core_helper.{module}")
+    try:
+        seccomp.deny_filter(seccomp.architectures(False))
+    except Refused:
+        pass  # Of an unknown machine: each core of a process with a filter is refused there.
     gc.collect()
     gc.freeze()
     # Unlike a helper, the server lives long enough for garbage collection to pay.
@@ -199,25 +207,18 @@ def _pair() -> "tuple[_socket.socket, _socket.socket]":
 class Bounds:
     """What the administrator allows: so many ``slots``, so many ``workers``, and so many seconds of ``patience``."""
 
-    def __init__(self) -> None:
-        """Read them."""
-        self.seen: object = None
+    def __init__(self, watched: configuration.Watched) -> None:
+        """Take the configuration."""
+        self.watched = watched
         self.refresh()
 
     def refresh(self) -> None:
-        """Read them anew if the configuration has changed."""
-        try:
-            found = posix.stat(configuration.CONFIGURATION)
-            seen: object = (found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino)
-        except OSError:
-            seen = "missing"
-        if seen != self.seen:
-            self.seen = seen
-            self.configured = configuration.read_configuration()
+        """Ask for them anew."""
+        configured = self.watched.read()
         kernel_limit = int(procfs.read_path(main.LIMIT_OF_KERNEL))
-        self.slots = slots.limit_of(self.configured.pipe_limit, kernel_limit)
+        self.slots = slots.limit_of(configured.pipe_limit, kernel_limit)
         self.workers = kernel_limit or MOST_WORKERS
-        self.patience = self.configured.timeout
+        self.patience = configured.timeout
 
 
 class Server:
@@ -229,7 +230,7 @@ class Server:
         self.inherited = inherited
         self.settings = settings
         self.home = Home()
-        self.bounds = Bounds()
+        self.bounds = Bounds(settings.watched)
         self.queue = Queue()
         self.taken = Count()
         self.idle: list[Worker] = []
@@ -365,6 +366,7 @@ class Server:
                 give(worker.channel, job)
             except OSError:
                 continue  # It was killed; the crash waits again when its end is told.
+            self.rest = max(self.rest, time.monotonic() + PRECEDENCE)
             self.count(worker, True)
             self.tellers[worker.channel.fileno()] = worker
             self.poll.register(worker.channel.fileno(), select.POLLIN)

@@ -75,20 +75,25 @@ def name(words: bytes) -> None:
 
 
 class Settings:
-    """What a worker has of its server: the terminal, why its interpreter could be overwritten, and limits to be put back."""
+    """What a worker has of its server: the terminal, why its interpreter could be overwritten, limits to be put back.
+
+    And the configuration, as it was read last.
+    """
 
     def __init__(self, terminal: "int | None", unprotected: str, files: "tuple[int, int]") -> None:
         """Take these; ``files`` are soft and hard limit of open files, as they were when the server was started."""
         self.terminal = terminal
         self.unprotected = unprotected
         self.files = files
+        self.watched = configuration.Watched()
 
 
-def rehearse() -> None:
+def rehearse(forks: bool) -> None:
     """Go as far as a crash does before anything is changed, with this very process in place of the one that crashes.
 
     The memory that is written to then is this process's own afterwards, and no copy of the server's: to make that at the crash
-    would take longer than all that is done there until the delegate starts.
+    would take longer than all that is done there until the delegate starts. A fork makes all memory a copy once more, until it
+    is written to: so the last time is one without.
     """
     configured = configuration.read_configuration()
     proc = posix.open("/proc", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
@@ -106,8 +111,9 @@ def rehearse() -> None:
     delivered = delivery.Delivery(source, crash, process, configured, slot, Log(), time.monotonic())
     deliver.choose(delivered, None)
     delivered.facts()
-    child = Child(source, delivered.plan.groups, lambda child: posix._exit(0))
-    posix.waitpid(child.setup_pid, 0)
+    groups = delivered.plan.groups
+    if forks:
+        posix.waitpid(Child(source, groups, lambda child: posix._exit(0)).setup_pid, 0)
 
 
 def work(channel: _socket.socket, settings: Settings, early: bool) -> "NoReturn":
@@ -126,7 +132,8 @@ def work(channel: _socket.socket, settings: Settings, early: bool) -> "NoReturn"
         name(IDLE)
         if early:
             try:
-                rehearse()
+                for forks in (True, False):
+                    rehearse(forks)
             except Exception:
                 pass  # Then the first time is at the crash.
             linux.close_all_but({PIDFD, channel.fileno(), settings.terminal or PIDFD})
@@ -162,7 +169,7 @@ def receive(order: bytes, connection: _socket.socket, channel: _socket.socket, s
     crash.limit = soft if known else None
     crash.tid = kernel_socket.faulting_thread(crash.pid)
     crash.unprotected = settings.unprotected
-    configured = configuration.read_configuration()
+    configured = settings.watched.read()
 
     def enter() -> slots.Slot:
         limit = slots.limit_of(configured.pipe_limit, int(procfs.read_path(main.LIMIT_OF_KERNEL)))

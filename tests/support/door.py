@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -55,32 +56,44 @@ def stop() -> None:
 
 
 def start_server() -> None:
-    """Has the kernel start the server, with all privileges: a shell of this machine may have fewer than systemd gives."""
+    """Starts the server, and waits until it is ready."""
+    start_by_kernel(f"{HELPER} serve")
+    wait_until(lambda: named(IDLE) and SOCKET.exists(), "docker_core_helper serve does not start: see the log")
+
+
+def start_by_kernel(command: str) -> None:
+    """Has the kernel start a program, with all privileges: a shell of this machine may have fewer than systemd gives."""
     before = lab.setting(PATTERN).read_text()
-    STARTER.write_text(f"#!/bin/sh\nexec {HELPER} serve </dev/null\n")
+    STARTER.write_text(f"#!/bin/sh\nexec {command} </dev/null\n")
     STARTER.chmod(0o755)
     lab.setting(PATTERN).write_text(f"|{STARTER}")
     try:
         subprocess.run(["sh", "-c", "kill -SEGV $$"], check=False)
     finally:
         lab.setting(PATTERN).write_text(before)
-    deadline = time.monotonic() + 20
-    while len(named(IDLE)) == 0 or not SOCKET.exists():
+
+
+def wait_until(condition: Callable[[], object], otherwise: str, seconds: float = 20) -> None:
+    """Waits for a condition, and raises ``RuntimeError`` with the text ``otherwise`` if it does not come."""
+    deadline = time.monotonic() + seconds
+    while not condition():
         if time.monotonic() > deadline:
-            raise RuntimeError("docker_core_helper serve does not start: see the log")
+            raise RuntimeError(otherwise)
         time.sleep(0.05)
 
 
 def stop_server() -> None:
     """Ends the server, and waits for its end."""
-    for pid in servers():
+    end(SERVER)
+    wait_until(lambda: not named(IDLE), "the workers of docker_core_helper serve do not end", 60)
+
+
+def end(name: str) -> None:
+    """Ends the processes that are shown under this name, and waits for their end."""
+    for pid in named(name):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
-    deadline = time.monotonic() + 60
-    while servers() or named(IDLE):
-        if time.monotonic() > deadline:
-            raise RuntimeError("docker_core_helper serve does not end")
-        time.sleep(0.05)
+    wait_until(lambda: not named(name), f"{name} does not end", 60)
 
 
 def servers() -> list[int]:

@@ -39,11 +39,11 @@ BREAKS: Breaks = {
     ),
     "fate: nothing is ready before the limits": (
         [
-            ("joining.py", "    program.prepare(environment)\n", ""),
+            ("joining.py", "program.prepare(environment)\n", "program.environment = environment\n"),
             (
                 "joining.py",
                 "    program.execute(status)",
-                "    program.prepare(environment)\n    program.execute(status)",
+                "    program.prepare(program.environment)\n    program.execute(status)",
             ),
         ],
         "little_address_space",

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from core_helper.configuration import Configuration, read_configuration
+from core_helper import configuration
+from core_helper.configuration import Configuration, Watched, read_configuration
 from core_helper.words import WordError, expand, split_words
 
 if TYPE_CHECKING:
@@ -444,3 +445,28 @@ def test_a_specifier_without_a_value_is_empty() -> None:
 def test_an_unknown_specifier_is_refused(word: bytes) -> None:
     with pytest.raises(WordError, match="%P %p %u %g %s %t %e %h %E %%"):
         expand(word, VALUES)
+
+
+def test_a_process_that_stays_reads_the_file_again_only_where_it_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, read = tmp_path / "conf", []
+
+    def count() -> Configuration:
+        read.append(path.read_text() if path.exists() else "")
+        return Configuration()
+
+    monkeypatch.setattr(configuration, "CONFIGURATION", str(path))
+    monkeypatch.setattr(configuration, "read_configuration", count)
+    watched = Watched()
+    assert watched.read() is watched.read()
+    path.write_text("a")
+    assert watched.read() is watched.read()
+    other = tmp_path / "other"
+    other.write_text("b")
+    os.utime(other, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
+    other.rename(path)
+    watched.read()
+    path.unlink()
+    assert watched.read() is watched.read()
+    assert read == ["", "a", "b", ""]

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import core_helper
 import pytest
 from core_helper import (
     configuration,
@@ -30,6 +31,7 @@ from core_helper import (
     main,
     quota,
     runtime,
+    seccomp,
     server,
     slots,
     start,
@@ -341,6 +343,17 @@ def test_garbage_is_collected_in_the_server_and_not_in_a_worker(stage: Stage, mo
 
     assert in_child(loaded) == [True, True, True]
 
+    def loaded_again() -> object:
+        server.load()
+        monkeypatch.setattr(posix, "open", lambda *words: pytest.fail("a bundle is read again"))
+        for bundle in ("main", "deliver", "record"):
+            core_helper.load(bundle)
+        monkeypatch.setattr(seccomp, "_filter_of", lambda known: pytest.fail("the filter is made again"))
+        return len(seccomp.deny_filter(seccomp.architectures(False))) > 100
+
+    # A worker has all of it, and a crash does not pay for it once more.
+    assert in_child(loaded_again) is True
+
     def tell(*words: Any) -> int:
         (stage.done / f"collects.{gc.isenabled()}").touch()
         return 0
@@ -359,6 +372,21 @@ def idle_workers(pid: int) -> list[int]:
             if Path(f"/proc/{child}/comm").read_bytes() == worker.IDLE + b"\n":
                 found.append(child)
     return found
+
+
+def test_no_worker_is_started_while_a_crash_was_just_given_to_another(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "PRECEDENCE", 3600.0)
+    stage.serve()
+    wait_for(lambda: len(idle_workers(stage.pid)) == server.IDLE_WORKERS)
+    for number in range(1, server.IDLE_WORKERS + 2):
+        connection = stage.crash(number)
+        # The last one finds no worker that waits, and does not wait for one either.
+        wait_for(lambda number=number: stage.workers(number))  # type: ignore[misc]
+    assert idle_workers(stage.pid) == []
+    connection.send(b"x")
+    assert connection.recv(1) == b"x"
 
 
 def test_a_server_that_is_killed_leaves_its_workers_to_their_work(stage: Stage) -> None:
@@ -559,14 +587,30 @@ def test_a_worker_rehearses_and_changes_nothing(stage: Stage, monkeypatch: pytes
     monkeypatch.setattr(deliver, "choose", choose)
 
     def rehearse() -> object:
-        worker.rehearse()
-        return [told == [str(os.getpid())], path.read_bytes().hex(), stage.log.read_text()]
+        for forks in (True, False):
+            worker.rehearse(forks)
+        return [told == 2 * [str(os.getpid())], path.read_bytes().hex(), stage.log.read_text()]
 
     assert in_child(rehearse) == [True, "", ""]
 
 
+def test_the_memory_of_a_worker_is_its_own_when_the_crash_comes(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A fork would make it a copy once more.
+    def rehearse(forks: bool) -> None:
+        with open(stage.directory / f"rehearsed.{os.getpid()}", "a") as file:
+            file.write(f"{forks} ")
+
+    monkeypatch.setattr(worker, "rehearse", rehearse)
+    stage.serve()
+    connection = stage.crash(1)
+    wait_for(lambda: stage.workers(1))
+    connection.send(b"x")
+    (pid,) = stage.workers(1)
+    assert (stage.directory / f"rehearsed.{pid}").read_text() == "True False "
+
+
 def test_a_worker_whose_rehearsal_fails_works(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> None:
+    def fail(forks: bool) -> None:
         os.open("/dev/null", os.O_RDONLY)
         raise ValueError
 

@@ -14,7 +14,7 @@ The modules that a crash goes through, those that ``deliver`` calls from top to 
 
 At the kernel's core-dump socket, others stand before that::
 
-    main -> server -> listening, kernel_socket, holders, waiting -> slots
+    main -> server -> listening, pattern, kernel_socket, holders, waiting -> slots
               \\-(fork)-> worker -> kernel_socket, slots, main.handle -> deliver
 
 ``main`` receives the crash: it parses the ``command_line``, reads the ``configuration``, makes the ``crash``, the ``source`` of

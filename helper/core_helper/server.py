@@ -32,20 +32,26 @@ from core_helper import (
 from core_helper.command_line import EXIT_NOT_DELIVERED, EXIT_OK, EXIT_USAGE
 from core_helper.crash import Refused
 from core_helper.log import Log
+from core_helper.pattern import KEPT, Failed, Pattern
 from core_helper.slots import TooMany
 from core_helper.waiting import Count, Job, Queue
+from core_helper.words import shown
 from core_helper.worker import BEGUN, GIVEN_BACK, PIDFD, TAKEN_AGAIN, Settings, give, name, work
 
 PATH = "/run/docker_core_helper/core.sock"
 LONGEST_PATH = 107  # unix(7).
 USAGE = f"""\
-usage: docker_core_helper serve [--socket=PATH]
+usage: docker_core_helper serve [--pattern] [--socket=PATH]
+       docker_core_helper serve --restore [--socket=PATH]
 
 Waits for crashes at a socket on which the kernel (Linux 6.17 and newer) announces them, and handles each as if the kernel had
 started the helper. A socket that systemd has opened comes first; else PATH is created, {PATH} by default.
-To have the kernel use it, and to give the pattern back before this program is ended:
 
-  sysctl -w kernel.core_pattern=@@{PATH}
+--pattern  has the kernel use that socket: sets kernel.core_pattern to @@PATH when crashes can come, keeps the pattern of before
+           in PATH{KEPT}, and sets it again when this program is told to end
+--restore  sets the pattern of before again where a server was killed and has left @@PATH, and does nothing else
+
+Without --pattern: sysctl -w kernel.core_pattern=@@{PATH}
 
 The delegate is that of {configuration.CONFIGURATION}. SIGTERM ends the program: crashes that wait are still handled.
 """
@@ -53,6 +59,8 @@ IDLE_WORKERS = 3  # Started before they are needed.
 ACCEPTED_AT_ONCE = 64
 MOST_WORKERS = 512  # Where kernel.core_pipe_limit is 0: as many helpers as that allows to the kernel itself.
 REST = 1.0  # Seconds until the next worker is started after one that has ended without a crash.
+# Seconds without another crash after which nobody goes by the pattern of the socket any more, once that of before is set.
+LINGER, LONGEST_LINGER = 0.1, 5.0
 FILES = 4096  # Descriptors: two for each crash that waits, and three for each worker.
 NAME = b"core_server"
 STRANGERS = "0 whoever connects and does not crash"  # Their lines are counted under this name; see holders.log_name.
@@ -63,15 +71,20 @@ NEEDED = ("journal", "relay", "previous_handler", "fallback", "bounds", "custody
 
 def run(words: "list[str]") -> int:
     """Serve until SIGTERM, and return the exit code."""
-    path = PATH
+    path, asked = PATH, ""
     for word in words:
         if word == "--help":
             sys.stdout.write(USAGE)
             return EXIT_OK
+        if word in ("--pattern", "--restore") and asked in ("", word):
+            asked = word
+            continue
         if not word.startswith("--socket=/") or len(word) - 9 > LONGEST_PATH or set(word) & set(" \n"):
             sys.stderr.write(f"docker_core_helper serve: {word!r} is no option; see --help\n")
             return EXIT_USAGE
         path = word[9:]
+    if asked == "--restore":
+        return restore(path)
     log = Log()
     try:
         unprotected = protect()
@@ -83,16 +96,33 @@ def run(words: "list[str]") -> int:
         posix.dup2(0, PIDFD, False)
         listener = listening.listen(path) if inherited is None else inherited
         load()
-        server = Server(listener, Settings(terminal, unprotected, files))
-        log.lines.info(
-            f"waits for crashes at the core-dump socket {path if inherited is None else listener.getsockname()}"
-        )
+        if inherited is not None:
+            path = listener.getsockname()
+        server = Server(listener, Settings(terminal, unprotected, files), Pattern(path) if asked else None)
+        log.lines.info(f"waits for crashes at the core-dump socket {path}")
         server.serve()
         if inherited is None:
             posix.unlink(path)
-    except (listening.Unusable, OSError) as error:
+        if server.failed:
+            return EXIT_NOT_DELIVERED
+    except (listening.Unusable, Failed, OSError) as error:
         log.lines.error(f"core-dump socket {path}: {error}")
         if log.terminal is None and sys.stderr is not None:
+            sys.stderr.write(f"docker_core_helper serve: {error}\n")
+        return EXIT_NOT_DELIVERED
+    return EXIT_OK
+
+
+def restore(path: str) -> int:
+    """Set the pattern of before a server at the socket ``path``, if that was killed; return the exit code."""
+    try:
+        if Pattern(path).give_back():
+            Log().lines.warning(
+                f"a server at the core-dump socket {path} was killed: the pattern of before is set again"
+            )
+    except (Failed, OSError) as error:
+        Log().lines.error(f"core-dump socket {path}: {error}")
+        if sys.stderr is not None:
             sys.stderr.write(f"docker_core_helper serve: {error}\n")
         return EXIT_NOT_DELIVERED
     return EXIT_OK
@@ -222,10 +252,12 @@ class Bounds:
 class Server:
     """The server: crashes that wait, and workers."""
 
-    def __init__(self, listener: _socket.socket, settings: Settings) -> None:
-        """Take the opened socket, and what each worker gets."""
+    def __init__(self, listener: _socket.socket, settings: Settings, pattern: "Pattern | None" = None) -> None:
+        """Take the opened socket, what each worker gets, and the ``pattern`` to set, None where that is up to others."""
         self.listener = listener
         self.settings = settings
+        self.pattern = pattern
+        self.failed = False
         self.home = Home()
         self.bounds = Bounds()
         self.queue = Queue()
@@ -252,6 +284,7 @@ class Server:
     def stop(self, number: int, frame: object) -> None:
         """Handle a signal that ends the server: the second one ends it at once."""
         if self.stopping:
+            self.give_back()
             posix._exit(EXIT_NOT_DELIVERED)
         self.stopping = True
 
@@ -259,14 +292,49 @@ class Server:
         """Handle crashes until the server is told to end, and nobody waits any more."""
         for _worker in range(IDLE_WORKERS):
             self.hire()
-        self.notifier.tell(b"READY=1")
-        while not self.stopping or self.queue.groups:
-            if self.stopping and self.listening:
-                # systemd's own copy stays open: who crashes from here on waits for the next server.
-                self.listening = False
-                self.poll.unregister(self.listener.fileno())
-                self.listener.close()
-            self.turn()
+        try:
+            self.install()
+            self.notifier.tell(b"READY=1")
+            while not self.stopping or self.queue.groups:
+                if self.stopping and self.listening:
+                    if self.give_back():
+                        self.receive_last()
+                    # systemd's own copy stays open: who crashes from here on waits for the next server.
+                    self.listening = False
+                    self.poll.unregister(self.listener.fileno())
+                    self.listener.close()
+                self.turn()
+        finally:
+            self.give_back()
+
+    def install(self) -> None:
+        """Have the kernel announce crashes at the socket, if that is up to this server. Raises Failed or OSError."""
+        if self.pattern is None:
+            return
+        before = self.pattern.install()
+        lines = self.log_of("").lines
+        if before is None:
+            lines.warning("kernel.core_pattern names this socket already, and is left so: that of before is not known")
+        else:
+            lines.info(f"kernel.core_pattern names this socket; at the end it will be {shown(before)} again")
+
+    def give_back(self) -> bool:
+        """Set the pattern of before, and tell whether that was done now."""
+        pattern, self.pattern = self.pattern, None
+        try:
+            return pattern is not None and pattern.give_back()
+        except (Failed, OSError) as error:
+            self.failed = True
+            self.say(f"kernel.core_pattern still names the socket of a server that ends: {error}")
+            return False
+
+    def receive_last(self) -> None:
+        """Accept who has crashed while the pattern was that of the socket, and has not connected yet."""
+        limit = time.monotonic() + LONGEST_LINGER
+        poll = select.poll()
+        poll.register(self.listener.fileno(), select.POLLIN)
+        while poll.poll(LINGER * 1000) and time.monotonic() < limit:
+            self.receive()
 
     def turn(self) -> None:
         """Wait for something to happen, and do what is to be done then."""

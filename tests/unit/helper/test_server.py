@@ -28,6 +28,7 @@ from core_helper import (
     linux,
     listening,
     main,
+    pattern,
     quota,
     runtime,
     server,
@@ -61,6 +62,7 @@ class Stage:
         self.connections: list[_socket.socket] = []
         self.pid = 0
         self.is_delegate = False
+        self.pattern: pattern.Pattern | None = None
         monkeypatch.setattr(journal, "SOCKET", "/missing")
         monkeypatch.setattr(journal, "KERNEL_LOG", str(self.log))
         monkeypatch.setattr(quota, "FILE", str(directory / "lines"))
@@ -114,8 +116,9 @@ class Stage:
                 moved = _socket.socket(fileno=os.dup(listener.fileno()))
                 listener.close()
                 posix.dup2(os.open("/dev/null", os.O_RDWR), worker.PIDFD, False)
-                server.Server(moved, worker.Settings(None, "why", (256, 512))).serve()
-                os._exit(0)
+                serving = server.Server(moved, worker.Settings(None, "why", (256, 512)), self.pattern)
+                serving.serve()
+                os._exit(EXIT_NOT_DELIVERED if serving.failed else EXIT_OK)
             finally:
                 os._exit(1)
         listener.close()
@@ -420,6 +423,138 @@ def test_the_server_keeps_no_descriptor_of_a_crash_that_is_over(stage: Stage) ->
         stage.rests()
 
 
+# The pattern of the kernel.
+
+
+@pytest.fixture
+def core_pattern(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The kernel's pattern, which is up to the server."""
+    file, modes = stage.directory / "core_pattern", stage.directory / "core_modes"
+    file.write_text("|/before %P\n")
+    modes.write_text("file\npipe\nsocket\n")
+    stage.directory.chmod(0o700)
+    monkeypatch.setattr(pattern, "FILE", str(file))
+    monkeypatch.setattr(pattern, "MODES", str(modes))
+    stage.pattern = pattern.Pattern(str(stage.path))
+    return file
+
+
+def first_line(path: Path) -> str:
+    return path.read_text().partition("\n")[0]
+
+
+def test_the_pattern_is_that_of_the_socket_from_ready_to_the_end_and_who_waits_comes_after(
+    stage: Stage, core_pattern: Path
+) -> None:
+    stage.configuration.write_text("DOCKERCOREHELPER_PIPE_LIMIT=2\n")
+    stage.serve()
+    assert first_line(core_pattern) == f"@@{stage.path}"
+    assert "names this socket; at the end it will be '|/before %P' again" in stage.log.read_text()
+    first = stage.crash(1)
+    wait_for(lambda: stage.workers(1))
+    stage.rests()
+    second = stage.crash(1)
+    stage.rests(waiting=1)
+    os.kill(stage.pid, signal.SIGSTOP)
+    # By the pattern of the socket, and not accepted yet.
+    third = stage.crash(2)
+    os.kill(stage.pid, signal.SIGTERM)
+    os.kill(stage.pid, signal.SIGCONT)
+    wait_for(lambda: first_line(core_pattern) == "|/before %P")
+    assert len(stage.workers(1)) == 1
+    for connection in (first, second, third):
+        connection.send(b"x")
+        assert connection.recv(1) == b"x"
+    assert os.waitpid(stage.pid, 0)[1] == 0
+    stage.pid = 0
+
+
+def test_a_server_that_is_told_twice_gives_the_pattern_back(stage: Stage, core_pattern: Path) -> None:
+    stage.serve()
+    os.kill(stage.pid, signal.SIGSTOP)
+    for number in (signal.SIGTERM, signal.SIGINT):  # Both before it can do anything.
+        os.kill(stage.pid, number)
+    os.kill(stage.pid, signal.SIGCONT)
+    assert os.waitpid(stage.pid, 0)[1] == EXIT_NOT_DELIVERED << 8
+    stage.pid = 0
+    assert first_line(core_pattern) == "|/before %P"
+
+
+def test_a_server_that_fails_gives_the_pattern_back(
+    stage: Stage, core_pattern: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: server.Server) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(server.Server, "turn", fail)
+    stage.serve()
+    assert os.waitpid(stage.pid, 0)[1] == 1 << 8
+    stage.pid = 0
+    assert first_line(core_pattern) == "|/before %P"
+
+
+def test_a_server_that_cannot_give_the_pattern_back_says_so_and_handles_who_waits(
+    stage: Stage, core_pattern: Path
+) -> None:
+    core_pattern.write_text(f"@@{stage.path}\n")
+    stage.serve()
+    assert "names this socket already, and is left so" in stage.log.read_text()
+    connection = stage.crash(1)
+    wait_for(lambda: stage.workers(1))
+    os.kill(stage.pid, signal.SIGTERM)
+    connection.send(b"x")
+    assert connection.recv(1) == b"x"
+    assert os.waitpid(stage.pid, 0)[1] == EXIT_NOT_DELIVERED << 8
+    stage.pid = 0
+    assert "still names the socket of a server that ends" in stage.log.read_text()
+    assert first_line(core_pattern) == f"@@{stage.path}"
+
+
+def test_a_server_that_cannot_set_the_pattern_is_never_ready(stage: Stage, core_pattern: Path) -> None:
+    (stage.directory / "core_modes").write_text("file\npipe\n")
+    assert stage.pattern is not None
+    with pytest.raises(pattern.Failed):
+        in_this_process(stage)
+    assert not (stage.directory / "own").exists()
+    assert first_line(core_pattern) == "|/before %P"
+
+
+def in_this_process(stage: Stage) -> None:
+    """Serve without a worker, until the server fails."""
+    with contextlib.closing(_socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)) as listener:
+        listener.bind(str(stage.path))
+        listener.listen(1)
+        handlers = {number: _signal.getsignal(number) for number in (_signal.SIGTERM, _signal.SIGINT)}
+        serving = server.Server(listener, worker.Settings(None, "why", (256, 512)), stage.pattern)
+        serving.hire = lambda: None  # type: ignore[method-assign]
+        try:
+            serving.serve()
+        finally:
+            _signal.set_wakeup_fd(-1)
+            for number, handler in handlers.items():
+                _signal.signal(number, handler)
+
+
+def test_what_a_killed_server_has_left_is_set_right_by_hand(
+    stage: Stage, core_pattern: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage.serve()
+    os.kill(stage.pid, signal.SIGKILL)
+    os.waitpid(stage.pid, 0)
+    stage.pid = 0
+    assert first_line(core_pattern) == f"@@{stage.path}"
+    words = ["--restore", f"--socket={stage.path}"]
+    assert server.run(words) == EXIT_OK
+    assert first_line(core_pattern) == "|/before %P"
+    assert "was killed: the pattern of before is set again" in stage.log.read_text()
+    # Then there is nothing to do.
+    before = stage.log.read_text()
+    assert server.run(words) == EXIT_OK and stage.log.read_text() == before
+    core_pattern.write_text(f"@@{stage.path}\n")
+    assert server.run(words) == EXIT_NOT_DELIVERED
+    assert "is missing: set the pattern that the host shall have" in capsys.readouterr().err
+
+
 # What a worker is.
 
 
@@ -571,13 +706,20 @@ def test_a_directory_that_others_may_change_is_not_used(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("words", "code"),
-    [(["--help"], EXIT_OK), (["--socket=relative"], EXIT_USAGE), (["--socket=/a b"], EXIT_USAGE), (["x"], EXIT_USAGE)],
+    [
+        (["--help"], EXIT_OK),
+        (["--socket=relative"], EXIT_USAGE),
+        (["--socket=/a b"], EXIT_USAGE),
+        (["x"], EXIT_USAGE),
+        (["--restore", "--pattern"], EXIT_USAGE),
+        (["--pattern", "--restore"], EXIT_USAGE),
+    ],
 )
 def test_the_command_line(capsys: pytest.CaptureFixture[str], words: list[str], code: int) -> None:
     assert server.run(words) == code
     told = capsys.readouterr()
     assert ("usage: docker_core_helper serve" in told.out) == (code == EXIT_OK)
-    assert (words[0] in told.err) == (code == EXIT_USAGE)
+    assert (repr(words[-1]) in told.err) == (code == EXIT_USAGE)
     assert server.run([f"--socket=/{'x' * 107}"]) == EXIT_USAGE
 
 

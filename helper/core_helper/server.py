@@ -19,6 +19,7 @@ from core_helper import (
     configuration,
     control_groups,
     holders,
+    host,
     kernel_socket,
     linux,
     listening,
@@ -52,6 +53,8 @@ started the helper. A socket that systemd has opened comes first; else PATH is c
 --restore  sets the pattern of before again where a server was killed and has left @@PATH, and does nothing else
 
 Without --pattern: sysctl -w kernel.core_pattern=@@{PATH}
+In a container with the pid namespace of the host, it goes over to the host: every path is the host's. Only the configuration is
+that of the container, if it has one.
 
 The delegate is that of {configuration.CONFIGURATION}. SIGTERM ends the program: crashes that wait are still handled.
 """
@@ -66,7 +69,10 @@ NAME = b"core_server"
 STRANGERS = "0 whoever connects and does not crash"  # Their lines are counted under this name; see holders.log_name.
 OWN = "0 the server itself"
 # Imported before the first crash: modules that a helper of the kernel imports when it needs them.
-NEEDED = ("journal", "relay", "previous_handler", "fallback", "bounds", "custody", "diagnosis", "tracing")
+NEEDED = (
+    *("journal", "relay", "previous_handler", "fallback", "bounds", "custody", "diagnosis", "tracing"),
+    *("finishing", "build_ids", "lent"),
+)
 
 
 def run(words: "list[str]") -> int:
@@ -83,19 +89,25 @@ def run(words: "list[str]") -> int:
             sys.stderr.write(f"docker_core_helper serve: {word!r} is no option; see --help\n")
             return EXIT_USAGE
         path = word[9:]
+    log = Log()
     if asked == "--restore":
         return restore(path)
-    log = Log()
     try:
         unprotected = protect()
-        terminal = settle()
+        elsewhere = host.is_elsewhere()
+        terminal = settle(elsewhere)
         log.terminal = terminal
         files = raise_limits()
         inherited = listening.inherited_socket()
         # There the kernel gives a helper the pidfd, and a previous handler expects it.
         posix.dup2(0, PIDFD, False)
-        listener = listening.listen(path) if inherited is None else inherited
         load()
+        if elsewhere:
+            host.take_configuration()
+            status = host.send()
+            if status is not None:
+                return stay_behind(status, path if asked else None)
+        listener = listening.listen(path) if inherited is None else inherited
         if inherited is not None:
             path = listener.getsockname()
         server = Server(listener, Settings(terminal, unprotected, files), Pattern(path) if asked else None)
@@ -116,16 +128,31 @@ def run(words: "list[str]") -> int:
 def restore(path: str) -> int:
     """Set the pattern of before a server at the socket ``path``, if that was killed; return the exit code."""
     try:
+        if host.is_elsewhere():
+            load()
+            host.join()
         if Pattern(path).give_back():
             Log().lines.warning(
-                f"a server at the core-dump socket {path} was killed: the pattern of before is set again"
+                f"the server at the core-dump socket {path} was killed: the pattern of before is set again"
             )
-    except (Failed, OSError) as error:
+    except (listening.Unusable, Failed, OSError) as error:
         Log().lines.error(f"core-dump socket {path}: {error}")
         if sys.stderr is not None:
             sys.stderr.write(f"docker_core_helper serve: {error}\n")
         return EXIT_NOT_DELIVERED
     return EXIT_OK
+
+
+def stay_behind(status: int, path: "str | None") -> int:
+    """In the container: the server has ended with that wait ``status``; set the pattern of before if it was killed.
+
+    Returns the exit code. ``path`` is None where the pattern was not up to the server.
+    """
+    if posix.WIFEXITED(status):
+        return posix.WEXITSTATUS(status)
+    if path is not None:
+        restore(path)
+    return EXIT_NOT_DELIVERED
 
 
 def protect() -> str:
@@ -141,12 +168,17 @@ def protect() -> str:
     return start.execute_read_only({**posix.environ, start.MARK: b""}, lambda: None)
 
 
-def settle() -> "int | None":
-    """Make this process what the kernel makes of a helper; return a copy of standard error if a person reads that."""
+def settle(elsewhere: bool = False) -> "int | None":
+    """Make this process what the kernel makes of a helper; return a copy of standard error if a person reads that.
+
+    That of a container is kept, too: the engine has its log there.
+    """
     start.reset_signals_for_python()
     terminal = None
-    if sys.stderr is not None and posix.isatty(2):
+    if sys.stderr is not None and (elsewhere or posix.isatty(2)):
         terminal = fcntl.fcntl(2, fcntl.F_DUPFD_CLOEXEC, listening.ABOVE)
+        if elsewhere:
+            posix.set_blocking(terminal, False)  # An engine that does not read it keeps nobody waiting.
     start.occupy_descriptors()
     posix.chdir("/")
     linux.setrlimit(linux.RLIMIT_CORE, kernel_socket.OF_HELPERS, kernel_socket.OF_HELPERS)

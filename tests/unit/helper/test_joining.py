@@ -59,7 +59,7 @@ class Line:
         for name in ("take_over_scheduling", "go_first", "take_over_processors", "set_limits"):
             recorder.watch(privileges, name, [name])
         for name in PRIVILEGES:
-            recorder.watch(privileges, name)
+            recorder.watch(privileges, name, [])
         for name in ("join_namespaces", "enter_root"):
             recorder.watch(container, name)
         for name in ("setsid", "umask", "fchown", "dup2", "fsync"):

@@ -327,14 +327,15 @@ class Server:
         try:
             self.install()
             self.notifier.tell(b"READY=1")
-            while not self.stopping or self.queue.groups:
-                if self.stopping and self.listening:
-                    if self.give_back():
-                        self.receive_last()
-                    # systemd's own copy stays open: who crashes from here on waits for the next server.
-                    self.listening = False
-                    self.poll.unregister(self.listener.fileno())
-                    self.listener.close()
+            while not self.stopping:
+                self.turn()
+            if self.give_back():
+                self.receive_last()
+            # systemd's own copy stays open: who crashes from here on waits for the next server.
+            self.listening = False
+            self.poll.unregister(self.listener.fileno())
+            self.listener.close()
+            while self.queue.groups:
                 self.turn()
         finally:
             self.give_back()
@@ -367,6 +368,7 @@ class Server:
         poll.register(self.listener.fileno(), select.POLLIN)
         while poll.poll(LINGER * 1000) and time.monotonic() < limit:
             self.receive()
+        self.dispatch()
 
     def turn(self) -> None:
         """Wait for something to happen, and do what is to be done then."""

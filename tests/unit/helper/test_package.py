@@ -32,11 +32,14 @@ CHEAP_AFTER_THE_FORK = CHEAP | {"_socket"}
 SOURCES = [*sorted(PACKAGE.glob("*.py")), HELPER / "docker_core_helper", HELPER / "compile_library.py"]
 
 
-def imported(*modules: str) -> set[str]:
-    """Return what the import of ``modules`` brings into an interpreter that was started as the kernel starts it."""
+def imported(*modules: str, then: str = "") -> set[str]:
+    """Return what the import of ``modules`` brings into an interpreter that was started as the kernel starts it.
+
+    That, and the statement ``then``.
+    """
     program = (
         f"import sys; sys.path.insert(0, {str(HELPER)!r}); before = set(sys.modules)\n"
-        f"import {', '.join(modules)}; after = set(sys.modules)\n"
+        f"import {', '.join(modules)}; {then or 'pass'}; after = set(sys.modules)\n"
         "import json; print(json.dumps(sorted(after - before)))"
     )
     command_line = [sys.executable, "-BISc", program]
@@ -57,6 +60,13 @@ def test_the_whole_package_imports_only_cheap_modules() -> None:
     for command in ("cores", "sender"):  # Of operators: no crash imports them.
         modules.remove(f"core_helper.{command}")
     assert of_others(imported(*modules)) <= CHEAP_AFTER_THE_FORK
+
+
+def test_what_the_server_may_need_is_there_before_it_leaves_its_container() -> None:
+    loaded = imported("core_helper.server", then="core_helper.server.load()")
+    modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    # Those of operators.
+    assert modules - {name.partition(".")[2] for name in loaded} == {"cores", "sender"}
 
 
 def test_what_is_needed_only_after_the_delegate_started_is_not_imported_before_the_fork() -> None:

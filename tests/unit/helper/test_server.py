@@ -23,6 +23,7 @@ from core_helper import (
     configuration,
     deliver,
     holders,
+    host,
     journal,
     kernel_socket,
     linux,
@@ -455,16 +456,35 @@ def test_the_pattern_is_that_of_the_socket_from_ready_to_the_end_and_who_waits_c
     stage.rests()
     second = stage.crash(1)
     stage.rests(waiting=1)
-    os.kill(stage.pid, signal.SIGSTOP)
-    # By the pattern of the socket, and not accepted yet.
-    third = stage.crash(2)
     os.kill(stage.pid, signal.SIGTERM)
-    os.kill(stage.pid, signal.SIGCONT)
     wait_for(lambda: first_line(core_pattern) == "|/before %P")
     assert len(stage.workers(1)) == 1
-    for connection in (first, second, third):
+    for connection in (first, second):
         connection.send(b"x")
         assert connection.recv(1) == b"x"
+    assert os.waitpid(stage.pid, 0)[1] == 0
+    stage.pid = 0
+
+
+def test_who_crashes_while_the_pattern_is_given_back_is_handled(
+    stage: Stage, core_pattern: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel has read the pattern of the socket, and connects when that is in force no more."""
+    real = pattern.Pattern.give_back
+
+    def give_back(ours: pattern.Pattern) -> bool:
+        done = real(ours)
+        (stage.directory / "given").touch()
+        wait_for((stage.directory / "connected").exists)
+        return done
+
+    monkeypatch.setattr(pattern.Pattern, "give_back", give_back)
+    stage.serve()
+    os.kill(stage.pid, signal.SIGTERM)
+    wait_for((stage.directory / "given").exists)
+    late = stage.crash(1, b"-x")
+    (stage.directory / "connected").touch()
+    assert late.recv(1) == b"x"
     assert os.waitpid(stage.pid, 0)[1] == 0
     stage.pid = 0
 
@@ -553,6 +573,41 @@ def test_what_a_killed_server_has_left_is_set_right_by_hand(
     core_pattern.write_text(f"@@{stage.path}\n")
     assert server.run(words) == EXIT_NOT_DELIVERED
     assert "is missing: set the pattern that the host shall have" in capsys.readouterr().err
+
+
+def test_the_first_process_of_a_container_sets_the_pattern_of_before_where_its_server_was_killed(
+    core_pattern: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "is_elsewhere", lambda: False)
+    stage.path.touch()
+    assert stage.pattern is not None
+    stage.pattern.install()
+    assert server.stay_behind(3 << 8, str(stage.path)) == 3
+    assert server.stay_behind(signal.SIGKILL, None) == EXIT_NOT_DELIVERED
+    assert first_line(core_pattern) == f"@@{stage.path}"
+    assert server.stay_behind(signal.SIGKILL, str(stage.path)) == EXIT_NOT_DELIVERED
+    assert first_line(core_pattern) == "|/before %P"
+
+
+def test_the_pattern_of_before_is_set_from_a_container_too(
+    core_pattern: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    joined: list[object] = []
+    monkeypatch.setattr(host, "is_elsewhere", lambda: True)
+    monkeypatch.setattr(server, "load", lambda: None)
+    monkeypatch.setattr(host, "join", lambda: joined.append(first_line(core_pattern)))
+    stage.path.touch()
+    assert stage.pattern is not None
+    stage.pattern.install()
+    assert server.run(["--restore", f"--socket={stage.path}"]) == EXIT_OK
+    assert joined == [f"@@{stage.path}"] and first_line(core_pattern) == "|/before %P"
+
+    def fail() -> bool:
+        raise listening.Unusable("it takes the pid namespace of the host")
+
+    monkeypatch.setattr(host, "is_elsewhere", fail)
+    assert server.run(["--restore"]) == EXIT_NOT_DELIVERED
+    assert "it takes the pid namespace of the host" in capsys.readouterr().err
 
 
 # What a worker is.
@@ -769,6 +824,26 @@ def test_a_server_is_what_the_kernel_makes_of_a_helper(monkeypatch: pytest.Monke
         ]
 
     assert in_child(settled) == [[1, 1], "/", 0o077, True, True, True, "core_server"]
+
+
+def test_a_server_in_a_container_writes_into_the_log_of_that_and_waits_for_nobody_who_reads_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("SOCKET", "KERNEL_LOG"):
+        monkeypatch.setattr(journal, name, "/missing")
+
+    def settled() -> object:
+        reading, writing = os.pipe()
+        os.dup2(writing, 2)
+        os.close(writing)
+        log = Log()
+        log.terminal = server.settle(elsewhere=True)
+        assert log.terminal is not None
+        for _ in range(200):
+            log.lines.info("x" * 1000)
+        return [os.get_inheritable(log.terminal), os.read(reading, 22).decode()]
+
+    assert in_child(settled) == [False, "docker_core_helper: xx"]
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,13 @@ import _signal
 import posix
 import sys
 
-from core_helper import configuration, joining, linux, listening, program, status_pipe
+from core_helper import configuration, joining, linux, listening, program, status_pipe, worker
 
 # include/uapi/linux/nsfs.h
 INITIAL = {"pid": 0xEFFFFFFC, "user": 0xEFFFFFFD}
 REMEDIES = {"pid": "docker run --pid=host, or hostPID of Kubernetes", "user": "run it without a user namespace"}
 # That of mounts comes last: /proc/1 is looked up in that of the container.
+NAME = b"core_container"  # Of the process that stays.
 KINDS = (
     ("cgroup", linux.CLONE_NEWCGROUP),
     ("ipc", linux.CLONE_NEWIPC),
@@ -84,11 +85,10 @@ def take_configuration() -> None:
 def join() -> None:
     """Go over to the host. Raises Unusable. All that this process will need must be imported before."""
     joining.own_interpreter = program.identity(posix.stat(sys.executable))
-    flags = posix.O_RDONLY | posix.O_CLOEXEC
     try:
         root = posix.open(f"{PROC}/{FIRST}/root", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
         others = [
-            (posix.open(f"{PROC}/{FIRST}/ns/{kind}", flags), flag)
+            (posix.open(f"{PROC}/{FIRST}/ns/{kind}", posix.O_RDONLY | posix.O_CLOEXEC), flag)
             for kind, flag in KINDS
             if _inode(FIRST, kind) != _inode("self", kind)
         ]
@@ -124,6 +124,8 @@ def send() -> "int | None":
             posix._exit(1)
         join()
         return None
+
+    worker.name(NAME)
 
     def pass_on(number: int, frame: object) -> None:
         posix.kill(child, number)

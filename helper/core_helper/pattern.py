@@ -77,8 +77,9 @@ class Pattern:
             posix.unlink(part)
         except FileNotFoundError:
             pass
-        flags = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW | posix.O_CLOEXEC
-        file = posix.open(part, flags, 0o600)
+        file = posix.open(
+            part, posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW | posix.O_CLOEXEC, 0o600
+        )
         try:
             posix.write(file, before + b"\n")
         finally:

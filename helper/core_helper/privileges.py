@@ -220,19 +220,18 @@ def limit_capabilities(process: "FaultingProcess") -> "list[str]":
     The bounding set shrinks to what is permitted, too: a root process that gave its capabilities away would get them back
     from its bounding set at the delegate's execve(2). A server in a container has only what it was given there.
     """
-    permitted = process.permitted
-    bounding = process.bounding & permitted
+    bounding = process.bounding & process.permitted
+    inheritable = process.inheritable & bounding
     linux.drop_from_bounding_set(bounding)
-    failures = []
+    permitted, failures = process.permitted, []
     try:
-        linux.capset(process.effective & permitted, permitted, process.inheritable & bounding)
+        linux.capset(process.effective & permitted, permitted, inheritable)
     except PermissionError:
-        lacking = permitted & ~linux.permitted_capabilities()
-        permitted &= ~lacking
-        bounding &= ~lacking
-        linux.capset(process.effective & permitted, permitted, process.inheritable & bounding)
-        failures.append(f"capabilities {lacking:#x}: the helper lacks them")
-    linux.set_ambient(process.ambient & permitted & process.inheritable & bounding)
+        own = linux.permitted_capabilities()
+        failures.append(f"capabilities {permitted & ~own:#x}: the helper lacks them")
+        permitted, inheritable = permitted & own, inheritable & own
+        linux.capset(process.effective & permitted, permitted, inheritable)
+    linux.set_ambient(process.ambient & permitted & inheritable)
     return failures
 
 

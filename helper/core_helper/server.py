@@ -91,7 +91,7 @@ def run(words: "list[str]") -> int:
         path = word[9:]
     log = Log()
     if asked == "--restore":
-        return restore(path)
+        return restore(path, log)
     try:
         unprotected = protect()
         elsewhere = host.is_elsewhere()
@@ -106,7 +106,7 @@ def run(words: "list[str]") -> int:
             host.take_configuration()
             status = host.send()
             if status is not None:
-                return stay_behind(status, path if asked else None)
+                return stay_behind(status, path if asked else None, log)
         listener = listening.listen(path) if inherited is None else inherited
         if inherited is not None:
             path = listener.getsockname()
@@ -118,32 +118,34 @@ def run(words: "list[str]") -> int:
         if server.failed:
             return EXIT_NOT_DELIVERED
     except (listening.Unusable, Failed, OSError) as error:
-        log.lines.error(f"core-dump socket {path}: {error}")
-        if log.terminal is None and sys.stderr is not None:
-            sys.stderr.write(f"docker_core_helper serve: {error}\n")
-        return EXIT_NOT_DELIVERED
+        return give_up(path, error, log)
     return EXIT_OK
 
 
-def restore(path: str) -> int:
+def restore(path: str, log: Log) -> int:
     """Set the pattern of before a server at the socket ``path``, if that was killed; return the exit code."""
     try:
         if host.is_elsewhere():
             load()
             host.join()
         if Pattern(path).give_back():
-            Log().lines.warning(
+            log.lines.warning(
                 f"the server at the core-dump socket {path} was killed: the pattern of before is set again"
             )
     except (listening.Unusable, Failed, OSError) as error:
-        Log().lines.error(f"core-dump socket {path}: {error}")
-        if sys.stderr is not None:
-            sys.stderr.write(f"docker_core_helper serve: {error}\n")
-        return EXIT_NOT_DELIVERED
+        return give_up(path, error, log)
     return EXIT_OK
 
 
-def stay_behind(status: int, path: "str | None") -> int:
+def give_up(path: str, error: Exception, log: Log) -> int:
+    """Tell what went wrong, and return the exit code."""
+    log.lines.error(f"core-dump socket {path}: {error}")
+    if log.terminal is None and sys.stderr is not None:
+        sys.stderr.write(f"docker_core_helper serve: {error}\n")
+    return EXIT_NOT_DELIVERED
+
+
+def stay_behind(status: int, path: "str | None", log: Log) -> int:
     """In the container: the server has ended with that wait ``status``; set the pattern of before if it was killed.
 
     Returns the exit code. ``path`` is None where the pattern was not up to the server.
@@ -151,7 +153,7 @@ def stay_behind(status: int, path: "str | None") -> int:
     if posix.WIFEXITED(status):
         return posix.WEXITSTATUS(status)
     if path is not None:
-        restore(path)
+        restore(path, log)
     return EXIT_NOT_DELIVERED
 
 

@@ -54,16 +54,21 @@ def stop() -> None:
         shutil.rmtree(SOCKET.parent)
 
 
-def start_server() -> None:
-    """Has the kernel start the server, with all privileges: a shell of this machine may have fewer than systemd gives."""
+def by_kernel(script: str) -> None:
+    """Has the kernel start a script, with all privileges: a shell of this machine may have fewer than systemd gives."""
     before = lab.setting(PATTERN).read_text()
-    STARTER.write_text(f"#!/bin/sh\nexec {HELPER} serve </dev/null\n")
+    STARTER.write_text(f"#!/bin/sh\n{script}")
     STARTER.chmod(0o755)
     lab.setting(PATTERN).write_text(f"|{STARTER}")
     try:
         subprocess.run(["sh", "-c", "kill -SEGV $$"], check=False)
     finally:
         lab.setting(PATTERN).write_text(before)
+
+
+def start_server() -> None:
+    """Has the kernel start the server."""
+    by_kernel(f"exec {HELPER} serve </dev/null\n")
     deadline = time.monotonic() + 20
     while len(named(IDLE)) == 0 or not SOCKET.exists():
         if time.monotonic() > deadline:

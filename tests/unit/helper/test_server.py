@@ -582,10 +582,10 @@ def test_the_first_process_of_a_container_sets_the_pattern_of_before_where_its_s
     stage.path.touch()
     assert stage.pattern is not None
     stage.pattern.install()
-    assert server.stay_behind(3 << 8, str(stage.path)) == 3
-    assert server.stay_behind(signal.SIGKILL, None) == EXIT_NOT_DELIVERED
+    assert server.stay_behind(3 << 8, str(stage.path), Log()) == 3
+    assert server.stay_behind(signal.SIGKILL, None, Log()) == EXIT_NOT_DELIVERED
     assert first_line(core_pattern) == f"@@{stage.path}"
-    assert server.stay_behind(signal.SIGKILL, str(stage.path)) == EXIT_NOT_DELIVERED
+    assert server.stay_behind(signal.SIGKILL, str(stage.path), Log()) == EXIT_NOT_DELIVERED
     assert first_line(core_pattern) == "|/before %P"
 
 

@@ -29,7 +29,7 @@ KINDS = (
     ("mnt", linux.CLONE_NEWNS),
 )
 PROC = "/proc"
-FIRST, KERNEL_THREADS = 1, 2  # The parent of these is in the host's namespaces for ever.
+OF_HOST = (1, 2)  # The second one is the parent of all kernel threads.
 
 
 def is_elsewhere() -> bool:
@@ -40,23 +40,21 @@ def is_elsewhere() -> bool:
     for kind, number in INITIAL.items():
         if posix.stat(f"{PROC}/self/ns/{kind}").st_ino != number:
             raise listening.Unusable(f"it takes the {kind} namespace of the host: {REMEDIES[kind]}")
-    try:
-        return _differs(FIRST)
-    except PermissionError:
-        pass
-    try:
-        # A shell may have less than PID 1 has, and is on the host all the same.
-        if not _differs(KERNEL_THREADS):
-            return False
-    except OSError:
-        pass
+    host = _process_of_host()
+    return any(_inode(host, kind) != _inode("self", kind) for kind, _flag in KINDS)
+
+
+def _process_of_host() -> int:
+    """Return a process that is in the namespaces of the host, and at which this one may look. Raises Unusable."""
+    for pid in OF_HOST:
+        try:
+            posix.stat(f"{PROC}/{pid}/ns/mnt")
+            return pid
+        except OSError:
+            continue  # Something may guard PID 1 beyond what capabilities(7) says.
     raise listening.Unusable(
         "it cannot look at PID 1: it takes CAP_SYS_PTRACE, and no AppArmor profile that forbids that"
     )
-
-
-def _differs(pid: int) -> bool:
-    return any(_inode(pid, kind) != _inode("self", kind) for kind, _flag in KINDS)
 
 
 def _inode(pid: "int | str", kind: str) -> int:
@@ -85,12 +83,13 @@ def take_configuration() -> None:
 def join() -> None:
     """Go over to the host. Raises Unusable. All that this process will need must be imported before."""
     joining.own_interpreter = program.identity(posix.stat(sys.executable))
+    host = _process_of_host()
     try:
-        root = posix.open(f"{PROC}/{FIRST}/root", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
+        root = posix.open(f"{PROC}/{host}/root", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
         others = [
-            (posix.open(f"{PROC}/{FIRST}/ns/{kind}", posix.O_RDONLY | posix.O_CLOEXEC), flag)
+            (posix.open(f"{PROC}/{host}/ns/{kind}", posix.O_RDONLY | posix.O_CLOEXEC), flag)
             for kind, flag in KINDS
-            if _inode(FIRST, kind) != _inode("self", kind)
+            if _inode(host, kind) != _inode("self", kind)
         ]
         # From here on a module of the same name would be another one.
         status_pipe.lock_interpreter()

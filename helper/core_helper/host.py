@@ -111,25 +111,26 @@ def send() -> "int | None":
 
     Raises Unusable in the child.
     """
-    ending = (_signal.SIGTERM, _signal.SIGINT)
     parent = posix.getpid()
-    _signal.pthread_sigmask(_signal.SIG_BLOCK, ending)
+    # Waited for by sigwait(3): what came right before a waitpid(2) would be handled after it.
+    awaited = {_signal.SIGTERM, _signal.SIGINT, _signal.SIGCHLD}
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, awaited)
     child = posix.fork()
     if child == 0:
         # Whoever kills the parent ends the container, and then the engine kills the child, too: time enough for the pattern.
         linux.prctl(linux.PR_SET_PDEATHSIG, _signal.SIGTERM)
-        _signal.pthread_sigmask(_signal.SIG_UNBLOCK, ending)
+        _signal.pthread_sigmask(_signal.SIG_UNBLOCK, awaited)
         if posix.getppid() != parent:
             posix._exit(1)
         join()
         return None
-
     worker.name(NAME)
-
-    def pass_on(number: int, frame: object) -> None:
-        posix.kill(child, number)
-
-    for number in ending:
-        _signal.signal(number, pass_on)
-    _signal.pthread_sigmask(_signal.SIG_UNBLOCK, ending)
-    return posix.waitpid(child, 0)[1]
+    while True:
+        number = _signal.sigwait(awaited)
+        if number != _signal.SIGCHLD:
+            posix.kill(child, number)
+            continue
+        ended, status = posix.waitpid(child, posix.WNOHANG)
+        if ended:
+            _signal.pthread_sigmask(_signal.SIG_UNBLOCK, awaited)
+            return status

@@ -101,7 +101,7 @@ def run(words: "list[str]") -> int:
         inherited = listening.inherited_socket()
         # There the kernel gives a helper the pidfd, and a previous handler expects it.
         posix.dup2(0, PIDFD, False)
-        load()
+        load(elsewhere)
         if elsewhere:
             host.take_configuration()
             status = host.send()
@@ -126,7 +126,7 @@ def restore(path: str, log: Log) -> int:
     """Set the pattern of before a server at the socket ``path``, if that was killed; return the exit code."""
     try:
         if host.is_elsewhere():
-            load()
+            load(elsewhere=True)
             host.join()
         if Pattern(path).give_back():
             log.lines.warning(
@@ -196,12 +196,17 @@ def raise_limits() -> "tuple[int, int]":
     return soft, hard
 
 
-def load() -> None:
-    """Import all that a worker may need, once for all of them, and have garbage collection leave their memory alone."""
+def load(elsewhere: bool = False) -> None:
+    """Import all that a worker may need, once for all of them, and have garbage collection leave their memory alone.
+
+    From a container, also what finishes a kept core when nobody waits any more: that takes more memory than all the rest.
+    """
     for bundle in ("deliver", "record"):
         core_helper.load(bundle)
     for module in ("deliver", "record", *NEEDED):
         __import__(f"core_helper.{module}")
+    for module in ("json", "hashlib") if elsewhere else ("json",):
+        __import__(module)
     gc.collect()
     gc.freeze()
     # Unlike a helper, the server lives long enough for garbage collection to pay.

@@ -78,6 +78,7 @@ def test_the_page_starts_docker_with_the_options_of_the_manifest() -> None:
     words = shlex.split(command.replace("\\\n", " "))
     assert [word for word in serving.options() if word not in words] == []
     own = {"docker", "run", "--detach", "--name=docker-core-helper", "--restart=always", "--network=none"}
+    own.add(f"--volume=/srv/docker_core_helper.conf:{serving.CONFIGURATION}:ro")
     assert set(words) - set(serving.options()) - own == {"docker-core-helper:1.0.0"}
     assert serving.pod()["containers"][0]["image"].endswith("/docker-core-helper:1.0.0")
 

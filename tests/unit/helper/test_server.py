@@ -594,7 +594,7 @@ def test_the_pattern_of_before_is_set_from_a_container_too(
 ) -> None:
     joined: list[object] = []
     monkeypatch.setattr(host, "is_elsewhere", lambda: True)
-    monkeypatch.setattr(server, "load", lambda: None)
+    monkeypatch.setattr(server, "load", lambda elsewhere: None)
     monkeypatch.setattr(host, "join", lambda: joined.append(first_line(core_pattern)))
     stage.path.touch()
     assert stage.pattern is not None

@@ -32,7 +32,7 @@ class Proc:
             for pid in ("2", "self"):
                 other = directory / pid / "ns" / kind
                 other.parent.mkdir(parents=True, exist_ok=True)
-                other.hardlink_to(path)
+                os.link(path, other)
         for pid in ("1", "2"):
             (directory / pid / "root").mkdir()
         initial = {kind: (directory / "1" / "ns" / kind).stat().st_ino for kind in ("pid", "user")}
@@ -113,7 +113,9 @@ def test_all_that_differs_is_joined_mounts_last_and_then_the_root_directory(proc
         own = os.stat(sys.executable)
         proc.monkeypatch.setattr(linux, "setns", setns)
         proc.monkeypatch.setattr(
-            posix, "fchdir", lambda descriptor: done.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+            posix,
+            "fchdir",
+            lambda descriptor: done.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}"))),
         )
         proc.monkeypatch.setattr(posix, "chroot", done.append)
         proc.monkeypatch.setattr(status_pipe, "lock_interpreter", lambda: done.append("locked"))

@@ -14,7 +14,7 @@ The modules that a crash goes through, those that ``deliver`` calls from top to 
 
 At the kernel's core-dump socket, others stand before that::
 
-    main -> server -> listening, kernel_socket, holders, waiting -> slots
+    main -> server -> host, listening, pattern, kernel_socket, holders, waiting -> slots
               \\-(fork)-> worker -> kernel_socket, slots, main.handle -> deliver
 
 ``main`` receives the crash: it parses the ``command_line``, reads the ``configuration``, makes the ``crash``, the ``source`` of
@@ -27,7 +27,7 @@ ours. ``procfs`` reads /proc, ``mount_table`` the lists of mounts in it, ``coref
 long it must be. A child does ``apart`` what may last as long as a container likes. ``control_groups`` joins the control groups
 of the process. ``words`` splits command lines. ``linux`` holds system calls, ``seccomp`` the filter. ``journal`` writes the
 log, ``quota`` limits it, ``diagnosis`` explains why a process is not there. ``slots``, ``quota`` and ``bounds`` count in a
-``table`` each.
+``table`` each. ``host`` brings a server from its container to the host, ``pattern`` sets the kernel's pattern for it.
 
 The package is imported at every crash. So it imports no module of the standard library that is written in Python (``posix`` is
 what ``os`` is made of), and of those in C only some that load fast. Not even ``__future__``: annotations that Python 3.8

@@ -6,7 +6,7 @@ from core_helper.words import encode, shown
 USAGE = """\
 usage: docker_core_helper [OPTIONS] PID UID GID [DELEGATE [ARGUMENT...]]
        docker_core_helper cores list|info|get|send|remove ...   see docker_core_helper cores --help
-       docker_core_helper serve [--socket=PATH]                 see docker_core_helper serve --help
+       docker_core_helper serve [--pattern] [--socket=PATH]     see docker_core_helper serve --help
 
 The kernel starts this program when a process crashes, with the core dump on standard input; see core(5). It runs DELEGATE
 in the container of the process, at the privilege of the process, with the core dump on its standard input. To install:

@@ -19,6 +19,8 @@ KEEP_DIRECTORY = "/var/lib/docker_core_helper/cores"
 KEEP_MAX, KEEP_FREE, KEEP_AGE = 10 << 30, 15, 14  # Bytes, percent, days.
 SIZES = {b"K": 1 << 10, b"M": 1 << 20, b"G": 1 << 30, b"T": 1 << 40}
 TIMES = {b"s": 1, b"m": 60, b"h": 3600, b"d": 86400}
+# What counts in place of that file: what a server has brought from its container; see host.py.
+given: "bytes | None" = None
 
 
 class Configuration:
@@ -74,8 +76,11 @@ def read_configuration(path: str = "") -> "Configuration":
 
     A file that users other than root can write is refused as a whole, a wrong line is skipped; ``problems`` tells of both.
     """
-    path = path or CONFIGURATION
     configuration = Configuration()
+    if given is not None and not path:
+        _take_text(given, CONFIGURATION, configuration)
+        return configuration
+    path = path or CONFIGURATION
     try:
         descriptor = open_of_root(path, 0o022)
     except FileNotFoundError:
@@ -92,11 +97,15 @@ def read_configuration(path: str = "") -> "Configuration":
         text = posix.read(descriptor, LONGEST_FILE + 1)
     finally:
         posix.close(descriptor)
+    _take_text(text, path, configuration)
+    return configuration
+
+
+def _take_text(text: bytes, path: str, configuration: "Configuration") -> None:
     if len(text) > LONGEST_FILE:
         configuration.problems.append(f"{path} refused: longer than {LONGEST_FILE} bytes")
-        return configuration
-    parse_configuration(text, path, configuration)
-    return configuration
+    else:
+        parse_configuration(text, path, configuration)
 
 
 class Watched:

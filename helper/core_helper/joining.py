@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from core_helper.process import FaultingProcess
 
 
+# Of a server that has come from a container: its interpreter lies there, and not at that path of the host.
+own_interpreter: "tuple[int, int] | None" = None
+
+
 class Plan:
     """All that a child needs to enter the container, opened and prepared on the host."""
 
@@ -58,7 +62,9 @@ def prepare(process: "FaultingProcess") -> Plan:
     interpreter = None
     if process.in_container():
         # Outside of containers the delegate may well be a script for the same Python.
-        interpreter = identity(posix.stat(sys.executable))  # /proc/self/exe may be in an overlay of its own.
+        interpreter = own_interpreter or identity(
+            posix.stat(sys.executable)
+        )  # /proc/self/exe may be in an overlay of its own.
     root = procfs.path_of(process.root)
     return Plan(process, control_groups.open_control_groups(process), privileges.Label(process), interpreter, root)
 
@@ -90,7 +96,7 @@ def enter(plan: Plan, status: StatusPipe) -> None:
     status.step = "enter root directory"
     container.enter_root(process)
     status.step = "limit capabilities"
-    privileges.limit_capabilities(process)
+    status.note(privileges.limit_capabilities(process))
     status.step = "confine"  # Last: the filter would forbid the steps before it.
     privileges.confine(process)
 

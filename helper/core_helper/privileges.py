@@ -214,17 +214,25 @@ def join_user_namespace(process: "FaultingProcess") -> None:
         start.hide()
 
 
-def limit_capabilities(process: "FaultingProcess") -> None:
-    """Bring all five capability sets down to those of ``process``; capabilities(7).
+def limit_capabilities(process: "FaultingProcess") -> "list[str]":
+    """Bring all five capability sets down to those of ``process``; return a line if ours are fewer; capabilities(7).
 
     The bounding set shrinks to what is permitted, too: a root process that gave its capabilities away would get them back
-    from its bounding set at the delegate's execve(2).
+    from its bounding set at the delegate's execve(2). A server in a container has only what it was given there.
     """
     bounding = process.bounding & process.permitted
     inheritable = process.inheritable & bounding
     linux.drop_from_bounding_set(bounding)
-    linux.capset(process.effective & process.permitted, process.permitted, inheritable)
-    linux.set_ambient(process.ambient & process.permitted & inheritable)
+    permitted, failures = process.permitted, []
+    try:
+        linux.capset(process.effective & permitted, permitted, inheritable)
+    except PermissionError:
+        own = linux.permitted_capabilities()
+        failures.append(f"capabilities {permitted & ~own:#x}: the helper lacks them")
+        permitted, inheritable = permitted & own, inheritable & own
+        linux.capset(process.effective & permitted, permitted, inheritable)
+    linux.set_ambient(process.ambient & permitted & inheritable)
+    return failures
 
 
 def confine(process: "FaultingProcess") -> None:

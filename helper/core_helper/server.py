@@ -19,6 +19,7 @@ from core_helper import (
     configuration,
     control_groups,
     holders,
+    host,
     kernel_socket,
     linux,
     listening,
@@ -33,21 +34,28 @@ from core_helper import (
 from core_helper.command_line import EXIT_NOT_DELIVERED, EXIT_OK, EXIT_USAGE
 from core_helper.crash import Refused
 from core_helper.log import Log
+from core_helper.pattern import KEPT, Failed, Pattern, in_force
 from core_helper.slots import TooMany
 from core_helper.waiting import Count, Job, Queue
+from core_helper.words import shown
 from core_helper.worker import BEGUN, GIVEN_BACK, PIDFD, TAKEN_AGAIN, Settings, give, name, work
 
 PATH = "/run/docker_core_helper/core.sock"
-PATTERN = "/proc/sys/kernel/core_pattern"
 LONGEST_PATH = 107  # unix(7).
 USAGE = f"""\
-usage: docker_core_helper serve [--socket=PATH]
+usage: docker_core_helper serve [--pattern] [--socket=PATH]
+       docker_core_helper serve --restore [--socket=PATH]
 
 Waits for crashes at a socket on which the kernel (Linux 6.17 and newer) announces them, and handles each as if the kernel had
 started the helper. A socket that systemd has opened comes first; else PATH is created, {PATH} by default.
-To have the kernel use it, and to give the pattern back before this program is ended:
 
-  sysctl -w kernel.core_pattern=@@{PATH}
+--pattern  has the kernel use that socket: sets kernel.core_pattern to @@PATH when crashes can come, keeps the pattern of before
+           in PATH{KEPT}, and sets it again when this program is told to end
+--restore  sets the pattern of before again where a server was killed and has left @@PATH, and does nothing else
+
+Without --pattern: sysctl -w kernel.core_pattern=@@{PATH}
+In a container with the pid namespace of the host, it goes over to the host: every path is the host's. Only the configuration is
+that of the container, if it has one.
 
 The delegate is that of {configuration.CONFIGURATION}. SIGTERM ends the program: crashes that wait are still handled.
 """
@@ -58,49 +66,100 @@ REST = 1.0  # Seconds until the next worker is started after one that has ended 
 # Seconds from a crash that was given to a worker until the next worker is started: the rehearsal of that one would take a
 # processor from the crash. A crash that finds no worker does not wait for this.
 PRECEDENCE = 0.05
+# Seconds without another crash after which nobody goes by the pattern of the socket any more, once that of before is set.
+LINGER, LONGEST_LINGER = 0.1, 5.0
 FILES = 4096  # Descriptors: two for each crash that waits, and three for each worker.
 NAME = b"core_server"
 STRANGERS = "0 whoever connects and does not crash"  # Their lines are counted under this name; see holders.log_name.
 OWN = "0 the server itself"
 # Imported before the first crash: modules that a helper of the kernel imports when it needs them.
-NEEDED = ("journal", "relay", "previous_handler", "fallback", "bounds", "custody", "diagnosis", "tracing")
+NEEDED = (
+    *("journal", "relay", "previous_handler", "fallback", "bounds", "custody", "diagnosis", "tracing"),
+    *("finishing", "build_ids", "lent"),
+)
 
 
 def run(words: "list[str]") -> int:
     """Serve until SIGTERM, and return the exit code."""
-    path = PATH
+    path, asked = PATH, ""
     for word in words:
         if word == "--help":
             sys.stdout.write(USAGE)
             return EXIT_OK
+        if word in ("--pattern", "--restore") and asked in ("", word):
+            asked = word
+            continue
         if not word.startswith("--socket=/") or len(word) - 9 > LONGEST_PATH or set(word) & set(" \n"):
             sys.stderr.write(f"docker_core_helper serve: {word!r} is no option; see --help\n")
             return EXIT_USAGE
         path = word[9:]
     log = Log()
+    if asked == "--restore":
+        return restore(path, log)
     try:
         unprotected = protect()
-        terminal = settle()
+        elsewhere = host.is_elsewhere()
+        terminal = settle(elsewhere)
         log.terminal = terminal
         files = raise_limits()
         inherited = listening.inherited_socket()
         # There the kernel gives a helper the pidfd, and a previous handler expects it.
         posix.dup2(0, PIDFD, False)
+        load(elsewhere)
+        if elsewhere:
+            host.take_configuration()
+            status = host.send()
+            if status is not None:
+                return stay_behind(status, path if asked else None, log)
         listener = listening.listen(path) if inherited is None else inherited
-        load()
-        server = Server(listener, Settings(terminal, unprotected, files), inherited is not None)
-        log.lines.info(
-            f"waits for crashes at the core-dump socket {path if inherited is None else listener.getsockname()}"
-        )
+        if inherited is not None:
+            path = listener.getsockname()
+        pattern = Pattern(path) if asked else None
+        server = Server(listener, Settings(terminal, unprotected, files), pattern, inherited is not None)
+        log.lines.info(f"waits for crashes at the core-dump socket {path}")
         server.serve()
         if inherited is None:
             posix.unlink(path)
-    except (listening.Unusable, OSError) as error:
-        log.lines.error(f"core-dump socket {path}: {error}")
-        if log.terminal is None and sys.stderr is not None:
-            sys.stderr.write(f"docker_core_helper serve: {error}\n")
-        return EXIT_NOT_DELIVERED
+        if server.failed:
+            return EXIT_NOT_DELIVERED
+    except (listening.Unusable, Failed, OSError) as error:
+        return give_up(path, error, log)
     return EXIT_OK
+
+
+def restore(path: str, log: Log) -> int:
+    """Set the pattern of before a server at the socket ``path``, if that was killed; return the exit code."""
+    try:
+        if host.is_elsewhere():
+            load(elsewhere=True)
+            host.join()
+        if Pattern(path).give_back():
+            log.lines.warning(
+                f"the server at the core-dump socket {path} was killed: the pattern of before is set again"
+            )
+    except (listening.Unusable, Failed, OSError) as error:
+        return give_up(path, error, log)
+    return EXIT_OK
+
+
+def give_up(path: str, error: Exception, log: Log) -> int:
+    """Tell what went wrong, and return the exit code."""
+    log.lines.error(f"core-dump socket {path}: {error}")
+    if log.terminal is None and sys.stderr is not None:
+        sys.stderr.write(f"docker_core_helper serve: {error}\n")
+    return EXIT_NOT_DELIVERED
+
+
+def stay_behind(status: int, path: "str | None", log: Log) -> int:
+    """In the container: the server has ended with that wait ``status``; set the pattern of before if it was killed.
+
+    Returns the exit code. ``path`` is None where the pattern was not up to the server.
+    """
+    if posix.WIFEXITED(status):
+        return posix.WEXITSTATUS(status)
+    if path is not None:
+        restore(path, log)
+    return EXIT_NOT_DELIVERED
 
 
 def protect() -> str:
@@ -116,12 +175,17 @@ def protect() -> str:
     return start.execute_read_only({**posix.environ, start.MARK: b""}, lambda: None)
 
 
-def settle() -> "int | None":
-    """Make this process what the kernel makes of a helper; return a copy of standard error if a person reads that."""
+def settle(elsewhere: bool = False) -> "int | None":
+    """Make this process what the kernel makes of a helper; return a copy of standard error if a person reads that.
+
+    That of a container is kept, too: the engine has its log there.
+    """
     start.reset_signals_for_python()
     terminal = None
-    if sys.stderr is not None and posix.isatty(2):
+    if sys.stderr is not None and (elsewhere or posix.isatty(2)):
         terminal = fcntl.fcntl(2, fcntl.F_DUPFD_CLOEXEC, listening.ABOVE)
+        if elsewhere:
+            posix.set_blocking(terminal, False)  # An engine that does not read it keeps nobody waiting.
     start.occupy_descriptors()
     posix.chdir("/")
     linux.setrlimit(linux.RLIMIT_CORE, kernel_socket.OF_HELPERS, kernel_socket.OF_HELPERS)
@@ -137,12 +201,17 @@ def raise_limits() -> "tuple[int, int]":
     return soft, hard
 
 
-def load() -> None:
-    """Import and make what a worker may need, once for all of them, and have garbage collection leave their memory alone."""
+def load(elsewhere: bool = False) -> None:
+    """Import and make what a worker may need, once for all of them, and have garbage collection leave their memory alone.
+
+    From a container, also what finishes a kept core when nobody waits any more: that takes more memory than all the rest.
+    """
     for bundle in ("deliver", "record"):
         core_helper.load(bundle)
     for module in ("deliver", "record", *NEEDED):
         __import__(f"core_helper.{module}")
+    for module in ("json", "hashlib") if elsewhere else ("json",):
+        __import__(module)
     try:
         seccomp.deny_filter(seccomp.architectures(False))
     except Refused:
@@ -224,11 +293,22 @@ class Bounds:
 class Server:
     """The server: crashes that wait, and workers."""
 
-    def __init__(self, listener: _socket.socket, settings: Settings, inherited: bool = False) -> None:
-        """Take the opened socket, and whether it is ``inherited`` from systemd; and what each worker gets."""
+    def __init__(
+        self,
+        listener: _socket.socket,
+        settings: Settings,
+        pattern: "Pattern | None" = None,
+        inherited: bool = False,
+    ) -> None:
+        """Take the opened socket, and what each worker gets.
+
+        ``pattern`` is the one to set, None where that is up to others. A socket that is ``inherited`` has a copy at systemd.
+        """
         self.listener = listener
         self.inherited = inherited
         self.settings = settings
+        self.pattern = pattern
+        self.failed = False
         self.home = Home()
         self.bounds = Bounds(settings.watched)
         self.queue = Queue()
@@ -255,6 +335,7 @@ class Server:
     def stop(self, number: int, frame: object) -> None:
         """Handle a signal that ends the server: the second one ends it at once."""
         if self.stopping:
+            self.give_back()
             posix._exit(EXIT_NOT_DELIVERED)
         self.stopping = True
 
@@ -262,19 +343,52 @@ class Server:
         """Handle crashes until the server is told to end, and nobody waits any more."""
         for _worker in range(IDLE_WORKERS):
             self.hire()
-        # systemctl status shows which version runs, and the role reads it.
-        library = core_helper.__path__[0].rpartition("/")[0]
-        self.notifier.tell(b"READY=1\nSTATUS=Waits for crashes, with %b" % library.encode("utf-8", "surrogateescape"))
-        while True:
-            if self.stopping and self.listening:
-                if not self.is_followed():
-                    self.receive(listening.BACKLOG)
-                self.listening = False
-                self.poll.unregister(self.listener.fileno())
-                self.listener.close()
-            if self.stopping and not self.queue.groups:
-                return
-            self.turn()
+        try:
+            self.install()
+            # systemctl status shows which version runs, and the role reads it.
+            library = core_helper.__path__[0].rpartition("/")[0].encode("utf-8", "surrogateescape")
+            self.notifier.tell(b"READY=1\nSTATUS=Waits for crashes, with %b" % library)
+            while not self.stopping:
+                self.turn()
+            if self.give_back() or not self.is_followed():
+                self.receive_last()
+            self.listening = False
+            self.poll.unregister(self.listener.fileno())
+            self.listener.close()
+            while self.queue.groups:
+                self.turn()
+        finally:
+            self.give_back()
+
+    def install(self) -> None:
+        """Have the kernel announce crashes at the socket, if that is up to this server. Raises Failed or OSError."""
+        if self.pattern is None:
+            return
+        before = self.pattern.install()
+        lines = self.log_of("").lines
+        if before is None:
+            lines.warning("kernel.core_pattern names this socket already, and is left so: that of before is not known")
+        else:
+            lines.info(f"kernel.core_pattern names this socket; at the end it will be {shown(before)} again")
+
+    def give_back(self) -> bool:
+        """Set the pattern of before, and tell whether that was done now."""
+        pattern, self.pattern = self.pattern, None
+        try:
+            return pattern is not None and pattern.give_back()
+        except (Failed, OSError) as error:
+            self.failed = True
+            self.say(f"kernel.core_pattern still names the socket of a server that ends: {error}")
+            return False
+
+    def receive_last(self) -> None:
+        """Accept who has crashed while the pattern was that of the socket, and has not connected yet."""
+        limit = time.monotonic() + LONGEST_LINGER
+        poll = select.poll()
+        poll.register(self.listener.fileno(), select.POLLIN)
+        while poll.poll(LINGER * 1000) and time.monotonic() < limit:
+            self.receive()
+        self.dispatch()
 
     def turn(self) -> None:
         """Wait for something to happen, and do what is to be done then."""
@@ -289,7 +403,7 @@ class Server:
             elif descriptor in self.ends:
                 self.part(self.ends[descriptor])
             elif self.listening:
-                self.receive(ACCEPTED_AT_ONCE)
+                self.receive()
         if self.queue.groups:
             for job in self.queue.expired(time.monotonic()):
                 self.drop(job, "no slot was free until the timeout")
@@ -308,12 +422,12 @@ class Server:
 
         That needs a copy of the socket, which systemd has, as long as it restarts the server.
         """
-        return self.inherited and procfs.read_path(PATTERN).startswith(b"@@")
+        return self.inherited and in_force().startswith(b"@@")
 
-    def receive(self, most: int) -> None:
-        """Accept the crashes that have connected, so many at once, for one look at the settings."""
+    def receive(self) -> None:
+        """Accept the crashes that have connected: most of them at once, for one look at the settings."""
         self.bounds.refresh()
-        for _crash in range(most):
+        for _crash in range(ACCEPTED_AT_ONCE):
             try:
                 descriptor, _address = self.listener._accept()  # type: ignore[attr-defined]
             except BlockingIOError:

@@ -93,7 +93,7 @@ def serving() -> Iterator[None]:
     """Has the servers wait at their sockets meanwhile: that of the helper, and the one in C. Nothing on older kernels."""
     if door.has_sockets():
         door.start_server()
-        door.start_by_kernel(f"{PROGRAM} serve {SOCKET_OF_C} {PROGRAM} {RECORD}")
+        door.by_kernel(f"exec {PROGRAM} serve {SOCKET_OF_C} {PROGRAM} {RECORD} </dev/null\n")
         door.wait_until(SOCKET_OF_C.exists, "the server in C does not start")
     try:
         yield

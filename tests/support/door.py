@@ -57,14 +57,14 @@ def stop() -> None:
 
 def start_server() -> None:
     """Starts the server, and waits until it is ready."""
-    start_by_kernel(f"{HELPER} serve")
+    by_kernel(f"exec {HELPER} serve </dev/null\n")
     wait_until(lambda: named(IDLE) and SOCKET.exists(), "docker_core_helper serve does not start: see the log")
 
 
-def start_by_kernel(command: str) -> None:
-    """Has the kernel start a program, with all privileges: a shell of this machine may have fewer than systemd gives."""
+def by_kernel(script: str) -> None:
+    """Has the kernel start a script, with all privileges: a shell of this machine may have fewer than systemd gives."""
     before = lab.setting(PATTERN).read_text()
-    STARTER.write_text(f"#!/bin/sh\nexec {command} </dev/null\n")
+    STARTER.write_text(f"#!/bin/sh\n{script}")
     STARTER.chmod(0o755)
     lab.setting(PATTERN).write_text(f"|{STARTER}")
     try:

@@ -59,7 +59,7 @@ class Line:
         for name in ("take_over_scheduling", "go_first", "take_over_processors", "set_limits"):
             recorder.watch(privileges, name, [name])
         for name in PRIVILEGES:
-            recorder.watch(privileges, name)
+            recorder.watch(privileges, name, [])
         for name in ("join_namespaces", "enter_root"):
             recorder.watch(container, name)
         for name in ("setsid", "umask", "fchown", "dup2", "fsync"):
@@ -361,6 +361,15 @@ def test_the_interpreter_of_the_helper_is_forbidden_in_containers(recorder: Reco
     own = os.stat("/proc/self/exe")
     assert plan.interpreter == ((own.st_dev, own.st_ino) if in_container else None)
     assert (recorder.done, plan.process) == ([("check", crashed)], crashed)
+
+
+def test_the_interpreter_of_a_server_that_has_left_its_container_is_that_of_the_container(recorder: Recorder) -> None:
+    crashed = process(in_container=lambda: True, root=os.open("/", os.O_PATH))
+    recorder.watch(privileges, "check")
+    recorder.monkeypatch.setattr(joining, "own_interpreter", (7, 8))
+    recorder.monkeypatch.setattr(sys, "executable", "/missing")
+    assert joining.prepare(crashed).interpreter == (7, 8)
+    os.close(crashed.root)
 
 
 def test_a_delegate_below_a_root_directory_that_was_changed_is_looked_at_closely(

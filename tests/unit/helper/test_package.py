@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ast
 import json
+import posix
 import subprocess
 import sys
 from pathlib import Path
 
+import core_helper
+import core_helper.main
 import pytest
 from core_helper import __version__
 from unit.helper.support import HELPER, PACKAGE
@@ -32,11 +35,14 @@ CHEAP_AFTER_THE_FORK = CHEAP | {"_socket"}
 SOURCES = [*sorted(PACKAGE.glob("*.py")), HELPER / "docker_core_helper", HELPER / "compile_library.py"]
 
 
-def imported(*modules: str) -> set[str]:
-    """Return what the import of ``modules`` brings into an interpreter that was started as the kernel starts it."""
+def imported(*modules: str, then: str = "") -> set[str]:
+    """Return what the import of ``modules`` brings into an interpreter that was started as the kernel starts it.
+
+    That, and the statement ``then``.
+    """
     program = (
         f"import sys; sys.path.insert(0, {str(HELPER)!r}); before = set(sys.modules)\n"
-        f"import {', '.join(modules)}; after = set(sys.modules)\n"
+        f"import {', '.join(modules)}; {then or 'pass'}; after = set(sys.modules)\n"
         "import json; print(json.dumps(sorted(after - before)))"
     )
     command_line = [sys.executable, "-BISc", program]
@@ -57,6 +63,30 @@ def test_the_whole_package_imports_only_cheap_modules() -> None:
     for command in ("cores", "sender"):  # Of operators: no crash imports them.
         modules.remove(f"core_helper.{command}")
     assert of_others(imported(*modules)) <= CHEAP_AFTER_THE_FORK
+
+
+def test_what_the_server_may_need_is_there_before_it_leaves_its_container() -> None:
+    loaded = imported("core_helper.server", then="core_helper.server.load(elsewhere=True)")
+    modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    operators = {"cores", "sender"}
+    assert modules - {name.partition(".")[2] for name in loaded} == operators
+    later = {
+        name.name
+        for path in PACKAGE.glob("*.py")
+        if path.stem not in operators
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Import)
+        for name in node.names
+    }
+    assert later <= loaded | set(sys.builtin_module_names) | CHEAP | {"core_helper"} and {"json", "hashlib"} <= later
+
+
+def test_what_was_loaded_is_looked_for_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that has left its container would find the files of the host."""
+    monkeypatch.setattr(core_helper, "__path__", ["/missing"])
+    monkeypatch.setattr(posix, "open", None)
+    assert "core_helper.main" in sys.modules
+    core_helper.load("main")
 
 
 def test_what_is_needed_only_after_the_delegate_started_is_not_imported_before_the_fork() -> None:

@@ -273,6 +273,25 @@ def test_capabilities_are_never_more_than_the_process_had(
     assert done == [("bounding", keep), ("capset", sets), ("ambient", ambient)]
 
 
+def test_a_helper_that_lacks_a_capability_of_the_process_gives_what_it_has_and_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done: list[object] = []
+
+    def capset(*masks: int) -> None:
+        done.append(masks)
+        if masks[1] & ~0x3:
+            raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(linux, "drop_from_bounding_set", lambda mask: None)
+    monkeypatch.setattr(linux, "capset", capset)
+    monkeypatch.setattr(linux, "permitted_capabilities", lambda: 0x3)
+    monkeypatch.setattr(linux, "set_ambient", lambda mask: done.append(mask))
+    facts = dict.fromkeys(("bounding", "permitted", "inheritable", "ambient"), 7)
+    assert privileges.limit_capabilities(process(**facts, effective=0x6)) == ["capabilities 0x4: the helper lacks them"]
+    assert done == [(0x6, 0x7, 0x7), (0x2, 0x3, 0x3), 0x3]
+
+
 def test_ids_are_given_up_groups_first_and_the_user_last(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[object] = []
     for name in ("setgroups", "setresgid", "setresuid"):

@@ -24,11 +24,13 @@ from core_helper import (
     configuration,
     deliver,
     holders,
+    host,
     journal,
     kernel_socket,
     linux,
     listening,
     main,
+    pattern,
     quota,
     runtime,
     seccomp,
@@ -63,9 +65,10 @@ class Stage:
         self.connections: list[_socket.socket] = []
         self.pid = 0
         self.listener: _socket.socket | None = None
-        self.pattern = directory / "pattern"
         self.is_delegate = False
-        monkeypatch.setattr(server, "PATTERN", str(self.pattern))
+        self.pattern: pattern.Pattern | None = None
+        self.in_force = directory / "pattern"
+        monkeypatch.setattr(pattern, "FILE", str(self.in_force))
         monkeypatch.setattr(journal, "SOCKET", "/missing")
         monkeypatch.setattr(journal, "KERNEL_LOG", str(self.log))
         monkeypatch.setattr(quota, "FILE", str(directory / "lines"))
@@ -119,8 +122,10 @@ class Stage:
                 moved = _socket.socket(fileno=os.dup(listener.fileno()))
                 listener.close()
                 posix.dup2(os.open("/dev/null", os.O_RDWR), worker.PIDFD, False)
-                server.Server(moved, worker.Settings(None, "why", (256, 512)), inherited).serve()
-                os._exit(0)
+                settings = worker.Settings(None, "why", (256, 512))
+                serving = server.Server(moved, settings, self.pattern, inherited)
+                serving.serve()
+                os._exit(EXIT_NOT_DELIVERED if serving.failed else EXIT_OK)
             finally:
                 os._exit(1)
         if inherited:
@@ -443,18 +448,18 @@ def stop_before_the_second_is_accepted(
     return second
 
 
-@pytest.mark.parametrize(("inherited", "pattern"), [(False, "@@/run/x"), (True, "|/opt/bin/docker_core_helper %P")])
+@pytest.mark.parametrize(("inherited", "live"), [(False, "@@/run/x"), (True, "|/opt/bin/docker_core_helper %P")])
 def test_a_server_that_nobody_follows_accepts_who_has_connected_before_it_ends(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch, inherited: bool, pattern: str
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, inherited: bool, live: str
 ) -> None:
-    stage.pattern.write_text(pattern)
+    stage.in_force.write_text(live)
     assert stop_before_the_second_is_accepted(stage, monkeypatch, inherited).recv(1) == b"x"
 
 
 def test_a_server_that_another_follows_leaves_who_has_connected_to_that_one(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stage.pattern.write_text("@@/run/x")
+    stage.in_force.write_text("@@/run/x")
     stop_before_the_second_is_accepted(stage, monkeypatch, inherited=True)
     assert stage.listener is not None
     descriptor, _address = stage.listener._accept()  # type: ignore[attr-defined]
@@ -489,6 +494,193 @@ def test_the_server_keeps_no_descriptor_of_a_crash_that_is_over(stage: Stage) ->
                 while connection.recv(1):
                     pass
         stage.rests()
+
+
+# The pattern of the kernel.
+
+
+@pytest.fixture
+def core_pattern(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The kernel's pattern, which is up to the server."""
+    file, modes = stage.directory / "core_pattern", stage.directory / "core_modes"
+    file.write_text("|/before %P\n")
+    modes.write_text("file\npipe\nsocket\n")
+    stage.directory.chmod(0o700)
+    monkeypatch.setattr(pattern, "FILE", str(file))
+    monkeypatch.setattr(pattern, "MODES", str(modes))
+    stage.pattern = pattern.Pattern(str(stage.path))
+    return file
+
+
+def first_line(path: Path) -> str:
+    return path.read_text().partition("\n")[0]
+
+
+def test_the_pattern_is_that_of_the_socket_from_ready_to_the_end_and_who_waits_comes_after(
+    stage: Stage, core_pattern: Path
+) -> None:
+    stage.configuration.write_text("DOCKERCOREHELPER_PIPE_LIMIT=2\n")
+    stage.serve()
+    assert first_line(core_pattern) == f"@@{stage.path}"
+    assert "names this socket; at the end it will be '|/before %P' again" in stage.log.read_text()
+    first = stage.crash(1)
+    wait_for(lambda: stage.workers(1))
+    stage.rests()
+    second = stage.crash(1)
+    stage.rests(waiting=1)
+    os.kill(stage.pid, signal.SIGTERM)
+    wait_for(lambda: first_line(core_pattern) == "|/before %P")
+    assert len(stage.workers(1)) == 1
+    for connection in (first, second):
+        connection.send(b"x")
+        assert connection.recv(1) == b"x"
+    assert os.waitpid(stage.pid, 0)[1] == 0
+    stage.pid = 0
+
+
+def test_who_crashes_while_the_pattern_is_given_back_is_handled(
+    stage: Stage, core_pattern: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel has read the pattern of the socket, and connects when that is in force no more."""
+    real = pattern.Pattern.give_back
+
+    def give_back(ours: pattern.Pattern) -> bool:
+        done = real(ours)
+        (stage.directory / "given").touch()
+        wait_for((stage.directory / "connected").exists)
+        return done
+
+    monkeypatch.setattr(pattern.Pattern, "give_back", give_back)
+    stage.serve()
+    os.kill(stage.pid, signal.SIGTERM)
+    wait_for((stage.directory / "given").exists)
+    late = stage.crash(1, b"-x")
+    (stage.directory / "connected").touch()
+    assert late.recv(1) == b"x"
+    assert os.waitpid(stage.pid, 0)[1] == 0
+    stage.pid = 0
+
+
+def test_a_server_that_is_told_twice_gives_the_pattern_back(stage: Stage, core_pattern: Path) -> None:
+    stage.serve()
+    os.kill(stage.pid, signal.SIGSTOP)
+    for number in (signal.SIGTERM, signal.SIGINT):  # Both before it can do anything.
+        os.kill(stage.pid, number)
+    os.kill(stage.pid, signal.SIGCONT)
+    assert os.waitpid(stage.pid, 0)[1] == EXIT_NOT_DELIVERED << 8
+    stage.pid = 0
+    assert first_line(core_pattern) == "|/before %P"
+
+
+def test_a_server_that_fails_gives_the_pattern_back(
+    stage: Stage, core_pattern: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: server.Server) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(server.Server, "turn", fail)
+    stage.serve()
+    assert os.waitpid(stage.pid, 0)[1] == 1 << 8
+    stage.pid = 0
+    assert first_line(core_pattern) == "|/before %P"
+
+
+def test_a_server_that_cannot_give_the_pattern_back_says_so_and_handles_who_waits(
+    stage: Stage, core_pattern: Path
+) -> None:
+    core_pattern.write_text(f"@@{stage.path}\n")
+    stage.serve()
+    assert "names this socket already, and is left so" in stage.log.read_text()
+    connection = stage.crash(1)
+    wait_for(lambda: stage.workers(1))
+    os.kill(stage.pid, signal.SIGTERM)
+    connection.send(b"x")
+    assert connection.recv(1) == b"x"
+    assert os.waitpid(stage.pid, 0)[1] == EXIT_NOT_DELIVERED << 8
+    stage.pid = 0
+    assert "still names the socket of a server that ends" in stage.log.read_text()
+    assert first_line(core_pattern) == f"@@{stage.path}"
+
+
+def test_a_server_that_cannot_set_the_pattern_is_never_ready(stage: Stage, core_pattern: Path) -> None:
+    (stage.directory / "core_modes").write_text("file\npipe\n")
+    assert stage.pattern is not None
+    with pytest.raises(pattern.Failed):
+        in_this_process(stage)
+    assert not (stage.directory / "own").exists()
+    assert first_line(core_pattern) == "|/before %P"
+
+
+def in_this_process(stage: Stage) -> None:
+    """Serve without a worker, until the server fails."""
+    with contextlib.closing(_socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)) as listener:
+        listener.bind(str(stage.path))
+        listener.listen(1)
+        handlers = {number: _signal.getsignal(number) for number in (_signal.SIGTERM, _signal.SIGINT)}
+        serving = server.Server(listener, worker.Settings(None, "why", (256, 512)), stage.pattern)
+        serving.hire = lambda: None  # type: ignore[method-assign]
+        try:
+            serving.serve()
+        finally:
+            _signal.set_wakeup_fd(-1)
+            for number, handler in handlers.items():
+                _signal.signal(number, handler)
+
+
+def test_what_a_killed_server_has_left_is_set_right_by_hand(
+    stage: Stage, core_pattern: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(host, "is_elsewhere", lambda: False)
+    stage.serve()
+    os.kill(stage.pid, signal.SIGKILL)
+    os.waitpid(stage.pid, 0)
+    stage.pid = 0
+    assert first_line(core_pattern) == f"@@{stage.path}"
+    words = ["--restore", f"--socket={stage.path}"]
+    assert server.run(words) == EXIT_OK
+    assert first_line(core_pattern) == "|/before %P"
+    assert "was killed: the pattern of before is set again" in stage.log.read_text()
+    # Then there is nothing to do.
+    before = stage.log.read_text()
+    assert server.run(words) == EXIT_OK and stage.log.read_text() == before
+    core_pattern.write_text(f"@@{stage.path}\n")
+    assert server.run(words) == EXIT_NOT_DELIVERED
+    assert "is missing: set the pattern that the host shall have" in capsys.readouterr().err
+
+
+def test_the_first_process_of_a_container_sets_the_pattern_of_before_where_its_server_was_killed(
+    core_pattern: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "is_elsewhere", lambda: False)
+    stage.path.touch()
+    assert stage.pattern is not None
+    stage.pattern.install()
+    assert server.stay_behind(3 << 8, str(stage.path), Log()) == 3
+    assert server.stay_behind(signal.SIGKILL, None, Log()) == EXIT_NOT_DELIVERED
+    assert first_line(core_pattern) == f"@@{stage.path}"
+    assert server.stay_behind(signal.SIGKILL, str(stage.path), Log()) == EXIT_NOT_DELIVERED
+    assert first_line(core_pattern) == "|/before %P"
+
+
+def test_the_pattern_of_before_is_set_from_a_container_too(
+    core_pattern: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    joined: list[object] = []
+    monkeypatch.setattr(host, "is_elsewhere", lambda: True)
+    monkeypatch.setattr(server, "load", lambda elsewhere: None)
+    monkeypatch.setattr(host, "join", lambda: joined.append(first_line(core_pattern)))
+    stage.path.touch()
+    assert stage.pattern is not None
+    stage.pattern.install()
+    assert server.run(["--restore", f"--socket={stage.path}"]) == EXIT_OK
+    assert joined == [f"@@{stage.path}"] and first_line(core_pattern) == "|/before %P"
+
+    def fail() -> bool:
+        raise listening.Unusable("it takes the pid namespace of the host")
+
+    monkeypatch.setattr(host, "is_elsewhere", fail)
+    assert server.run(["--restore"]) == EXIT_NOT_DELIVERED
+    assert "it takes the pid namespace of the host" in capsys.readouterr().err
 
 
 # What a worker is.
@@ -658,13 +850,20 @@ def test_a_directory_that_others_may_change_is_not_used(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("words", "code"),
-    [(["--help"], EXIT_OK), (["--socket=relative"], EXIT_USAGE), (["--socket=/a b"], EXIT_USAGE), (["x"], EXIT_USAGE)],
+    [
+        (["--help"], EXIT_OK),
+        (["--socket=relative"], EXIT_USAGE),
+        (["--socket=/a b"], EXIT_USAGE),
+        (["x"], EXIT_USAGE),
+        (["--restore", "--pattern"], EXIT_USAGE),
+        (["--pattern", "--restore"], EXIT_USAGE),
+    ],
 )
 def test_the_command_line(capsys: pytest.CaptureFixture[str], words: list[str], code: int) -> None:
     assert server.run(words) == code
     told = capsys.readouterr()
     assert ("usage: docker_core_helper serve" in told.out) == (code == EXIT_OK)
-    assert (words[0] in told.err) == (code == EXIT_USAGE)
+    assert (repr(words[-1]) in told.err) == (code == EXIT_USAGE)
     assert server.run([f"--socket=/{'x' * 107}"]) == EXIT_USAGE
 
 
@@ -714,6 +913,26 @@ def test_a_server_is_what_the_kernel_makes_of_a_helper(monkeypatch: pytest.Monke
         ]
 
     assert in_child(settled) == [[1, 1], "/", 0o077, True, True, True, "core_server"]
+
+
+def test_a_server_in_a_container_writes_into_the_log_of_that_and_waits_for_nobody_who_reads_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("SOCKET", "KERNEL_LOG"):
+        monkeypatch.setattr(journal, name, "/missing")
+
+    def settled() -> object:
+        reading, writing = os.pipe()
+        os.dup2(writing, 2)
+        os.close(writing)
+        log = Log()
+        log.terminal = server.settle(elsewhere=True)
+        assert log.terminal is not None
+        for _ in range(200):
+            log.lines.info("x" * 1000)
+        return [os.get_inheritable(log.terminal), os.read(reading, 22).decode()]
+
+    assert in_child(settled) == [False, "docker_core_helper: xx"]
 
 
 @pytest.mark.parametrize(

@@ -389,8 +389,8 @@ def test_the_units_of_the_resident_helper_start_it_and_set_what_the_role_looks_f
     messages: dict[str, str], case: str, entry: str, patterns: list[str]
 ) -> None:
     service, socket, live = (base64.b64decode(word).decode() for word in messages[case].split()[4:7])
-    assert f"\nExecStart={entry} serve\n" in service
-    assert f"p={SOCKET};" in service
+    assert f"\nExecStart={entry} serve --pattern\n" in service
+    assert f"\nExecStopPost=-{entry} serve --restore\n" in service
     assert f"\nListenStream={SOCKET.removeprefix('@@')}\n" in socket
     pipe = f"|{HELPER} -F%F -I%I -s%s -t%t -d%d -c%c %P %u %g"
     assert live.split(", ") == [pattern.format(pipe=pipe) for pattern in patterns]

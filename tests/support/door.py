@@ -54,10 +54,13 @@ def stop() -> None:
         shutil.rmtree(SOCKET.parent)
 
 
-def start_server() -> None:
-    """Has the kernel start the server, with all privileges: a shell of this machine may have fewer than systemd gives."""
+def start_server(starter: str = f"#!/bin/sh\nexec {HELPER} serve </dev/null\n") -> None:
+    """Has the kernel start the server, with all privileges: a shell of this machine may have fewer than systemd gives.
+
+    The text of the ``starter`` is that of a script.
+    """
     before = lab.setting(PATTERN).read_text()
-    STARTER.write_text(f"#!/bin/sh\nexec {HELPER} serve </dev/null\n")
+    STARTER.write_text(starter)
     STARTER.chmod(0o755)
     lab.setting(PATTERN).write_text(f"|{STARTER}")
     try:

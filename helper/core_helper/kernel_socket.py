@@ -51,7 +51,11 @@ def crash_of(connection: _socket.socket) -> Crash:
     info = linux.pidfd_info(pidfd)
     if info is None or info.coredump is None:
         posix.close(pidfd)
-        who = "a process that is gone" if info is None else f"process {info.pid} of user {info.uid}"
+        if info is None:
+            raise Refused(
+                "a process that is gone has connected to the core-dump socket: it was killed, or does not crash"
+            )
+        who = f"process {info.pid} of user {info.uid}"
         raise Refused(f"{who} has connected to the core-dump socket, and does not crash")
     crash = Crash(info.pid, info.uid, info.gid)
     crash.pidfd = crash.handle = pidfd

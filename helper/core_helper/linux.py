@@ -29,6 +29,7 @@ CLONE_NEWTIME = 0x00000080
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWUTS = 0x04000000
 E2BIG = 7
+ENOSYS = 38
 ENOENT = 2
 EINVAL = 22
 ENAMETOOLONG = 36
@@ -49,6 +50,7 @@ MFD_ALLOW_SEALING = 2
 MFD_EXEC = 0x10
 MOUNT_ATTR_RDONLY = 1
 OPEN_TREE_CLONE = 1
+KEYCTL_JOIN_SESSION_KEYRING = 1
 LINUX_CAPABILITY_VERSION_3 = 0x20080522
 PIDFD_COREDUMPED = 1
 PIDFD_COREDUMP_ROOT = 8
@@ -74,6 +76,7 @@ PF_DUMPCORE = 0x200
 RLIMIT_FSIZE = 1
 RLIMIT_CORE = 4
 RLIMIT_NOFILE = 7
+RLIMIT_SIGPENDING = 11
 S_IFDIR = 0o040000
 S_IFMT = 0o170000
 S_IFREG = 0o100000
@@ -98,8 +101,9 @@ NR_CLONE3 = 435
 NR_CLOSE_RANGE = 436
 NR_OPENAT2 = 437
 NR_MOUNT_SETATTR = 442
-# Those of timer_create and timer_settime are not; both machines have 64 bits.
+# Those of timer_create, timer_settime and keyctl are not; both machines have 64 bits.
 NR_TIMER = {"x86_64": (222, 223), "aarch64": (107, 110)}
+NR_KEYCTL = {"x86_64": 250, "aarch64": 219}
 
 
 class _Long(_ctypes._SimpleCData):  # type: ignore[type-arg]
@@ -268,10 +272,31 @@ def kill_after(seconds: int) -> None:
     event = _struct.pack("=qii48x", 0, SIGKILL, SIGEV_SIGNAL)
     timer = _Memory()
     if not _timer:
-        _checked(_syscall(_Long(numbers[0]), _Long(CLOCK_MONOTONIC), event, timer), "timer_create")
+        # The kernel counts a timer among the signals that wait for processes of root, also for those in containers.
+        limits = getrlimit(RLIMIT_SIGPENDING)
+        setrlimit(RLIMIT_SIGPENDING, -1, -1)
+        try:
+            _checked(_syscall(_Long(numbers[0]), _Long(CLOCK_MONOTONIC), event, timer), "timer_create")
+        finally:
+            setrlimit(RLIMIT_SIGPENDING, *limits)
         _timer.append(_struct.unpack_from("=i", timer)[0])
     expiry = _struct.pack("=4q", 0, 0, seconds, 0)
     _checked(_syscall(_Long(numbers[1]), _Long(_timer[0]), _zero, expiry, _zero), "timer_settime")
+
+
+def new_session_keyring() -> None:
+    """Give this process a session keyring of its own, without a name and empty, in place of the one that it has inherited.
+
+    keyctl(2). Nothing is to be done where the kernel has no keys. Raises OSError, also on a machine not in NR_KEYCTL.
+    """
+    number = NR_KEYCTL.get(posix.uname().machine)
+    try:
+        if number is None:
+            raise OSError(EINVAL, "no number of keyctl(2) is known for this machine", "keyctl")
+        _checked(_syscall(_Long(number), _Long(KEYCTL_JOIN_SESSION_KEYRING), None), "keyctl")
+    except OSError as error:
+        if error.errno != ENOSYS:
+            raise
 
 
 def wait_for_end(pid: int, patience: float, option: int = 0) -> bool:

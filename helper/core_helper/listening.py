@@ -38,12 +38,8 @@ def listen(path: str) -> _socket.socket:
     found = posix.stat(directory)
     if found.st_uid != 0 or found.st_mode & 0o022:
         raise Unusable(f"{directory}: only root may own and write it")
-    # Locked as long as this process lives; not by its workers, which close it.
-    lock = table.open_file(f"{path}.lock")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise Unusable("another server is there") from None
+    if not _lock(table.open_file(f"{path}.lock")):
+        raise Unusable("another server is there")
     listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
     try:
         posix.unlink(path)
@@ -54,3 +50,20 @@ def listen(path: str) -> _socket.socket:
     posix.umask(0o077)
     listener.listen(BACKLOG)
     return listener
+
+
+def _lock(file: int) -> bool:
+    """Lock the opened file as long as this process lives, and tell whether no other server has; not for its workers.
+
+    Whoever can only read the file, as a container that has the host's /run mounted to be read, can lock it for reading, and by
+    flock(2), as long as it likes. That is no server: those lock it for writing, by fcntl_locking(2).
+    """
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        pass
+    try:
+        return not table.is_locked(file, 0, 0)
+    except OSError:
+        return True  # By a reader. Without the lock, a second server is not noticed.

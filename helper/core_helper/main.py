@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from core_helper.holders import Holder
 
 LIMIT_OF_KERNEL = "/proc/sys/kernel/core_pipe_limit"
+NOBODYS = "-1 unknown"  # The name under which lines about a process are counted that is gone; holders.log_name.
 
 
 def main(arguments: "list[str]") -> "NoReturn":
@@ -72,10 +73,13 @@ def receive(words: "list[str]", source: KernelPipe, log: Log, began: float) -> i
         return EXIT_USAGE
     if crash.pidfd is not None:
         posix.set_inheritable(crash.pidfd, False)
+    mark = start.mark_of_restart()
+    if mark is None and is_gone(crash):
+        tell_gone(crash, problems, log)
+        return EXIT_NOT_DELIVERED
     crash.handle = open_pidfd(crash)
     configuration = read_configuration()
     configuration.problems = problems + configuration.problems
-    mark = start.mark_of_restart()
     if mark is not None:
         began = mark[2]
 
@@ -96,6 +100,30 @@ def receive(words: "list[str]", source: KernelPipe, log: Log, began: float) -> i
         return slot
 
     return handle(crash, source, configuration, log, began, enter)
+
+
+def is_gone(crash: Crash) -> bool:
+    """Tell whether there is no process of that number any more."""
+    try:
+        posix.stat(f"/proc/{crash.pid}")
+    except FileNotFoundError:
+        return True
+    return False
+
+
+def tell_gone(crash: Crash, problems: "list[str]", log: Log) -> None:
+    """Tell that the process was killed before anybody could look at it, unless others tell as much.
+
+    The kernel counts a helper only as long as the process is there. So a container that kills what it lets crash can have any
+    number of helpers: these must end at once, and wait for nothing.
+    """
+    log.holder = NOBODYS
+    if not quota.leaves_out_at_once(log.holder):
+        from core_helper import diagnosis
+
+        log.lines.refuse(crash, (b"", "-"), f"process {crash.pid} is gone: {diagnosis.of_missing(crash)}")
+        for problem in problems:
+            log.lines.warning(problem)
 
 
 def handle(

@@ -36,6 +36,12 @@ def leaves_out(holder: str, now: "float | None" = None) -> bool:
     return not line.admitted
 
 
+def leaves_out_at_once(holder: str) -> bool:
+    """Tell the same without waiting for the table: while others have that, the next line is left out, and is not counted."""
+    line = Line(None, only_left_out=True)
+    return not line.count(holder, 0.0) or not line.admitted
+
+
 class Line:
     """A line for the log: whether it is ``admitted``, and the ``notice`` that the log should be told before."""
 
@@ -46,10 +52,10 @@ class Line:
         self.admitted = True
         self.notice = ""
 
-    def count(self, holder: str) -> None:
-        """Take the line from the bucket of ``holder``."""
+    def count(self, holder: str, patience: float = table.PATIENCE) -> bool:
+        """Take the line from the bucket of ``holder``, and tell whether that could be done within the ``patience``."""
         name = holder.encode()[:LONGEST_NAME].ljust(LONGEST_NAME, b"\0")
-        table.change(FILE, RECORD, MOST_HOLDERS, (name,), (0.0, BURST, -1), self.take)
+        return table.change(FILE, RECORD, MOST_HOLDERS, (name,), (0.0, BURST, -1), self.take, patience)
 
     def take(self, row: "tuple[float, ...]") -> "tuple[float, ...] | None":
         """Take the line from a bucket: when it was looked at, the lines in it, and how many were left out."""

@@ -38,7 +38,7 @@ from core_helper.pattern import KEPT, Failed, Pattern, in_force
 from core_helper.slots import TooMany
 from core_helper.waiting import Count, Job, Queue
 from core_helper.words import shown
-from core_helper.worker import BEGUN, GIVEN_BACK, PIDFD, TAKEN_AGAIN, Settings, give, name, work
+from core_helper.worker import BEGUN, GIVEN_BACK, PIDFD, READY, TAKEN_AGAIN, Settings, give, name, work
 
 PATH = "/run/docker_core_helper/core.sock"
 LONGEST_PATH = 107  # unix(7).
@@ -62,6 +62,12 @@ The delegate is that of {configuration.CONFIGURATION}. SIGTERM ends the program:
 IDLE_WORKERS = 3  # Started before they are needed.
 ACCEPTED_AT_ONCE = 64
 MOST_WORKERS = 512  # Where kernel.core_pipe_limit is 0: as many helpers as that allows to the kernel itself.
+# What service managers say, and what the administrator may say to a helper; sd_listen_fds(3), sd_notify(3).
+PASSED_ON = {
+    *(b"LISTEN_FDS", b"LISTEN_PID", b"NOTIFY_SOCKET", b"WATCHDOG_PID", b"WATCHDOG_USEC"),
+    configuration.FALLBACK_VARIABLE,
+}
+LOGIN_ID, NO_LOGIN = "/proc/self/loginuid", b"4294967295"
 REST = 1.0  # Seconds until the next worker is started after one that has ended without a crash.
 # Seconds from a crash that was given to a worker until the next worker is started: the rehearsal of that one would take a
 # processor from the crash. A crash that finds no worker does not wait for this.
@@ -172,7 +178,9 @@ def protect() -> str:
         return ""
     if again:
         return "its interpreter was executed from a read-only mount, and is on none"
-    return start.execute_read_only({**posix.environ, start.MARK: b""}, lambda: None)
+    # Nothing else: a process of ours has the environment, too, which the container sees before it becomes the delegate.
+    kept = {name: value for name, value in posix.environ.items() if name in PASSED_ON}
+    return start.execute_read_only({**kept, start.MARK: b""}, lambda: None)
 
 
 def settle(elsewhere: bool = False) -> "int | None":
@@ -182,15 +190,35 @@ def settle(elsewhere: bool = False) -> "int | None":
     """
     start.reset_signals_for_python()
     terminal = None
-    if sys.stderr is not None and (elsewhere or posix.isatty(2)):
+    if sys.stderr is not None and posix.isatty(2):
+        # Opened anew, so that nobody waits for a terminal that takes no more; the shell shares what it has given.
+        opened = posix.open("/proc/self/fd/2", posix.O_WRONLY | posix.O_NONBLOCK | posix.O_NOCTTY | posix.O_CLOEXEC)
+        terminal = fcntl.fcntl(opened, fcntl.F_DUPFD_CLOEXEC, listening.ABOVE)
+        posix.close(opened)
+    elif sys.stderr is not None and elsewhere:
         terminal = fcntl.fcntl(2, fcntl.F_DUPFD_CLOEXEC, listening.ABOVE)
-        if elsewhere:
-            posix.set_blocking(terminal, False)  # An engine that does not read it keeps nobody waiting.
+        posix.set_blocking(terminal, False)  # An engine that does not read it keeps nobody waiting.
     start.occupy_descriptors()
     posix.chdir("/")
     linux.setrlimit(linux.RLIMIT_CORE, kernel_socket.OF_HELPERS, kernel_socket.OF_HELPERS)
+    forget_login()
     name(NAME)
     return terminal
+
+
+def forget_login() -> None:
+    """Give up the login of whoever has started this program: delegates inherit the keys of its session, and its audit id."""
+    linux.new_session_keyring()
+    try:
+        file = posix.open(LOGIN_ID, posix.O_WRONLY | posix.O_CLOEXEC)
+    except FileNotFoundError:
+        return  # The kernel has no audit system.
+    try:
+        posix.write(file, NO_LOGIN)
+    except PermissionError:
+        pass  # In a container without CAP_AUDIT_CONTROL. Engines have no login as a rule, nor has what they start.
+    finally:
+        posix.close(file)
 
 
 def raise_limits() -> "tuple[int, int]":
@@ -247,6 +275,7 @@ class Worker:
         """Start it, ``early`` where there is no crash yet."""
         self.channel, theirs = _pair()
         self.job: Job | None = None
+        self.ready = False  # Whether it waits for a crash; if not, it may wait for something else.
         self.counts = False  # Whether it has a slot, by what it has told.
         self.pid = home.groups.fork()
         if self.pid == 0:
@@ -321,6 +350,11 @@ class Server:
         self.stopping = False
         self.listening = True
         self.rest = 0.0  # Until when no worker is started that is not needed.
+        # How many connections were no crash, or not any more, since there was a line about that; why the latest was none; and
+        # when the next line may be written. To write one takes longer than to fill the backlog, for the crashes of all.
+        self.turned_away = 0
+        self.latest = ""
+        self.tell_at = 0.0
         self.notifier = Notifier()
         listener.setblocking(False)
         self.poll.register(listener.fileno(), select.POLLIN)
@@ -408,12 +442,16 @@ class Server:
             for job in self.queue.expired(time.monotonic()):
                 self.drop(job, "no slot was free until the timeout")
             self.dispatch()
+        if self.turned_away and time.monotonic() >= self.tell_at:
+            self.tell_turned_away()
         if short and not events:
             self.hire()
 
     def pause(self) -> float:
         """Return for how many seconds there is nothing to do unless something happens."""
         latest = min((job.patience for jobs in self.queue.groups.values() for job in jobs[:1]), default=float("inf"))
+        if self.turned_away:
+            latest = min(latest, self.tell_at)
         now = time.monotonic()
         return max(0.0, min(latest - now, self.notifier.interval, self.rest - now if self.rest > now else REST * 60))
 
@@ -442,11 +480,18 @@ class Server:
                 self.admit(connection)
             except Refused as error:
                 connection.close()
-                self.say(f"{error}: refused", STRANGERS)
+                self.turned_away += 1
+                self.latest = str(error)
             except Exception as error:
                 # One crash that nobody understands must not cost the others.
                 connection.close()
                 self.say(f"core dropped: {type(error).__name__}: {error}", STRANGERS)
+
+    def tell_turned_away(self) -> None:
+        """Tell who has connected in vain, and how many others have."""
+        others = f"; {self.turned_away - 1} others were refused before" if self.turned_away > 1 else ""
+        self.turned_away, self.tell_at = 0, time.monotonic() + REST
+        self.say(f"{self.latest}: refused{others}", STRANGERS)
 
     def admit(self, connection: _socket.socket) -> None:
         """Have the crash on a connection wait, or drop it. Raises Refused where it is none."""
@@ -471,7 +516,7 @@ class Server:
             job = self.queue.next(self.taken, self.bounds.slots)
             if job is None:
                 return
-            worker = self.idle.pop() if self.idle else self.start(early=False)
+            worker = self.choose()
             if worker is None:
                 self.queue.put_back(job)
                 return
@@ -482,8 +527,14 @@ class Server:
                 continue  # It was killed; the crash waits again when its end is told.
             self.rest = max(self.rest, time.monotonic() + PRECEDENCE)
             self.count(worker, True)
-            self.tellers[worker.channel.fileno()] = worker
-            self.poll.register(worker.channel.fileno(), select.POLLIN)
+
+    def choose(self) -> "Worker | None":
+        """Return a worker that waits for a crash, or else a new one; None where that cannot be started now."""
+        for worker in reversed(self.idle):
+            if worker.ready:
+                self.idle.remove(worker)
+                return worker
+        return self.start(early=False)
 
     def hire(self) -> None:
         """Start a worker before it is needed."""
@@ -499,8 +550,9 @@ class Server:
             self.rest = time.monotonic() + REST
             self.say(f"no worker can be started: {error.strerror}", OWN)
             return None
-        self.ends[worker.pidfd] = worker
-        self.poll.register(worker.pidfd, select.POLLIN)
+        self.ends[worker.pidfd] = self.tellers[worker.channel.fileno()] = worker
+        for descriptor in (worker.pidfd, worker.channel.fileno()):
+            self.poll.register(descriptor, select.POLLIN)
         return worker
 
     def count(self, worker: Worker, counts: bool) -> None:
@@ -518,7 +570,9 @@ class Server:
                 return
             except OSError:
                 told = b""
-            if told in (GIVEN_BACK, TAKEN_AGAIN):
+            if told == READY:
+                worker.ready = True
+            elif told in (GIVEN_BACK, TAKEN_AGAIN):
                 self.count(worker, told == TAKEN_AGAIN)
             elif told == BEGUN and worker.job is not None:
                 # Nobody else holds the process from here on.

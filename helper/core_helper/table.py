@@ -25,13 +25,13 @@ def open_file(path: str) -> int:
     return posix.open(path, posix.O_RDWR | posix.O_CREAT | posix.O_NOFOLLOW | posix.O_NONBLOCK | posix.O_CLOEXEC, 0o600)
 
 
-def lock(file: int, start: int = 0, length: int = 0) -> None:
+def lock(file: int, start: int = 0, length: int = 0, patience: float = PATIENCE) -> None:
     """Lock bytes of an opened table, all of them by default, and wait while another helper has them; fcntl_locking(2).
 
     Raises OSError where somebody else has them. Helpers lock for writing. Whoever can only read a table, as a container that
     has the host's /run mounted to be read, can lock it for reading, for as long as it likes: nobody waits for that one.
     """
-    limit, pause = time.monotonic() + PATIENCE, SHORTEST_PAUSE
+    limit, pause = time.monotonic() + patience, SHORTEST_PAUSE
     while True:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, length, start)
@@ -41,7 +41,7 @@ def lock(file: int, start: int = 0, length: int = 0) -> None:
         if not is_locked(file, start, length):
             continue  # Not any more.
         if time.monotonic() > limit:
-            raise OSError(EAGAIN, f"another helper has had it locked for {PATIENCE:.0f} seconds")
+            raise OSError(EAGAIN, f"another helper has had it locked for {patience:.0f} seconds")
         time.sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE)
 
@@ -62,6 +62,7 @@ def change(
     key: "Tuple[bytes, ...]",
     new: "Values",
     step: "Callable[[Values], Optional[Values]]",
+    patience: float = PATIENCE,
 ) -> bool:
     """Have ``step`` change the row of ``key`` while nobody else may, and tell whether the table can be used.
 
@@ -74,7 +75,7 @@ def change(
     except OSError:
         return False
     try:
-        lock(file)
+        lock(file, patience=patience)
         size = rows * record.size
         table = list(record.iter_unpack(posix.pread(file, size, 0).ljust(size, b"\0")))
         index = next((index for index, row in enumerate(table) if row[-len(key) :] == key), None)

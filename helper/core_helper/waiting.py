@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from core_helper.holders import Holder
 
 MOST_WAITING = 1024
+MOST_REMEMBERED = 4 * MOST_WAITING  # Groups.
 
 
 class Job:
@@ -91,6 +92,9 @@ class Queue:
             self._remove(job)
             self.turn += 1
             self.served[group] = self.turn
+            if len(self.served) > MOST_REMEMBERED:
+                # Whoever can make any number of groups must not have the server remember all of them.
+                self.served = {name: turn for name, turn in self.served.items() if name in self.groups}
             return job
         return None
 

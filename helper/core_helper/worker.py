@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 ORDER = _struct.Struct("=qQ?q")
 LONGEST_ORDER = 256
 DESCRIPTOR = _struct.Struct("=i")
-# What the worker tells: it has the crash, it has no slot any more, it has one again.
-BEGUN, GIVEN_BACK, TAKEN_AGAIN = b"b", b"-", b"+"
+# What the worker tells: it waits for a crash, it has the crash, it has no slot any more, it has one again.
+READY, BEGUN, GIVEN_BACK, TAKEN_AGAIN = b"r", b"b", b"-", b"+"
 PIDFD = 3  # Where the kernel would give it to a helper; see previous_handler.py. Reserved by the server.
 COMM = "/proc/self/comm"
 IDLE, BUSY = b"core_idle", b"core_delivery"
@@ -72,6 +72,15 @@ def name(words: bytes) -> None:
     file = posix.open(COMM, posix.O_WRONLY | posix.O_CLOEXEC)
     posix.write(file, words)
     posix.close(file)
+
+
+def be_ordinary() -> None:
+    """Be scheduled as what the kernel starts, and have a session keyring that nobody else has: the delegate inherits both."""
+    if posix.getpriority(posix.PRIO_PROCESS, 0) != 0:
+        posix.setpriority(posix.PRIO_PROCESS, 0, 0)
+    if posix.sched_getscheduler(0) != posix.SCHED_OTHER:
+        posix.sched_setscheduler(0, posix.SCHED_OTHER, posix.sched_param(0))
+    linux.new_session_keyring()
 
 
 class Settings:
@@ -129,6 +138,7 @@ def work(channel: _socket.socket, settings: Settings, early: bool) -> "NoReturn"
         log.terminal = settings.terminal
         start.reset_signals_for_python()
         linux.setrlimit(linux.RLIMIT_NOFILE, *settings.files)
+        be_ordinary()
         name(IDLE)
         if early:
             try:
@@ -137,6 +147,7 @@ def work(channel: _socket.socket, settings: Settings, early: bool) -> "NoReturn"
             except Exception:
                 pass  # Then the first time is at the crash.
             linux.close_all_but({PIDFD, channel.fileno(), settings.terminal or PIDFD})
+            tell(channel, READY)
         order, rights, _flags, _address = channel.recvmsg(LONGEST_ORDER, _socket.CMSG_SPACE(DESCRIPTOR.size))
         if not order:
             posix._exit(EXIT_OK)  # The server has ended.

@@ -379,3 +379,67 @@ def test_no_crash_is_lost_while_the_server_is_restarted_again_and_again(server: 
         assert len(crashed) > 5
         lost = [pid for pid in crashed if not is_whole((records / f"delegate.{pid}" / "core").read_bytes())]
     assert lost == []
+
+
+# Who has started the server, and how.
+
+
+# The numbers of add_key(2) and keyctl(2).
+KEYS = {"x86_64": (248, 250), "aarch64": (217, 219)}
+BY_HAND = """#!{python}
+import ctypes, os
+library = ctypes.CDLL(None)
+library.syscall({keyctl}, 1, b"of-the-login")
+library.syscall({add_key}, b"user", b"key-of-root", b"secret", 6, -3)
+with open("/proc/self/loginuid", "w") as file:
+    file.write("1000")
+os.nice(-5)
+os.execve("{helper}", ["{helper}", "serve"], {{"VARIABLE_OF_ROOT": "secret"}})
+"""
+TELLS = """#!/bin/sh
+cat >/dev/null
+cat /proc/keys >/out/keys
+cat /proc/self/loginuid >/out/login
+cut -d' ' -f19 /proc/self/stat >/out/nice
+"""
+
+
+def test_a_delegate_has_nothing_of_the_login_in_which_the_server_was_started(
+    crash: MakeCrash, server: int, tmp_path: Path
+) -> None:
+    add_key, keyctl = KEYS[os.uname().machine]
+    door.stop_server()
+    python = os.path.realpath("/usr/bin/python3")
+    door.start_server(BY_HAND.format(python=python, helper=HELPER, add_key=add_key, keyctl=keyctl))
+    tmp_path.chmod(0o755)
+    telling = tmp_path / "delegate"
+    telling.write_text(TELLS)
+    telling.chmod(0o755)
+    # Docker covers /proc/keys otherwise.
+    options = ("--user=1000:1000", "--security-opt=systempaths=unconfined")
+    container = crash(options=(f"--volume={telling}:/opt/bin/delegate", *options))
+    container.log(": delivered ")
+    assert "key-of-root" not in (container.records / "keys").read_text()
+    assert (container.records / "login").read_text() == f"{(1 << 32) - 1}"
+    assert (container.records / "nice").read_text() == "0\n"
+    variables = [Path(f"/proc/{pid}/environ").read_bytes() for pid in door.servers() + door.named(door.IDLE)]
+    assert variables and not any(b"VARIABLE_OF_ROOT" in text for text in variables)
+
+
+def test_nobody_waits_for_the_terminal_of_whoever_has_started_the_server(crash: MakeCrash, server: int) -> None:
+    door.stop_server()
+    shown, terminal = os.openpty()
+    try:
+        os.set_blocking(terminal, False)
+        with suppress(BlockingIOError):
+            while True:
+                os.write(terminal, b"x" * 1000)  # Nobody reads that.
+        os.set_blocking(terminal, True)
+        name = os.ttyname(terminal)
+        door.start_server(f"#!/bin/sh\nexec {HELPER} serve <{name} >{name} 2>{name}\n")
+        container = crash(options=("--detach",))
+        wait_until(lambda: has_ended(container), "the process is held")
+        assert is_whole(container.delegate.core.read_bytes())
+    finally:
+        os.close(terminal)
+        os.close(shown)

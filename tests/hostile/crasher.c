@@ -43,7 +43,7 @@
  *   watch=SECONDS  makes children crash and looks at each process that then appears
  *   hold=SECONDS   the same, holds the program of each and tries to open it for writing later
  *   hold-userns=SECONDS  with children that have a user namespace of their own
- *   read-lock=PATH a lock of that file for reading, for a minute
+ *   read-lock=PATH a lock of that file for reading, and one by flock(2), for a minute
  *   lease=SECONDS  the same, asks for a lease of the program, and keeps that for five seconds
  *   storm=COUNT    that many processes have one child after the other crash, for ever
  *   series=COUNT   that many children go on, a moment after each other
@@ -80,6 +80,7 @@
  *   kill-dumping=COUNT  that many children crash as "aio" does before, and are killed meanwhile
  *   seize-chain=SECONDS  as seize-exit, and another process stops the end of the tracer
  *   hold-memory    a process that shares its memory waits for that file system, and keeps the list of mappings locked
+ *   signals        sends itself signals that wait, as many as its user may have; and so on for ever
  *   catch-exit=SECONDS  stops the end of a process of the helper that has not become the delegate
  */
 #include "../support/programs/facts.h"
@@ -98,6 +99,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
@@ -667,6 +669,7 @@ static void read_lock(const char *path)
 	struct flock all = {.l_type = F_RDLCK, .l_whence = SEEK_SET};
 	int file = open(path, O_RDONLY | O_CLOEXEC);
 	must(file, path);
+	must(flock(file, LOCK_EX), "flock");
 	must(fcntl(file, F_SETLKW, &all), "F_SETLKW");
 	printf("locked\n");
 	fflush(stdout);
@@ -979,6 +982,19 @@ static void kill_while_dumping(int count)
 	}
 	close(open("/out/killed", O_CREAT | O_WRONLY, 0666));
 	wait_for_ever(NULL);
+}
+
+static void hoard_signals(void)
+{
+	sigset_t all;
+	sigfillset(&all);
+	must(sigprocmask(SIG_BLOCK, &all, NULL), "sigprocmask");
+	for (;;) {
+		while (sigqueue(getpid(), SIGRTMIN, (union sigval){0}) == 0)
+			;
+		close(open("/out/full", O_CREAT | O_WRONLY, 0666));
+		usleep(1000);
+	}
 }
 
 static void watch(double seconds)
@@ -1641,6 +1657,8 @@ static void act(char **actions)
 			seize_in_chain(atof(value));
 		else if (IS("hold-memory"))
 			hold_memory();
+		else if (IS("signals"))
+			hoard_signals();
 		else if (IS("catch-exit"))
 			catch_exit(atof(value));
 		else

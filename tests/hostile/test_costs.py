@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hostile.observe import assert_no_helper_is_left, cpu_of_helpers, delegates_of, helpers, peak_of_helpers, wait_until
+from core_helper import quota, slots
+from hostile.observe import (
+    assert_no_helper_is_left,
+    cpu_of_helpers,
+    delegates_of,
+    helpers,
+    kill_dumper,
+    peak_of_helpers,
+    processes_of,
+    running,
+    wait_until,
+)
 from hostile.options import ADMINISTRATOR, TRACER
-from support import lab
+from support import door, lab
 from support.containers import MakeCrash
 
 MEMORY = 64 << 20  # Bytes that a helper may have.
@@ -72,3 +85,38 @@ def test_attack_22_a_user_of_the_host_with_very_many_mounts_costs_the_helper_no_
     finally:
         crash.kill()
         crash.wait()
+
+
+@pytest.mark.skipif(door.BY_SOCKET, reason="there is no helper for a process that is gone")
+def test_attack_22_a_helper_whose_process_was_killed_waits_for_nobody(
+    siege: MakeCrash, hold: Callable[..., Path]
+) -> None:
+    """The kernel does not count such helpers: a container can have any number of them."""
+    siege("tiny", options=("--detach",)).log(": delivered ")  # There are tables.
+    wait_until(lambda: helpers() == 0, "crashes of another test are in flight")
+    held = hold()
+    container = siege("keep=60", "memory=16", options=("--detach",))
+    wait_until((held / "held.1").exists, "no helper")
+    kill_dumper(container)
+    (helper,) = running(HELD)
+    wait_until(lambda: len(processes_of(container)) == 1, "the process was not waited for")
+    tables = [os.open(path, os.O_RDWR) for path in (slots.FILE, quota.FILE)]
+    try:
+        for table in tables:
+            fcntl.lockf(table, fcntl.LOCK_EX)  # As many helpers have them at once.
+        (held / "go.1").touch()
+        wait_until(lambda: not helper.exists(), "it waits", 4)
+    finally:
+        for table in tables:
+            os.close(table)
+
+
+def test_attack_23_signals_that_wait_take_no_helper_its_timer(siege: MakeCrash) -> None:
+    hoard = siege("signals", options=("--detach",))
+    wait_until((hoard.records / "full").exists, "signals can still be sent", 30)
+    siege("tiny", options=("--env=ATTACK=never-ends", "--detach"))
+    wait_until(lambda: helpers() == 1, "no helper")
+    time.sleep(1)
+    timers = [(directory / "timers").read_text() for directory in running()]
+    assert timers and all("signal: 9/" in text for text in timers)
+    assert_no_helper_is_left()

@@ -23,8 +23,9 @@ from hostile.observe import (
 )
 from hostile.options import ADMINISTRATOR, ENDLESS, UNCONFINED
 from hostile.run import TIMEOUT
-from support import lab
+from support import door, lab
 from support.containers import Container, MakeCrash, read_log
+from support.records import is_whole
 
 
 @pytest.mark.parametrize("does", ["locks-input", "locks-errors", "locks-in-thread"])
@@ -195,3 +196,17 @@ def test_attack_23_memory_that_is_kept_locked_keeps_no_helper_that_lets_the_proc
         assert container.log("pid="), "no line in the log"
     finally:
         lab.output("docker", "kill", container.name)
+
+
+@pytest.mark.skipif(not door.BY_SOCKET, reason="the pipe has no server")
+def test_attack_23_a_container_with_the_lock_of_a_server_keeps_none_from_starting(
+    attack: MakeCrash, siege: MakeCrash
+) -> None:
+    lock = f"/host/{door.SOCKET.parent.name}/{door.SOCKET.name}.lock"
+    locker = siege(f"read-lock={lock}", options=("--volume=/run:/host:ro", "--detach"))
+    wait_until(lambda: processes_of(locker), "the container does not run")
+    door.stop_server()
+    wait_until(lambda: "locked" in lab.output("docker", "logs", locker.name), "nothing is locked")
+    door.start_server()
+    assert is_whole(attack().delegate.core.read_bytes())
+    assert processes_of(locker), "the lock was over too early: nothing was shown"

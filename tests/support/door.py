@@ -55,16 +55,19 @@ def stop() -> None:
         shutil.rmtree(SOCKET.parent)
 
 
-def start_server() -> None:
-    """Starts the server, and waits until it is ready."""
-    by_kernel(f"exec {HELPER} serve </dev/null\n")
+def start_server(script: str = f"exec {HELPER} serve </dev/null\n") -> None:
+    """Starts the server by a script, and waits until it is ready."""
+    by_kernel(script)
     wait_until(lambda: named(IDLE) and SOCKET.exists(), "docker_core_helper serve does not start: see the log")
 
 
 def by_kernel(script: str) -> None:
-    """Has the kernel start a script, with all privileges: a shell of this machine may have fewer than systemd gives."""
+    """Has the kernel start a script, with all privileges: a shell of this machine may have fewer than systemd gives.
+
+    It is one for the shell if it names no interpreter.
+    """
     before = lab.setting(PATTERN).read_text()
-    STARTER.write_text(f"#!/bin/sh\n{script}")
+    STARTER.write_text(script if script.startswith("#!") else f"#!/bin/sh\n{script}")
     STARTER.chmod(0o755)
     lab.setting(PATTERN).write_text(f"|{STARTER}")
     try:

@@ -13,6 +13,29 @@ BREAKS: Breaks = {
         [("kernel_socket.py", "if info is None or info.coredump is None:", "if info is None:")],
         "who_connects_and_does_not_crash",
     ),
+    "socket: the login of whoever has started the server is kept": (
+        [("server.py", "    forget_login()\n", ""), ("worker.py", "        be_ordinary()\n", "")],
+        "nothing_of_the_login",
+    ),
+    "socket: whatever has a nice value keeps it": (
+        [("worker.py", "        be_ordinary()\n", "")],
+        "nothing_of_the_login",
+    ),
+    "socket: the environment of the server is kept": (
+        [("server.py", " if name in PASSED_ON", "")],
+        "nothing_of_the_login",
+    ),
+    "socket: the terminal is waited for": (
+        [("server.py", "posix.O_WRONLY | posix.O_NONBLOCK | posix.O_NOCTTY", "posix.O_WRONLY | posix.O_NOCTTY")],
+        "nobody_waits_for_the_terminal",
+    ),
+    "socket: any lock is that of a server": (
+        [
+            ("listening.py", "fcntl.lockf(file", "fcntl.flock(file"),
+            ("listening.py", "        return not table.is_locked(file, 0, 0)\n", "        return False\n"),
+        ],
+        "attack_23_a_container_with_the_lock",
+    ),
     "socket: nobody waits for a slot": (
         [("waiting.py", "MOST_WAITING = 1024", "MOST_WAITING = 1")],
         "more_crashes_than_slots_wait",

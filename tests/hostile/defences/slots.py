@@ -12,6 +12,14 @@ BREAKS: Breaks = {
         ],
         "attack_22_a_container_that_reads",
     ),
+    "22 a helper whose process is gone waits as others do": (
+        [("main.py", "    if mark is None and is_gone(crash):\n", "    if False:\n")],
+        "attack_22_a_helper_whose_process",
+    ),
+    "23 a timer counts among the signals that wait": (
+        [("linux.py", "setrlimit(RLIMIT_SIGPENDING, -1, -1)", "pass")],
+        "attack_23_signals_that_wait",
+    ),
     "13 no share of the slots": ([("slots.py", "held < weight * free", "True")], "attack_13_one"),
     "22 who has much may add as much": (
         [("slots.py", "held < weight * free", "held < 48")],

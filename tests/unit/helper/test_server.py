@@ -5,6 +5,8 @@ from __future__ import annotations
 import _signal
 import _socket
 import contextlib
+import ctypes
+import fcntl
 import gc
 import os
 import posix
@@ -289,6 +291,19 @@ def test_who_does_not_crash_and_who_is_a_delegate_is_refused(stage: Stage, conta
     assert ends(stage.crash(container))
     wait_for(lambda: told in stage.log.read_text())
     assert stage.workers(container) == []
+    after = stage.crash(1)
+    after.send(b"x")
+    assert after.recv(1) == b"x"
+
+
+def test_who_connects_in_vain_a_thousand_times_is_told_now_and_then(stage: Stage) -> None:
+    stage.serve()
+    for _ in range(20):
+        crashes = [stage.crash(0) for _ in range(50)]
+        assert all(map(ends, crashes))
+        for connection in crashes:
+            connection.close()
+    wait_for(lambda: "others were refused before" in stage.log.read_text())
     after = stage.crash(1)
     after.send(b"x")
     assert after.recv(1) == b"x"
@@ -815,7 +830,49 @@ def test_a_worker_whose_rehearsal_fails_works(stage: Stage, monkeypatch: pytest.
     assert connection.recv(1) == b"x"
 
 
+def test_a_worker_that_hangs_before_it_has_a_crash_is_given_none(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hang(forks: bool) -> None:
+        (stage.done / f"hangs.{os.getpid()}").touch()
+        time.sleep(60)
+
+    monkeypatch.setattr(worker, "rehearse", hang)
+    stage.serve()
+    wait_for(lambda: len(list(stage.done.glob("hangs.*"))) == server.IDLE_WORKERS)
+    for number in (1, 2):
+        connection = stage.crash(number)
+        connection.send(b"x")
+        assert connection.recv(1) == b"x"
+    # No more than these hang.
+    assert len(list(stage.done.glob("hangs.*"))) == server.IDLE_WORKERS
+
+
 # How a server starts.
+
+
+@pytest.mark.parametrize("how", ["flock", "fcntl"])
+def test_whoever_can_only_read_the_lock_of_a_server_keeps_none_from_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(posix, "stat", lambda path: SimpleNamespace(st_uid=0, st_mode=0o40700))
+    lock = tmp_path / "core.sock.lock"
+    lock.touch()
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        with lock.open() as file:
+            if how == "flock":
+                fcntl.flock(file, fcntl.LOCK_EX)
+            else:
+                fcntl.lockf(file, fcntl.LOCK_SH)
+            os.write(writing, b"x")
+            time.sleep(60)
+        os._exit(0)
+    try:
+        os.read(reading, 1)
+        assert in_child(lambda: listening.listen(str(tmp_path / "core.sock")).getsockname() != "")
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 def test_a_second_server_at_the_same_socket_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -933,6 +990,46 @@ def test_a_server_in_a_container_writes_into_the_log_of_that_and_waits_for_nobod
         return [os.get_inheritable(log.terminal), os.read(reading, 22).decode()]
 
     assert in_child(settled) == [False, "docker_core_helper: xx"]
+
+
+def test_nobody_waits_for_the_terminal_of_a_server() -> None:
+    def settled() -> object:
+        _master, slave = os.openpty()
+        os.dup2(slave, 2)
+        sys.stderr = os.fdopen(2, "w", closefd=False)
+        terminal = server.settle()
+        assert terminal is not None
+        written = 0
+        try:
+            while written < 1 << 20:
+                written += os.write(terminal, b"x" * 1000)
+        except BlockingIOError:
+            pass
+        return [0 < written < 1 << 20, os.get_blocking(slave)]
+
+    assert in_child(settled) == [True, True]
+
+
+def test_the_login_of_whoever_has_started_the_server_is_forgotten(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    login = tmp_path / "loginuid"
+    login.write_text("1000")
+    monkeypatch.setattr(server, "LOGIN_ID", str(login))
+
+    def forgotten() -> object:
+        libc = ctypes.CDLL(None, use_errno=True)
+        number = linux.NR_KEYCTL[posix.uname().machine]
+        joined = libc.syscall(number, 1, b"of-a-login")
+        server.settle()
+        now = libc.syscall(number, 0, -3, 0)
+        os.nice(3)
+        worker.be_ordinary()
+        own = libc.syscall(number, 0, -3, 0)
+        return [joined > 0, len({joined, now, own}), os.nice(0)]
+
+    assert in_child(forgotten) == [True, 3, 0]
+    assert login.read_text() == "4294967295"
 
 
 @pytest.mark.parametrize(

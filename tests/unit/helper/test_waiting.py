@@ -45,6 +45,16 @@ def test_who_holds_least_comes_next_whoever_has_waited_longest() -> None:
     assert serve(queue, taken, 64) == ["has none", "has one", "has two"]
 
 
+def test_whoever_makes_any_number_of_groups_does_not_fill_the_memory() -> None:
+    queue, taken = Queue(), Count()
+    for _ in range(2):
+        queue.add(job("waits"))  # Somebody waits all the time.
+    for number in range(10000):
+        queue.add(job(f"group {number}"))
+        assert queue.next(taken, 64) is not None
+    assert len(queue.served) <= waiting.MOST_REMEMBERED
+
+
 def test_of_those_who_hold_as_much_the_one_comes_next_who_was_served_longest_ago() -> None:
     queue, taken = Queue(), Count()
     for _ in range(3):

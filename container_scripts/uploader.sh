@@ -805,7 +805,7 @@ sweep_parts() {
         '' | *[!0-9]*) continue ;;
         esac
         case $name in
-        *[!A-Za-z0-9._/-]*) continue ;;
+        *[!A-Za-z0-9._/-]* | *../*) continue ;;
         "$prefix"*.core | "$prefix"*.core.zst | "$prefix"*.core.gz | "$prefix"*.core*.truncated) ;;
         *) continue ;;
         esac

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -196,6 +197,34 @@ def test_what_a_killed_client_has_left_is_aborted_by_a_later_upload(
     assert swept(CORE_TIMEOUT="300")
     others = parts_in(server)
     assert all(name in others for name in (f"{prefix}/notes.txt", f"{prefix}/a b.core", f"{prefix}-x/x.core"))
+
+
+def test_only_what_has_the_name_of_a_core_below_the_prefix_and_is_old_is_aborted(image: Image, tmp_path: Path) -> None:
+    cores = ["a/x.core", "a/web-1/y.core.zst", "a/z.core.gz.truncated"]
+    others = [
+        "b/x.core",
+        "ab/x.core",
+        "a/../b/x.core",
+        "a/x y.core",
+        "a/n\nx.core",
+        "a/t\tx.core",
+        "a/x.txt",
+        "a/x.core.tar",
+    ]
+    each = [(name, "2020-01-01T00:00:00.123Z") for name in others + cores] + [("a/fourth.core", "2020-01-01T00:00:00Z")]
+    each.insert(0, ("a/young.core", "2100-01-01T00:00:00Z"))
+    known = {
+        "bucket": [{"Initiated": when, "Initiator": None, "Key": name, "UploadId": "Z-T.1"} for name, when in each]
+    }
+    (tmp_path / "listing").write_text(json.dumps(known, indent="\t"))
+    image.program(
+        "rclone",
+        f'case $* in *list-multi*) cat {tmp_path}/listing ;; *cleanup*) echo "$3 $5" >>{tmp_path}/aborted ;;\n'
+        "*) cat >/dev/null ;; esac\n",
+    )
+    assert_delivered(image.run("s3://bucket/a"), f"s3://bucket/a/{KEY}")
+    # Three at a time.
+    assert (tmp_path / "aborted").read_text().splitlines() == [f":s3:bucket/{name} max-age=48h" for name in cores]
 
 
 @pytest.mark.parametrize(("client_of_dash", "word"), [("aws", "s3api"), ("rclone", "backend")])

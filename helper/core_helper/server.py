@@ -531,6 +531,8 @@ class Server:
     def choose(self) -> "Worker | None":
         """Return a worker that waits for a crash, or else a new one; None where that cannot be started now."""
         for worker in reversed(self.idle):
+            if not worker.ready:
+                self.hear(worker)
             if worker.ready:
                 self.idle.remove(worker)
                 return worker

@@ -148,7 +148,10 @@ def work(channel: _socket.socket, settings: Settings, early: bool) -> "NoReturn"
                 pass  # Then the first time is at the crash.
             linux.close_all_but({PIDFD, channel.fileno(), settings.terminal or PIDFD})
             tell(channel, READY)
-        order, rights, _flags, _address = channel.recvmsg(LONGEST_ORDER, _socket.CMSG_SPACE(DESCRIPTOR.size))
+        try:
+            order, rights, _flags, _address = channel.recvmsg(LONGEST_ORDER, _socket.CMSG_SPACE(DESCRIPTOR.size))
+        except ConnectionResetError:
+            order = b""  # It has not even read what this worker has told.
         if not order:
             posix._exit(EXIT_OK)  # The server has ended.
         tell(channel, BEGUN)

@@ -381,6 +381,29 @@ def test_no_crash_is_lost_while_the_server_is_restarted_again_and_again(server: 
     assert lost == []
 
 
+def test_no_crash_is_lost_while_servers_come_and_go_that_set_the_pattern(server: int) -> None:
+    door.stop_server()
+    pattern, pipe, ours = lab.setting(door.PATTERN), door.PIPE.read_text(), f"@@{door.SOCKET}\n"
+    pattern.write_text(pipe)
+    came: list[int] = []
+    try:
+        with delegate_on_host("probe"), records_of_host() as records:
+            with crashing(records) as crashed:
+                for _ in range(6):
+                    running = subprocess.Popen([HELPER, "serve", "--pattern"], stdin=subprocess.DEVNULL)
+                    wait_until(lambda: pattern.read_text() == ours, "the server does not set the pattern")
+                    came.append(len(crashed))
+                    wait_until(lambda: len(crashed) > came[-1] + 10, "nothing crashes")
+                    running.send_signal(signal.SIGTERM)
+                    assert running.wait(timeout=20) == 0
+                    assert pattern.read_text() == pipe
+            wait_until(lambda: not door.named(door.BUSY), "a worker is left")
+            lost = [pid for pid in crashed if not is_whole((records / f"delegate.{pid}" / "core").read_bytes())]
+        assert lost == [] and len(crashed) > 60
+    finally:
+        pattern.write_text(ours)
+
+
 # Who has started the server, and how.
 
 

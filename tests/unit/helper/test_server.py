@@ -398,8 +398,15 @@ def test_no_worker_is_started_while_a_crash_was_just_given_to_another(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "PRECEDENCE", 3600.0)
+    tell = worker.tell
+
+    def tell_both(channel: _socket.socket, told: bytes) -> None:
+        tell(channel, told)
+        (stage.done / f"ready.{os.getpid()}").touch()
+
+    monkeypatch.setattr(worker, "tell", tell_both)
     stage.serve()
-    wait_for(lambda: len(idle_workers(stage.pid)) == server.IDLE_WORKERS)
+    wait_for(lambda: len(list(stage.done.glob("ready.*"))) == server.IDLE_WORKERS)
     for number in range(1, server.IDLE_WORKERS + 2):
         connection = stage.crash(number)
         # The last one finds no worker that waits, and does not wait for one either.
@@ -477,9 +484,14 @@ def test_a_server_that_another_follows_leaves_who_has_connected_to_that_one(
     stage.in_force.write_text("@@/run/x")
     stop_before_the_second_is_accepted(stage, monkeypatch, inherited=True)
     assert stage.listener is not None
-    descriptor, _address = stage.listener._accept()  # type: ignore[attr-defined]
-    assert os.read(descriptor, 1) == bytes([2])
-    os.close(descriptor)
+    left = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            descriptor, _address = stage.listener._accept()  # type: ignore[attr-defined]
+            left.append(os.read(descriptor, 1))
+            os.close(descriptor)
+    # The first one, too, if the server has seen the signal before anything else.
+    assert left[-1:] == [bytes([2])]
 
 
 def test_a_server_that_is_told_twice_ends_at_once(stage: Stage) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ SOCKET_OF_C = lab.DIRECTORY / "c.sock"
 SERVER_OF_C = "yardstick"
 CONFIGURATION = Path("/etc/docker_core_helper.conf")
 KEEP = f"DOCKERCOREHELPER_KEEP=undelivered\nDOCKERCOREHELPER_KEEP_DIRECTORY={STORE}\nDOCKERCOREHELPER_KEEP_FREE=1\n"
-PATIENCE = 120.0
+PATIENCE = 60.0
 
 HOST, CONTAINER = "host", "container"
 
@@ -166,6 +167,10 @@ class Crasher:
         (crash,), deliveries = self.crashes()
         if silent:
             return crash, Delivery(crash.gone, crash.gone, 0)
+        limit = time.monotonic() + PATIENCE
+        while not deliveries and time.monotonic() < limit:
+            time.sleep(0.02)  # The process was let go before its core was delivered.
+            deliveries = read(self.record.read_text())[1]
         if len(deliveries) != 1 or deliveries[0].size < mib << 20:
             raise RuntimeError(f"{lab.setting(door.PATTERN).read_text()}: of a core of {mib} MiB, {deliveries} arrived")
         return crash, deliveries[0]

@@ -168,6 +168,7 @@ def memory(pipe: Handler, socket: Handler | None, crasher: Crasher) -> dict[str,
         found[report.PIPE_IN_FLIGHT] = in_flight(crasher)
         if socket is not None:
             set_pattern(socket.pattern)
+            time.sleep(1)  # The workers of the last crashes end, and others take their places.
             idle = resident()
             found[report.SOCKET_IDLE] = idle
             found[report.SOCKET_IN_FLIGHT] = in_flight(crasher) - idle

@@ -100,7 +100,8 @@ Memory that processes share counts once.
 COREDUMP = """
 ## Beside systemd-coredump
 
-On a virtual machine with {machine}: `make bench VM={name}`. The time from the crash until the process is gone.
+On a virtual machine with {machine}, which qemu may emulate:
+`make bench VM={name}`. The time from the crash until the process is gone.
 
 {plain}
 

@@ -156,7 +156,7 @@ def test_the_page_has_what_a_virtual_machine_has_shown(results: dict[str, Any]) 
     sizes = [crashes(1, {report.C_HOST: 1.0, report.PIPE_HOST: 3.0})]
     results["virtual"] = {"name": "trixie", "machine": {"systemd": "257"}, "plain": sizes, "kept": sizes}
     text = page.text_of(results)
-    assert "systemd 257: `make bench VM=trixie`" in text
+    assert "systemd 257, which qemu may emulate:\n`make bench VM=trixie`" in text
     assert text.endswith(f"{report.by_size(sizes, 'held')}\n")
 
 

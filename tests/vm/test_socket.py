@@ -86,8 +86,7 @@ def test_systemd_knows_every_line_of_the_units(machine: Machine) -> None:
 
 
 def test_a_second_rollout_changes_nothing(playbook: Callable[..., str]) -> None:
-    said = playbook("site.yml", *MODE)
-    assert re.search(r"^trixie-backports\s*: ok=\d+\s+changed=0 ", said, re.M)
+    assert " changed=0 " in playbook("site.yml", *MODE)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -167,8 +166,8 @@ def test_it_is_there_after_a_reboot_before_what_may_crash(
 ) -> None:
     machine.reboot()
     assert machine.run(PATTERN) == RESIDENT
-    since_boot = "systemctl show --property=ActiveEnterTimestampMonotonic --value"
-    assert int(machine.run(f"{since_boot} {SERVICE}")) < int(machine.run(f"{since_boot} docker.service"))
+    before = machine.run(f"systemctl show --property=Before --value {SERVICE}").split()
+    assert {"docker.service", "containerd.service", "kubelet.service"} <= set(before)
     assert is_whole(crash(WAYS["docker"]).delegate.core.read_bytes())
 
 

@@ -272,13 +272,15 @@ def kill_after(seconds: int) -> None:
     event = _struct.pack("=qii48x", 0, SIGKILL, SIGEV_SIGNAL)
     timer = _Memory()
     if not _timer:
-        # The kernel counts a timer among the signals that wait for processes of root, also for those in containers.
-        limits = getrlimit(RLIMIT_SIGPENDING)
-        setrlimit(RLIMIT_SIGPENDING, -1, -1)
-        try:
-            _checked(_syscall(_Long(numbers[0]), _Long(CLOCK_MONOTONIC), event, timer), "timer_create")
-        finally:
-            setrlimit(RLIMIT_SIGPENDING, *limits)
+        create = (_Long(numbers[0]), _Long(CLOCK_MONOTONIC), event, timer)
+        if _syscall(*create) == -1:
+            # The kernel counts a timer among the signals that wait for processes of root, also for those in containers.
+            limits = getrlimit(RLIMIT_SIGPENDING)
+            setrlimit(RLIMIT_SIGPENDING, -1, -1)
+            try:
+                _checked(_syscall(*create), "timer_create")
+            finally:
+                setrlimit(RLIMIT_SIGPENDING, *limits)
         _timer.append(_struct.unpack_from("=i", timer)[0])
     expiry = _struct.pack("=4q", 0, 0, seconds, 0)
     _checked(_syscall(_Long(numbers[1]), _Long(_timer[0]), _zero, expiry, _zero), "timer_settime")

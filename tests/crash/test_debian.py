@@ -71,6 +71,10 @@ def check_core(container: Container, program: str) -> None:
 
 def test_a_folder_of_debian_with_python_and_aws(run: Run, tmp_path: Path, row: Row) -> None:
     root = debian.make_root(tmp_path / "root", "awscli", "coreutils", "dash", "python3", "zstd")
+    # The scripts of the packages would have compiled this Python. Nobody answers there.
+    words = ("chroot", root, "aws", "s3", "cp", "-", "s3://nobody/answers", "--endpoint-url=http://127.0.0.1:9")
+    known = {**lab.S3_ENVIRONMENT, "AWS_MAX_ATTEMPTS": "1", "PATH": "/usr/bin:/usr/sbin"}
+    lab.command(*words, check=False, env=known, input=b"core", stderr=subprocess.DEVNULL)
     lab.playbook("images.yml", "-e", f"images_root={root}")
     with subprocess.Popen(["tar", "--create", "--directory", root, "."], stdout=subprocess.PIPE) as archive:
         lab.command("docker", "import", "-", "core-lab/debian-python", stdin=archive.stdout, stdout=subprocess.DEVNULL)

@@ -6,7 +6,6 @@ Sets the kernel's core pattern and gives it back.
 from __future__ import annotations
 
 import contextlib
-import gzip
 import json
 import os
 import re
@@ -22,7 +21,6 @@ from typing import Any
 
 import pytest
 from support import lab
-from support.records import is_whole
 
 PROJECT = Path(__file__).resolve().parents[2]
 MODULE = "plugins.modules.core_helper_canary"
@@ -293,65 +291,3 @@ def test_an_ended_module_takes_its_container_along(host: Host, image: str, cores
         time.sleep(0.1)
     process.terminate()
     assert process.wait(timeout=60) == 128 + signal.SIGTERM
-
-
-# Helper and uploader of different versions, as they meet while hosts and images are upgraded.
-
-RELEASE = "da06cd6"  # 1.0.0
-OLD_IMAGE = f"{IMAGE}-1.0.0"
-# PID 1 ignores a signal that it sends itself.
-CRASH = ("sh", "-c", "sh -c 'kill -SEGV $$'; true")
-
-
-@pytest.fixture(scope="module")
-def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory with helper and uploader of 1.0.0."""
-    git = ("git", "-c", f"safe.directory={lab.PROJECT}", "-C", lab.PROJECT)
-    archive = subprocess.run([*git, "archive", RELEASE, "helper", "container_scripts"], capture_output=True)
-    if archive.returncode != 0:
-        pytest.skip(f"this clone has no {RELEASE}, which is 1.0.0: fetch the history (git fetch --unshallow)")
-    directory = tmp_path_factory.mktemp("release")
-    subprocess.run(["tar", "-x", "-C", directory], input=archive.stdout, check=True)
-    return directory
-
-
-@pytest.fixture(scope="module")
-def old_image(image: str, release: Path) -> Iterator[str]:
-    """An image with the uploader of 1.0.0."""
-    archive = lab.root_archive({UPLOADER.lstrip("/"): release / "container_scripts/uploader.sh"})
-    lab.command("docker", "import", "-", OLD_IMAGE, input=archive, stdout=subprocess.DEVNULL)
-    yield OLD_IMAGE
-    lab.command("docker", "rmi", "--force", OLD_IMAGE, stdout=subprocess.DEVNULL)
-
-
-def crash(image: str, cores: Path) -> tuple[str, bytes]:
-    """Let a process crash in a container, and return the name of its core and the core."""
-    done = lab.run(image.removeprefix("core-lab/"), *CRASH, options=["--rm", *options_for(cores)])
-    assert done.returncode == 0, done.stdout
-    (core,) = [path for path in cores.rglob("*.core*") if path.is_file()]
-    stored = core.read_bytes()
-    return str(core.relative_to(cores)), gzip.decompress(stored) if core.suffix == ".gz" else stored
-
-
-def test_an_uploader_of_today_takes_what_a_helper_of_1_0_0_gives(
-    host: Host,
-    image: str,
-    release: Path,
-    tmp_path: Path,
-) -> None:
-    shutil.rmtree(host.helper.with_name("core_helper"))
-    shutil.copytree(release / "helper", host.helper.parent, dirs_exist_ok=True)
-    host.start_helper(UPLOADER)
-    name, core = crash(image, tmp_path)
-    # It is given no CORE_KEY.
-    assert name.startswith("shop-1.sh.") and is_whole(core)
-
-
-def test_an_uploader_of_1_0_0_takes_what_a_helper_of_today_gives(
-    host: Host,
-    old_image: str,
-    tmp_path: Path,
-) -> None:
-    host.start_helper(UPLOADER)
-    name, core = crash(old_image, tmp_path)
-    assert name.startswith("shop-1/sh.") and is_whole(core)

@@ -587,7 +587,7 @@ needs an HttpPutResponseHopLimit of 2 there" ;;
         *'onnect to server'* | *'ailed to connect'* | *'roken pipe'* | *'mpty reply'*)
         code=75 remedy="check the container's AWS_ENDPOINT_URL and network" ;;
     *'ode: 5'[0-9][0-9]* | *\(5[0-9][0-9]\)* | *'rror: 5'[0-9][0-9]* | *Internal*Error* | *erviceUnavailable* | *SlowDown* | \
-        *BadGateway* | *'try again later'* | *'failed too many times'*)
+        *BadGateway* | *'try again later'* | *'failed too many times'* | *NoSuchUpload*)
         code=75 remedy="look at the S3 server, or try again later" ;;
     *'o space left'* | *'quota'* | *'ile too large'*)
         remedy="make room there" ;;

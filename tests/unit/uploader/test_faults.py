@@ -104,6 +104,8 @@ for verb in ("GET", "HEAD", "PUT", "POST", "DELETE"):
 
 
 SLOW_DOWN = (503, b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce</Message></Error>")
+# What a client hears that ends an upload once more, when the first answer was an error and has ended the upload, too.
+NO_UPLOAD = (404, b"<?xml version='1.0'?><Error><Code>NoSuchUpload</Code><Message>Not there</Message></Error>")
 ERRORS = [
     SLOW_DOWN,
     (500, b"<?xml version='1.0'?><Error><Code>InternalError</Code><Message>Try again</Message></Error>"),
@@ -118,6 +120,7 @@ ERRORS = [
     [
         *(("dash", client, error) for client in ("rclone", "aws") for error in ERRORS),
         *(("dash", client, SLOW_DOWN) for client in ("s3cmd", "curl")),
+        ("dash", "aws", NO_UPLOAD),
     ],
     indirect=["shell", "client"],
 )

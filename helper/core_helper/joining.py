@@ -193,7 +193,7 @@ def _become_delegate(plan: Plan, program: Program, status: StatusPipe) -> None:
     status.step = "take over session, umask and signals"
     posix.setsid()
     posix.umask(process.umask)
-    start.reset_signals_of_python()
+    start.reset_signals()
     status.step = "take over processors"  # After the control groups: their cpuset bounds the processors.
     status.note(privileges.take_over_processors(process))
     status.step = "take over limits"  # Last, since they may leave room for nothing more.

@@ -39,16 +39,6 @@ def ignore_signals_of_python() -> None:
         _signal.signal(number, _signal.SIG_IGN)
 
 
-def reset_signals_of_python() -> None:
-    """Do what ``reset_signals`` does, in a process whose start was ``reset_signals_for_python``.
-
-    Of what was changed since then, execve(2) resets the handlers.
-    """
-    for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
-        _signal.signal(number, _signal.SIG_DFL)
-    _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
-
-
 def reset_signals_for_python() -> None:
     """Act on signals as Python does, whatever the caller ignored: an ignored SIGCHLD would hide how the delegate ended."""
     reset_signals()

@@ -66,7 +66,7 @@ class Line:
             recorder.watch(posix, name)
         recorder.watch(posix, "open", 99)
         recorder.watch(posix, "fork", 4711)
-        recorder.watch(start, "reset_signals_of_python")
+        recorder.watch(start, "reset_signals")
         recorder.watch(linux, "close_all_but")
         recorder.watch(linux, "openat2", 9)
         program = SimpleNamespace(descriptor=60, prepare=self.noted("prepare"), execute=self.noted("execute"))
@@ -236,7 +236,7 @@ def test_the_child_becomes_the_delegate_limits_last(recorder: Recorder) -> None:
     steps = [line.of(step) for step in LAST]
     assert steps[:3] == [
         [],
-        [("setsid",), ("umask", 0o027), ("reset_signals_of_python",)],
+        [("setsid",), ("umask", 0o027), ("reset_signals",)],
         [("take_over_processors", line.process), ("send", "note", "take_over_processors")],
     ]
     # What the helper says of the crash is not for the process to say.

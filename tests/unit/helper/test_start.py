@@ -62,17 +62,6 @@ def test_the_helper_ignores_what_would_end_it_for_an_error() -> None:
     assert {_signal.SIGKILL, _signal.SIGSTOP} == start.UNCHANGEABLE
 
 
-def test_a_delegate_ignores_nothing_that_the_helper_has_ignored() -> None:
-    def reset() -> object:
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-        start.reset_signals_for_python()
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
-        start.reset_signals_of_python()
-        return signals()
-
-    assert in_child(reset) == [0, 0, 0]
-
-
 SETTLE = f"""
 import sys; sys.path.insert(0, {str(HELPER)!r})
 from core_helper import linux, start

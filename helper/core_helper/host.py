@@ -13,21 +13,14 @@ import _signal
 import posix
 import sys
 
-from core_helper import configuration, joining, linux, listening, program, status_pipe, worker
+from core_helper import configuration, joining, linux, listening, program, status_pipe, verification, worker
 
 # include/uapi/linux/nsfs.h
 INITIAL = {"pid": 0xEFFFFFFC, "user": 0xEFFFFFFD}
 REMEDIES = {"pid": "docker run --pid=host, or hostPID of Kubernetes", "user": "run it without a user namespace"}
-# That of mounts comes last: /proc/1 is looked up in that of the container.
 NAME = b"core_container"  # Of the process that stays.
-KINDS = (
-    ("cgroup", linux.CLONE_NEWCGROUP),
-    ("ipc", linux.CLONE_NEWIPC),
-    ("uts", linux.CLONE_NEWUTS),
-    ("net", linux.CLONE_NEWNET),
-    ("time", linux.CLONE_NEWTIME),
-    ("mnt", linux.CLONE_NEWNS),
-)
+# It is in these two of the host's from the start. The last one is that of mounts: in it, /proc/1 is looked up.
+KINDS = [(kind, flag) for kind, flag in verification.NAMESPACES if kind not in INITIAL]
 PROC = "/proc"
 OF_HOST = (1, 2)  # The second one is the parent of all kernel threads.
 

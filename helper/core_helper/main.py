@@ -1,7 +1,7 @@
 """Receives a crash: the kernel starts the helper at each one; core(5).
 
 Only this module and ``start`` know that the core comes on standard input, and only this one that the facts are in the command
-line. It is imported first, and imports little: a crash may be refused here already. The other door is in server.py; what is
+line. It is imported first, and imports little: a crash may be refused here already. The other door is in serve.py; what is
 behind both begins with ``handle``.
 """
 
@@ -42,9 +42,9 @@ def main(arguments: "list[str]") -> "NoReturn":
 
         sys.exit(cores.run(arguments[2:]))
     if arguments[1:2] == ["serve"]:
-        from core_helper import server
+        from core_helper import serve
 
-        sys.exit(server.run(arguments[2:]))
+        sys.exit(serve.run(arguments[2:]))
     if len(arguments) == 1 and sys.stderr is not None:
         sys.stderr.write("docker_core_helper: the kernel starts this program when a process crashes; nothing to do\n\n")
         sys.stderr.write(command_line.USAGE)

@@ -1,4 +1,4 @@
-"""The resident helper: ``docker_core_helper serve`` waits at the kernel's core-dump socket; kernel.core_pattern is @@PATH.
+"""The resident helper, which serve.py starts: it waits at the kernel's core-dump socket; kernel.core_pattern is @@PATH.
 
 The other door is main.py, and behind both the way is one. The server itself reads no core and enters no container. It asks who
 has crashed, lets the crash wait for a slot (waiting.py), and gives it to a worker (worker.py), which ends with it. Whatever may
@@ -7,11 +7,8 @@ take long, or wait for a container, is up to the worker: while the server waits 
 
 import _signal
 import _socket
-import fcntl
-import gc
 import posix
 import select
-import sys
 import time
 
 import core_helper
@@ -19,235 +16,35 @@ from core_helper import (
     configuration,
     control_groups,
     holders,
-    host,
     kernel_socket,
     linux,
-    listening,
     main,
     procfs,
     quota,
     runtime,
-    seccomp,
     slots,
-    start,
 )
-from core_helper.command_line import EXIT_NOT_DELIVERED, EXIT_OK, EXIT_USAGE
+from core_helper.command_line import EXIT_NOT_DELIVERED
 from core_helper.crash import Refused
 from core_helper.log import Log
-from core_helper.pattern import KEPT, Failed, Pattern, in_force
+from core_helper.notifier import Notifier
+from core_helper.pattern import Failed, Pattern, in_force
 from core_helper.slots import TooMany
 from core_helper.waiting import Count, Job, Queue
 from core_helper.words import shown
-from core_helper.worker import BEGUN, GIVEN_BACK, PIDFD, READY, TAKEN_AGAIN, Settings, give, name, work
+from core_helper.worker import BEGUN, GIVEN_BACK, READY, TAKEN_AGAIN, Settings, give, work
 
-PATH = "/run/docker_core_helper/core.sock"
-LONGEST_PATH = 107  # unix(7).
-USAGE = f"""\
-usage: docker_core_helper serve [--pattern] [--socket=PATH]
-       docker_core_helper serve --restore [--socket=PATH]
-
-Waits for crashes at a socket on which the kernel (Linux 6.17 and newer) announces them, and handles each as if the kernel had
-started the helper. A socket that systemd has opened comes first; else PATH is created, {PATH} by default.
-
---pattern  has the kernel use that socket: sets kernel.core_pattern to @@PATH when crashes can come, keeps the pattern of before
-           in PATH{KEPT}, and sets it again when this program is told to end
---restore  sets the pattern of before again where a server was killed and has left @@PATH, and does nothing else
-
-Without --pattern: sysctl -w kernel.core_pattern=@@{PATH}
-In a container with the pid namespace of the host, it goes over to the host: every path is the host's. Only the configuration is
-that of the container, if it has one.
-
-The delegate is that of {configuration.CONFIGURATION}. SIGTERM ends the program: crashes that wait are still handled.
-"""
 IDLE_WORKERS = 3  # Started before they are needed.
 ACCEPTED_AT_ONCE = 64
 MOST_WORKERS = 512  # Where kernel.core_pipe_limit is 0: as many helpers as that allows to the kernel itself.
-# What service managers say, and what the administrator may say to a helper; sd_listen_fds(3), sd_notify(3).
-PASSED_ON = {
-    *(b"LISTEN_FDS", b"LISTEN_PID", b"NOTIFY_SOCKET", b"WATCHDOG_PID", b"WATCHDOG_USEC"),
-    configuration.FALLBACK_VARIABLE,
-}
-LOGIN_ID, NO_LOGIN = "/proc/self/loginuid", b"4294967295"
 REST = 1.0  # Seconds until the next worker is started after one that has ended without a crash.
 # Seconds from a crash that was given to a worker until the next worker is started: the rehearsal of that one would take a
 # processor from the crash. A crash that finds no worker does not wait for this.
 PRECEDENCE = 0.05
 # Seconds without another crash after which nobody goes by the pattern of the socket any more, once that of before is set.
 LINGER, LONGEST_LINGER = 0.1, 5.0
-FILES = 4096  # Descriptors: two for each crash that waits, and three for each worker.
-NAME = b"core_server"
 STRANGERS = "0 whoever connects and does not crash"  # Their lines are counted under this name; see holders.log_name.
 OWN = "0 the server itself"
-# Imported before the first crash: modules that a helper of the kernel imports when it needs them.
-NEEDED = (
-    *("journal", "relay", "previous_handler", "fallback", "bounds", "custody", "diagnosis", "tracing"),
-    *("finishing", "build_ids", "lent"),
-)
-
-
-def run(words: "list[str]") -> int:
-    """Serve until SIGTERM, and return the exit code."""
-    path, asked = PATH, ""
-    for word in words:
-        if word == "--help":
-            sys.stdout.write(USAGE)
-            return EXIT_OK
-        if word in ("--pattern", "--restore") and asked in ("", word):
-            asked = word
-            continue
-        if not word.startswith("--socket=/") or len(word) - 9 > LONGEST_PATH or set(word) & set(" \n"):
-            sys.stderr.write(f"docker_core_helper serve: {word!r} is no option; see --help\n")
-            return EXIT_USAGE
-        path = word[9:]
-    log = Log()
-    if asked == "--restore":
-        return restore(path, log)
-    try:
-        unprotected = protect()
-        elsewhere = host.is_elsewhere()
-        terminal = settle(elsewhere)
-        log.terminal = terminal
-        files = raise_limits()
-        inherited = listening.inherited_socket()
-        # There the kernel gives a helper the pidfd, and a previous handler expects it.
-        posix.dup2(0, PIDFD, False)
-        load(elsewhere)
-        if elsewhere:
-            host.take_configuration()
-            status = host.send()
-            if status is not None:
-                return stay_behind(status, path if asked else None, log)
-        listener = listening.listen(path) if inherited is None else inherited
-        if inherited is not None:
-            path = listener.getsockname()
-        pattern = Pattern(path) if asked else None
-        server = Server(listener, Settings(terminal, unprotected, files), pattern, inherited is not None)
-        log.lines.info(f"waits for crashes at the core-dump socket {path}")
-        server.serve()
-        if inherited is None:
-            posix.unlink(path)
-        if server.failed:
-            return EXIT_NOT_DELIVERED
-    except (listening.Unusable, Failed, OSError) as error:
-        return give_up(path, error, log)
-    return EXIT_OK
-
-
-def restore(path: str, log: Log) -> int:
-    """Set the pattern of before a server at the socket ``path``, if that was killed; return the exit code."""
-    try:
-        if host.is_elsewhere():
-            load(elsewhere=True)
-            host.join()
-        if Pattern(path).give_back():
-            log.lines.warning(
-                f"the server at the core-dump socket {path} was killed: the pattern of before is set again"
-            )
-    except (listening.Unusable, Failed, OSError) as error:
-        return give_up(path, error, log)
-    return EXIT_OK
-
-
-def give_up(path: str, error: Exception, log: Log) -> int:
-    """Tell what went wrong, and return the exit code."""
-    log.lines.error(f"core-dump socket {path}: {error}")
-    if log.terminal is None and sys.stderr is not None:
-        sys.stderr.write(f"docker_core_helper serve: {error}\n")
-    return EXIT_NOT_DELIVERED
-
-
-def stay_behind(status: int, path: "str | None", log: Log) -> int:
-    """In the container: the server has ended with that wait ``status``; set the pattern of before if it was killed.
-
-    Returns the exit code. ``path`` is None where the pattern was not up to the server.
-    """
-    if posix.WIFEXITED(status):
-        return posix.WEXITSTATUS(status)
-    if path is not None:
-        restore(path, log)
-    return EXIT_NOT_DELIVERED
-
-
-def protect() -> str:
-    """Re-execute this program where no container can overwrite its interpreter, and return why that cannot be, or "".
-
-    Called again after that, it returns: then the interpreter lies on a read-only file system.
-    """
-    again = posix.environ.pop(start.MARK, None) is not None
-    if posix.statvfs("/proc/self/exe").f_flag & start.ST_RDONLY:
-        return ""
-    if again:
-        return "its interpreter was executed from a read-only mount, and is on none"
-    # Nothing else: a process of ours has the environment, too, which the container sees before it becomes the delegate.
-    kept = {name: value for name, value in posix.environ.items() if name in PASSED_ON}
-    return start.execute_read_only({**kept, start.MARK: b""}, lambda: None)
-
-
-def settle(elsewhere: bool = False) -> "int | None":
-    """Make this process what the kernel makes of a helper; return a copy of standard error if a person reads that.
-
-    That of a container is kept, too: the engine has its log there.
-    """
-    start.reset_signals_for_python()
-    terminal = None
-    if sys.stderr is not None and posix.isatty(2):
-        # Opened anew, so that nobody waits for a terminal that takes no more; the shell shares what it has given.
-        opened = posix.open("/proc/self/fd/2", posix.O_WRONLY | posix.O_NONBLOCK | posix.O_NOCTTY | posix.O_CLOEXEC)
-        terminal = fcntl.fcntl(opened, fcntl.F_DUPFD_CLOEXEC, listening.ABOVE)
-        posix.close(opened)
-    elif sys.stderr is not None and elsewhere:
-        terminal = fcntl.fcntl(2, fcntl.F_DUPFD_CLOEXEC, listening.ABOVE)
-        posix.set_blocking(terminal, False)  # An engine that does not read it keeps nobody waiting.
-    start.occupy_descriptors()
-    posix.chdir("/")
-    linux.setrlimit(linux.RLIMIT_CORE, kernel_socket.OF_HELPERS, kernel_socket.OF_HELPERS)
-    forget_login()
-    name(NAME)
-    return terminal
-
-
-def forget_login() -> None:
-    """Give up the login of whoever has started this program: delegates inherit the keys of its session, and its audit id."""
-    linux.new_session_keyring()
-    try:
-        file = posix.open(LOGIN_ID, posix.O_WRONLY | posix.O_CLOEXEC)
-    except FileNotFoundError:
-        return  # The kernel has no audit system.
-    try:
-        posix.write(file, NO_LOGIN)
-    except PermissionError:
-        pass  # In a container without CAP_AUDIT_CONTROL. Engines have no login as a rule, nor has what they start.
-    finally:
-        posix.close(file)
-
-
-def raise_limits() -> "tuple[int, int]":
-    """Have room for the descriptors of crashes that wait; return the limits of before."""
-    soft, hard = linux.getrlimit(linux.RLIMIT_NOFILE)
-    if soft != -1 and soft < FILES:
-        linux.setrlimit(linux.RLIMIT_NOFILE, FILES if hard == -1 else min(FILES, hard), hard)
-    return soft, hard
-
-
-def load(elsewhere: bool = False) -> None:
-    """Import and make what a worker may need, once for all of them, and have garbage collection leave their memory alone.
-
-    From a container, also what finishes a kept core when nobody waits any more: that takes more memory than all the rest.
-    """
-    for bundle in ("deliver", "record"):
-        core_helper.load(bundle)
-    for module in ("deliver", "record", *NEEDED):
-        __import__(f"core_helper.{module}")
-    for module in ("json", "hashlib") if elsewhere else ("json",):
-        __import__(module)
-    try:
-        seccomp.deny_filter(seccomp.architectures(False))
-    except Refused:
-        pass  # Of an unknown machine: each core of a process with a filter is refused there.
-    gc.collect()
-    gc.freeze()
-    # Unlike a helper, the server lives long enough for garbage collection to pay.
-    gc.enable()
 
 
 class Home:
@@ -627,35 +424,3 @@ class Server:
         log.holder, log.terminal = holder, self.settings.terminal
         log.lines.patience = 0.0
         return log
-
-
-class Notifier:
-    """Tells systemd that the server is ready, and that it goes on; sd_notify(3)."""
-
-    def __init__(self) -> None:
-        """Take what the service manager asks for."""
-        path = posix.environ.pop(b"NOTIFY_SOCKET", b"")
-        self.path = b"\0" + path[1:] if path[:1] == b"@" else path
-        microseconds = posix.environ.pop(b"WATCHDOG_USEC", b"")
-        pid = posix.environ.pop(b"WATCHDOG_PID", b"%d" % posix.getpid())
-        asked = microseconds.isdigit() and pid == b"%d" % posix.getpid()
-        self.interval = int(microseconds) / 2e6 if asked else 3600.0
-        self.last = time.monotonic() if asked else float("inf")
-
-    def watch(self) -> None:
-        """Tell that the server goes on, if it is time to."""
-        now = time.monotonic()
-        if now - self.last > self.interval / 2:
-            self.last = now
-            self.tell(b"WATCHDOG=1")
-
-    def tell(self, text: bytes) -> None:
-        """Send a message, if anybody wants one."""
-        if not self.path:
-            return
-        try:
-            connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
-            connection.sendto(text, _socket.MSG_DONTWAIT, self.path)
-            connection.close()
-        except OSError:
-            pass

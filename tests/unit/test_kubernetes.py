@@ -8,7 +8,7 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
-from core_helper import pattern, server
+from core_helper import pattern, serve
 from core_helper.configuration import DEFAULT_TIMEOUT, Configuration, parse_configuration
 from support import serving
 from support.project import PROJECT
@@ -69,7 +69,7 @@ def test_the_pod_has_what_crash_tests_give_a_container_and_nothing_of_the_node_b
 
 def test_ready_is_whom_the_kernel_sends_cores_to() -> None:
     words = serving.pod()["containers"][0]["readinessProbe"]["exec"]["command"]
-    assert words == ["grep", "-qx", f"@@{server.PATH}", pattern.FILE]
+    assert words == ["grep", "-qx", f"@@{serve.PATH}", pattern.FILE]
 
 
 def test_the_page_starts_docker_with_the_options_of_the_manifest() -> None:

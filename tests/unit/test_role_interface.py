@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
-from core_helper import server
+from core_helper import serve
 from core_helper.configuration import Configuration, parse_configuration
 from core_helper.crash import SIGNALS
 from core_helper.words import unquote
@@ -395,7 +395,7 @@ def test_the_units_of_the_resident_helper_start_it_and_set_what_the_role_looks_f
     pipe = f"|{HELPER} -F%F -I%I -s%s -t%t -d%d -c%c %P %u %g"
     assert live.split(", ") == [pattern.format(pipe=pipe) for pattern in patterns]
     # What the modules know as their own, and what the server itself has.
-    assert project.load(PROJECT / "plugins/modules/core_pattern.py").SOCKET_PATTERN.removeprefix("@@") == server.PATH
+    assert project.load(PROJECT / "plugins/modules/core_pattern.py").SOCKET_PATTERN.removeprefix("@@") == serve.PATH
     assert project.load(PROJECT / "plugins/action/core_helper_report.py").SOCKET == SOCKET
     for unit in (service, socket):
         assert unit.startswith("# Written by the Ansible role docker_core_helper;")

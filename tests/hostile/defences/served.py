@@ -14,7 +14,7 @@ BREAKS: Breaks = {
         "who_connects_and_does_not_crash",
     ),
     "socket: the login of whoever has started the server is kept": (
-        [("server.py", "    forget_login()\n", ""), ("worker.py", "        be_ordinary()\n", "")],
+        [("serve.py", "    forget_login()\n", ""), ("worker.py", "        be_ordinary()\n", "")],
         "nothing_of_the_login",
     ),
     "socket: whatever has a nice value keeps it": (
@@ -22,11 +22,11 @@ BREAKS: Breaks = {
         "nothing_of_the_login",
     ),
     "socket: the environment of the server is kept": (
-        [("server.py", " if name in PASSED_ON", "")],
+        [("serve.py", " if name in PASSED_ON", "")],
         "nothing_of_the_login",
     ),
     "socket: the terminal is waited for": (
-        [("server.py", "posix.O_WRONLY | posix.O_NONBLOCK | posix.O_NOCTTY", "posix.O_WRONLY | posix.O_NOCTTY")],
+        [("serve.py", "posix.O_WRONLY | posix.O_NONBLOCK | posix.O_NOCTTY", "posix.O_WRONLY | posix.O_NOCTTY")],
         "nobody_waits_for_the_terminal",
     ),
     "socket: any lock is that of a server": (

@@ -66,7 +66,7 @@ def test_the_whole_package_imports_only_cheap_modules() -> None:
 
 
 def test_what_the_server_may_need_is_there_before_it_leaves_its_container() -> None:
-    loaded = imported("core_helper.server", then="core_helper.server.load(elsewhere=True)")
+    loaded = imported("core_helper.serve", then="core_helper.serve.load(elsewhere=True)")
     modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
     operators = {"cores", "sender"}
     assert modules - {name.partition(".")[2] for name in loaded} == operators

@@ -843,6 +843,7 @@ def test_a_worker_that_hangs_before_it_has_a_crash_is_given_none(stage: Stage, m
         # No longer than there is a server: other tests of this machine count its workers.
         while os.getppid() == parent:
             time.sleep(0.05)
+        os._exit(0)
 
     monkeypatch.setattr(worker, "rehearse", hang)
     stage.serve()

@@ -31,3 +31,11 @@ def core_pattern() -> Iterator[Callable[[str], None]]:
 
     yield write
     pattern.write_text(before)
+
+
+@pytest.fixture
+def s3_server() -> Iterator[None]:
+    """An S3 server with an empty bucket, reachable from one network namespace only: its own."""
+    lab.start_s3()
+    yield
+    lab.stop_s3()

@@ -15,8 +15,7 @@ import pytest
 from support import debian, desk, lab
 from support.containers import Container, MakeCrash
 
-BUCKET = "cores"
-STORE = f"s3://{BUCKET}/test"
+STORE = f"s3://{lab.BUCKET}/test"
 SOURCES = lab.PROJECT / "corefetch/tests/programs"
 LINE = next(n for n, line in enumerate((SOURCES / "shop.c").read_text().splitlines(), 1) if "/* CRASH */" in line)
 TOLD = f"shop: SIGSEGV in total_of at {SOURCES / 'shop.c'}:{LINE}"
@@ -51,7 +50,7 @@ def container(crash: MakeCrash, files: Path) -> Iterator[Container]:
         archive.add(lab.PROJECT / "container_scripts/uploader.sh", "./opt/bin/delegate")
     lab.command("docker", "import", root, "core-lab/debian", stdout=subprocess.DEVNULL)
     build(files / "whole")
-    lab.start_s3(BUCKET)
+    lab.start_s3()
     variables = {**lab.S3_ENVIRONMENT, "CORE_DESTINATION": f"{STORE}/"}
     options = (*lab.S3_OPTIONS, *(f"--env={name}={value}" for name, value in variables.items()))
     container = crash(image=IMAGE, options=options)

@@ -13,7 +13,6 @@ from support.containers import Container
 from support.records import is_whole
 from support.tables import Row
 
-BUCKET = "cores"
 # The lab's delegate has another name than the uploader.
 DELEGATE = '#!/bin/sh\nexec /opt/bin/uploader.sh "$@"\n'
 # A module of the application, which Python would take for its own.
@@ -27,14 +26,7 @@ kill -SEGV $!
 wait
 """
 Run = Callable[..., Container]
-
-
-@pytest.fixture(autouse=True)
-def s3_server() -> Iterator[None]:
-    """An S3 server with an empty bucket."""
-    lab.start_s3(BUCKET)
-    yield
-    lab.stop_s3()
+pytestmark = pytest.mark.usefixtures("s3_server")
 
 
 @pytest.fixture
@@ -43,7 +35,7 @@ def run(tmp_path: Path) -> Iterator[Run]:
     delegate = tmp_path / "delegate"
     delegate.write_text(DELEGATE)
     delegate.chmod(0o755)
-    variables = {**lab.S3_ENVIRONMENT, "CORE_DESTINATION": f"s3://{BUCKET}/test/"}
+    variables = {**lab.S3_ENVIRONMENT, "CORE_DESTINATION": f"s3://{lab.BUCKET}/test/"}
     known = (
         f"--volume={delegate}:/opt/bin/delegate:ro",
         *(f"--env={name}={value}" for name, value in variables.items()),
@@ -62,11 +54,11 @@ def run(tmp_path: Path) -> Iterator[Run]:
 def check_core(container: Container, program: str) -> None:
     """See that the bucket has one whole core, of that program."""
     assert ": delivered " in container.log("pid="), container.log("pid=")
-    core, facts = sorted(name for name in lab.s3("lsf", BUCKET).decode().splitlines() if not name.endswith("/"))
+    core, facts = sorted(name for name in lab.s3("lsf", lab.BUCKET).decode().splitlines() if not name.endswith("/"))
     assert core.endswith(".core.zst") and facts.endswith(".json")
-    stored = lab.s3("cat", f"{BUCKET}/{core}")
+    stored = lab.s3("cat", f"{lab.BUCKET}/{core}")
     assert is_whole(subprocess.run(["zstd", "-d"], input=stored, check=True, capture_output=True).stdout)
-    assert program in json.loads(lab.s3("cat", f"{BUCKET}/{facts}"))["facts"]["CORE_EXE"]
+    assert program in json.loads(lab.s3("cat", f"{lab.BUCKET}/{facts}"))["facts"]["CORE_EXE"]
 
 
 def test_a_folder_of_debian_with_python_and_aws(run: Run, tmp_path: Path, row: Row) -> None:

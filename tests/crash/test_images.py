@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,9 +16,9 @@ from support.containers import MakeCrash
 from support.records import is_whole
 from support.tables import Row
 
-BUCKET = "cores"
 PAGE = (lab.PROJECT / "docs/images.md").read_text()
 EXAMPLES = dict(re.findall(r"^#### (.*?)\n.*?^```dockerfile\n(.*?)^```", PAGE, re.M | re.S))
+pytestmark = pytest.mark.usefixtures("s3_server")
 
 
 def empty_image(name: str) -> None:
@@ -54,13 +53,6 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.fixture(autouse=True)
-def s3_server() -> Iterator[None]:
-    lab.start_s3(BUCKET)
-    yield
-    lab.stop_s3()
-
-
 OPTIONS = {
     "plain": (),
     "read-only": ("--read-only",),
@@ -84,7 +76,7 @@ def test_a_crash_in_an_image_of_the_page_reaches_the_bucket(
     (context / "Containerfile").write_text(containerfile)
     build = ("docker", "build", "--network=none", "--quiet", "--tag", f"core-lab/{name}", "--file")
     lab.command(*build, context / "Containerfile", context, stdout=subprocess.DEVNULL)
-    variables = {**lab.S3_ENVIRONMENT, "CORE_DESTINATION": f"s3://{BUCKET}/test/"}
+    variables = {**lab.S3_ENVIRONMENT, "CORE_DESTINATION": f"s3://{lab.BUCKET}/test/"}
     # The lab's delegate has another name than the uploader.
     delegate = f"--volume={context}/uploader.sh:/opt/bin/delegate:ro"
     words = (
@@ -95,10 +87,10 @@ def test_a_crash_in_an_image_of_the_page_reaches_the_bucket(
     )
     container = crash("-m", "8", image=name, options=words)
     assert ": delivered " in container.log("pid="), container.log("pid=")
-    names = lab.s3("lsf", BUCKET).decode().splitlines()
+    names = lab.s3("lsf", lab.BUCKET).decode().splitlines()
     (core,) = (name for name in names if ".core" in name)
     assert core.rpartition(".core")[0] + ".json" in names
-    stored = lab.s3("cat", f"{BUCKET}/{core}")
+    stored = lab.s3("cat", f"{lab.BUCKET}/{core}")
     if core.endswith(".gz"):
         stored = subprocess.run(["gzip", "-d"], input=stored, check=True, capture_output=True).stdout
     assert is_whole(stored)

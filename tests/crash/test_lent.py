@@ -20,7 +20,6 @@ from support.containers import MakeCrash
 from support.records import is_whole
 from support.tables import Row
 
-BUCKET = "cores"
 CONFIGURATION = Path("/etc/docker_core_helper.conf")
 PROGRAM = lab.DIRECTORY / "rclone"
 CHAPTER = (lab.PROJECT / "docs/images.md").read_text().partition("## Images that cannot be changed")[2]
@@ -77,13 +76,6 @@ def lent(tmp_path: Path) -> Iterator[Path]:
         PROGRAM.unlink()
 
 
-@pytest.fixture
-def s3_server() -> Iterator[None]:
-    lab.start_s3(BUCKET)
-    yield
-    lab.stop_s3()
-
-
 def test_a_crash_in_an_image_from_scratch_reaches_the_bucket(
     crash: MakeCrash, lent: Path, s3_server: None, tmp_path: Path, row: Row
 ) -> None:
@@ -91,13 +83,13 @@ def test_a_crash_in_an_image_from_scratch_reaches_the_bucket(
     (tmp_path / "Containerfile").write_text("FROM scratch\nCOPY crash /usr/bin/crash\n")
     build = ("docker", "build", "--network=none", "--quiet", "--tag", "core-lab/scratch", "--file")
     lab.command(*build, tmp_path / "Containerfile", tmp_path, stdout=subprocess.DEVNULL)
-    variables = {**lab.S3_ENVIRONMENT, "CORE_DESTINATION": f"s3://{BUCKET}/shop/"}
+    variables = {**lab.S3_ENVIRONMENT, "CORE_DESTINATION": f"s3://{lab.BUCKET}/shop/"}
     options = (*lab.S3_OPTIONS, *HARDENED, *(f"--env={name}={value}" for name, value in variables.items()))
     container = crash("-m", "8", image="scratch", options=options)
     assert f"bytes to lent {lent} in" in container.log(": delivered "), container.log("pid=")
-    (core,) = (line for line in lab.s3("lsf", BUCKET).decode().splitlines() if not line.endswith("/"))
+    (core,) = (line for line in lab.s3("lsf", lab.BUCKET).decode().splitlines() if not line.endswith("/"))
     assert re.fullmatch(rf"shop/\S+\.{container.name}\.crash\.crash\.\d+\.\S+Z\.[0-9a-f]{{12}}\.core", core)
-    stored = lab.s3("cat", f"{BUCKET}/{core}")
+    stored = lab.s3("cat", f"{lab.BUCKET}/{core}")
     assert is_whole(stored) and len(stored) > 8 << 20
     row("images", "FROM scratch, read-only, nobody", "rclone, lent by the host", "whole in the bucket, as .core")
     # Without a destination of its own, a container has nothing lent.

@@ -11,7 +11,6 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,6 @@ from support import lab
 from support.containers import MakeCrash
 from support.records import is_whole
 
-BUCKET = "cores"
 # Keeps what the delegate has read, with which the test compares the object; uploader.sh is the image's own.
 KEEP_AND_UPLOAD = """#!/bin/sh
 tee /out/kept | /opt/bin/uploader.sh "$@"
@@ -41,20 +39,13 @@ STAY = """#!/bin/sh
 "$@" &
 sleep 30
 """
+pytestmark = pytest.mark.usefixtures("s3_server")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def image() -> None:
     """The image, as a user makes it."""
     lab.playbook("images.yml", "-e", "images_base=core-lab/client", "-e", "images_tag=core-lab/uploader")
-
-
-@pytest.fixture(autouse=True)
-def s3_server() -> Iterator[None]:
-    """An S3 server with an empty bucket, reachable from one network namespace only: its own."""
-    lab.start_s3(BUCKET)
-    yield
-    lab.stop_s3()
 
 
 @pytest.fixture
@@ -65,7 +56,7 @@ def options(tmp_path: Path) -> tuple[str, ...]:
     delegate.chmod(0o755)
     # pytest's directory is private to root.
     mount = f"--volume={delegate}:/opt/bin/delegate:ro"
-    variables = {**lab.S3_ENVIRONMENT, "CORE_DESTINATION": f"s3://{BUCKET}/test/"}
+    variables = {**lab.S3_ENVIRONMENT, "CORE_DESTINATION": f"s3://{lab.BUCKET}/test/"}
     return (mount, *lab.S3_OPTIONS, *(f"--env={name}={value}" for name, value in variables.items()))
 
 
@@ -74,17 +65,17 @@ def test_the_object_is_the_core_and_gdb_reads_program_and_signal_from_it(
 ) -> None:
     container = crash("-m", "32", image="uploader", options=options)
     facts, key = sorted(
-        (line for line in lab.s3("lsf", BUCKET).decode().splitlines() if not line.endswith("/")), reverse=True
+        (line for line in lab.s3("lsf", lab.BUCKET).decode().splitlines() if not line.endswith("/")), reverse=True
     )
     who = re.escape(f"{platform.node()}.{container.name}.crash.crash.")
     assert re.fullmatch(rf"test/{who}[0-9]+\.[0-9]{{8}}T[0-9]{{6}}Z\.[0-9a-f]{{12}}\.core\.zst", key), key
 
-    told = json.loads(lab.s3("cat", f"{BUCKET}/{facts}"))
+    told = json.loads(lab.s3("cat", f"{lab.BUCKET}/{facts}"))
     assert facts == f"{key.removesuffix('.core.zst')}.json" and f"test/{told['core']}" == key
     assert told["facts"]["CORE_CONTAINER_NAME"] == container.name and told["facts"]["CORE_COMM"] == "crash"
 
     kept = (container.records / "kept").read_bytes()
-    compressed = lab.s3("cat", f"{BUCKET}/{key}")
+    compressed = lab.s3("cat", f"{lab.BUCKET}/{key}")
     core = subprocess.run(["zstd", "--decompress"], input=compressed, check=True, capture_output=True).stdout
     assert is_whole(core)
     assert hashlib.sha256(core).hexdigest() == hashlib.sha256(kept).hexdigest()
@@ -109,9 +100,11 @@ def test_six_replicas_of_one_host_name_that_crash_in_one_second_are_six_objects(
     for container in containers:
         assert ": delivered " in container.log("pid="), container.log("pid=")
     kept = {(container.records / "kept").read_bytes() for container in containers}
-    keys = [name for name in lab.s3("lsf", BUCKET).decode().splitlines() if name.endswith(".core.zst")]
+    keys = [name for name in lab.s3("lsf", lab.BUCKET).decode().splitlines() if name.endswith(".core.zst")]
     stored = {
-        subprocess.run(["zstd", "-d"], input=lab.s3("cat", f"{BUCKET}/{key}"), check=True, capture_output=True).stdout
+        subprocess.run(
+            ["zstd", "-d"], input=lab.s3("cat", f"{lab.BUCKET}/{key}"), check=True, capture_output=True
+        ).stdout
         for key in keys
     }
     assert len(keys) == len(kept) == 6 and stored == kept
@@ -121,7 +114,7 @@ def test_the_log_of_the_host_says_why_an_upload_failed(crash: MakeCrash, options
     container = crash(image="uploader", options=(*options, "--env=AWS_SECRET_ACCESS_KEY=wrong"))
     remedy = "check the container's AWS_ACCESS_KEY_ID"
     assert remedy in container.log(remedy)
-    assert lab.s3("lsf", BUCKET) == b""
+    assert lab.s3("lsf", lab.BUCKET) == b""
 
 
 def test_the_bucket_gets_no_object_of_a_core_that_was_cut_off(
@@ -150,15 +143,15 @@ def test_the_bucket_gets_no_object_of_a_core_that_was_cut_off(
     assert re.search(r"not delivered: the core was cut off: \d+ bytes to .*truncated: of \d+ bytes", line), line
     # What a client has left to end at that moment, it has ended now.
     time.sleep(2)
-    assert lab.s3("lsf", BUCKET) == b""
+    assert lab.s3("lsf", lab.BUCKET) == b""
 
 
 def test_a_container_of_64_mib_uploads_by_rclone(crash: MakeCrash, options: tuple[str, ...]) -> None:
     limit = ("--memory=64m", "--memory-swap=64m")
     container = crash("-m", "1", image="uploader", options=(*options, *limit))
     assert ": delivered " in container.log("pid="), container.log("pid=")
-    (key,) = (line for line in lab.s3("lsf", BUCKET).decode().splitlines() if ".core" in line)
-    compressed = lab.s3("cat", f"{BUCKET}/{key}")
+    (key,) = (line for line in lab.s3("lsf", lab.BUCKET).decode().splitlines() if ".core" in line)
+    compressed = lab.s3("cat", f"{lab.BUCKET}/{key}")
     core = subprocess.run(["zstd", "--decompress"], input=compressed, check=True, capture_output=True).stdout
     assert is_whole(core) and len(core) > 1 << 20
 
@@ -167,7 +160,8 @@ def test_a_dry_run_in_the_container_says_where_its_cores_go(options: tuple[str, 
     result = lab.run("uploader", "/opt/bin/uploader.sh", "--dry-run", options=[*options[1:], "--rm", "--entrypoint="])
     assert result.returncode == 0, result.stdout
     assert (
-        f"uploader.sh: s3://{BUCKET}/test/" in result.stdout and "rclone says that the bucket answers" in result.stdout
+        f"uploader.sh: s3://{lab.BUCKET}/test/" in result.stdout
+        and "rclone says that the bucket answers" in result.stdout
     )
 
 

@@ -43,6 +43,7 @@ HERE = ("-i", "localhost,", "-c", "local", "-e", f"rollout_directory={DIRECTORY}
 NO_REGISTRY = "localhost:1"
 
 S3 = "core-lab-s3"
+BUCKET = "cores"
 # A container reaches the S3 server by sharing its network namespace, which has nothing but a loopback interface.
 S3_OPTIONS = ["--network", f"container:{S3}"]
 S3_ENVIRONMENT = {
@@ -301,7 +302,7 @@ def run(
     )
 
 
-def start_s3(bucket: str) -> None:
+def start_s3(bucket: str = BUCKET) -> None:
     """Starts the S3 server, with one bucket, in a container and a network namespace of its own, and waits for it."""
     server = f"mkdir -p /data/{bucket} && exec rclone serve s3 --auth-key lab,not-a-secret --addr 127.0.0.1:9000 /data"
     run("client", "sh", "-c", server, options=["--detach", "--name", S3], check=True)

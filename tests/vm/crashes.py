@@ -9,6 +9,7 @@ from pathlib import Path
 from support import lab
 from support.crashes import Crash
 from support.machines import Machine
+from support.records import Record
 
 # On the machine: a root directory with busybox, the crashing program and the probe; the same as an image.
 ROOT = "/srv/root"
@@ -121,6 +122,43 @@ class MachineCrash(Crash):
     def __repr__(self) -> str:
         """What pytest shows where a test fails."""
         return f"{super().__repr__()}, journal {self.journal}"
+
+
+LOOP = "/srv/loop"
+# A container as small as can be, one after the other, each in a directory of its own.
+CRASHES = f"""
+n=0
+while [ ! -e {LOOP}.stop ]; do
+    n=$((n + 1))
+    mkdir {LOOP}/$n
+    RECORD_DIRECTORY={LOOP}/$n unshare --pid --fork --mount-proc {ROOT}/usr/bin/crash
+    sleep {{pause}}  # Others want the processor, too.
+done
+"""
+
+
+class CrashLoop:
+    """Processes that crash on a machine one after the other, while something else is done there."""
+
+    def __init__(self, machine: Machine, pause: float) -> None:
+        """Starts it, with so many seconds between two crashes."""
+        self.machine = machine
+        machine.run(f"mkdir {LOOP} && cat >{LOOP}.sh", data=CRASHES.format(pause=pause).encode())
+        machine.run(f"systemd-run --quiet --unit=crashes --property=RuntimeMaxSec=1800 /bin/sh {LOOP}.sh")
+
+    def wait_for(self, number: int) -> int:
+        """How many processes have crashed, once there are that many."""
+        self.machine.run(f"until [ $(ls {LOOP} | wc -l) -ge {number} ]; do sleep 0.2; done", seconds=300)
+        return int(self.machine.run(f"ls {LOOP} | wc -l"))
+
+    def end(self, local: Path) -> tuple[int, list[Record]]:
+        """Ends it; returns how many processes have crashed, and what their delegates have said, brought to ``local``."""
+        self.machine.run(
+            f"touch {LOOP}.stop; while systemctl --quiet is-active crashes; do sleep 0.2; done", seconds=300
+        )
+        self.machine.pack(LOOP, local)
+        self.machine.run(f"rm -r {LOOP} {LOOP}.stop {LOOP}.sh")
+        return len(list(local.glob("*/process.1"))), [Record(path) for path in local.glob("*/delegate.1")]
 
 
 def coredumpctl(machine: Machine) -> dict[str, str]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from support.machines import Machine
-from support.records import NAMESPACES, Record, is_whole
-from vm.crashes import PATTERN, ROOT, WAYS, MachineCrash
+from support.records import NAMESPACES, is_whole
+from vm.crashes import PATTERN, WAYS, CrashLoop, MachineCrash
 
 pytestmark = pytest.mark.only_on("trixie-backports")
 
@@ -39,16 +38,6 @@ INHERITED = (
     *("NoNewPrivs", "Seccomp", "Seccomp_filters", "Cpus_allowed", "Mems_allowed", "THP_enabled"),
 )
 RESTARTS = 20
-LOOP = "/srv/restarts"
-CRASHES = f"""
-n=0
-while [ ! -e {LOOP}.stop ]; do
-    n=$((n + 1))
-    mkdir {LOOP}/$n
-    RECORD_DIRECTORY={LOOP}/$n unshare --pid --fork --mount-proc {ROOT}/usr/bin/crash
-    sleep 0.5  # systemd wants the processor, too.
-done
-"""
 
 
 @pytest.fixture(scope="module")
@@ -141,24 +130,18 @@ def test_a_service_that_is_killed_comes_back(machine: Machine, crash: Callable[[
 
 
 def test_no_core_is_lost_while_the_service_is_restarted_again_and_again(machine: Machine, tmp_path: Path) -> None:
-    machine.run(f"mkdir {LOOP} && cat >{LOOP}.sh", data=CRASHES.encode())
-    machine.run(f"systemd-run --quiet --unit=crashes --property=RuntimeMaxSec=1800 /bin/sh {LOOP}.sh")
-    count = f"ls {LOOP} | wc -l"
-    machine.run(f"until [ $({count}) -ge 3 ]; do sleep 0.2; done", seconds=300)
-    began = int(machine.run(count))
+    loop = CrashLoop(machine, pause=0.5)
+    began = loop.wait_for(3)
     for _time in range(RESTARTS):
         # systemd gives up a unit that starts too often.
         machine.run(f"systemctl reset-failed {SERVICE} {SOCKET}; systemctl restart {SERVICE}", seconds=300)
-    ended = int(machine.run(count))
+    ended = loop.wait_for(0)
     assert machine.run(PATTERN) == RESIDENT
-    machine.run(f"touch {LOOP}.stop; while systemctl --quiet is-active crashes; do sleep 0.2; done", seconds=300)
-    time.sleep(1)
-    machine.pack(LOOP, tmp_path)
-    crashed, delivered = len(list(tmp_path.glob("*/process.1"))), len(list(tmp_path.glob("*/delegate.1")))
-    print(f"{crashed} processes crashed, {ended - began} of them during {RESTARTS} restarts; {delivered} cores arrived")
+    crashed, delivered = loop.end(tmp_path)
+    print(f"{crashed} processes crashed, {ended - began} during {RESTARTS} restarts; {len(delivered)} cores arrived")
     assert ended > began
-    assert delivered == crashed
-    assert all(is_whole(Record(path).core.read_bytes()) for path in tmp_path.glob("*/delegate.1"))
+    assert len(delivered) == crashed
+    assert all(is_whole(record.core.read_bytes()) for record in delivered)
 
 
 def test_it_is_there_after_a_reboot_before_what_may_crash(

@@ -19,8 +19,6 @@ KEEP_DIRECTORY = "/var/lib/docker_core_helper/cores"
 KEEP_MAX, KEEP_FREE, KEEP_AGE = 10 << 30, 15, 14  # Bytes, percent, days.
 SIZES = {b"K": 1 << 10, b"M": 1 << 20, b"G": 1 << 30, b"T": 1 << 40}
 TIMES = {b"s": 1, b"m": 60, b"h": 3600, b"d": 86400}
-# What counts in place of that file: what a server has brought from its container; see host.py.
-given: "bytes | None" = None
 
 
 class Configuration:
@@ -76,11 +74,8 @@ def read_configuration(path: str = "") -> "Configuration":
 
     A file that users other than root can write is refused as a whole, a wrong line is skipped; ``problems`` tells of both.
     """
-    configuration = Configuration()
-    if given is not None and not path:
-        _take_text(given, CONFIGURATION, configuration)
-        return configuration
     path = path or CONFIGURATION
+    configuration = Configuration()
     try:
         descriptor = open_of_root(path, 0o022)
     except FileNotFoundError:
@@ -111,13 +106,19 @@ def _take_text(text: bytes, path: str, configuration: "Configuration") -> None:
 class Watched:
     """The configuration of a process that stays: read again where the file is another one, or was written to."""
 
-    def __init__(self) -> None:
-        """Read it."""
+    def __init__(self, given: "bytes | None" = None) -> None:
+        """Read it. What is ``given`` counts in place of the file: what a server has brought from its container; see host.py."""
         self.seen: object = None
+        self.is_given = given is not None
+        self.configuration = Configuration()
+        if given is not None:
+            _take_text(given, CONFIGURATION, self.configuration)
         self.read()
 
     def read(self) -> Configuration:
         """Return what the file says now."""
+        if self.is_given:
+            return self.configuration
         try:
             found = posix.stat(CONFIGURATION)
             seen: object = (found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino)

@@ -58,17 +58,17 @@ def _inode(pid: "int | str", kind: str) -> int:
         return 0
 
 
-def take_configuration() -> None:
-    """Have the configuration of this container count from now on, if it has one. Raises Unusable where it must not."""
+def own_configuration() -> "bytes | None":
+    """Return the configuration of this container, None if it has none. Raises Unusable where it must not count."""
     path = configuration.CONFIGURATION
     try:
         file = configuration.open_of_root(path, 0o022)
     except FileNotFoundError:
-        return
+        return None
     except configuration.NotOfRoot:
         raise listening.Unusable(f"{path}: only root may own and write it") from None
     try:
-        configuration.given = posix.read(file, configuration.LONGEST_FILE + 1)
+        return posix.read(file, configuration.LONGEST_FILE + 1)
     finally:
         posix.close(file)
 

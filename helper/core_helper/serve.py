@@ -75,8 +75,9 @@ def run(words: "list[str]") -> int:
         # There the kernel gives a helper the pidfd, and a previous handler expects it.
         posix.dup2(0, PIDFD, False)
         load(elsewhere)
+        given = None
         if elsewhere:
-            host.take_configuration()
+            given = host.own_configuration()
             status = host.send()
             if status is not None:
                 return stay_behind(status, path if asked else None, log)
@@ -84,7 +85,7 @@ def run(words: "list[str]") -> int:
         if inherited is not None:
             path = listener.getsockname()
         pattern = Pattern(path) if asked else None
-        server = Server(listener, Settings(terminal, unprotected, files), pattern, inherited is not None)
+        server = Server(listener, Settings(terminal, unprotected, files, given), pattern, inherited is not None)
         log.lines.info(f"waits for crashes at the core-dump socket {path}")
         server.serve()
         if inherited is None:

@@ -89,22 +89,26 @@ class Settings:
     And the configuration, as it was read last.
     """
 
-    def __init__(self, terminal: "int | None", unprotected: str, files: "tuple[int, int]") -> None:
-        """Take these; ``files`` are soft and hard limit of open files, as they were when the server was started."""
+    def __init__(
+        self, terminal: "int | None", unprotected: str, files: "tuple[int, int]", given: "bytes | None" = None
+    ) -> None:
+        """Take these; ``files`` are soft and hard limit of open files, as they were when the server was started.
+
+        A configuration that is ``given`` counts in place of that of the host.
+        """
         self.terminal = terminal
         self.unprotected = unprotected
         self.files = files
-        self.watched = configuration.Watched()
+        self.watched = configuration.Watched(given)
 
 
-def rehearse(forks: bool) -> None:
+def rehearse(configured: "configuration.Configuration", forks: bool) -> None:
     """Go as far as a crash does before anything is changed, with this very process in place of the one that crashes.
 
     The memory that is written to then is this process's own afterwards, and no copy of the server's: to make that at the crash
     would take longer than all that is done there until the delegate starts. A fork makes all memory a copy once more, until it
     is written to: so the last time is one without.
     """
-    configured = configuration.read_configuration()
     proc = posix.open("/proc", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
     task = verification.open_task(proc, posix.getpid(), None)
     foreign, joined = verification.open_namespaces(task, proc)
@@ -143,7 +147,7 @@ def work(channel: _socket.socket, settings: Settings, early: bool) -> "NoReturn"
         if early:
             try:
                 for forks in (True, False):
-                    rehearse(forks)
+                    rehearse(settings.watched.configuration, forks)
             except Exception:
                 pass  # Then the first time is at the crash.
             linux.close_all_but({PIDFD, channel.fileno(), settings.terminal or PIDFD})

@@ -204,21 +204,20 @@ def test_a_server_whose_container_is_killed_is_told_to_end(monkeypatch: pytest.M
 def test_the_configuration_of_the_container_counts_where_it_has_one(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(configuration, "given", None)
     file = tmp_path / "conf"
     monkeypatch.setattr(configuration, "CONFIGURATION", str(file))
-    host.take_configuration()
-    assert configuration.given is None
+    assert host.own_configuration() is None
     file.write_text("DOCKERCOREHELPER_TIMEOUT=7\nnonsense\n")
-    host.take_configuration()
+    given = host.own_configuration()
     file.write_text("DOCKERCOREHELPER_TIMEOUT=8\n")  # As the file of the host, which is another one.
-    found = configuration.read_configuration()
+    found = configuration.Watched(given).read()
     assert found.timeout == 7.0
     assert found.problems == [f"{file}, line 2 skipped: KEY=VALUE expected, found 'nonsense'"]
     assert configuration.read_configuration(str(file)).timeout == 8.0
+    assert configuration.Watched(None).read().timeout == 8.0
     file.write_bytes(b"#" * 70000)
-    host.take_configuration()
-    assert configuration.read_configuration().problems == [f"{file} refused: longer than 65536 bytes"]
+    given = host.own_configuration()
+    assert configuration.Watched(given).read().problems == [f"{file} refused: longer than 65536 bytes"]
 
 
 def test_a_configuration_that_others_could_write_starts_no_server(
@@ -230,4 +229,4 @@ def test_a_configuration_that_others_could_write_starts_no_server(
     assert file.stat().st_mode & stat.S_IWOTH
     monkeypatch.setattr(configuration, "CONFIGURATION", str(file))
     with pytest.raises(listening.Unusable, match="only root may own and write it"):
-        host.take_configuration()
+        host.own_configuration()

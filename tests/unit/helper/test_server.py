@@ -801,7 +801,7 @@ def test_a_worker_rehearses_and_changes_nothing(stage: Stage, monkeypatch: pytes
 
     def rehearse() -> object:
         for forks in (True, False):
-            worker.rehearse(forks)
+            worker.rehearse(configuration.Configuration(), forks)
         return [told == 2 * [str(os.getpid())], path.read_bytes().hex(), stage.log.read_text()]
 
     assert in_child(rehearse) == [True, "", ""]
@@ -809,7 +809,7 @@ def test_a_worker_rehearses_and_changes_nothing(stage: Stage, monkeypatch: pytes
 
 def test_the_memory_of_a_worker_is_its_own_when_the_crash_comes(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     # A fork would make it a copy once more.
-    def rehearse(forks: bool) -> None:
+    def rehearse(configured: object, forks: bool) -> None:
         with open(stage.directory / f"rehearsed.{os.getpid()}", "a") as file:
             file.write(f"{forks} ")
 
@@ -823,7 +823,7 @@ def test_the_memory_of_a_worker_is_its_own_when_the_crash_comes(stage: Stage, mo
 
 
 def test_a_worker_whose_rehearsal_fails_works(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(forks: bool) -> None:
+    def fail(configured: object, forks: bool) -> None:
         os.open("/dev/null", os.O_RDONLY)
         raise ValueError
 
@@ -837,7 +837,7 @@ def test_a_worker_whose_rehearsal_fails_works(stage: Stage, monkeypatch: pytest.
 
 
 def test_a_worker_that_hangs_before_it_has_a_crash_is_given_none(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    def hang(forks: bool) -> None:
+    def hang(configured: object, forks: bool) -> None:
         (stage.done / f"hangs.{os.getpid()}").touch()
         parent = os.getppid()
         # No longer than there is a server: other tests of this machine count its workers.

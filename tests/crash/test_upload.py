@@ -127,15 +127,12 @@ def test_the_bucket_gets_no_object_of_a_core_that_was_cut_off(
     container = crash("-m", "256", image="uploader", options=(*options, *stay, "--detach"))
     deadline = time.monotonic() + 10
     top = ("docker", "top", container.name, "-eo", "pid,args")
-    while "/opt/bin/delegate" not in lab.output(*top):
+    while "/opt/bin/delegate" not in (table := lab.output(*top)):
         assert time.monotonic() < deadline, "no delegate"
         time.sleep(0.1)
     # The process that the out-of-memory killer would end: that which dumps core.
-    (dumper,) = (
-        int(status.parent.name)
-        for status in Path("/proc").glob("[0-9]*/status")
-        if "\nCoreDumping:\t1\n" in status.read_text()
-    )
+    pids = [int(line.split()[0]) for line in table.splitlines()[1:]]
+    (dumper,) = (pid for pid in pids if "\nCoreDumping:\t1\n" in Path(f"/proc/{pid}/status").read_text())
     os.kill(dumper, signal.SIGKILL)
     time.sleep(0.5)
     (container.records / "go").touch()

@@ -9,14 +9,18 @@ from pathlib import Path
 from bench.report import (
     C_HOST,
     C_SOCKET,
+    C_STORES,
     PIPE_HOST,
+    PIPE_KEEPS,
     PYTHON,
     SOCKET,
     SOCKET_IDLE,
     SOCKET_IN_FLIGHT,
+    SOCKET_KEEPS,
     Results,
     Row,
     attack,
+    beside_never,
     bursts,
     by_size,
     latency,
@@ -26,6 +30,7 @@ from bench.report import (
 )
 
 RESULTS, WRITTEN = "results.json", "README.md"
+KEPT = (256, 1024)  # MiB of the cores that keeping is judged by.
 PAGE = """\
 # Measurements
 
@@ -67,7 +72,8 @@ The process with {largest}, until its delegate was started, and until it was gon
 ## Cores that the host keeps
 
 The time from the crash until the core is on the disk of the host. Only then the helper starts the delegate. The handler of
-the first row writes the core to a file, and starts nothing.
+the first row writes the core to a file, and starts nothing. *Keeps nothing* is the helper with
+`docker_core_helper_keep: never`, as above: the time until its delegate has read the core.
 
 {kept}
 
@@ -134,16 +140,27 @@ class Goal:
 def goals(results: Results) -> list[Goal]:
     """What the project wants of the numbers."""
 
-    def median(mib: int, name: str, what: str) -> float | None:
-        for size in results["plain"]:
+    def median(mib: int, name: str, what: str, part: str) -> float | None:
+        for size in results[part]:
             for row in size["rows"]:
                 if size["mib"] == mib and row["name"] == name:
                     return float(row[what]["p50"])
         return None
 
-    def times(mib: int, name: str, other: str, what: str = "delegate") -> float | None:
-        one, two = median(mib, name, what), median(mib, other, what)
+    def times(mib: int, name: str, other: str, what: str = "delegate", part: str = "plain") -> float | None:
+        one, two = median(mib, name, what, part), median(mib, other, what, part)
         return one / two if one is not None and two is not None else None
+
+    # There, the delegate starts as soon as the core is safe.
+    keeps = [
+        Goal(
+            f"{door}, keeps: {name_of_size(mib)} safe, times the C that stores",
+            1.1,
+            times(mib, name, C_STORES, part="kept"),
+        )
+        for door, name in (("pipe", PIPE_KEEPS), ("socket", SOCKET_KEEPS))
+        for mib in KEPT
+    ]
 
     def of(part: str, name: str, what: str, crashes: int) -> float | None:
         found = [row[what] for row in results[part] if (row["name"], row["crashes"]) == (name, crashes)]
@@ -153,6 +170,7 @@ def goals(results: Results) -> list[Goal]:
         Goal("socket: times the C of the socket, to the delegate", 1.2, times(1, SOCKET, C_SOCKET)),
         Goal("pipe, host: times the Python that only executes, to the delegate", 1.5, times(1, PIPE_HOST, PYTHON)),
         Goal("socket: 1 GiB drained, times the C of the host", 0.9, times(1024, SOCKET, C_HOST, "drained")),
+        *keeps,
         Goal("socket: lost of 500 crashes at once", 0, of("bursts", SOCKET, "lost", 500)),
         Goal("socket: arrived of the attacked container's 15 crashes", 15, of("attack", SOCKET, "arrived", 15), True),
         Goal("socket: MiB of memory when idle", 30, results["memory"].get(SOCKET_IDLE)),
@@ -171,8 +189,8 @@ def text_of(results: Results) -> str:
         drained=by_size(plain, "drained"),
         largest=name_of_size(plain[-1]["mib"]),
         latency_of_largest=latency(plain[-1]["rows"]),
-        kept=by_size(kept, "delegate"),
-        kept_held=by_size(kept, "held"),
+        kept=by_size(beside_never(kept, plain, "delegate", "drained"), "delegate"),
+        kept_held=by_size(beside_never(kept, plain, "held", "held"), "held"),
         bursts=bursts(results["bursts"]),
         loops=results["attack"][0]["loops"],
         attack=attack(results["attack"]),

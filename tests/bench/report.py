@@ -89,6 +89,23 @@ def by_size(sizes: list[Results], what: str) -> str:
     return table(("handler", *(f"{head}: ratio" for head in heads), *heads), lines)
 
 
+def beside_never(kept: list[Results], plain: list[Results], what: str, of_plain: str) -> list[Results]:
+    """The sizes of ``kept``, with a row of ``of_plain`` as ``what`` for each helper that keeps nothing."""
+    rows = {size["mib"]: size["rows"] for size in plain}
+    return [
+        {
+            **size,
+            "rows": size["rows"]
+            + [
+                {"name": f"{row['name']}, keeps nothing", what: row[of_plain]}
+                for row in rows.get(size["mib"], [])
+                if row["name"] in (PIPE, SOCKET)
+            ],
+        }
+        for size in kept
+    ]
+
+
 def name_of_size(mib: int) -> str:
     """A number of MiB as people write it."""
     return f"{mib // 1024} GiB" if mib % 1024 == 0 else f"{mib} MiB"

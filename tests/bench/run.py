@@ -17,7 +17,7 @@ from bench import handlers, measure, page
 from support import door, lab
 
 # MiB of a core, and how many crashes of that size each handler gets.
-ROUNDS = {1: 100, 64: 20, 1024: 5}
+ROUNDS = {1: 100, 64: 20, 256: 10, 1024: 5}
 CROWDS = (1, 10, 100, 500)
 LOOPS = 400
 QUICK_ROUNDS = {1: 5, 64: 1}

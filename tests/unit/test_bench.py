@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench import handlers, page, plots, report
+from bench import handlers, page, plots, report, run
 from support import door
 from support.project import PROJECT
 
@@ -27,7 +27,7 @@ def crashes(mib: int, medians: dict[str, float]) -> dict[str, Any]:
     """What is measured of one size: until the end of the core it takes ten times as long as until the delegate."""
     rows = [
         {
-            **{"name": name, "place": "host", "yardstick": NAMES[name], "delegate": percentiles(median)},
+            **{"name": name, "place": "host", "yardstick": NAMES.get(name, name), "delegate": percentiles(median)},
             **{"drained": percentiles(10 * median), "held": percentiles(20 * median)},
         }
         for name, median in medians.items()
@@ -52,7 +52,10 @@ def results() -> dict[str, Any]:
             crashes(1, {**small, **sockets}),
             crashes(1024, {**small, **sockets, report.C_HOST: 4.0, report.SOCKET: 3.0}),
         ],
-        "kept": [crashes(1, {report.C_HOST: 1.0, report.PIPE: 3.0})],
+        "kept": [
+            crashes(1, {report.C_STORES: 1.0, report.PIPE_KEEPS: 3.0, report.SOCKET_KEEPS: 2.0}),
+            crashes(1024, {report.C_STORES: 100.0, report.PIPE_KEEPS: 109.0, report.SOCKET_KEEPS: 112.0}),
+        ],
         "bursts": [
             burst(name, count, 0 if name == report.SOCKET else count // 4) for count in (1, 500) for name in NAMES
         ],
@@ -111,6 +114,10 @@ def test_the_goals_say_what_was_found_and_whether_that_is_enough(results: dict[s
         "socket: times the C of the socket, to the delegate": ("1.10", "yes"),
         "pipe, host: times the Python that only executes, to the delegate": ("2", "no"),
         "socket: 1 GiB drained, times the C of the host": ("0.75", "yes"),
+        "pipe, keeps: 256 MiB safe, times the C that stores": ("not measured", ""),
+        "pipe, keeps: 1 GiB safe, times the C that stores": ("1.09", "yes"),
+        "socket, keeps: 256 MiB safe, times the C that stores": ("not measured", ""),
+        "socket, keeps: 1 GiB safe, times the C that stores": ("1.12", "no"),
         "socket: lost of 500 crashes at once": ("0", "yes"),
         "socket: arrived of the attacked container's 15 crashes": ("15", "yes"),
         "socket: MiB of memory when idle": ("15", "yes"),
@@ -120,10 +127,27 @@ def test_the_goals_say_what_was_found_and_whether_that_is_enough(results: dict[s
 
 def test_a_goal_is_not_met_because_it_was_not_measured(results: dict[str, Any]) -> None:
     results["plain"] = results["plain"][:1]
-    results["bursts"] = results["attack"] = []
+    results["kept"] = results["bursts"] = results["attack"] = []
     results["memory"] = {}
     missing = [goal.row()[2:] for goal in page.goals(results)][2:]
-    assert missing == [("not measured", "")] * 5
+    assert missing == [("not measured", "")] * 9
+
+
+def test_what_keeping_costs_stands_beside_what_it_costs_to_keep_nothing(results: dict[str, Any]) -> None:
+    text = page.text_of(results).partition("## Cores that the host keeps")[2].partition("## Many")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if "keeps nothing" in line]
+    pipe, socket = f"{report.PIPE}, keeps nothing", f"{report.SOCKET}, keeps nothing"
+    # Until the delegate has read the core, and until the process is gone.
+    assert rows == [
+        [pipe, "240.00", "2.40", "240 ms", "240 ms"],
+        [socket, "22.00", "0.30", "22.00 ms", "30.00 ms"],
+        [pipe, "24.00", "0.24", "480 ms", "480 ms"],
+        [socket, "2.20", "0.03", "44.00 ms", "60.00 ms"],
+    ]
+
+
+def test_a_run_measures_the_cores_that_keeping_is_judged_by() -> None:
+    assert set(page.KEPT) <= set(run.ROUNDS)
 
 
 def test_a_goal_of_at_least_so_many_is_not_met_by_fewer() -> None:

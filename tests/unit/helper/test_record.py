@@ -375,6 +375,70 @@ def test_where_the_monitor_shows_nothing_the_usual_places_are_tried(engine: Engi
     assert engine.facts() == WEB
 
 
+# As CRI-O writes it: SpecAddAnnotations in internal/factory/container/container.go, and CreateContainer in
+# internal/oci/runtime_oci.go. These are the words of that source, and none of ours. The labels and annotations of the kubelet
+# stand among those of CRI-O.
+OF_CRIO_SOURCE = {
+    "io.container.manager": "cri-o",
+    "io.kubernetes.cri-o.Annotations": '{"io.kubernetes.container.hash":"30f2b72b"}',
+    "io.kubernetes.cri-o.ContainerID": ID,
+    "io.kubernetes.cri-o.ContainerType": "container",
+    "io.kubernetes.cri-o.Image": "registry.example/shop@sha256:1",
+    "io.kubernetes.cri-o.ImageName": "registry.example/shop:1.0",
+    "io.kubernetes.cri-o.ImageRef": "f" * 64,
+    "io.kubernetes.cri-o.Labels": '{"io.kubernetes.container.name":"web"}',
+    "io.kubernetes.cri-o.Metadata": '{"name":"web"}',
+    "io.kubernetes.cri-o.Name": f"k8s_web_web-0_prod_{UID}_0",
+    "io.kubernetes.cri-o.SandboxID": OTHER_ID,
+    "io.kubernetes.cri-o.SandboxName": f"k8s_web-0_prod_{UID}_0",
+    "io.kubernetes.container.hash": "30f2b72b",
+    "io.kubernetes.container.name": "web",
+    "io.kubernetes.pod.name": "web-0",
+    "io.kubernetes.pod.namespace": "prod",
+    "io.kubernetes.pod.uid": UID,
+}
+SLICE_OF_POD = f"kubepods-burstable-pod{UID.replace('-', '_')}.slice"
+IN_SLICE = f"/kubepods.slice/kubepods-burstable.slice/{SLICE_OF_POD}/crio-{ID}.scope"
+
+
+@pytest.mark.parametrize(
+    ("group", "path", "monitors"),
+    [
+        (IN_SLICE, f"{SLICE_OF_POD}:crio:{ID}", f"/system.slice/crio-conmon-{ID}.scope"),
+        # crun has a group of its own below that of the container.
+        (f"{IN_SLICE}/container", f"{SLICE_OF_POD}:crio:{ID}", f"/system.slice/crio-conmon-{ID}.scope"),
+        (f"{POD}/crio-{ID}", f"{POD}/crio-{ID}", f"{POD}/crio-conmon-{ID}"),
+    ],
+    ids=["systemd", "systemd and crun", "cgroupfs"],
+)
+@pytest.mark.parametrize("storage", ["/run/containers/storage", "/srv/storage/run"])
+def test_what_the_source_of_cri_o_writes_is_understood(
+    engine: Engine, group: str, path: str, monitors: str, storage: str
+) -> None:
+    bundle = f"{storage}/overlay-containers/{ID}/userdata"
+    engine.run(bundle, group, "pidfile", annotations=OF_CRIO_SOURCE, linux={"cgroupsPath": path})
+    words = (
+        "-b",
+        bundle,
+        "-c",
+        ID,
+        "--exit-dir",
+        "/var/run/crio/exits",
+        "-l",
+        f"/var/log/pods/prod_web-0_{UID}/web/0.log",
+    )
+    words += ("--log-level", "info", "-n", f"k8s_web_web-0_prod_{UID}_0", "-P", f"{bundle}/conmon-pidfile")
+    words += (
+        "-p",
+        f"{bundle}/pidfile",
+        "--persist-dir",
+        f"/var/lib/containers/storage/overlay-containers/{ID}/userdata",
+    )
+    words += ("-r", "/usr/bin/crun", "--runtime-arg", "--root=/run/crun", "--syslog", "-u", ID, "-s")
+    engine.monitor(bundle, monitors, *words)
+    assert engine.facts() == {**WEB, "IMAGE": "registry.example/shop:1.0"}
+
+
 def test_the_command_line_of_a_user_is_not_read(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     engine.run(f"{STATE}/k8s.io/{ID}", f"{POD}/{ID}", annotations=of_a_pod(record.CONTAINERD))
     engine.monitor("/")

@@ -56,7 +56,11 @@ def run(arguments: "list[str]") -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="docker_core_helper cores", description="The cores that this host keeps.")
+    parser = argparse.ArgumentParser(
+        prog="docker_core_helper cores",
+        description="The cores that this host keeps.",
+        epilog="exit codes: 0 done; 1 failed, or only in part; 2 wrong command line.",
+    )
     parser.add_argument("--directory", metavar="DIR", help=f"where they are; as a rule {CONFIGURATION} says it")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 

@@ -176,6 +176,20 @@ def test_wrong_usage_is_exit_code_2(directory: Path, words: tuple[str, ...]) -> 
     assert raised.value.code == 2
 
 
+@pytest.mark.parametrize("command", [(), ("list",), ("info",), ("get",), ("send",), ("remove",)])
+def test_help_goes_to_standard_output_and_names_all_commands_and_exit_codes(
+    directory: Path, capsys: pytest.CaptureFixture[str], command: tuple[str, ...]
+) -> None:
+    with pytest.raises(SystemExit) as raised:
+        run(directory, *command, "--help")
+    told = capsys.readouterr()
+    assert (raised.value.code or 0, told.err) == (0, "")
+    assert " ".join(("usage: docker_core_helper cores", *command)) in told.out
+    if not command:
+        assert "exit codes: 0 done; 1 failed, or only in part; 2 wrong command line." in told.out
+        assert all(f"    {name} " in told.out for name in ("list", "info", "get", "send", "remove"))
+
+
 def test_others_than_root_are_told_so(
     directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

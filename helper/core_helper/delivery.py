@@ -175,6 +175,10 @@ class Delivery:
 
         A core of which the host has a copy is not lost by a destination that has read a part of it: the next one gets it all.
         """
+        if self.custody is not None and not self.custody.is_all():
+            result.notes.append(
+                f"only {self.custody.size} bytes of it went to the disk of the host: {self.custody.stopped}"
+            )
         delivered = self.log.lines.conclude(self.crash, self.process, target, result, self.began, reason)
         if self.custody is None or (result.complete and not result.failure and not result.cut) or delivered:
             return Outcome(TAKEN, delivered=delivered)

@@ -588,6 +588,7 @@ class Kept:
         self.reads_on = True
         self.announced = self.disk_full = False
         self.store = SimpleNamespace(path="/store")
+        self.stopped = "" if all_of_it else "/store has no room for more"
         self.key, self.group_name, self.size = "key", "group", 7
 
     def write(self, kernel: Any, deadline: float) -> None:
@@ -848,6 +849,25 @@ def test_what_is_known_of_a_copy_is_told_where_there_is_one(
     attempted.custody = Kept(stage) if has_copy else None  # type: ignore[assignment]
     assert attempted.facts() == {b"CORE_COMM": b"x", **({b"CORE_SIZE": b"7"} if has_copy else {})}
     assert attempted.seal("why") is has_copy
+
+
+@pytest.mark.parametrize("all_of_it", [True, False])
+def test_that_the_room_on_the_host_ended_midway_is_told_whatever_came_of_the_core(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, all_of_it: bool
+) -> None:
+    everything: Any = stage
+    attempted = delivery.Delivery(
+        everything, stage.crash, stage.process, stage.configuration, everything, everything, 0.0
+    )
+    attempted.custody = Kept(stage, all_of_it)  # type: ignore[assignment]
+    told: list[str] = []
+    monkeypatch.setattr(Stage, "conclude", lambda *words: told.extend(words[4].notes) or True, raising=False)
+    result = Result()
+    result.complete = True
+    assert attempted.conclude(b"/delegate", result).kind == "taken"
+    assert told == (
+        [] if all_of_it else ["only 7 bytes of it went to the disk of the host: /store has no room for more"]
+    )
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ from typing import Any  # noqa: E402
 
 from ansible.module_utils.basic import AnsibleModule  # noqa: E402
 
-from ..module_utils.docker_core_helper import files, kernel, owners, places  # noqa: E402
+from ..module_utils.docker_core_helper import files, kept_cores, kernel, owners, places  # noqa: E402
 from ..module_utils.docker_core_helper.kernel import NAMES, SettingError  # noqa: E402
 from ..module_utils.docker_core_helper.places import (  # noqa: E402
     BIN_DIR,
@@ -242,6 +242,9 @@ def restore(
     # The sender starts the helper: it comes last, and goes first.
     has_sender = units[sender.uploader] is not None
     diff = sender.change({**units, places.CREDENTIALS: None}) if not has_sender else []
+    configuration = now["files"].get(places.CONFIGURATION)
+    if not kept_cores.is_kept_in(kept_cores.directory_of(configuration), wanted["files"].get(places.CONFIGURATION)):
+        kept_cores.warn(module, configuration)
     # In the order of the snapshot: the helper itself first, as its library is there already.
     for path, content in wanted["files"].items():
         if path in units or path in resident or now["files"].get(path) == content:

@@ -199,6 +199,49 @@ def test_rollback_to_a_version_with_a_sender_brings_all_back_but_the_credentials
     assert not recorded.run(before)["changed"]
 
 
+@pytest.mark.parametrize(
+    ("before", "now", "warned"),
+    [
+        (None, 'KEEP=undelivered\nDOCKERCOREHELPER_KEEP_DIRECTORY="{}"', True),
+        ('KEEP=never\nDOCKERCOREHELPER_KEEP_DIRECTORY="{}"', 'KEEP=always\nDOCKERCOREHELPER_KEEP_DIRECTORY="{}"', True),
+        (
+            'KEEP=always\nDOCKERCOREHELPER_KEEP_DIRECTORY="{}"',
+            'KEEP=undelivered\nDOCKERCOREHELPER_KEEP_DIRECTORY="{}"',
+            False,
+        ),
+        (
+            'KEEP=always\nDOCKERCOREHELPER_KEEP_DIRECTORY="{}.2"',
+            'KEEP=always\nDOCKERCOREHELPER_KEEP_DIRECTORY="{}"',
+            True,
+        ),
+        # By default.
+        ("TIMEOUT=9", "KEEP=undelivered", True),
+        ("KEEP=always", "KEEP=undelivered", False),
+    ],
+)
+def test_rollback_to_a_version_that_keeps_no_cores_says_where_they_are(
+    recorded: Recorded, monkeypatch: pytest.MonkeyPatch, before: str | None, now: str, warned: bool
+) -> None:
+    warnings: list[str] = []
+    basic = pytest.importorskip("ansible.module_utils.basic")
+    monkeypatch.setattr(basic.AnsibleModule, "warn", lambda module, text: warnings.append(text))
+    store = recorded.root / "cores"
+    monkeypatch.setattr(shared("places"), "CORES", str(store))
+    configuration = recorded.root / "docker_core_helper.conf"
+    if before is not None:
+        configuration.write_text(f"{MARK}DOCKERCOREHELPER_{before.format(store)}\n")
+    snapshot = recorded.run()["snapshot"]
+    configuration.write_text(f"{MARK}DOCKERCOREHELPER_{now.format(store)}\n")
+    recorded.run(snapshot, check=True)
+    assert warnings == []
+    (store / "group").mkdir(parents=True)
+    (store / "group/x.core").touch()
+    recorded.run(snapshot)
+    said = f"1 core stays in {store}, and no bound or age deletes them any more: delete "
+    assert [text.startswith(said) for text in warnings] == [True] * warned
+    assert (store / "group/x.core").exists()
+
+
 class Served(HostOfServer):
     """A host whose kernel and units the role sets up, and which is brought back by a snapshot."""
 

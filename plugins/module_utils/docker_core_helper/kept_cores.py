@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cores that a host keeps: a removal leaves them where they are, and says where."""
+"""The cores that a host keeps: a removal or a rollback leaves them where they are, and says where."""
 
 from __future__ import annotations
 
@@ -16,6 +16,12 @@ def directory_of(configuration: str | None) -> str:
     """Return where the helper keeps cores by a configuration that the role has written; None is no configuration."""
     found = re.search(r'^DOCKERCOREHELPER_KEEP_DIRECTORY="(.*)"$', configuration or "", re.MULTILINE)
     return re.sub(r'\\([\\"])', r"\1", found.group(1)) if found else places.CORES
+
+
+def is_kept_in(directory: str, configuration: str | None) -> bool:
+    """Return whether the helper keeps cores in this directory by a configuration, and so deletes those that are too old."""
+    keeps = re.search(r"^DOCKERCOREHELPER_KEEP=(?!never$)", configuration or "", re.MULTILINE)
+    return bool(keeps) and directory_of(configuration) == directory
 
 
 def warn(module: AnsibleModule, configuration: str | None) -> None:

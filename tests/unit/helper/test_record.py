@@ -418,24 +418,12 @@ def test_what_the_source_of_cri_o_writes_is_understood(
     bundle = f"{storage}/overlay-containers/{ID}/userdata"
     engine.run(bundle, group, "pidfile", annotations=OF_CRIO_SOURCE, linux={"cgroupsPath": path})
     words = (
-        "-b",
-        bundle,
-        "-c",
-        ID,
-        "--exit-dir",
-        "/var/run/crio/exits",
-        "-l",
-        f"/var/log/pods/prod_web-0_{UID}/web/0.log",
+        f"-b {bundle} -c {ID} --exit-dir /var/run/crio/exits -l /var/log/pods/prod_web-0_{UID}/web/0.log --log-level info"
+        f" -n k8s_web_web-0_prod_{UID}_0 -P {bundle}/conmon-pidfile -p {bundle}/pidfile"
+        f" --persist-dir /var/lib/containers/storage/overlay-containers/{ID}/userdata -r /usr/bin/crun"
+        f" --runtime-arg --root=/run/crun --socket-dir-path /var/run/crio --syslog -u {ID} -s"
     )
-    words += ("--log-level", "info", "-n", f"k8s_web_web-0_prod_{UID}_0", "-P", f"{bundle}/conmon-pidfile")
-    words += (
-        "-p",
-        f"{bundle}/pidfile",
-        "--persist-dir",
-        f"/var/lib/containers/storage/overlay-containers/{ID}/userdata",
-    )
-    words += ("-r", "/usr/bin/crun", "--runtime-arg", "--root=/run/crun", "--syslog", "-u", ID, "-s")
-    engine.monitor(bundle, monitors, *words)
+    engine.monitor(bundle, monitors, *words.split())
     assert engine.facts() == {**WEB, "IMAGE": "registry.example/shop:1.0"}
 
 

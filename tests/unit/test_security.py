@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from _pytest.mark.expression import Expression
 from hostile.defences import BREAKS, TABLES
 
 PROJECT = Path(__file__).parents[2]
@@ -54,6 +55,27 @@ def test_every_defence_that_the_attacks_name_is_there() -> None:
 
 def test_no_two_defences_have_one_name() -> None:
     assert len(BREAKS) == sum(len(table.BREAKS) for table in TABLES)
+
+
+# Their change is one of uploader.sh.
+OF_THE_UPLOADER = {"test_a_container_of_64_mib_uploads_by_rclone", "test_a_folder_of_debian_with_python_and_aws"}
+
+
+def is_chosen(name: str, selection: str) -> bool:
+    """Whether ``pytest -k`` chooses a test of this name."""
+
+    def is_part(word: str, /, **_: object) -> bool:
+        return word in name
+
+    return Expression.compile(selection).evaluate(is_part)
+
+
+def test_for_each_situation_of_real_life_a_defence_is_taken_out() -> None:
+    page = (PROJECT / "tests/README.md").read_text()
+    named = {name for _, name in re.findall(r"`((?:hostile|crash)/\w+\.py)::(\w+)`", page)}
+    assert len(named) > 25
+    unproved = {name for name in named if not any(is_chosen(name, selection) for _, selection in BREAKS.values())}
+    assert unproved == OF_THE_UPLOADER
 
 
 @pytest.mark.parametrize("name", BREAKS)

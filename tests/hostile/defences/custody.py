@@ -83,6 +83,10 @@ BREAKS: Breaks = {
         [("sender.py", 'return Problem(f"it was ended after {now - began:.0f} s (', 'return Away(f"(')],
         "huge_core_of_nothing",
     ),
+    "keeping: the core is written for as long as the kernel dumps": (
+        [("custody.py", "poll.poll(max(0.0, deadline - time.monotonic()) * 1000)", "poll.poll()")],
+        "terabytes_that_were_never_used",
+    ),
     "keeping: no bound": (
         [("room.py", "bound - sum(weight(entry, bound) for entry in entries)", "bound")],
         "thousand",

@@ -105,7 +105,11 @@ BREAKS: Breaks = {
     "fate: 75 means nothing": ([("relay.py", "EXIT_KEEP = 75", "EXIT_KEEP = 76")], "asks_to_keep"),
     "fate: an environment that was overwritten is not noticed": (
         [("process.py", "if procfs.was_overwritten(text):", "if False:")],
-        "overwritten_its_environment",
+        "is_told_as_such",
+    ),
+    "fate: nothing of the engine's record reaches the delegate": (
+        [("delivery.py", "return {name: known[name] for name in", "return {} and {name: known[name] for name in")],
+        "has_the_destination_of_its_container",
     ),
     "fate: the thread stands for the program": (
         [("key.py", "harmless(program_of(process.exe), LONGEST_PROGRAM)", "harmless(process.comm, LONGEST_PROGRAM)")],
@@ -155,6 +159,18 @@ BREAKS: Breaks = {
     "crash: a soft limit of 0 means no core": (
         [("unwanted.py", "(-1, -1))[1] == 0", "(-1, -1))[0] == 0")],
         "a_soft_limit_of_0",
+    ),
+    "crash: keys of program and second alone": (
+        [
+            ("key.py", 'procfs.read_path(RANDOM)[:13].replace(b"-", b"").decode(),', '"0" * 12,'),
+            ("key.py", "            str(crash.pid),\n", '            "1",\n'),
+            ("key.py", "harmless(place_of(process), LONGEST_PLACE),", '"box",'),
+        ],
+        "six_replicas",
+    ),
+    "crash: nothing is lent": (
+        [("deliver.py", "if configuration.lend and", "if False and")],
+        "image_from_scratch",
     ),
     "crash: the filter knows no calls of 32 bits": (
         [

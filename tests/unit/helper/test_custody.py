@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import posix
 import threading
 import time
 from pathlib import Path
@@ -156,6 +157,30 @@ def names(kept_in: store.Store) -> list[str]:
 def known_of(kept_in: store.Store) -> dict[str, Any]:
     known: dict[str, Any] = json.loads(Path(kept_in.path, "group", "key.json").read_text())
     return known
+
+
+@pytest.mark.parametrize("step", ["mkdir", "create_file", "listdir"])
+def test_a_store_that_was_usable_and_is_read_only_now_keeps_nothing_and_says_so_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def refuse(*words: Any, **named: Any) -> Any:
+        raise OSError(30, "Read-only file system")
+
+    configuration = Configuration()
+    configuration.keep_directory, configuration.keep_free = str(tmp_path / "cores"), 0
+    process: Any = SimpleNamespace(cgroups=[], memory=1)
+    monkeypatch.setattr(custody, "key_of", lambda *words: "key")
+    crash: Any = None
+    assert custody.take(crash, process, configuration).key == "key"
+    monkeypatch.setattr(store if step == "create_file" else posix, step, refuse)
+    with pytest.raises(store.Unusable) as caught:
+        custody.take(crash, process, configuration)
+    told = str(caught.value)
+    assert (
+        told.startswith(f"{configuration.keep_directory}: Read-only file system: ")
+        and "kept" in told
+        and "\n" not in told
+    )
 
 
 def test_a_core_is_listed_once_it_is_sealed(kept_in: store.Store) -> None:

@@ -40,7 +40,7 @@ lint: venv lint-ansible ## ruff, mypy, shellcheck, yamllint, ansible-lint
 	shellcheck $(SHELL_SCRIPTS)
 	$(BIN)/yamllint --strict .
 
-unit: venv ## the tests that need no root; those of the helper on three of the Pythons 3.8 to 3.14 found, with ALL=1 on each
+unit: venv .cache/azurite/complete ## the tests that need no root; those of the helper on three of the Pythons 3.8 to 3.14 found, with ALL=1 on each
 	$(BIN)/python -m pytest --numprocesses auto --ignore tests/unit/helper tests/unit tests/fuzz
 	tests/unit.sh $(if $(ALL),all)
 
@@ -50,7 +50,7 @@ unit-sid: ## the unit tests that need no engine on Debian sid's Python 3.14 and 
 test-collection: venv ## build the collection, install it into an empty folder, roll out from there and by ansible-pull
 	@$(AS_ROOT) python -m pytest tests/collection
 
-test-corefetch: packages .cache/corefetch/complete ## corefetch: mypy, and its tests with an S3 server and debuginfod, about 2 minutes
+test-corefetch: packages .cache/corefetch/complete .cache/azurite/complete ## corefetch: mypy, and its tests with an S3 server and debuginfod, about 2 minutes
 	cd corefetch && $(CURDIR)/.cache/corefetch/bin/mypy
 	cd corefetch && $(CURDIR)/.cache/corefetch/bin/python -m pytest --numprocesses auto
 
@@ -118,6 +118,13 @@ mutants: .cache/mutants/complete ## test the helper's unit tests: change the hel
 	$(PYTHON) -m venv .cache/$*
 	.cache/$*/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $<
 	@touch $@
+
+# The emulator of Azure is a program of Node.js. Where npm is not there, the tests with it are skipped.
+.cache/azurite/complete: tests/azurite/package.json tests/azurite/package-lock.json
+	@rm -rf .cache/azurite
+	@if ! command -v npm >/dev/null; then echo 'No npm: the tests with an emulator of Azure are skipped'; else \
+		mkdir -p .cache/azurite && cp $^ .cache/azurite/ && \
+		npm ci --prefix .cache/azurite --ignore-scripts --no-audit --no-fund --loglevel=error && touch $@; fi
 
 venv: $(VENV)/complete ## build .venv, which holds all tools, pinned and hashed
 

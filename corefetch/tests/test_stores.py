@@ -1,4 +1,4 @@
-"""An emulator of Google Cloud Storage, which knows ranges, too, and names that no server has for obstore."""
+"""Emulators of Google Cloud Storage and of Azure, which know ranges, too, and names that no server has for obstore."""
 
 from __future__ import annotations
 
@@ -22,15 +22,23 @@ from support.cores import Shop
 KEY = "node-7.shop-1.shop.shop.7775.20261129T180000Z.0f3a9c27d1b4"
 
 
-@pytest.fixture
-def filled(desk: Desk, shop: Shop, tmp_path: Path) -> Iterator[dict[str, bytes]]:
+@pytest.fixture(params=["gs", "az"])
+def filled(desk: Desk, shop: Shop, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[dict[str, bytes]]:
     """Objects in a store to which the desk's settings lead."""
     objects = {
         f"{KEY}.core.zst": zstandard.ZstdCompressor(level=1).compress(shop.core.read_bytes()),
         f"{KEY}.json": b'{"facts": {"CORE_SIGNAL_NAME": "SIGSEGV", "CORE_NODE": "node-7"}}',
     }
+    desk.variables["COREFETCH_FROM"] = f"{request.param}://{servers.BUCKET}/shop"
+    if request.param == "az":
+        if not servers.has_azure():
+            pytest.skip("no emulator of Azure: apt-get install npm, then make .cache/azurite/complete")
+        with servers.azure(tmp_path, {f"shop/{name}": content for name, content in objects.items()}) as variables:
+            desk.variables.update(variables)
+            yield objects
+        return
     with servers.gcs(tmp_path) as url:
-        desk.variables.update(COREFETCH_FROM=f"gs://{servers.BUCKET}/shop", STORAGE_EMULATOR_HOST=url)
+        desk.variables.update(STORAGE_EMULATOR_HOST=url)
         for name, content in objects.items():
             servers.post(f"{url}/upload/storage/v1/b/{servers.BUCKET}/o?uploadType=media&name=shop/{name}", content)
         yield objects
@@ -108,6 +116,23 @@ def test_a_core_is_listed_fetched_read_and_deleted(desk: Desk, filled: dict[str,
     assert "total_of" in desk.good("info", "0f3a", "--sysroot", str(shop.root)).out
     desk.good("rm", "last", "--yes")
     assert desk.good("list", "--json").json == []
+
+
+@pytest.mark.parametrize("filled", ["az"], indirect=True)
+@pytest.mark.parametrize(
+    ("changes", "status", "said"),
+    [
+        ({"AZURE_STORAGE_ACCOUNT_KEY": "YW5vdGhlcg=="}, Exit.DENIED, "the store refuses these credentials"),
+        ({"COREFETCH_FROM": "az://missing"}, Exit.NOT_FOUND, "there is no such bucket"),
+        ({"AZURE_STORAGE_ENDPOINT": "http://127.0.0.1:1/x"}, Exit.UNREACHABLE, "the store does not answer"),
+    ],
+)
+def test_what_azure_refuses_is_one_line(
+    desk: Desk, filled: dict[str, bytes], changes: dict[str, str], status: Exit, said: str
+) -> None:
+    done = desk.run("list", **changes)
+    assert (done.status, done.err.count("\n")) == (status, 1)
+    assert said in done.err
 
 
 def test_a_fetch_goes_on_with_what_is_missing(

@@ -139,6 +139,37 @@ def gcs(directory: Path) -> Iterator[str]:
         yield url
 
 
+AZURITE = Path(__file__).resolve().parents[3] / ".cache/azurite/node_modules/.bin/azurite-blob"
+# The account that every azurite has.
+AZURE_ACCOUNT = "devstoreaccount1"
+AZURE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+
+
+def has_azure() -> bool:
+    """Tell whether the emulator is there, which make installs where npm is."""
+    return AZURITE.exists() and shutil.which("node") is not None
+
+
+@contextmanager
+def azure(directory: Path, objects: dict[str, bytes]) -> Iterator[dict[str, str]]:
+    """Run an emulator of Azure with a container of objects, and yield the variables that lead there."""
+    port = free_port()
+    endpoint = f"http://127.0.0.1:{port}/{AZURE_ACCOUNT}"
+    words: list[str | Path] = [AZURITE, "--silent", "--disableTelemetry", "--inMemoryPersistence"]
+    words += ["--skipApiVersionCheck", "--blobPort", str(port)]
+    with running(words, port, directory / "azurite.log"):
+        rclone: list[str | Path] = [Path(sys.executable).parent / "rclone", "--config=", "rcat"]
+        known = {"ENDPOINT": endpoint, "ACCOUNT": AZURE_ACCOUNT, "KEY": AZURE_KEY}
+        variables = {f"RCLONE_AZUREBLOB_{name}": value for name, value in known.items()}
+        for name, content in objects.items():
+            subprocess.run([*rclone, f":azureblob:{BUCKET}/{name}"], input=content, check=True, env=variables)
+        yield {
+            "AZURE_STORAGE_ENDPOINT": endpoint,
+            "AZURE_STORAGE_ACCOUNT_NAME": AZURE_ACCOUNT,
+            "AZURE_STORAGE_ACCOUNT_KEY": AZURE_KEY,
+        }
+
+
 def post(url: str, content: bytes, kind: str = "application/octet-stream") -> None:
     """Send a request."""
     urllib.request.urlopen(urllib.request.Request(url, content, {"Content-Type": kind}), timeout=30).close()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import concurrent.futures
 import importlib.util
 import re
+import shutil
+import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
@@ -69,6 +71,62 @@ def test_a_token_of_the_container_is_enough_for_aws(dash: Image, client_of_dash:
         assert_delivered(result, f"s3://bucket/shop/{KEY}")
         log = (tmp_path / "server.log").read_text()
     # It has asked for credentials, and was given some.
+    assert re.search(r'"POST / HTTP/1.1" 200', log) and f"/bucket/shop/{KEY}" in log
+
+
+# The service of Amazon's that s3cmd asks, with the question in the address. moto wants it in the body.
+QUESTION = """
+import http.server, ssl, sys, urllib.request
+
+class Question(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        answer = urllib.request.urlopen("http://127.0.0.1:9000/", self.path.partition("?")[2].encode()).read()
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(answer)
+
+context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+context.load_cert_chain(*sys.argv[1:])
+server = http.server.HTTPServer(("127.0.0.1", 443), Question)
+server.socket = context.wrap_socket(server.socket, server_side=True)
+server.serve_forever()
+"""
+
+
+@pytest.mark.parametrize("region", ["UNSET", "eu-central-1"])
+def test_s3cmd_takes_a_token_to_the_service_of_amazon(dash: Image, tmp_path: Path, region: str) -> None:
+    of_all_clients(dash, "s3cmd")
+    if importlib.util.find_spec("moto") is None or shutil.which("openssl") is None:
+        pytest.skip("no moto or no openssl: pip install moto flask flask-cors; apt-get install openssl")
+    # EKS sets the variable, and has such a service in the region.
+    name = "sts.amazonaws.com" if region == "UNSET" else f"sts.{region}.amazonaws.com"
+    (tmp_path / "hosts").write_text(f"127.0.0.1 localhost {name}\n")
+    (tmp_path / "token").write_text("a token")
+    (tmp_path / "moto").mkdir()
+    key, certificate = str(tmp_path / "key"), str(tmp_path / "certificate")
+    words = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=test -addext"
+    own = [*words.split(), f"subjectAltName=DNS:{name}", "-keyout", key, "-out", certificate]
+    subprocess.run(own, check=True, capture_output=True)
+    settings = {
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:9000",
+        "AWS_REGION": region,
+        "AWS_STS_REGIONAL_ENDPOINTS": "UNSET" if region == "UNSET" else "regional",
+        "AWS_ROLE_ARN": "arn:aws:iam::123456789012:role/cores",
+        "AWS_WEB_IDENTITY_TOKEN_FILE": str(tmp_path / "token"),
+        "SSL_CERT_FILE": certificate,
+    }
+    moto = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "9000"]
+    with (
+        network_of_its_own(hosts=tmp_path / "hosts") as network,
+        emulating([sys.executable, "-c", QUESTION, certificate, key], 443, tmp_path, network),
+        emulating(moto, 9000, tmp_path / "moto", network),
+    ):
+        ask = "import urllib.request as r; r.urlopen(r.Request('http://127.0.0.1:9000/bucket', method='PUT'))"
+        subprocess.run([*network.inside, sys.executable, "-c", ask], check=True)
+        dash.command = [*network.inside, *dash.command]
+        result = dash.run("s3://bucket/shop/", environment=settings)
+        assert_delivered(result, f"s3://bucket/shop/{KEY}")
+        log = (tmp_path / "moto/server.log").read_text()
     assert re.search(r'"POST / HTTP/1.1" 200', log) and f"/bucket/shop/{KEY}" in log
 
 

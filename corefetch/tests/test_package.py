@@ -37,6 +37,26 @@ def test_pip_makes_a_program_of_it(tmp_path: Path) -> None:
     listed = set(re.findall(r"^([\w-]+)", (PACKAGE / "requirements.in").read_text(), re.M))
     # What is tested is what is required.
     assert required <= listed
+    own = tmp_path / "own"
+    install: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        "--prefix",
+        own,
+        wheel,
+    ]
+    subprocess.run(install, check=True)
+    # As pipx and uvx start it; the libraries are those of the tests.
+    (place,) = own.rglob("site-packages")
+    told = subprocess.run(
+        [own / "bin/corefetch", "--version"], check=True, capture_output=True, text=True, env={"PYTHONPATH": str(place)}
+    )
+    assert told.stdout == f"corefetch {__version__}\n"
 
 
 def test_the_first_use_of_the_page_works_as_it_stands(desk: Desk, bucket: S3, shop: Shop) -> None:

@@ -16,8 +16,9 @@ from rich.text import Text
 
 HERE = Path(__file__).resolve().parent
 PICTURE = HERE.parent / "docs" / "corefetch.svg"
-sys.path.insert(0, str(HERE / "tests"))
+sys.path[:0] = [str(HERE / "src"), str(HERE / "tests")]
 
+from corefetch import elfcore  # noqa: E402
 from support import cores  # noqa: E402
 
 WIDTH = 80
@@ -33,11 +34,13 @@ def main() -> None:
         store = root / "cores"
         store.mkdir()
         core = cores.crash(program, root / "core")
+        # The others of the loop are copies, with the pids of other processes. The last is shown by info.
+        last = elfcore.of_file(core).pid or 0
         for number, time in enumerate(LOOP):
             shutil.copy(
                 core,
                 store
-                / f"node-{number % 2 + 3}.shop-{number}.shop.shop.{4711 + number}.20261129T{time}Z.{name_of(time)}.core",
+                / f"node-{number % 2 + 3}.shop-{number}.shop.shop.{last - 2 + number}.20261129T{time}Z.{name_of(time)}.core",
             )
         aborted = cores.crash(program, root / "aborted", "dies")
         shutil.copy(aborted, store / f"node-3.shop-0.shop.shop.4702.20261129T164530Z.{name_of('1')}.core")

@@ -1,7 +1,8 @@
 """The fallback file /tmp/core.PID.UID.GID, written where the process sees that path, and at its privilege.
 
 It has holes where the core has nothing but zeros: most of the memory that a process has reserved was never used. A bound keeps
-a program that crashes in a loop from filling the disk: so many files may lie there, which take so many bytes of the disk.
+a program that crashes in a loop from filling the disk: so many files of one user may lie there, which take so many bytes of the
+disk. Containers that have one /tmp share that bound. Each user of a container has a bound.
 """
 
 import posix
@@ -99,8 +100,8 @@ def room_in(directory: bytes, most: int, size: int) -> int:
         raise Stopped(f"{directory.decode()}: {error.strerror}") from None
     if count >= most or taken >= size:
         raise Stopped(
-            f"{count} core files take {taken} bytes in {directory.decode()} already, and DOCKERCOREHELPER_FALLBACK_MAX is"
-            f" {most}/{size}: remove them"
+            f"{count} core files of user {posix.getuid()} take {taken} bytes in {directory.decode()} already, and"
+            f" DOCKERCOREHELPER_FALLBACK_MAX is {most}/{size}: remove them"
         )
     return size - taken
 
@@ -131,7 +132,7 @@ def copy(source: int, file: int, room: int = NO_LIMIT) -> bool:
             for begin, end in [(0, len(block))] if all_of_it else holes.runs(block, len(block), start):
                 copied = start + begin
                 if end - begin > room:
-                    raise Stopped(f"the bound of all core files there is reached after {copied} bytes")
+                    raise Stopped(f"the bound of all core files of this user there is reached after {copied} bytes")
                 while copied < start + end:
                     count = posix.pwrite(file, view[copied - start : end], copied)
                     copied += count

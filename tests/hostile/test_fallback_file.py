@@ -69,7 +69,9 @@ def test_core_files_do_not_fill_the_disk(
     for _ in range(2):
         assert ": delivered " in attack("delegate=none", "memory=4", options=fallback).log("delivered")
     told = attack("delegate=none", "memory=4", options=fallback).log("core dropped")
-    assert "2 core files take" in told and "DOCKERCOREHELPER_FALLBACK_MAX is 2/1073741824: remove them" in told
+    assert (
+        "2 core files of user 0 take" in told and "DOCKERCOREHELPER_FALLBACK_MAX is 2/1073741824: remove them" in told
+    )
     assert len(list(tmp_path.iterdir())) == 2
 
 

@@ -1,9 +1,17 @@
-"""To whom a crash belongs: the container, pod or user that pays for it with slots and with lines of the log."""
+"""To whom a crash belongs: the container, pod, unit or user that pays for it with slots and with lines of the log.
+
+A process of the host counts for its unit, a service or a scope that root has made: one service that crashes in a loop takes no
+slots from the others. Its owner is the user of the process all the same. So a user who has processes in several units, such as
+sessions, cron and a service, has a share for each, and all of them together hold no more than OWNER_WEIGHT in slots.py allows
+to that user. Two users have no share in common, not even in one unit: the jobs of one take nothing from those of the other. For
+root, who could do anything, nothing but the units is a bound.
+"""
 
 import fcntl
 import posix
 
 from core_helper import namespaces, procfs, runtime
+from core_helper.words import harmless
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,11 +25,11 @@ LONGEST_NAME = 104  # Bytes of a name in the records of slots.py.
 
 
 class Holder:
-    """The container or user to whom a crash belongs.
+    """The container, unit or user to whom a crash belongs.
 
-    ``group`` stands for the pod or container, or for the user of a process of the host. ``owner`` is the user who could make
-    more such groups: the one who made the container, or that user of the host; NOBODY for root, who could do anything. It is a
-    number below that of NOBODY for whoever had root make the container.
+    ``group`` stands for the pod or container, or for the unit or the user of a process of the host. ``owner`` is the user who
+    could make more such groups: the one who made the container, or that user of the host; NOBODY for root, who could do
+    anything. It is a number below that of NOBODY for whoever had root make the container.
     """
 
     def __init__(self, group: str, owner: "int | None", by_root: bool = False) -> None:
@@ -74,7 +82,8 @@ def holder_of(crash: "Crash") -> Holder:
         for descriptor in set(opened):
             posix.close(descriptor)
     user = maker or user_of(crash.uid)
-    return Holder(f"user {user}", user)
+    unit = runtime.unit_of_root(cgroups)
+    return Holder(f"unit {harmless(unit, LONGEST_NAME)}" if unit else f"user {user}", user)
 
 
 def _instigator_of(crash: "Crash", cgroups: "list[tuple[bytes, bytes]]") -> "int | None":

@@ -104,6 +104,26 @@ def _unit_of(cgroups: "list[tuple[bytes, bytes]]") -> bytes:
     return slices.rpartition(b"/")[2]
 
 
+def unit_of_root(cgroups: "list[tuple[bytes, bytes]]") -> bytes:
+    """Return the outermost control group that is no slice, where root has made it; b"" for the root groups, and for sessions.
+
+    All instances of a template of systemd's are one: of a service like sshd@.service, anybody may start as many as there can be
+    connections. The sessions of a user say nothing that the user does not. In case of doubt there is no unit.
+    """
+    if any(path.startswith(SESSIONS) for _controllers, path in cgroups):
+        return b""
+    for controllers, path in cgroups:
+        above = b""
+        for component in path.split(b"/"):
+            if component and not component.endswith(SLICE):
+                # There is a monitor for each container, and ".." where the helper does not see the group.
+                if component == b".." or component.rpartition(b"-")[0] in MONITORS or maker_of(controllers, above) != 0:
+                    return b""
+                return component.partition(b"@")[0]
+            above += component + b"/"
+    return b""
+
+
 def maker_of(controllers: bytes, above: bytes) -> "int | None":
     """Return who may make control groups in the group ``above``, as a user of the host; None where that group is not found.
 

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from core_helper import control_groups
 from hostile.groups import ANOTHER, SERVICE, Place, move
 from hostile.intruders import OF_THE_HOST, PROGRAM, Start
 from hostile.observe import (
@@ -327,6 +328,46 @@ def test_attack_22_sandboxes_of_one_service_leave_slots_to_those_of_another(
     wait_until(lambda: list(records.glob("delegate.*")), "the crash of the other service was not handled", 30)
     os.killpg(flood.pid, signal.SIGKILL)
     wait_until(lambda: helpers() == 0, "helpers are left", 30)
+
+
+@pytest.fixture
+def services() -> Iterator[Callable[[int, str], None]]:
+    """Moves a process into a control group of that name, which root has made, as a service manager does."""
+    made: list[Path] = []
+    mounts = control_groups.cgroup_mounts(Path("/proc/self/mountinfo").read_bytes())
+
+    def place(pid: int, name: str) -> None:
+        move(pid, None)
+        made.append(Path(os.fsdecode(mounts[b""]), name))
+        made[-1].mkdir()
+        (made[-1] / "cgroup.procs").write_text(str(pid))
+
+    yield place
+    for group in made:
+        wait_until(lambda of=group: "populated 0" in (of / "cgroup.events").read_text(), "a process is left", 30)  # type: ignore[misc]
+        group.rmdir()
+
+
+@pytest.mark.usefixtures("patient", "delegate_of_the_host")
+def test_attack_22_a_service_of_root_leaves_slots_to_another(
+    services: Callable[[int, str], None], run: Start, records: Path, configured: Callable[[str], None]
+) -> None:
+    configured("DOCKERCOREHELPER_PIPE_LIMIT=4\n")
+    flood = run(PROGRAM, f"wait={records}/go", "fork=4", "tiny", env={"ATTACK": "never-ends"})
+    other = run(PROGRAM, f"wait={records}/go2", "fork=1", "tiny", env={"RECORD_DIRECTORY": str(records)})
+    for process, name in ((flood, "lab-a.service"), (other, "lab-b.service")):
+        services(process.pid, name)
+    (records / "go").touch()
+    wait_for_rest(lambda: helpers() == len(delegates_on_host()) == 2, lambda: len(delegates_on_host()))
+    (records / "go2").touch()
+    try:
+        wait_until(lambda: list(records.glob("delegate.*")), "the crash of the other service was not handled")
+        assert len(delegates_on_host()) >= 2, "the flood was over too early: nothing was shown"
+    finally:
+        os.killpg(flood.pid, signal.SIGKILL)
+        for pid in delegates_on_host():
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: helpers() == 0, "helpers are left", 30)
 
 
 USER = ("setpriv", "--reuid=1000", "--regid=1000", "--clear-groups")

@@ -45,6 +45,10 @@ BREAKS: Breaks = {
         [("runtime.py", "if number is not None and rank > best:", "if number is not None and chosen is None:")],
         "attack_22_sandboxes_of_one_service",
     ),
+    "22 all services of root have one share": (
+        [("holders.py", 'if unit else f"user {user}"', 'if False else f"user {user}"')],
+        "attack_22_a_service",
+    ),
     "22 who made a control group is not asked": (
         [("holders.py", '{owner} {group[0]}", owner)', '{owner} {group[0]}", None)')],
         "attack_22_a_user_of_the_host_names",

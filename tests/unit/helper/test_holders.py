@@ -22,7 +22,7 @@ def holder(pid: int, tid: int | None = None) -> tuple[str, int]:
 
 
 def test_a_process_of_the_host_is_that_of_its_user(world: World) -> None:
-    world.process(21, cgroup="/user.slice/a")
+    world.process(21, cgroup="/user.slice/user-1000.slice/a")
     assert holder(21) == ("user 1000", 1000)
     assert holder(21, 21) == ("user 1000", 1000)
 
@@ -71,6 +71,31 @@ def test_a_control_group_that_nobody_finds_is_no_name(world: World, maker: dict[
     maker["maker"] = None
     world.process(21, cgroup=f"/docker/{ID}")
     assert holder(21) == ("user 1000", 1000)
+
+
+def test_a_process_of_the_host_counts_for_the_unit_that_root_has_made_and_for_its_user(
+    world: World, maker: dict[str, int | None]
+) -> None:
+    cron, other = "/system.slice/cron.service", "/system.slice/other.service"
+    for pid, path in ((21, cron), (22, other), (23, "/user.slice/user-1000.slice/session-2.scope")):
+        world.process(pid, cgroup=path)
+    found = [holder(pid) for pid in (21, 22, 23)]
+    assert found == [("unit cron.service", 1000), ("unit other.service", 1000), ("user 1000", 1000)]
+    # Two users have no share in common. Root has one for each unit.
+    groups = [holders.holder_of(Crash(pid, uid, uid)).group for uid in (0, 1001) for pid in (21, 22, 23)]
+    assert groups == [
+        f"{owner} {name}"
+        for owner, user in ((-1, 0), (1001, 1001))
+        for name in ("unit cron.service", "unit other.service", f"user {user}")
+    ]
+    maker["maker"] = 1000
+    assert holder(21) == ("user 1000", 1000)
+
+
+def test_units_are_those_of_who_made_a_user_namespace(world: World, maker: dict[str, int | None]) -> None:
+    users = world.namespace(world.host["user"], maker=1234)
+    world.process(21, cgroup="/system.slice/cron.service", user=users)
+    assert holder(21) == ("unit cron.service", 1234)
 
 
 def test_who_made_a_user_namespace_has_its_crashes(world: World) -> None:

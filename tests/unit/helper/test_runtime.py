@@ -359,6 +359,34 @@ def test_a_user_names_no_group_of_others(monkeypatch: pytest.MonkeyPatch, maker:
     assert runtime.group_of([(b"", path.encode())]) == f"user-{user}.container-{ID}"
 
 
+@pytest.mark.parametrize(
+    ("path", "unit"),
+    [
+        ("/system.slice/cron.service", "cron.service"),
+        ("/system.slice/cron.service/a.service", "cron.service"),
+        ("/lxc.payload.a/b", "lxc.payload.a"),
+        ("/system.slice/system-sshd.slice/sshd@12-10.0.0.1:22-10.0.0.2:999.service", "sshd"),
+        ("/user.slice/user-1000.slice/session-2.scope", ""),
+        ("/user.slice/user-1000.slice/user@1000.service/app.slice/a.service", ""),
+        (f"/machine.slice/libpod-conmon-{ID}.scope", ""),
+        ("/delegated.slice/a.service", ""),
+        ("/lost.slice/a.service", ""),
+        ("/system.slice", ""),
+        ("/../a", ""),
+        ("/", ""),
+    ],
+)
+def test_a_process_of_the_host_counts_for_a_unit_that_root_has_made(
+    monkeypatch: pytest.MonkeyPatch, path: str, unit: str
+) -> None:
+    makers = {b"/delegated.slice/": 1000, b"/lost.slice/": None}
+    monkeypatch.setattr(runtime, "maker_of", lambda controllers, above: makers.get(above, 0))
+    assert runtime.unit_of_root([(b"cpu", b"/"), (b"pids", b"/system.slice"), (b"", path.encode())]) == unit.encode()
+    # Whatever another hierarchy says, the session of a user is that.
+    session = (b"name=systemd", b"/user.slice/user-1000.slice/session-2.scope")
+    assert runtime.unit_of_root([(b"", path.encode()), session]) == b""
+
+
 def test_the_unit_is_told_by_the_hierarchy_that_has_one() -> None:
     old = [(b"pids", b"/system.slice"), (b"cpu,cpuacct", b"/"), (b"name=systemd", b"/system.slice/cron.service")]
     assert runtime.group_of(old) == "unit-cron.service"

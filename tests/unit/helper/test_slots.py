@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from core_helper import holders, namespaces, procfs, slots
+from core_helper import holders, namespaces, procfs, runtime, slots
 from core_helper.crash import Crash, Refused
 from core_helper.log import Log
 from unit.helper.support import in_child
@@ -237,6 +237,13 @@ def holder_of(*words: str) -> str:
         process.stderr.close()
 
 
+@pytest.fixture
+def no_unit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests may run in a unit."""
+    monkeypatch.setattr(runtime, "unit_of_root", lambda cgroups: b"")
+
+
+@pytest.mark.usefixtures("no_unit")
 def test_a_process_of_the_host_is_its_users() -> None:
     assert holder_of() == "4711 user 4711"
 
@@ -245,6 +252,7 @@ def test_who_is_gone_is_nobody_in_particular() -> None:
     assert holders.holder_of(Crash(1 << 22, 0, 0)).group == "-1 unknown"
 
 
+@pytest.mark.usefixtures("no_unit")
 def test_a_user_namespace_is_that_of_who_made_it() -> None:
     uid = os.getuid() or -1
     inner = holder_of("unshare", "--user", "--map-root-user", "--pid", "--fork")

@@ -4,6 +4,7 @@ The engine keeps an OCI bundle for each container, a directory with the file con
 as root. It starts a monitor for a container, which is the parent of the first process. The shim of containerd and Docker works
 in that directory, and the command line of conmon, the monitor of CRI-O and Podman, names it. So no engine's directories need be
 known here. Docker keeps the name and the image in a file of its own, config.v2.json, and Podman in a list of all containers.
+runc without an engine has no monitor; its own file, state.json, names the first process and the bundle.
 
 Everybody who may make control groups can name one after the container of somebody else. So a record counts only if
 
@@ -48,6 +49,7 @@ OF_CRIO = "io.kubernetes.cri-o.ContainerID"
 OF_SHIM = "/run/containerd/io.containerd.runtime.v2.task/k8s.io/{}"
 OF_CONMON = "/run/containers/storage/overlay-containers/{}/userdata"
 USUAL_PLACES = ((OF_SHIM, OF_SHIM + "/init.pid"), (OF_CONMON, OF_CONMON + "/pidfile"))
+STATE_OF_RUNC = "/run/runc/{}/state.json"
 FILES_OF_DOCKER = ("/etc/hostname", "/etc/hosts", "/etc/resolv.conf")  # Mounted from beside config.v2.json.
 # Of all containers of Podman; the second one of those with --rm.
 LIST_OF_STORAGE = ("containers.json", "volatile-containers.json")
@@ -84,12 +86,28 @@ def record_of(process: "FaultingProcess") -> Record:
         record.facts[POD_UID] = pod.encode()
     for bundle, pid_file in _places_of(process, identifier):
         try:
-            if _is_of(pid_file, process, group, record):
+            if _is_of(int(_read(pid_file)), process, group, record):
                 _take(_read(f"{bundle}/config.json"), identifier, pod, record)
-                break
+                return record
         except (OSError, ValueError):
             continue  # There is none, it is not root's, or it is damaged.
+    try:
+        state = _parsed(_read(STATE_OF_RUNC.format(identifier)))
+        pid, bundle = _at(state, "init_process_pid"), _bundle_of(state)
+        if _text(state, "id") == identifier and isinstance(pid, int) and _is_of(pid, process, group, record):
+            _take(_read(f"{bundle}/config.json"), identifier, pod, record, _at(state, "cgroup_paths"))
+    except (OSError, ValueError):
+        pass
     return record
+
+
+def _bundle_of(state: object) -> str:
+    """Return where the bundle of a container is, as its ``state`` has it, which is runc's. Raises ValueError."""
+    for label in _list(state, "config", "labels"):
+        name, _equals, bundle = str(label).partition("=")
+        if name == "bundle" and bundle[:1] == "/":
+            return bundle
+    raise ValueError("no bundle")
 
 
 def _places_of(process: "FaultingProcess", identifier: str) -> "list[tuple[str, str]]":
@@ -126,12 +144,11 @@ def _monitor_of(pid: int) -> int:
     raise ValueError("no monitor")
 
 
-def _is_of(pid_file: str, process: "FaultingProcess", group: "tuple[str, bytes, bytes]", record: Record) -> bool:
-    """Tell whether the first process of a container shows that ``process`` belongs to it.
+def _is_of(pid: int, process: "FaultingProcess", group: "tuple[str, bytes, bytes]", record: Record) -> bool:
+    """Tell whether ``pid``, the first process of a container, shows that ``process`` belongs to it.
 
     Notes in the ``record`` whether the two have all their namespaces in common.
     """
-    pid = int(_read(pid_file))
     first = Member(pid)
     try:
         if runtime.outermost_group(first.cgroups) != group:
@@ -157,10 +174,17 @@ def _shares_namespaces(process: "FaultingProcess", first: Member) -> bool:
     return True
 
 
-def _take(config: bytes, identifier: str, pod: str, record: Record) -> None:
-    """Take over what an OCI bundle says of a container. Raises ValueError where it is damaged, or of another container."""
+def _take(config: bytes, identifier: str, pod: str, record: Record, groups: object = None) -> None:
+    """Take over what an OCI bundle says of a container. Raises ValueError where it is damaged, or of another container.
+
+    Whoever writes a bundle for runc alone may leave its control group to runc, or name one below that of the container. Then
+    the control ``groups`` count that runc has noted.
+    """
     bundle = _parsed(config)
-    if not _text(bundle, "linux", "cgroupsPath").endswith(identifier):
+    path = _text(bundle, "linux", "cgroupsPath")
+    noted = [str(group).encode("utf-8", "replace") for group in groups.values()] if isinstance(groups, dict) else []
+    ours = (runtime.container_id([(b"", group)]) == identifier and group.endswith(path.encode()) for group in noted)
+    if not path.endswith(identifier) and not any(ours):
         raise ValueError("the record of another container")
     for variable in _list(bundle, "process", "env"):
         name, equals, value = str(variable).encode("utf-8", "replace").partition(b"=")

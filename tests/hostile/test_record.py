@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
@@ -113,6 +114,36 @@ def test_the_delegate_is_told_the_pod_of_its_container(jail: Path, records: Path
     assert facts == list(ANNOTATIONS.values())
     assert told["CORE_KEY"].startswith(f"{platform.node()}.web-0.crasher.crasher.")
     assert ' name="web" pod="prod/web-0" ' in wait_for_log(name[:12], ": delivered ")
+
+
+@pytest.fixture
+def bundle(jail: Path, records: Path) -> Iterator[tuple[Path, str]]:
+    """An OCI bundle for runc, and the id that its container is to have; the container is removed after the test."""
+    if shutil.which("runc") is None:
+        pytest.skip("this machine has no runc")
+    name = uuid.uuid4().hex * 2
+    lab.command("runc", "spec", "--bundle", jail.parent)
+    file = jail.parent / "config.json"
+    config = json.loads(file.read_text())
+    config["process"].update(terminal=False, args=["/usr/bin/crasher", "fork=1"])
+    config["root"] = {"path": jail.name}
+    mount = {"destination": "/out", "source": str(records), "type": "bind", "options": ["rbind", "rw"]}
+    config["mounts"].append(mount)
+    config["annotations"] = {"io.kubernetes.cri.container-name": "web", "io.kubernetes.cri.image-name": "shop:1.0"}
+    file.write_text(json.dumps(config))
+    yield jail.parent, name
+    lab.command("runc", "delete", "--force", name, check=False)
+
+
+def test_a_container_of_runc_without_an_engine_has_the_facts_of_its_bundle(
+    records: Path, bundle: tuple[Path, str]
+) -> None:
+    directory, name = bundle
+    lab.command("runc", "run", "--bundle", directory, name, check=False)
+    environment = Crash(records, 0, "").delegate.environment
+    facts = [environment[f"CORE_{key}"] for key in ("CONTAINER_ID", "CONTAINER_NAME", "IMAGE")]
+    assert facts == [name, "web", "shop:1.0"]
+    assert ' name="web" ' in wait_for_log(name[:12], ": delivered ")
 
 
 # Whoever has started the program of the user works where the monitor of the container does.

@@ -111,6 +111,10 @@ BREAKS: Breaks = {
         [("delivery.py", "return {name: known[name] for name in", "return {} and {name: known[name] for name in")],
         "has_the_destination_of_its_container",
     ),
+    "fate: runc without an engine has no record": (
+        [("record.py", '= "/run/runc/{}', '= "/run/x/{}')],
+        "runc_without_an_engine",
+    ),
     "fate: the thread stands for the program": (
         [("key.py", "harmless(program_of(process.exe), LONGEST_PROGRAM)", "harmless(process.comm, LONGEST_PROGRAM)")],
         "a_thread_that_has_a_name",

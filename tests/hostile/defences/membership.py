@@ -34,7 +34,7 @@ BREAKS: Breaks = {
     "15 a user may claim a record": (
         [
             ("record.py", "runtime.maker_of(*group[1:]) != 0", "False"),
-            ("record.py", "if _is_of(pid_file, process, group, record):", "if True:"),
+            ("record.py", "if _is_of(int(_read(pid_file)), process, group, record):", "if True:"),
         ],
         "attack_15_a_user_of_the_host_claims",
     ),

@@ -474,6 +474,111 @@ def test_the_labels_of_docker_name_a_pod_only_in_its_control_group(
     assert docker.facts() == known
 
 
+OF_RUNC, BOX = f"/run/runc/{ID}/state.json", "/srv/box"
+IN_BOX = {"CONTAINER_NAME": "box"}
+
+
+def state_of(group: str = f"/{ID}", **facts: object) -> dict[str, object]:
+    """Return what runc 1.1 writes into its state.json, without the parts of the configuration that say nothing here."""
+    return {
+        "id": ID,
+        "init_process_pid": INIT,
+        "init_process_start": 1547017,
+        "created": "2026-11-30T13:30:33.700397984Z",
+        "config": {
+            "rootfs": f"{BOX}/rootfs",
+            "cgroups": {"name": ID, "path": "", "scope_prefix": ""},
+            "labels": [f"{NAME}=box", f"bundle={BOX}"],
+        },
+        "rootless": False,
+        "cgroup_paths": {"": f"/sys/fs/cgroup/unified{group}", "name=systemd": f"/sys/fs/cgroup/systemd{group}"},
+        "namespace_paths": {"NEWNS": f"/proc/{INIT}/ns/mnt", "NEWPID": f"/proc/{INIT}/ns/pid"},
+        "external_descriptors": ["/dev/null", "pipe:[1]", "pipe:[2]"],
+        "intel_rdt_path": "",
+        **facts,
+    }
+
+
+@pytest.fixture
+def runc(engine: Engine) -> Engine:
+    """A container of runc without an engine: its parent process has ended, and its bundle names no control group."""
+    engine.run(BOX, f"/{ID}", annotations={NAME: "box"}, process={"env": ["A=1"]}, linux={})
+    (engine.host.tree / BOX[1:] / "init.pid").unlink()
+    engine.write(OF_RUNC, state_of())
+    return engine
+
+
+def test_runc_without_an_engine_has_a_state_that_names_the_bundle(runc: Engine) -> None:
+    assert runc.facts() == runc.facts(INIT) == IN_BOX
+    crashed = runc.world.crashed(CRASHED)
+    assert keeps_descriptors(lambda: record.record_of(crashed))
+    assert record.record_of(crashed).environment == {b"A": b"1"}
+
+
+@pytest.mark.parametrize(
+    ("group", "path", "known"),
+    [
+        (f"/{ID}", None, True),
+        (f"/{ID}", "", True),
+        (f"/{ID}", f"/{ID}", True),
+        (f"/system.slice/runc-{ID}.scope", "", True),
+        (f"/system.slice/runc-{ID}.scope", f"system.slice:runc:{ID}", True),
+        (f"/{ID}/inner", f"/{ID}/inner", True),
+        (f"/{ID}", f"/{OTHER_ID}", False),
+        (f"/{ID}", "/other", False),
+    ],
+)
+def test_a_bundle_for_runc_need_not_name_the_control_group(
+    runc: Engine, group: str, path: str | None, known: bool
+) -> None:
+    for pid in (INIT, CRASHED):
+        (runc.world.proc / str(pid) / "cgroup").write_text(f"0::{group}\n")
+    runc.write(OF_RUNC, state_of(group))
+    runc.write(f"{BOX}/config.json", {"annotations": {NAME: "box"}, "linux": {"cgroupsPath": path}})
+    assert runc.facts() == (IN_BOX if known else {})
+
+
+@pytest.mark.parametrize(
+    "path", sorted({name for file in (OF_RUNC, f"{BOX}/config.json") for name in [file, *parents(file)]})
+)
+def test_what_others_than_root_may_write_of_runc_tells_nothing(runc: Engine, path: str) -> None:
+    runc.host.modes[path or "/"] = 0o757
+    assert runc.facts() == {}
+    runc.host.modes.clear()
+    runc.host.owners[path or "/"] = 1000
+    assert runc.facts() == {}
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"id": OTHER_ID},
+        {"id": None},
+        {"init_process_pid": 99},
+        {"init_process_pid": str(INIT)},
+        {"init_process_pid": None},
+        {"config": {}},
+        {"config": {"labels": [7, "bundle=srv/box", "x"]}},
+        {"config": {"labels": [f"bundle={BOX}x"]}},
+        {"cgroup_paths": None},
+        {"cgroup_paths": {"": 7}},
+        {"cgroup_paths": {"": f"/sys/fs/cgroup/unified/{OTHER_ID}"}},
+    ],
+)
+def test_a_state_of_runc_that_is_not_that_of_the_container_tells_nothing(
+    runc: Engine, facts: dict[str, object]
+) -> None:
+    runc.write(OF_RUNC, state_of(**facts))  # type: ignore[arg-type]
+    assert runc.facts() == {}
+
+
+def test_a_container_of_runc_whose_name_is_no_id_has_no_record(runc: Engine) -> None:
+    for pid in (INIT, CRASHED):
+        (runc.world.proc / str(pid) / "cgroup").write_text("0::/box\n")
+    runc.write("/run/runc/box/state.json", state_of("/box", id="box"))
+    assert runc.facts() == {}
+
+
 @pytest.mark.parametrize("name", record.LIST_OF_STORAGE)
 def test_podman_has_a_list_of_all_containers(engine: Engine, name: str) -> None:
     bundle = f"{STORAGE}/overlay-containers/{ID}/userdata"

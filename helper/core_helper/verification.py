@@ -155,7 +155,10 @@ def refuse_set_id(crash: "Crash", status: "dict[str, str]", secure: bool, owner:
     if mask is not None and mask & linux.PIDFD_COREDUMP_ROOT:
         safe = False
     if not safe or secure or len(set(uids)) > 1 or len(set(gids)) > 1:
-        raise Refused("a set-id program or one with changed ids: its core is for root only and never delegated")
+        raise Refused(
+            "a set-id program or one with changed ids: its core is for root only and never delegated; start it without set-id,"
+            " file capabilities or a change of user"
+        )
 
 
 def secure_execution(auxv: bytes) -> bool:

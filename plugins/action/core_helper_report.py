@@ -47,10 +47,17 @@ COLUMNS_OF_CORES = {
     "collected": "collected",
 }
 # PR_SET_DUMPABLE(2const) lists when a process gets this value for its own; proc_sys_fs(5) says what it means.
-SUID_DUMPABLE = (
-    "fs.suid_dumpable is 0: set-id programs, programs with file capabilities and processes that have changed their user leave"
-    " no core at all, and no line in the log; docs/troubleshooting.md says what to do"
+# Most hosts have 0, the kernel's default, and lose nothing by it: no delegate ever gets such a core. It costs something where
+# such programs run in containers, whose crashes nobody hears of, and where a previous handler would get those of the host.
+UNDUMPABLE = (
+    "fs.suid_dumpable is 0: in containers, {} would leave no core at all, and no line in the log: set-id, with file"
+    " capabilities, or with a changed user; docs/troubleshooting.md says what to do"
 )
+UNHANDLED = (
+    "fs.suid_dumpable is 0: set-id programs of the host leave no core at all. With 2 in /etc/sysctl.d the previous handler gets"
+    " these; see docs/troubleshooting.md"
+)
+HAS_PREVIOUS = re.compile(r'^DOCKERCOREHELPER_CHAIN="?[^"\s]', re.MULTILINE)
 # By the pattern of a socket, the resident helper gets cores.
 SERVICE = "docker-core-helper.service"
 SOCKET = "@@/run/docker_core_helper/core.sock"
@@ -165,8 +172,17 @@ class Row:
         else:
             self.compare(snapshot["snapshot"], files, kernel)
             if snapshot.get("suid_dumpable") == "0":
-                self.warnings.append(SUID_DUMPABLE)
+                self.add_undumpable(snapshot)
         self.add_canary(known.get("__docker_core_helper_crash") or {})
+
+    def add_undumpable(self, snapshot: dict[str, Any]) -> None:
+        """Warn of cores that the kernel does not make and that somebody would get or miss."""
+        programs = snapshot.get("undumpable") or []
+        if programs:
+            more = f" and {len(programs) - NAMED} more" if len(programs) > NAMED else ""
+            self.warnings.append(UNDUMPABLE.format(", ".join(programs[:NAMED]) + more))
+        if any(HAS_PREVIOUS.search(content or "") for content in snapshot["snapshot"]["files"].values()):
+            self.warnings.append(UNHANDLED)
 
     def compare(self, snapshot: dict[str, Any], files: dict[str, Any], kernel: dict[str, Any]) -> None:
         """Compare the host with what the role would make of it."""

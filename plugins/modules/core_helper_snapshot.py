@@ -69,6 +69,14 @@ suid_dumpable:
   returned: always
   type: str
   sample: "0"
+undumpable:
+  description:
+    - The programs that run in containers now and that the kernel does not dump because that value is 0.
+    - They are set-id, have file capabilities, or have changed their user.
+  returned: always
+  type: list
+  elements: str
+  sample: [nginx]
 installed:
   description: Whether the helper is there.
   returned: always
@@ -98,6 +106,7 @@ import glob  # noqa: E402 (Ansible wants the documentation first)
 import os  # noqa: E402
 import re  # noqa: E402
 import shutil  # noqa: E402
+import struct  # noqa: E402
 import subprocess  # noqa: E402
 from typing import Any  # noqa: E402
 
@@ -119,6 +128,9 @@ from ..module_utils.docker_core_helper.server import Server  # noqa: E402
 from ..module_utils.docker_core_helper.usable_python import UnusableError  # noqa: E402
 
 SUID_DUMPABLE = "/proc/sys/fs/suid_dumpable"
+PROC = "/proc"
+OF_A_CONTAINER = re.compile("[0-9a-f]{64}")  # In the path of a control group.
+AT_SECURE = 23
 ENGINES = ("docker", "podman", "containerd")
 SERVER_VERSION = ("version", "--format", "{{.Server.Version}}")
 # Brings any byte into JSON, and back.
@@ -172,6 +184,33 @@ def runs(name: str) -> bool:
         except OSError:  # It has ended meanwhile.
             continue
     return False
+
+
+def undumpable() -> list[str]:
+    """Return the programs that run in containers and that the kernel would not dump where fs.suid_dumpable is 0.
+
+    The files in the /proc/PID of such a process are not of its user; proc_pid(5). Those of root's are known by AT_SECURE.
+    """
+    names = set()
+    own = os.readlink(f"{PROC}/self/ns/pid")
+    for directory in glob.glob(f"{PROC}/[0-9]*"):
+        try:
+            if os.readlink(f"{directory}/ns/pid") == own and not OF_A_CONTAINER.search(
+                read(f"{directory}/cgroup") or ""
+            ):
+                continue
+            user = os.stat(directory).st_uid
+            if os.stat(f"{directory}/environ").st_uid != user or (user == 0 and is_secure(f"{directory}/auxv")):
+                names.add((read(f"{directory}/comm") or "").rstrip("\n"))
+        except OSError:  # It has ended meanwhile.
+            continue
+    return sorted(names)
+
+
+def is_secure(auxv: str) -> bool:
+    """Return whether a program was executed set-id or with file capabilities; one of 32 bits is never known as such."""
+    vector = (read(auxv) or "").encode(ENCODING)
+    return dict(struct.iter_unpack("=QQ", vector[: len(vector) // 16 * 16])).get(AT_SECURE) == 1
 
 
 def engines() -> list[str]:
@@ -313,12 +352,14 @@ def main() -> None:
     except OSError as error:
         module.fail_json(msg=f"{error.filename}: {error.strerror}")
     content = snapshot["files"][entry]
+    suid_dumpable = (read(SUID_DUMPABLE) or "").strip()
     module.exit_json(
         changed=bool(diff),
         diff=diff,
         snapshot=snapshot,
         owner=owners.owner_of(snapshot["live"]["core_pattern"]),
-        suid_dumpable=(read(SUID_DUMPABLE) or "").strip(),
+        suid_dumpable=suid_dumpable,
+        undumpable=undumpable() if suid_dumpable == "0" else [],
         installed=content is not None,
         version=version_of(entry, content),
         kernel=os.uname().release,

@@ -266,18 +266,45 @@ def test_a_resident_helper_that_will_not_be_there_or_is_another_one_is_a_problem
     assert f"web01: {problem}" in shown if problem else "web01: " not in shown
 
 
-def test_that_set_id_programs_leave_no_core_is_a_warning_for_all_hosts_and_no_problem(
+def test_that_set_id_programs_leave_no_core_is_a_warning_where_there_are_some_and_no_problem(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers = {f"web{number}": {**SNAPSHOT, "suid_dumpable": "0"} for number in range(7)}
-    answers["db"] = {**SNAPSHOT, "suid_dumpable": "2"}
+    programs = {"suid_dumpable": "0", "undumpable": ["envoy", "nginx"]}
+    answers = {f"web{number}": {**SNAPSHOT, **programs} for number in range(7)}
+    # The default of the kernel costs nobody anything by itself.
+    answers["idle"] = {**SNAPSHOT, "suid_dumpable": "0", "undumpable": []}
+    answers["old"] = {**SNAPSHOT, "suid_dumpable": "0"}
+    answers["db"] = {**SNAPSHOT, "suid_dumpable": "2", "undumpable": []}
     result, shown = report(tmp_path, answers, monkeypatch)
     assert "failed" not in result
     (line,) = [line for line in shown.splitlines() if "suid_dumpable" in line]
-    assert line.startswith("warning: web0, web1, web2, web3, web4 and 2 more: fs.suid_dumpable is 0: set-id programs")
+    hosts = "web0, web1, web2, web3, web4 and 2 more"
+    assert line.startswith(f"warning: {hosts}: fs.suid_dumpable is 0: in containers, envoy, nginx would leave no core")
     rows = {row["host"]: row for row in json.loads((tmp_path / "verify.json").read_text())}
-    assert [len(rows[host]["warnings"]) for host in ("web6", "db")] == [1, 0]
+    assert [len(rows[host]["warnings"]) for host in ("web6", "idle", "old", "db")] == [1, 0, 0, 0]
     assert (tmp_path / "verify.html").read_text().count("none<br>warning: fs.suid_dumpable is 0") == 7
+
+
+@pytest.mark.parametrize(
+    ("configuration", "warned"),
+    [
+        ('DOCKERCOREHELPER_CHAIN="/usr/share/apport/apport -p%P"\n', True),
+        ('# DOCKERCOREHELPER_CHAIN=/x\nDOCKERCOREHELPER_CHAIN=""\nDOCKERCOREHELPER_CHAIN_CONTAINERS=1\n', False),
+        (None, False),
+    ],
+)
+def test_that_the_previous_handler_lacks_the_cores_of_set_id_programs_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, configuration: str | None, warned: bool
+) -> None:
+    state = {
+        "files": {"/etc/docker_core_helper.conf": configuration},
+        "live": {"core_pattern": "core", "core_pipe_limit": "0"},
+    }
+    programs = ["a", "b", "c", "d", "e", "f"]
+    answer = {**SNAPSHOT, "snapshot": state, "suid_dumpable": "0", "undumpable": programs}
+    _, shown = report(tmp_path, {"web01": answer}, monkeypatch)
+    assert "in containers, a, b, c, d, e and 1 more would leave" in shown
+    assert ("With 2 in /etc/sysctl.d the previous handler gets" in shown) is warned
 
 
 CORE = {

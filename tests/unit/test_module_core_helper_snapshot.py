@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import stat
+import struct
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from support.kernel_values import Kernel
 from support.project import load, shared
 from support.sender_host import COMMENT, HostOfSender
 from support.server_host import SERVICE, HostOfServer
+from support.undumpable import undumpable
 
 MODULE = Path(__file__).resolve().parents[2] / "plugins/modules/core_helper_snapshot.py"
 # The client has another version than the daemon, which answers as long as there is a file.
@@ -85,6 +88,45 @@ def test_a_pattern_is_told_as_what_it_is(module: Any, pattern: str, owner: str) 
 def test_a_process_is_found_by_the_name_of_its_program(module: Any) -> None:
     assert module.runs(Path("/proc/self/comm").read_text().strip())
     assert not module.runs("dockerd-of-nobody")
+
+
+def test_programs_that_leave_no_core_in_a_container_are_found(module: Any) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    with undumpable("lab-changed"):
+        # The same user, and a program that was executed after the change.
+        words = ["unshare", "--pid", "--fork", "setpriv", "--reuid=65534", "--", "sh", "-c", "echo; read line"]
+        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+            assert other.stdout is not None and other.stdout.readline() == "\n"
+            found = module.undumpable()
+            other.communicate()
+    assert "lab-changed" in found and not {"unshare", "setpriv", "sh"} & set(found)
+
+
+@pytest.mark.parametrize(
+    ("secure", "pid", "cgroup", "found"),
+    [
+        (1, "pid:[2]", "/", ["lab"]),
+        (0, "pid:[2]", "/", []),
+        (1, "pid:[1]", "/", []),
+        (1, "pid:[1]", f"/docker/{'a1' * 32}", ["lab"]),
+    ],
+)
+def test_a_set_id_program_of_root_is_known_by_its_vector(
+    module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secure: int, pid: str, cgroup: str, found: list[str]
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    for name, namespace in (("self", "pid:[1]"), ("7", pid), ("8", pid)):
+        (tmp_path / name / "ns").mkdir(parents=True)
+        (tmp_path / name / "ns/pid").symlink_to(namespace)
+    content = {"cgroup": f"0::{cgroup}\n", "comm": "lab\n", "environ": ""}
+    for name, text in content.items():
+        (tmp_path / "7" / name).write_text(text)
+    (tmp_path / "7/auxv").write_bytes(struct.pack("=6Q", 6, 4096, 23, secure, 0, 0) + b"x")
+    # The eighth has ended meanwhile.
+    monkeypatch.setattr(module, "PROC", str(tmp_path))
+    assert module.undumpable() == found
 
 
 MARK = "# Written by the Ansible role docker_core_helper; long ago\n"

@@ -62,6 +62,25 @@ def test_a_delegate_that_needs_the_memory_of_the_process_has_a_second_chance(att
     wait_until(lambda: [path for path in store.rglob("*") if path.is_file()] == [], "the core stays")
 
 
+def test_a_core_whose_delegate_asks_again_in_vain_stays(attack: MakeCrash, keep: Keep, tmp_path: Path) -> None:
+    # The store is away. The parent lives on, and so does the container.
+    store = keep("undelivered")
+    tmp_path.parent.chmod(0o755)
+    tmp_path.chmod(0o755)
+    delegate = tmp_path / "delegate"
+    delegate.write_text("#!/bin/sh\nwc -c >>/out/tried\nexit 75\n")
+    delegate.chmod(0o755)
+    options = (f"--volume={delegate}:/opt/bin/delegate:ro", "--detach")
+    container = attack("leave=20", "memory=4", options=options)
+    line = container.log("kept on this host")
+    ((known, core),) = kept_in(store)
+    assert is_whole(content_of(core))
+    # Each time it had the whole core.
+    assert [int(size) for size in (container.records / "tried").read_text().split()] == [known["size"]] * 2
+    asked = "it ended with exit code 75 (keep the core and try again)"
+    assert re.search(rf"{re.escape(asked)}.*; again without the process: .*{re.escape(asked)}", line)
+
+
 def test_all_cores(attack: MakeCrash, keep: Keep) -> None:
     store = keep("always")
     container = attack("memory=4")

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hostile.keeping import core_file
+from hostile.keeping import Keep, content_of, core_file, kept_in
 from hostile.run import TIMEOUT
 from support import lab
 from support.containers import MakeCrash
@@ -25,6 +25,18 @@ def test_a_limit_that_the_delegate_cannot_start_with_leaves_the_whole_core(
     # With some of them the delegate of this test, which needs next to nothing, does start.
     whole = core_file(tmp_path) if list(tmp_path.glob("core.*")) else container.delegate.core.read_bytes()
     assert is_whole(whole)
+
+
+def test_a_hard_limit_of_the_size_of_files_leaves_the_whole_core_on_the_host(attack: MakeCrash, keep: Keep) -> None:
+    # As `ulimit -f 1` does it: the uploader cannot write more than a block, either.
+    store = keep("undelivered")
+    uploader = f"--volume={lab.PROJECT}/container_scripts/uploader.sh:/opt/bin/delegate:ro"
+    container = attack("memory=4", "limit=fsize:512", options=(uploader, "--env=CORE_DESTINATION=/out"))
+    assert "kept on this host" in container.log("kept on this host")
+    ((known, core),) = kept_in(store)
+    assert known["truncated"] is False
+    assert is_whole(content_of(core))
+    assert not [path for path in container.records.glob("*.core*") if not path.name.endswith(".truncated")]
 
 
 def test_little_address_space_and_a_large_environment(

@@ -29,6 +29,14 @@ BREAKS: Breaks = {
         [("delivery.py", "if self.custody is None or (result.complete", "if True or (result.complete")],
         "delegate_loses or counts_as_taken",
     ),
+    "keeping: a delegate that may write no more has taken it": (
+        [("delivery.py", "if self.custody is None or (result.complete", "if True or (result.complete")],
+        "hard_limit_of_the_size",
+    ),
+    "keeping: 75 gives no second chance": (
+        [("deliver.py", "if failed is not None and delivery.begins_again(", "if False and delivery.begins_again(")],
+        "asks_again_in_vain",
+    ),
     "custody: a core may take what is free, and not what it has claimed": (
         [("custody.py", "        self.room = need\n", "        self.room = 1 << 40\n")],
         "never_in_memory",

@@ -154,6 +154,25 @@ def test_more_crashes_than_slots_wait_and_none_is_lost(crash: MakeCrash, configu
     assert all(is_whole(delegate.core.read_bytes()) for delegate in delegates)
 
 
+def test_sixty_crashes_at_once_in_six_containers_and_none_is_lost(
+    crash: MakeCrash, configured: Callable[[str], None]
+) -> None:
+    # More than there are slots, and more than a container may have of them.
+    configured("DOCKERCOREHELPER_PIPE_LIMIT=16\nDOCKERCOREHELPER_TIMEOUT=300\n")
+    containers: list[Container] = []
+    threads = [threading.Thread(target=lambda: containers.append(crash("-c", "10"))) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [container.exit_status for container in containers] == [0] * 6
+    for container in containers:
+        delegates = container.of("delegate")
+        assert len(delegates) == 10
+        assert [delegate.pid for delegate in delegates] == [process.pid for process in container.of("process")]
+        assert all(is_whole(delegate.core.read_bytes()) for delegate in delegates)
+
+
 def memory() -> float:
     """The MiB of memory that the server and its workers take, each page counted once."""
     found = [pid for name in (door.SERVER, door.IDLE, door.BUSY) for pid in door.named(name)]

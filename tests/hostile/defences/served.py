@@ -40,6 +40,10 @@ BREAKS: Breaks = {
         [("waiting.py", "MOST_WAITING = 1024", "MOST_WAITING = 1")],
         "more_crashes_than_slots_wait",
     ),
+    "socket: of many containers nobody waits for a slot": (
+        [("waiting.py", "MOST_WAITING = 1024", "MOST_WAITING = 1")],
+        "sixty_crashes_at_once",
+    ),
     "socket: what is shown is gone": (
         [
             (

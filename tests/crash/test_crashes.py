@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from support import lab
-from support.containers import MakeCrash
+from support.containers import Container, MakeCrash, crash_in, read_log
 from support.records import NAMESPACES, is_whole
 
 
@@ -32,6 +32,23 @@ def test_the_thread_that_crashes_has_outlived_the_leader(crash: MakeCrash) -> No
     assert is_whole(container.delegate.core.read_bytes())
     for namespace in NAMESPACES:
         assert container.delegate.links[f"ns/{namespace}"] == container.process.links[f"ns/{namespace}"]
+
+
+def test_pid_1_that_sends_itself_sigabrt_leaves_no_core_and_below_an_init_it_does() -> None:
+    # The signal of abort(3), which Go programs send themselves, too: the kernel drops it for PID 1, which goes on.
+    containers: list[Container] = []
+    run = crash_in(containers, "probe", "sh")
+    try:
+        alone, below = (run("-c", "kill -ABRT $$; echo goes on", options=options) for options in ((), ("--init",)))
+        assert (alone.exit_status, alone.output) == (0, "goes on\n")
+        assert (below.exit_status, below.output) == (128 + 6, "")
+        assert below.delegate.environment["CORE_SIGNAL_NAME"] == "SIGABRT"
+        assert is_whole(below.delegate.core.read_bytes())
+        assert ": delivered " in below.log(": delivered ")
+        assert alone.of("delegate") == [] and alone.identifier[:12] not in read_log()
+    finally:
+        for container in containers:
+            container.remove()
 
 
 def test_root_that_gave_its_capabilities_up_gets_none_back(crash: MakeCrash) -> None:

@@ -59,6 +59,8 @@ def test_no_two_defences_have_one_name() -> None:
 
 # Their change is one of uploader.sh.
 OF_THE_UPLOADER = {"test_a_container_of_64_mib_uploads_by_rclone", "test_a_folder_of_debian_with_python_and_aws"}
+# What it shows is the kernel's doing.
+OF_THE_KERNEL = {"test_pid_1_that_sends_itself_sigabrt_leaves_no_core_and_below_an_init_it_does"}
 
 
 def is_chosen(name: str, selection: str) -> bool:
@@ -75,7 +77,7 @@ def test_for_each_situation_of_real_life_a_defence_is_taken_out() -> None:
     named = {name for _, name in re.findall(r"`((?:hostile|crash)/\w+\.py)::(\w+)`", page)}
     assert len(named) > 25
     unproved = {name for name in named if not any(is_chosen(name, selection) for _, selection in BREAKS.values())}
-    assert unproved == OF_THE_UPLOADER
+    assert unproved == OF_THE_UPLOADER | OF_THE_KERNEL
 
 
 @pytest.mark.parametrize("name", BREAKS)

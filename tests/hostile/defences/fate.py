@@ -147,6 +147,11 @@ BREAKS: Breaks = {
         ],
         "nobody_wants",
     ),
+    # An image from scratch is tested with the role, which puts back what was taken out.
+    "fate: nothing is lent": (
+        [("deliver.py", "if configuration.lend and", "if False and")],
+        "attack_25_the_program_that_is_lent",
+    ),
     # Those whose tests are in crash/.
     "crash: an object has the name of a whole core": (
         [("relay.py", "self.result.cut and self.child.is_delegate()", "False")],
@@ -171,10 +176,6 @@ BREAKS: Breaks = {
             ("key.py", "harmless(place_of(process), LONGEST_PLACE),", '"box",'),
         ],
         "six_replicas",
-    ),
-    "crash: nothing is lent": (
-        [("deliver.py", "if configuration.lend and", "if False and")],
-        "image_from_scratch",
     ),
     "crash: the filter knows no calls of 32 bits": (
         [

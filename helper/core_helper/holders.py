@@ -29,15 +29,25 @@ class Holder:
 
     ``group`` stands for the pod or container, or for the unit or the user of a process of the host. ``owner`` is the user who
     could make more such groups: the one who made the container, or that user of the host; NOBODY for root, who could do
-    anything. It is a number below that of NOBODY for whoever had root make the container.
+    anything. It is a number below that of NOBODY for whoever had root make the container. ``name`` is the group in words, for
+    the log.
     """
 
-    def __init__(self, group: str, owner: "int | None", by_root: bool = False) -> None:
-        """Take both. Two groups of different owners are different, even if they have the same name, unless root made them."""
-        self.owner = owner or NOBODY
-        self.name = group
-        # Cut to what a record holds: a longer name would never be found again.
-        self.group = f"{NOBODY if by_root else self.owner} {group}"[:LONGEST_NAME]
+    def __init__(self, owner: int, group: str, name: str = "") -> None:
+        """Take what is counted, and the ``name``, "" where nobody writes it."""
+        self.owner = owner
+        self.group = group
+        self.name = name
+
+
+def named(name: str, owner: "int | None", by_root: bool = False) -> Holder:
+    """Return the holder of that ``name``; ``owner`` is None for root.
+
+    Two groups of different owners are different, even if they have the same name, unless root made them (``by_root``).
+    """
+    whose = owner or NOBODY
+    # Cut to what a record holds: a longer group would never be found again.
+    return Holder(whose, f"{NOBODY if by_root else whose} {name}"[:LONGEST_NAME], name)
 
 
 def log_name(owner: int, group: str) -> str:
@@ -59,8 +69,8 @@ def holder_of(crash: "Crash") -> Holder:
                 # the host who may make control groups can give them any name: such a group counts for that user only.
                 owner, pod = user_of(maker), runtime.pod_of(group[2])
                 if owner:
-                    return Holder(f"control group of user {owner} {group[0]}", owner)
-                return Holder(f"pod {pod}" if pod else f"container {group[0]}", None)
+                    return named(f"control group of user {owner} {group[0]}", owner)
+                return named(f"pod {pod}" if pod else f"container {group[0]}", None)
         opened.append(posix.open(f"{task}/ns/pid", posix.O_RDONLY | posix.O_CLOEXEC))
         host = namespaces.of_host("pid")
         if posix.fstat(opened[0]).st_ino != host:
@@ -72,18 +82,18 @@ def holder_of(crash: "Crash") -> Holder:
             maker = _maker_of(opened[-1], opened)
             # What root has made for others is as many as these like.
             if maker or group is not None:
-                return Holder(name, maker)
-            return Holder(name, _instigator_of(crash, cgroups), by_root=True)
+                return named(name, maker)
+            return named(name, _instigator_of(crash, cgroups), by_root=True)
         opened.append(posix.open(f"{task}/ns/user", posix.O_RDONLY | posix.O_CLOEXEC))
         maker = _maker_of(opened[-1], opened)
     except OSError:
-        return Holder("unknown", None)
+        return named("unknown", None)
     finally:
         for descriptor in set(opened):
             posix.close(descriptor)
     user = maker or user_of(crash.uid)
     unit = runtime.unit_of_root(cgroups)
-    return Holder(f"unit {harmless(unit, LONGEST_NAME)}" if unit else f"user {user}", user)
+    return named(f"unit {harmless(unit, LONGEST_NAME)}" if unit else f"user {user}", user)
 
 
 def _instigator_of(crash: "Crash", cgroups: "list[tuple[bytes, bytes]]") -> "int | None":

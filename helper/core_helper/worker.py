@@ -172,8 +172,7 @@ def work(channel: _socket.socket, settings: Settings, early: bool) -> "NoReturn"
 def receive(order: bytes, connection: _socket.socket, channel: _socket.socket, settings: Settings, log: Log) -> int:
     """Handle the crash that the kernel announces on ``connection``; return the exit code."""
     came, soft, known, owner = ORDER.unpack_from(order)
-    holder = holders.Holder("", None)
-    holder.owner, holder.group = owner, order[ORDER.size :].decode()
+    holder = holders.Holder(owner, order[ORDER.size :].decode())
     log.holder = holders.log_name(holder.owner, holder.group)
     try:
         crash = kernel_socket.crash_of(connection)

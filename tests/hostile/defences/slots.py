@@ -58,12 +58,12 @@ BREAKS: Breaks = {
         "attack_22_many_users",
     ),
     "22 a pid namespace that root makes is nobody's": (
-        [("holders.py", "Holder(name, _instigator_of(crash, cgroups), by_root=True)", "Holder(name, None)")],
+        [("holders.py", "named(name, _instigator_of(crash, cgroups), by_root=True)", "named(name, None)")],
         "attack_22_pid_namespaces and sandboxes",
     ),
     "22 a container that nobody has named is each of its users": (
         [
-            ("holders.py", "NOBODY if by_root else self.owner", "self.owner"),
+            ("holders.py", "NOBODY if by_root else whose", "whose"),
             ("holders.py", "NOBODY - (user_of(crash.uid)", "NOBODY - (crash.uid"),
         ],
         "attack_22_pid_namespaces and container",

@@ -94,7 +94,7 @@ def test_a_file_of_a_process_is_no_link(tmp_path: Path) -> None:
 
 
 def test_the_files_that_all_helpers_share_are_roots_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(holders, "holder_of", lambda crash: holders.Holder("a", 1))
+    monkeypatch.setattr(holders, "holder_of", lambda crash: holders.named("a", 1))
     for module in (slots, quota):
         monkeypatch.setattr(module, "FILE", str(tmp_path / module.__name__))
 

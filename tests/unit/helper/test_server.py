@@ -38,7 +38,7 @@ from core_helper import (
 )
 from core_helper.command_line import EXIT_NOT_DELIVERED, EXIT_OK
 from core_helper.crash import Crash, Refused
-from core_helper.holders import Holder
+from core_helper.holders import named
 from core_helper.log import Log
 from core_helper.notifier import Notifier
 from core_helper.waiting import Job
@@ -79,7 +79,7 @@ class Stage:
         monkeypatch.setattr(configuration, "CONFIGURATION", str(self.configuration))
         monkeypatch.setattr(kernel_socket, "crash_of", self.crash_of)
         monkeypatch.setattr(kernel_socket, "core_limit", lambda pid: 1 if self.is_delegate else 0)
-        monkeypatch.setattr(holders, "holder_of", lambda crash: Holder(f"container {crash.uid}", None))
+        monkeypatch.setattr(holders, "holder_of", lambda crash: named(f"container {crash.uid}", None))
         monkeypatch.setattr(main, "handle", self.handle)
         monkeypatch.setattr(Notifier, "tell", self.tell)
 
@@ -769,7 +769,7 @@ def test_a_crash_is_that_of_the_connection_and_of_what_the_server_tells(
     def receive() -> object:
         posix.dup2(os.open("/dev/null", os.O_RDONLY), worker.PIDFD)
         crash.pidfd = crash.handle = os.open("/dev/null", os.O_RDONLY)
-        job = Job(connection, crash, Holder("container a", 7))
+        job = Job(connection, crash, named("container a", 7))
         job.crash.limit, job.crash.time = 4096, 1700000000
         worker.give(ours, job)
         order, rights, _, _ = theirs.recvmsg(worker.LONGEST_ORDER, _socket.CMSG_SPACE(4))

@@ -18,7 +18,7 @@ from unit.helper.support import in_child
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(slots, "FILE", str(tmp_path / "slots"))
     # A crash by this process, of whom its user number says.
-    monkeypatch.setattr(holders, "holder_of", lambda crash: holders.Holder(f"container {crash.uid}", crash.gid))
+    monkeypatch.setattr(holders, "holder_of", lambda crash: holders.named(f"container {crash.uid}", crash.gid))
     return tmp_path / "slots"
 
 
@@ -66,7 +66,7 @@ def test_whoever_has_root_make_containers_is_bounded_over_all_of_them(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        holders, "holder_of", lambda crash: holders.Holder(f"container {crash.uid}", -crash.gid, by_root=True)
+        holders, "holder_of", lambda crash: holders.named(f"container {crash.uid}", -crash.gid, by_root=True)
     )
     crashes = [(number, 1001) for number in range(14)] + [(20, 1002), (0, 1001)]
     assert got(crashes, 16) == "+" * 12 + "--" + "+" + "-"
@@ -77,7 +77,7 @@ def test_whoever_has_root_make_containers_is_bounded_over_all_of_them(
 def test_a_refusal_names_no_user_for_whoever_had_root_make_a_container(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(holders, "holder_of", lambda crash: holders.Holder(f"container {crash.uid}", -7, by_root=True))
+    monkeypatch.setattr(holders, "holder_of", lambda crash: holders.named(f"container {crash.uid}", -7, by_root=True))
 
     def refusal() -> str:
         with pytest.raises(Refused) as caught:

@@ -25,7 +25,7 @@ ID = "a1" * 32
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(slots, "FILE", str(tmp_path / "slots"))
     monkeypatch.setattr(slots, "RELEASED", str(tmp_path / "released"))
-    monkeypatch.setattr(holders, "holder_of", lambda crash: holders.Holder("container a", 7))
+    monkeypatch.setattr(holders, "holder_of", lambda crash: holders.named("container a", 7))
     return tmp_path / "slots"
 
 
@@ -163,7 +163,7 @@ def test_who_crashes_in_too_many_containers_is_told_by_the_number_of_the_user(
     write(file, (1, 7, b"7 x"), (2, 7, b"7 y"), (3, 7, b"7 z"))
     assert refusal(crash_of(os.getpid()), 4).startswith("user 7 has 3 crashes in flight, and 1 of 4 slots are free: ")
     # Root may make as many as there are.
-    monkeypatch.setattr(holders, "holder_of", lambda crash: holders.Holder("container a", None))
+    monkeypatch.setattr(holders, "holder_of", lambda crash: holders.named("container a", None))
     write(file, (1, -1, b"-1 x"), (2, -1, b"-1 y"), (3, -1, b"-1 z"))
     assert refusal(crash_of(os.getpid()), 4) == "slot 3"
     write(file, *((number, -1, b"-1 x") for number in range(1, 5)))
@@ -360,7 +360,7 @@ def refusal_of_lock() -> str:
 
 
 def test_a_name_is_as_long_as_its_record_has_room() -> None:
-    assert holders.Holder("x" * 200, None).group == "-1 " + "x" * 101
+    assert holders.named("x" * 200, None).group == "-1 " + "x" * 101
     assert len(slots.RECORD.pack(0, 0, 0, 0, b"")) == slots.RECORD.size
     assert holders.log_name(holders.NOBODY, "-1 a") == "-1 a"
 

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 from core_helper import waiting
 from core_helper.crash import Crash
-from core_helper.holders import Holder
+from core_helper.holders import named
 from core_helper.slots import TooMany
 from core_helper.waiting import Count, Job, Queue
 
 
 def job(group: str, owner: int | None = None, patience: float = 0.0) -> Job:
     connection: Any = None
-    job = Job(connection, Crash(1, 0, 0), Holder(group, owner))
+    job = Job(connection, Crash(1, 0, 0), named(group, owner))
     job.patience = patience
     return job
 
@@ -41,7 +41,7 @@ def test_who_holds_least_comes_next_whoever_has_waited_longest() -> None:
     for name in ("has two", "has one", "has none"):
         queue.add(job(name))
     for name, held in (("has two", 2), ("has one", 1)):
-        taken.add(Holder(name, None), held)
+        taken.add(named(name, None), held)
     assert serve(queue, taken, 64) == ["has none", "has one", "has two"]
 
 
@@ -77,7 +77,7 @@ def test_a_container_that_is_alone_has_half_of_the_slots_and_waits_for_more() ->
     queue.add(job("other"))
     assert serve(queue, taken, 64) == ["other"]
     assert queue.places.used == 18
-    taken.add(Holder("flood", None), -1)
+    taken.add(named("flood", None), -1)
     assert serve(queue, taken, 64) == ["flood"]
 
 
@@ -108,13 +108,13 @@ def test_who_has_waited_too_long_waits_no_more() -> None:
         queue.add(job(name, patience=patience))
     assert queue.expired(9.9) == []
     assert [late.holder.name for late in queue.expired(10.5)] == ["a", "b"]
-    assert queue.places.used == 1 and list(queue.groups) == [Holder("a", None).group]
+    assert queue.places.used == 1 and list(queue.groups) == [named("a", None).group]
 
 
 def test_nobodys_owner_is_not_counted() -> None:
     taken = Count()
-    taken.add(Holder("container a", None), 1)
-    taken.add(Holder("container b", 1000), 2)
+    taken.add(named("container a", None), 1)
+    taken.add(named("container b", 1000), 2)
     assert taken.owners == {1000: 2} and taken.used == 3
-    taken.add(Holder("container b", 1000), -2)
+    taken.add(named("container b", 1000), -2)
     assert taken.owners == {} and list(taken.groups.values()) == [1]

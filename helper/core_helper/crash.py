@@ -36,10 +36,11 @@ class Crash:
         self.limit: int | None = None
         self.pidfd: int | None = None
         self.delegate: list[bytes] = []
-        # Not told: a pidfd, the kernel's or else one that the helper has opened, and why a container could overwrite the
-        # helper's interpreter, "" where none could.
+        # What the kernel does not say: a pidfd, the kernel's or else one that the helper has opened; why a container could
+        # overwrite the helper's interpreter, "" where none could; device and inode of that, None if it lies at its path.
         self.handle: int | None = None
         self.unprotected = ""
+        self.interpreter: tuple[int, int] | None = None
         self.key = ""  # The name of the core, as soon as key.py has made it.
 
     def signal_name(self) -> str:

@@ -92,7 +92,7 @@ class Delivery:
     def plan(self) -> joining.Plan:
         """What a child needs to enter the container, opened for the first child. Raises Refused or OSError."""
         if self._plan is None:
-            self._plan = joining.prepare(self.process)
+            self._plan = joining.prepare(self.process, self.crash.interpreter)
         return self._plan
 
     def run(self, steps: "Callable[[Child], NoReturn]") -> "Result":

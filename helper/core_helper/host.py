@@ -13,7 +13,7 @@ import _signal
 import posix
 import sys
 
-from core_helper import configuration, joining, linux, listening, program, status_pipe, verification, worker
+from core_helper import configuration, linux, listening, program, status_pipe, verification, worker
 
 # include/uapi/linux/nsfs.h
 INITIAL = {"pid": 0xEFFFFFFC, "user": 0xEFFFFFFD}
@@ -73,9 +73,13 @@ def own_configuration() -> "bytes | None":
         posix.close(file)
 
 
+def own_interpreter() -> "tuple[int, int]":
+    """Return device and inode of the interpreter of this container. On the host another one may lie at its path."""
+    return program.identity(posix.stat(sys.executable))
+
+
 def join() -> None:
     """Go over to the host. Raises Unusable. All that this process will need must be imported before."""
-    joining.own_interpreter = program.identity(posix.stat(sys.executable))
     host = _process_of_host()
     try:
         root = posix.open(f"{PROC}/{host}/root", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)

@@ -27,10 +27,6 @@ if TYPE_CHECKING:
     from core_helper.process import FaultingProcess
 
 
-# Of a server that has come from a container: its interpreter lies there, and not at that path of the host.
-own_interpreter: "tuple[int, int] | None" = None
-
-
 class Plan:
     """All that a child needs to enter the container, opened and prepared on the host."""
 
@@ -56,15 +52,16 @@ class Plan:
         self.root = root
 
 
-def prepare(process: "FaultingProcess") -> Plan:
-    """Open what will be joined. Raises Refused where that cannot be done in full."""
+def prepare(process: "FaultingProcess", interpreter: "tuple[int, int] | None" = None) -> Plan:
+    """Open what will be joined. Raises Refused where that cannot be done in full.
+
+    ``interpreter`` is that of the helper, None where it lies at its path.
+    """
     privileges.check(process)
-    interpreter = None
-    if process.in_container():
-        # Outside of containers the delegate may well be a script for the same Python.
-        interpreter = own_interpreter or identity(
-            posix.stat(sys.executable)
-        )  # /proc/self/exe may be in an overlay of its own.
+    if not process.in_container():
+        interpreter = None  # There the delegate may well be a script for the same Python.
+    elif interpreter is None:
+        interpreter = identity(posix.stat(sys.executable))  # /proc/self/exe may be in an overlay of its own.
     root = procfs.path_of(process.root)
     return Plan(process, control_groups.open_control_groups(process), privileges.Label(process), interpreter, root)
 

@@ -75,9 +75,9 @@ def run(words: "list[str]") -> int:
         # There the kernel gives a helper the pidfd, and a previous handler expects it.
         posix.dup2(0, PIDFD, False)
         load(elsewhere)
-        given = None
+        given = interpreter = None
         if elsewhere:
-            given = host.own_configuration()
+            given, interpreter = host.own_configuration(), host.own_interpreter()
             status = host.send()
             if status is not None:
                 return stay_behind(status, path if asked else None, log)
@@ -85,7 +85,8 @@ def run(words: "list[str]") -> int:
         if inherited is not None:
             path = listener.getsockname()
         pattern = Pattern(path) if asked else None
-        server = Server(listener, Settings(terminal, unprotected, files, given), pattern, inherited is not None)
+        settings = Settings(terminal, unprotected, files, given, interpreter)
+        server = Server(listener, settings, pattern, inherited is not None)
         log.lines.info(f"waits for crashes at the core-dump socket {path}")
         server.serve()
         if inherited is None:

@@ -84,31 +84,39 @@ def be_ordinary() -> None:
 
 
 class Settings:
-    """What a worker has of its server: the terminal, why its interpreter could be overwritten, limits to be put back.
+    """What a worker has of its server: the terminal, the interpreter and why that could be overwritten, limits to be put back.
 
     And the configuration, as it was read last.
     """
 
     def __init__(
-        self, terminal: "int | None", unprotected: str, files: "tuple[int, int]", given: "bytes | None" = None
+        self,
+        terminal: "int | None",
+        unprotected: str,
+        files: "tuple[int, int]",
+        given: "bytes | None" = None,
+        interpreter: "tuple[int, int] | None" = None,
     ) -> None:
         """Take these; ``files`` are soft and hard limit of open files, as they were when the server was started.
 
-        A configuration that is ``given`` counts in place of that of the host.
+        A configuration that is ``given`` counts in place of that of the host. ``interpreter`` has device and inode of this
+        program's, where that is in a container.
         """
         self.terminal = terminal
         self.unprotected = unprotected
         self.files = files
         self.watched = configuration.Watched(given)
+        self.interpreter = interpreter
 
 
-def rehearse(configured: "configuration.Configuration", forks: bool) -> None:
+def rehearse(settings: Settings, forks: bool) -> None:
     """Go as far as a crash does before anything is changed, with this very process in place of the one that crashes.
 
     The memory that is written to then is this process's own afterwards, and no copy of the server's: to make that at the crash
     would take longer than all that is done there until the delegate starts. A fork makes all memory a copy once more, until it
     is written to: so the last time is one without.
     """
+    configured = settings.watched.configuration
     proc = posix.open("/proc", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
     task = verification.open_task(proc, posix.getpid(), None)
     foreign, joined = verification.open_namespaces(task, proc)
@@ -117,6 +125,7 @@ def rehearse(configured: "configuration.Configuration", forks: bool) -> None:
     membership.check(process)
     process.hostname = container.hostname_of(process)
     crash = Crash(posix.getpid(), process.uid, process.gid)
+    crash.interpreter = settings.interpreter
     slot = slots.Slot(table.open_file(slots.FILE), 0)
     slot.limit = slots.limit_of(configured.pipe_limit, int(procfs.read_path(main.LIMIT_OF_KERNEL)))
     slot.are_short()
@@ -147,7 +156,7 @@ def work(channel: _socket.socket, settings: Settings, early: bool) -> "NoReturn"
         if early:
             try:
                 for forks in (True, False):
-                    rehearse(settings.watched.configuration, forks)
+                    rehearse(settings, forks)
             except Exception:
                 pass  # Then the first time is at the crash.
             linux.close_all_but({PIDFD, channel.fileno(), settings.terminal or PIDFD})
@@ -185,7 +194,7 @@ def receive(order: bytes, connection: _socket.socket, channel: _socket.socket, s
     crash.time = came
     crash.limit = soft if known else None
     crash.tid = kernel_socket.faulting_thread(crash.pid)
-    crash.unprotected = settings.unprotected
+    crash.unprotected, crash.interpreter = settings.unprotected, settings.interpreter
     configured = settings.watched.read()
 
     def enter() -> slots.Slot:

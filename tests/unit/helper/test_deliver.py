@@ -241,7 +241,7 @@ class Deliveries:
         self.told: list[Any] = []
         self.plan = joining.Plan(stage.process, control_groups.ControlGroups(), None, None)  # type: ignore[arg-type]
         self.plan.groups.unified = 99
-        monkeypatch.setattr(joining, "prepare", lambda process: self.plan)
+        monkeypatch.setattr(joining, "prepare", lambda process, interpreter: self.plan)
         self.left = [0]
         monkeypatch.setattr(delivery, "Child", lambda source, groups, run: SimpleNamespace(left=self.left_over))
         monkeypatch.setattr(supervisor, "supervise", self.supervise)

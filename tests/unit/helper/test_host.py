@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from core_helper import configuration, host, joining, linux, listening, status_pipe
+from core_helper import configuration, host, linux, listening, status_pipe
 from unit.helper.support import in_child
 
 KINDS = ("cgroup", "ipc", "uts", "net", "time", "mnt")
@@ -110,7 +110,6 @@ def test_all_that_differs_is_joined_mounts_last_and_then_the_root_directory(proc
 
     def join() -> object:
         before = len(os.listdir("/proc/self/fd"))
-        own = os.stat(sys.executable)
         proc.monkeypatch.setattr(linux, "setns", setns)
         proc.monkeypatch.setattr(
             posix,
@@ -120,10 +119,14 @@ def test_all_that_differs_is_joined_mounts_last_and_then_the_root_directory(proc
         proc.monkeypatch.setattr(posix, "chroot", done.append)
         proc.monkeypatch.setattr(status_pipe, "lock_interpreter", lambda: done.append("locked"))
         host.join()
-        assert joining.own_interpreter == (own.st_dev, own.st_ino)
         return [*done, os.getcwd(), len(os.listdir("/proc/self/fd")) - before]
 
     assert in_child(join) == ["locked", ["cgroup", True], ["uts", True], ["mnt", True], "root", ".", "/", 0]
+
+
+def test_the_interpreter_of_a_container_is_known_by_its_inode() -> None:
+    own = os.stat(sys.executable)
+    assert host.own_interpreter() == (own.st_dev, own.st_ino)
 
 
 def test_a_namespace_that_cannot_be_joined_leaves_no_server(proc: Proc) -> None:

@@ -366,9 +366,8 @@ def test_the_interpreter_of_the_helper_is_forbidden_in_containers(recorder: Reco
 def test_the_interpreter_of_a_server_that_has_left_its_container_is_that_of_the_container(recorder: Recorder) -> None:
     crashed = process(in_container=lambda: True, root=os.open("/", os.O_PATH))
     recorder.watch(privileges, "check")
-    recorder.monkeypatch.setattr(joining, "own_interpreter", (7, 8))
     recorder.monkeypatch.setattr(sys, "executable", "/missing")
-    assert joining.prepare(crashed).interpreter == (7, 8)
+    assert joining.prepare(crashed, (7, 8)).interpreter == (7, 8)
     os.close(crashed.root)
 
 

@@ -774,13 +774,13 @@ def test_a_crash_is_that_of_the_connection_and_of_what_the_server_tells(
         worker.give(ours, job)
         order, rights, _, _ = theirs.recvmsg(worker.LONGEST_ORDER, _socket.CMSG_SPACE(4))
         passed = _socket.socket(fileno=struct.unpack("=i", rights[0][2])[0])
-        code = worker.receive(order, passed, theirs, worker.Settings(None, "why", (1, 1)), Log())
-        names = ("tid", "time", "limit", "pidfd", "handle", "inherited", "unprotected", "holder", "greeted")
+        code = worker.receive(order, passed, theirs, worker.Settings(None, "why", (1, 1), None, (7, 8)), Log())
+        names = ("tid", "time", "limit", "pidfd", "handle", "inherited", "unprotected", "interpreter", "holder", "greeted")
         told = held[2][3]
         return [code, len(held), *(seen[name] for name in names), told.owner, told.group]
 
     assert in_child(receive) == [
-        *(5, 3, 4712, 1700000000, 4096, 3, 3, False, "why", "7 user 7", True),
+        *(5, 3, 4712, 1700000000, 4096, 3, 3, False, "why", [7, 8], "7 user 7", True),
         *(7, "7 container a"),
     ]
     for end in (ours, theirs, kernel, connection):
@@ -801,7 +801,7 @@ def test_a_worker_rehearses_and_changes_nothing(stage: Stage, monkeypatch: pytes
 
     def rehearse() -> object:
         for forks in (True, False):
-            worker.rehearse(configuration.Configuration(), forks)
+            worker.rehearse(worker.Settings(None, "why", (1, 1), b""), forks)
         return [told == 2 * [str(os.getpid())], path.read_bytes().hex(), stage.log.read_text()]
 
     assert in_child(rehearse) == [True, "", ""]
@@ -809,7 +809,7 @@ def test_a_worker_rehearses_and_changes_nothing(stage: Stage, monkeypatch: pytes
 
 def test_the_memory_of_a_worker_is_its_own_when_the_crash_comes(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     # A fork would make it a copy once more.
-    def rehearse(configured: object, forks: bool) -> None:
+    def rehearse(settings: object, forks: bool) -> None:
         with open(stage.directory / f"rehearsed.{os.getpid()}", "a") as file:
             file.write(f"{forks} ")
 
@@ -823,7 +823,7 @@ def test_the_memory_of_a_worker_is_its_own_when_the_crash_comes(stage: Stage, mo
 
 
 def test_a_worker_whose_rehearsal_fails_works(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(configured: object, forks: bool) -> None:
+    def fail(settings: object, forks: bool) -> None:
         os.open("/dev/null", os.O_RDONLY)
         raise ValueError
 

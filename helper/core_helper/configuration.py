@@ -92,11 +92,11 @@ def read_configuration(path: str = "") -> "Configuration":
         text = posix.read(descriptor, LONGEST_FILE + 1)
     finally:
         posix.close(descriptor)
-    _take_text(text, path, configuration)
+    _parse_text(text, path, configuration)
     return configuration
 
 
-def _take_text(text: bytes, path: str, configuration: "Configuration") -> None:
+def _parse_text(text: bytes, path: str, configuration: "Configuration") -> None:
     if len(text) > LONGEST_FILE:
         configuration.problems.append(f"{path} refused: longer than {LONGEST_FILE} bytes")
     else:
@@ -112,7 +112,7 @@ class Watched:
         self.is_given = given is not None
         self.configuration = Configuration()
         if given is not None:
-            _take_text(given, CONFIGURATION, self.configuration)
+            _parse_text(given, CONFIGURATION, self.configuration)
         self.read()
 
     def read(self) -> Configuration:
@@ -136,12 +136,12 @@ def parse_configuration(text: bytes, path: str, configuration: "Configuration") 
         if not line or line.startswith(b"#"):
             continue
         try:
-            _take_line(line, configuration)
+            _parse_line(line, configuration)
         except WordError as error:
             configuration.problems.append(f"{path}, line {number} skipped: {error}")
 
 
-def _take_line(line: bytes, configuration: "Configuration") -> None:
+def _parse_line(line: bytes, configuration: "Configuration") -> None:
     key, equals, value = line.partition(b"=")
     if not equals:
         raise WordError(f"KEY=VALUE expected, found {shown(key)}")

@@ -30,7 +30,7 @@ IDLE = 19  # nice(2)
 PATIENCE = 10  # Seconds.
 
 
-def take(crash: "Crash", process: "FaultingProcess", configuration: "Configuration") -> "Custody":
+def begin(crash: "Crash", process: "FaultingProcess", configuration: "Configuration") -> "Custody":
     """Return a place in the store for the core of ``process``. Raises store.Unusable where there is none."""
     path = configuration.keep_directory
     try:

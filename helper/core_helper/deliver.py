@@ -294,7 +294,7 @@ class PreviousHandler:
             delivery.configuration.chain,
             delivery.log,
         )
-        delivery.kernel.take_back()
+        delivery.kernel.end_stream()
         _signal.alarm(left)
         delivery.slot.reclaim(record)
         # The log already has a line that says why, and the core is whole.

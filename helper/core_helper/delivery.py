@@ -148,7 +148,7 @@ class Delivery:
         from core_helper import custody, store
 
         try:
-            kept = custody.take(self.crash, self.process, self.configuration)
+            kept = custody.begin(self.crash, self.process, self.configuration)
         except store.Unusable as error:
             self.configuration.problems.append(f"pid={self.crash.pid}: {error}")
             return

@@ -182,7 +182,7 @@ class KernelSocket(KernelPipe):
         posix.close(writing)
         return self.reading
 
-    def take_back(self) -> None:
+    def end_stream(self) -> None:
         """Have the core here, as it was before ``stream``: that program could not be executed."""
         if self.starting >= 0:
             posix.write(self.starting, b"x")

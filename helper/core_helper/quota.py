@@ -55,9 +55,9 @@ class Line:
     def count(self, holder: str, patience: float = table.PATIENCE) -> bool:
         """Take the line from the bucket of ``holder``, and tell whether that could be done within the ``patience``."""
         name = holder.encode()[:LONGEST_NAME].ljust(LONGEST_NAME, b"\0")
-        return table.change(FILE, RECORD, MOST_HOLDERS, (name,), (0.0, BURST, -1), self.take, patience)
+        return table.change(FILE, RECORD, MOST_HOLDERS, (name,), (0.0, BURST, -1), self.withdraw, patience)
 
-    def take(self, row: "tuple[float, ...]") -> "tuple[float, ...] | None":
+    def withdraw(self, row: "tuple[float, ...]") -> "tuple[float, ...] | None":
         """Take the line from a bucket: when it was looked at, the lines in it, and how many were left out."""
         then, left, missed = row
         now = time.monotonic() if self.now is None else self.now

@@ -87,7 +87,7 @@ def record_of(process: "FaultingProcess") -> Record:
     for bundle, pid_file in _places_of(process, identifier):
         try:
             if _is_of(int(_read(pid_file)), process, group, record):
-                _take(_read(f"{bundle}/config.json"), identifier, pod, record)
+                _read_bundle(_read(f"{bundle}/config.json"), identifier, pod, record)
                 return record
         except (OSError, ValueError):
             continue  # There is none, it is not root's, or it is damaged.
@@ -95,7 +95,7 @@ def record_of(process: "FaultingProcess") -> Record:
         state = _parsed(_read(STATE_OF_RUNC.format(identifier)))
         pid, bundle = _at(state, "init_process_pid"), _bundle_of(state)
         if _text(state, "id") == identifier and isinstance(pid, int) and _is_of(pid, process, group, record):
-            _take(_read(f"{bundle}/config.json"), identifier, pod, record, _at(state, "cgroup_paths"))
+            _read_bundle(_read(f"{bundle}/config.json"), identifier, pod, record, _at(state, "cgroup_paths"))
     except (OSError, ValueError):
         pass
     return record
@@ -174,7 +174,7 @@ def _shares_namespaces(process: "FaultingProcess", first: Member) -> bool:
     return True
 
 
-def _take(config: bytes, identifier: str, pod: str, record: Record, groups: object = None) -> None:
+def _read_bundle(config: bytes, identifier: str, pod: str, record: Record, groups: object = None) -> None:
     """Take over what an OCI bundle says of a container. Raises ValueError where it is damaged, or of another container.
 
     Whoever writes a bundle for runc alone may leave its control group to runc, or name one below that of the container. Then

@@ -41,25 +41,25 @@ def room_for(kept_in: "Store", group: str, need: int, configuration: "Configurat
     bound = configuration.keep_max
     free, left = _left(kept_in, entries, configuration)
     share = share_of(group, entries, free, left, bound, begun)
-    victims: list[Entry] = []
-    candidates = Victims(entries, group, need, bound)
+    evicted: list[Entry] = []
+    candidates = Candidates(entries, group, need, bound)
     before, freed = min(free, left, share), 0
     if share < need:
         return before
     while min(free, left) < need:
         # Where others than cores have filled the disk, no core goes for more than the new one may take.
-        victim = None if left >= need and freed >= need else candidates.next()
-        if victim is None:
+        oldest = None if left >= need and freed >= need else candidates.next()
+        if oldest is None:
             return before
-        victims.append(victim)
-        freed += victim.bytes
-        free, left = free + victim.bytes, left + weight(victim, bound)
-    for entry in victims:
+        evicted.append(oldest)
+        freed += oldest.bytes
+        free, left = free + oldest.bytes, left + weight(oldest, bound)
+    for entry in evicted:
         kept_in.delete(entry)
     return min(free, left, share)
 
 
-class Victims:
+class Candidates:
     """The cores that make room for one of ``group`` that takes ``need`` bytes, one after the other.
 
     The oldest goes. It is one of the same group if that group takes more than its share of the ``bound``, else one of the group
@@ -94,14 +94,14 @@ class Victims:
         if not groups:
             return None
         group = min(groups, key=lambda group: (-self.taken[group], self.whole[group][-1].time))
-        victim = self.whole[group].pop()
+        oldest = self.whole[group].pop()
         if not self.whole[group]:
             del self.whole[group]
         self.left[group] -= 1
-        self.taken[group] -= weight(victim, self.bound)
+        self.taken[group] -= weight(oldest, self.bound)
         if not self.left[group] and group != self.group:
             del self.taken[group]
-        return victim
+        return oldest
 
 
 def share_of(group: str, entries: "list[Entry]", free: int, left: int, bound: int, begun: bool) -> int:

@@ -55,7 +55,7 @@ class KernelPipe:
         """Return a pipe for a program that takes the helper's place, and with it the core."""
         return self.descriptor
 
-    def take_back(self) -> None:
+    def end_stream(self) -> None:
         """Have the core here, as it was before ``stream``: that program could not be executed."""
 
     def close(self) -> None:

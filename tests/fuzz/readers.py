@@ -311,7 +311,7 @@ def bundle(data: bytes) -> None:
         groups = record._at(state, "cgroup_paths")
         with suppress(ValueError):
             assert record._bundle_of(state)[:1] == "/"
-        record._take(data, "", "", found, groups)
+        record._read_bundle(data, "", "", found, groups)
     except ValueError:
         return
     assert set(found.facts) <= set(FACTS)

@@ -79,8 +79,8 @@ class Stage:
         self.note("stream")
         return 9
 
-    def take_back(self) -> None:
-        self.note("take_back")
+    def end_stream(self) -> None:
+        self.note("end_stream")
 
     def keep_for(self, pid: int) -> None:
         self.note("keep_for", pid)
@@ -169,7 +169,7 @@ def test_the_handler_of_the_host_has_what_is_the_hosts(
         # It has a slot, a deadline and a log of its own; where it cannot be executed, the helper has its own again.
         assert stage.done == [
             *(("warning", "a problem"), "release", ("alarm", 0), "stream", ("execute", [b"/handler"], stage)),
-            *("take_back", ("alarm", 77), ("reclaim", b"record")),
+            *("end_stream", ("alarm", 77), ("reclaim", b"record")),
         ]
         assert (stage.configuration.problems, stage.process.hostname) == ([], b"visited")
     else:
@@ -651,7 +651,7 @@ def keeping(
     """Deliver to the places, with a core on the disk, and return what was done."""
     stage.configuration.keep = keep
     monkeypatch.setattr(deliver, "choose", lambda delivery, refusal: list(places))
-    monkeypatch.setattr(custody, "take", lambda *words: kept or Kept(stage))
+    monkeypatch.setattr(custody, "begin", lambda *words: kept or Kept(stage))
     monkeypatch.setattr(delivery, "facts_of", lambda crash, process: {b"CORE_COMM": b"x"})
     monkeypatch.setattr(Stage, "keep", lambda self, *words: self.note("line", words[-1]), raising=False)
     monkeypatch.setattr(Stage, "drop", lambda self, *words: self.note("dropped", words[2]), raising=False)
@@ -801,7 +801,7 @@ def test_a_store_that_cannot_be_used_is_told_and_the_core_is_delivered(
     def refuse(*words: Any) -> Any:
         raise store.Unusable("no room")
 
-    monkeypatch.setattr(custody, "take", refuse)
+    monkeypatch.setattr(custody, "begin", refuse)
     place = Place(stage, FAILS)
     stage.configuration.keep = "undelivered"
     monkeypatch.setattr(deliver, "choose", lambda delivery, refusal: [place])

@@ -316,7 +316,7 @@ def test_a_program_that_could_not_be_executed_has_taken_nothing(pair: Pair) -> N
     def helper() -> object:
         source = KernelSocket(pair.ours)
         source.stream()
-        source.take_back()
+        source.end_stream()
         os.wait()
         return source.connection.recv(100).decode()
 
@@ -328,5 +328,5 @@ def test_closing_it_twice_closes_it_once(pair: Pair) -> None:
     source.close()
     assert pair.kernel.recv(1) == b""
     source.close()
-    source.take_back()
+    source.end_stream()
     assert source.closed

@@ -235,7 +235,7 @@ class Stage:
         """The pipe for the handler."""
         return self.descriptor
 
-    def take_back(self) -> None:
+    def end_stream(self) -> None:
         """The core again, where the handler could not be executed."""
 
     def release(self) -> bytes:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from core_helper import store
 from core_helper.configuration import Configuration
-from core_helper.room import MOST_CORES, Victims, room_for, room_left, share_of, weight
+from core_helper.room import MOST_CORES, Candidates, room_for, room_left, share_of, weight
 from core_helper.store import Entry, Store
 from unit.helper.world import keeps_descriptors
 
@@ -26,28 +26,28 @@ def entry(group: str, key: str, size: int, age: float = 0.0, whole: bool = True)
     return made
 
 
-def victim(entries: list[Entry], group: str, need: int, bound: int = 100) -> str:
-    found = Victims(entries, group, need, bound).next()
+def evicted(entries: list[Entry], group: str, need: int, bound: int = 100) -> str:
+    found = Candidates(entries, group, need, bound).next()
     return "" if found is None else found.key
 
 
 def test_a_loop_pushes_out_its_own_oldest_core() -> None:
     entries = [entry("loop", "old", 30, 2), entry("loop", "new", 30, 1), entry("other", "oldest", 40, 9)]
-    assert victim(entries, "loop", 30) == "old"
+    assert evicted(entries, "loop", 30) == "old"
 
 
 def test_a_group_below_its_share_takes_from_the_one_that_has_most() -> None:
     entries = [entry("big", "old", 40, 2), entry("big", "new", 40, 1), entry("small", "oldest", 15, 9)]
-    assert victim(entries, "small", 10) == "old"
-    assert victim(entries, "fresh", 10) == "old"
+    assert evicted(entries, "small", 10) == "old"
+    assert evicted(entries, "fresh", 10) == "old"
 
 
 def test_a_large_first_core_takes_from_those_that_take_as_much() -> None:
-    assert victim([entry("other", "only", 90)], "fresh", 90) == "only"
-    assert victim([entry("other", "only", 89)], "fresh", 90) == ""
+    assert evicted([entry("other", "only", 90)], "fresh", 90) == "only"
+    assert evicted([entry("other", "only", 89)], "fresh", 90) == ""
     many = [entry(f"other-{number}", str(number), 10, number) for number in range(9)]
-    assert victim(many, "fresh", 25) == "8"
-    assert victim(many, "fresh", 26) == ""
+    assert evicted(many, "fresh", 25) == "8"
+    assert evicted(many, "fresh", 26) == ""
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="a store belongs to root")
@@ -100,8 +100,8 @@ def test_nor_where_the_bound_leaves_just_as_much_as_the_new_one_takes(kept: Stor
 
 def test_cores_that_are_being_written_make_no_room_and_count() -> None:
     writing = entry("loop", "writing", 60, 5, whole=False)
-    assert victim([writing, entry("other", "kept", 40)], "loop", 30) == ""
-    assert victim([writing], "other", 60) == ""
+    assert evicted([writing, entry("other", "kept", 40)], "loop", 30) == ""
+    assert evicted([writing], "other", 60) == ""
     writing.expected = 99
     assert writing.claim == 99
 
@@ -109,25 +109,25 @@ def test_cores_that_are_being_written_make_no_room_and_count() -> None:
 def test_the_share_is_the_bound_divided_by_the_groups_with_the_new_one_among_them() -> None:
     # Share: 100 // 2. With 50 it is not more than that, with 51 it is.
     entries = [entry("mine", "mine", 25), entry("other", "other", 75)]
-    assert victim(entries, "mine", 25) == "other"
-    assert victim(entries, "mine", 26) == "mine"
+    assert evicted(entries, "mine", 25) == "other"
+    assert evicted(entries, "mine", 26) == "mine"
 
 
 def test_a_group_whose_last_core_goes_leaves_its_share_to_the_others() -> None:
     # The share is 33 with that group, too small for a first core of 35, and 50 without it.
-    victims = Victims([entry("a", "large", 40), entry("b", "small", 10)], "new", 35, 100)
-    assert [found and found.key for found in (victims.next(), victims.next(), victims.next())] == [
+    candidates = Candidates([entry("a", "large", 40), entry("b", "small", 10)], "new", 35, 100)
+    assert [found and found.key for found in (candidates.next(), candidates.next(), candidates.next())] == [
         "large",
         "small",
         None,
     ]
 
 
-def test_one_victim_after_the_other() -> None:
+def test_one_core_goes_after_the_other() -> None:
     entries = [entry("a", "a1", 30, 3), entry("b", "b1", 20, 9), entry("b", "b2", 15, 8), entry("c", "c1", 5, 7)]
-    victims = Victims([*entries, entry("c", "writing", 1, whole=False)], "new", 10, 100)
+    candidates = Candidates([*entries, entry("c", "writing", 1, whole=False)], "new", 10, 100)
     keys = []
-    while (found := victims.next()) is not None:
+    while (found := candidates.next()) is not None:
         keys.append(found.key)
     assert keys == ["b1", "a1", "b2", "c1"]
 
@@ -135,8 +135,8 @@ def test_one_victim_after_the_other() -> None:
 def test_as_many_cores_as_may_be_there_are_looked_at_soon() -> None:
     entries = [entry("loop", str(number), 1, number) for number in range(MOST_CORES)]
     began = time.process_time()
-    victims = Victims(entries, "new", 10, len(entries))
-    assert [victims.next() is not None for _ in entries] == [True] * len(entries)
+    candidates = Candidates(entries, "new", 10, len(entries))
+    assert [candidates.next() is not None for _ in entries] == [True] * len(entries)
     assert time.process_time() - began < 2
 
 

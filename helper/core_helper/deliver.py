@@ -185,17 +185,17 @@ class Bounds:
         process, configuration = delivery.process, delivery.configuration
         length = delivery.kernel.announced_length() if configuration.size_max else None
         if length is not None and length > configuration.size_max:
-            told = f"not wanted: it has {length} bytes, and DOCKERCOREHELPER_SIZE_MAX is {configuration.size_max}"
-            delivery.log.lines.drop(delivery.crash, process, told, True)
+            text = f"not wanted: it has {length} bytes, and DOCKERCOREHELPER_SIZE_MAX is {configuration.size_max}"
+            delivery.log.lines.drop(delivery.crash, process, text, True)
             return Outcome(TAKEN, delivered=True)
         most, seconds = configuration.burst
         process.left_out, beyond = bounds.left_out(process, most, seconds) if most else (0, 0)
         if beyond == 1:
-            told = (
+            text = (
                 f"not wanted: DOCKERCOREHELPER_BURST allows {most} cores of this program in {seconds} s; more are left out,"
                 " and the line of the next one tells how many"
             )
-            delivery.log.lines.drop(delivery.crash, process, told, True)
+            delivery.log.lines.drop(delivery.crash, process, text, True)
         return Outcome(TAKEN, delivered=True) if beyond else Outcome(ABSENT)
 
 

@@ -75,7 +75,7 @@ def receive(words: "list[str]", source: KernelPipe, log: Log, began: float) -> i
         posix.set_inheritable(crash.pidfd, False)
     mark = start.mark_of_restart()
     if mark is None and is_gone(crash):
-        tell_gone(crash, problems, log)
+        report_gone(crash, problems, log)
         return EXIT_NOT_DELIVERED
     crash.handle = open_pidfd(crash)
     configuration = read_configuration()
@@ -111,8 +111,8 @@ def is_gone(crash: Crash) -> bool:
     return False
 
 
-def tell_gone(crash: Crash, problems: "list[str]", log: Log) -> None:
-    """Tell that the process was killed before anybody could look at it, unless others tell as much.
+def report_gone(crash: Crash, problems: "list[str]", log: Log) -> None:
+    """Log that the process was killed before anybody could look at it, unless the lines about others are too many already.
 
     The kernel counts a helper only as long as the process is there. So a container that kills what it lets crash can have any
     number of helpers: these must end at once, and wait for nothing.

@@ -23,9 +23,9 @@ class Notifier:
         now = time.monotonic()
         if now - self.last > self.interval / 2:
             self.last = now
-            self.tell(b"WATCHDOG=1")
+            self.send(b"WATCHDOG=1")
 
-    def tell(self, text: bytes) -> None:
+    def send(self, text: bytes) -> None:
         """Send a message, if anybody wants one."""
         if not self.path:
             return

@@ -237,7 +237,7 @@ def is_within(cgroups: "list[tuple[bytes, bytes]]", first: "list[tuple[bytes, by
 
     A slice that both are in is not enough, nor does it forbid that: another hierarchy may tell; see group_of_unit.
     """
-    told, slices = False, False
+    decided, slices = False, False
     for controllers, theirs in first:
         ours = next((path for name, path in cgroups if name == controllers), None)
         if theirs == b"/" or ours is None:
@@ -246,13 +246,13 @@ def is_within(cgroups: "list[tuple[bytes, bytes]]", first: "list[tuple[bytes, by
         if group is None and theirs.endswith(SLICE) and (ours + b"/").startswith(theirs + b"/"):
             slices = True
             continue
-        told = True
+        decided = True
         if group is not None:
             if not (ours + b"/").startswith(group[1] + b"/"):
                 return False
         elif not _share_unit(ours, theirs):
             return False
-    return told or not slices
+    return decided or not slices
 
 
 def _share_unit(one: bytes, other: bytes) -> bool:

@@ -68,7 +68,7 @@ def run(words: "list[str]") -> int:
     try:
         unprotected = protect()
         elsewhere = host.is_elsewhere()
-        terminal = settle(elsewhere)
+        terminal = become_server(elsewhere)
         log.terminal = terminal
         files = raise_limits()
         inherited = listening.inherited_socket()
@@ -148,7 +148,7 @@ def protect() -> str:
     return start.execute_read_only({**kept, start.MARK: b""}, lambda: None)
 
 
-def settle(elsewhere: bool = False) -> "int | None":
+def become_server(elsewhere: bool = False) -> "int | None":
     """Make this process what the kernel makes of a helper; return a copy of standard error if a person reads that.
 
     That of a container is kept, too: the engine has its log there.

@@ -142,7 +142,7 @@ class Server:
         self.idle: list[Worker] = []
         # By their descriptors: the pidfd of a worker, and the way to one that has a crash.
         self.ends: dict[int, Worker] = {}
-        self.tellers: dict[int, Worker] = {}
+        self.channels: dict[int, Worker] = {}
         self.poll = select.poll()
         self.stopping = False
         self.listening = True
@@ -151,7 +151,7 @@ class Server:
         # when the next line may be written. To write one takes longer than to fill the backlog, for the crashes of all.
         self.turned_away = 0
         self.latest = ""
-        self.tell_at = 0.0
+        self.report_at = 0.0
         self.notifier = Notifier()
         listener.setblocking(False)
         self.poll.register(listener.fileno(), select.POLLIN)
@@ -178,7 +178,7 @@ class Server:
             self.install()
             # systemctl status shows which version runs, and the role reads it.
             library = core_helper.__path__[0].rpartition("/")[0].encode("utf-8", "surrogateescape")
-            self.notifier.tell(b"READY=1\nSTATUS=Waits for crashes, with %b" % library)
+            self.notifier.send(b"READY=1\nSTATUS=Waits for crashes, with %b" % library)
             while not self.stopping:
                 self.turn()
             if self.give_back() or not self.is_followed():
@@ -229,8 +229,8 @@ class Server:
         for descriptor, _event in events:
             if descriptor == self.woken:
                 posix.read(self.woken, 64)
-            elif descriptor in self.tellers:
-                self.hear(self.tellers[descriptor])
+            elif descriptor in self.channels:
+                self.hear(self.channels[descriptor])
             elif descriptor in self.ends:
                 self.part(self.ends[descriptor])
             elif self.listening:
@@ -239,8 +239,8 @@ class Server:
             for job in self.queue.expired(time.monotonic()):
                 self.drop(job, "no slot was free until the timeout")
             self.dispatch()
-        if self.turned_away and time.monotonic() >= self.tell_at:
-            self.tell_turned_away()
+        if self.turned_away and time.monotonic() >= self.report_at:
+            self.report_turned_away()
         if short and not events:
             self.hire()
 
@@ -248,7 +248,7 @@ class Server:
         """Return for how many seconds there is nothing to do unless something happens."""
         latest = min((job.patience for jobs in self.queue.groups.values() for job in jobs[:1]), default=float("inf"))
         if self.turned_away:
-            latest = min(latest, self.tell_at)
+            latest = min(latest, self.report_at)
         now = time.monotonic()
         return max(0.0, min(latest - now, self.notifier.interval, self.rest - now if self.rest > now else REST * 60))
 
@@ -284,10 +284,10 @@ class Server:
                 connection.close()
                 self.say(f"core dropped: {type(error).__name__}: {error}", STRANGERS)
 
-    def tell_turned_away(self) -> None:
+    def report_turned_away(self) -> None:
         """Tell who has connected in vain, and how many others have."""
         others = f"; {self.turned_away - 1} others were refused before" if self.turned_away > 1 else ""
-        self.turned_away, self.tell_at = 0, time.monotonic() + REST
+        self.turned_away, self.report_at = 0, time.monotonic() + REST
         self.say(f"{self.latest}: refused{others}", STRANGERS)
 
     def admit(self, connection: _socket.socket) -> None:
@@ -349,7 +349,7 @@ class Server:
             self.rest = time.monotonic() + REST
             self.say(f"no worker can be started: {error.strerror}", OWN)
             return None
-        self.ends[worker.pidfd] = self.tellers[worker.channel.fileno()] = worker
+        self.ends[worker.pidfd] = self.channels[worker.channel.fileno()] = worker
         for descriptor in (worker.pidfd, worker.channel.fileno()):
             self.poll.register(descriptor, select.POLLIN)
         return worker
@@ -362,25 +362,25 @@ class Server:
 
     def hear(self, worker: Worker) -> None:
         """Take over what a worker has told since the last time."""
-        while worker.channel.fileno() in self.tellers:
+        while worker.channel.fileno() in self.channels:
             try:
-                told = worker.channel.recv(1)
+                word = worker.channel.recv(1)
             except BlockingIOError:
                 return
             except OSError:
-                told = b""
-            if told == READY:
+                word = b""
+            if word == READY:
                 worker.ready = True
-            elif told in (GIVEN_BACK, TAKEN_AGAIN):
-                self.count(worker, told == TAKEN_AGAIN)
-            elif told == BEGUN and worker.job is not None:
+            elif word in (GIVEN_BACK, TAKEN_AGAIN):
+                self.count(worker, word == TAKEN_AGAIN)
+            elif word == BEGUN and worker.job is not None:
                 # Nobody else holds the process from here on.
                 worker.job.connection.close()
                 worker.job.begun = True
             else:
                 # It has ended, or has become the previous handler.
                 self.poll.unregister(worker.channel.fileno())
-                del self.tellers[worker.channel.fileno()]
+                del self.channels[worker.channel.fileno()]
 
     def part(self, worker: Worker) -> None:
         """Part with a worker that has ended."""
@@ -390,7 +390,7 @@ class Server:
         if worker in self.idle:
             self.idle.remove(worker)
             self.rest = time.monotonic() + REST
-        if self.tellers.pop(worker.channel.fileno(), None):
+        if self.channels.pop(worker.channel.fileno(), None):
             self.poll.unregister(worker.channel.fileno())
         self.count(worker, False)
         status = worker.close()
@@ -406,11 +406,11 @@ class Server:
     def drop(self, job: Job, reason: str) -> None:
         """Tell that a core is lost, and why; the kernel lets the process go when nobody has the connection any more."""
         holder = holders.log_name(job.holder.owner, job.holder.group)
-        told = not quota.leaves_out(holder)
+        logged = not quota.leaves_out(holder)
         # Asked before the process may go.
-        whereabouts = runtime.whereabouts(job.crash.pid) if told else (b"", "-")
+        whereabouts = runtime.whereabouts(job.crash.pid) if logged else (b"", "-")
         job.connection.close()
-        if told:
+        if logged:
             self.log_of(holder).lines.refuse(job.crash, whereabouts, reason)
 
     def say(self, text: str, holder: str = "") -> None:

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 ORDER = _struct.Struct("=qQ?q")
 LONGEST_ORDER = 256
 DESCRIPTOR = _struct.Struct("=i")
-# What the worker tells: it waits for a crash, it has the crash, it has no slot any more, it has one again.
+# What the worker reports: it waits for a crash, it has the crash, it has no slot any more, it has one again.
 READY, BEGUN, GIVEN_BACK, TAKEN_AGAIN = b"r", b"b", b"-", b"+"
 PIDFD = 3  # Where the kernel would give it to a helper; see previous_handler.py. Reserved by the server.
 COMM = "/proc/self/comm"
@@ -59,8 +59,8 @@ def give(channel: _socket.socket, job: "Job") -> None:
     channel.sendmsg([order + job.holder.group.encode()], [rights], _socket.MSG_DONTWAIT | _socket.MSG_NOSIGNAL)
 
 
-def tell(channel: _socket.socket, what: bytes) -> None:
-    """In the worker: tell the server something, if it is still there."""
+def report(channel: _socket.socket, what: bytes) -> None:
+    """In the worker: report to the server, if that is still there."""
     try:
         channel.send(what, _socket.MSG_DONTWAIT | _socket.MSG_NOSIGNAL)
     except OSError:
@@ -160,14 +160,14 @@ def work(channel: _socket.socket, settings: Settings, early: bool) -> "NoReturn"
             except Exception:
                 pass  # Then the first time is at the crash.
             linux.close_all_but({PIDFD, channel.fileno(), settings.terminal or PIDFD})
-            tell(channel, READY)
+            report(channel, READY)
         try:
             order, rights, _flags, _address = channel.recvmsg(LONGEST_ORDER, _socket.CMSG_SPACE(DESCRIPTOR.size))
         except ConnectionResetError:
             order = b""  # It has not even read what this worker has told.
         if not order:
             posix._exit(EXIT_OK)  # The server has ended.
-        tell(channel, BEGUN)
+        report(channel, BEGUN)
         name(BUSY)
         (descriptor,) = DESCRIPTOR.unpack(rights[0][2])
         posix.set_inheritable(descriptor, False)
@@ -243,17 +243,17 @@ class SlotOfServer(slots.Slot):
 
     def release(self) -> bytes:
         """Free the slot as Slot.release does."""
-        tell(self.channel, GIVEN_BACK)
+        report(self.channel, GIVEN_BACK)
         return super().release()
 
     def reclaim(self, record: bytes) -> None:
         """Take the slot again."""
         super().reclaim(record)
-        tell(self.channel, TAKEN_AGAIN)
+        report(self.channel, TAKEN_AGAIN)
 
     def give_back(self) -> None:
         """Give the slot back, and take one among the deliveries of released processes. Raises TooMany."""
         try:
             super().give_back()
         finally:
-            tell(self.channel, GIVEN_BACK)
+            report(self.channel, GIVEN_BACK)

@@ -144,7 +144,7 @@ def test_a_server_is_what_the_kernel_makes_of_a_helper(monkeypatch: pytest.Monke
     def settled() -> object:
         os.umask(0)
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-        serve.settle()
+        serve.become_server()
         status = Path("/proc/self/status").read_text()
         return [
             linux.getrlimit(linux.RLIMIT_CORE),
@@ -170,7 +170,7 @@ def test_a_server_in_a_container_writes_into_the_log_of_that_and_waits_for_nobod
         os.dup2(writing, 2)
         os.close(writing)
         log = Log()
-        log.terminal = serve.settle(elsewhere=True)
+        log.terminal = serve.become_server(elsewhere=True)
         assert log.terminal is not None
         for _ in range(200):
             log.lines.info("x" * 1000)
@@ -184,7 +184,7 @@ def test_nobody_waits_for_the_terminal_of_a_server() -> None:
         _master, slave = os.openpty()
         os.dup2(slave, 2)
         sys.stderr = os.fdopen(2, "w", closefd=False)
-        terminal = serve.settle()
+        terminal = serve.become_server()
         assert terminal is not None
         written = 0
         try:
@@ -208,7 +208,7 @@ def test_the_login_of_whoever_has_started_the_server_is_forgotten(
         libc = ctypes.CDLL(None, use_errno=True)
         number = linux.NR_KEYCTL[posix.uname().machine]
         joined = libc.syscall(number, 1, b"of-a-login")
-        serve.settle()
+        serve.become_server()
         now = libc.syscall(number, 0, -3, 0)
         os.nice(3)
         worker.be_ordinary()
@@ -252,7 +252,7 @@ def test_systemd_is_told_that_the_server_is_ready_and_goes_on(tmp_path: Path, mo
         monkeypatch.setitem(posix.environ, name, value)
     notifier = Notifier()
     assert b"NOTIFY_SOCKET" not in posix.environ and notifier.interval == 0.1
-    notifier.tell(b"READY=1")
+    notifier.send(b"READY=1")
     notifier.watch()
     time.sleep(0.06)
     notifier.watch()
@@ -262,7 +262,7 @@ def test_systemd_is_told_that_the_server_is_ready_and_goes_on(tmp_path: Path, mo
     with pytest.raises(BlockingIOError):
         manager.recv(99)
     manager.close()
-    notifier.tell(b"more")
+    notifier.send(b"more")
 
 
 def test_who_wants_no_message_gets_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,6 +270,6 @@ def test_who_wants_no_message_gets_none(monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.delitem(posix.environ, name, raising=False)
     monkeypatch.setattr(_socket, "socket", None)
     notifier = Notifier()
-    notifier.tell(b"READY=1")
+    notifier.send(b"READY=1")
     notifier.watch()
     assert notifier.interval == 3600.0

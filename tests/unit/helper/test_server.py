@@ -81,7 +81,7 @@ class Stage:
         monkeypatch.setattr(kernel_socket, "core_limit", lambda pid: 1 if self.is_delegate else 0)
         monkeypatch.setattr(holders, "holder_of", lambda crash: named(f"container {crash.uid}", None))
         monkeypatch.setattr(main, "handle", self.handle)
-        monkeypatch.setattr(Notifier, "tell", self.tell)
+        monkeypatch.setattr(Notifier, "send", self.tell)
 
     def crash_of(self, connection: _socket.socket) -> Crash:
         """The container of a crash is the first thing that its connection says; 0 is nobody's, 9 a delegate's, 8 an error."""
@@ -394,13 +394,13 @@ def test_no_worker_is_started_while_a_crash_was_just_given_to_another(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "PRECEDENCE", 3600.0)
-    tell = worker.tell
+    report = worker.report
 
     def tell_both(channel: _socket.socket, told: bytes) -> None:
-        tell(channel, told)
+        report(channel, told)
         (stage.done / f"ready.{os.getpid()}").touch()
 
-    monkeypatch.setattr(worker, "tell", tell_both)
+    monkeypatch.setattr(worker, "report", tell_both)
     stage.serve()
     wait_for(lambda: len(list(stage.done.glob("ready.*"))) == server.IDLE_WORKERS)
     for number in range(1, server.IDLE_WORKERS + 2):
@@ -775,7 +775,18 @@ def test_a_crash_is_that_of_the_connection_and_of_what_the_server_tells(
         order, rights, _, _ = theirs.recvmsg(worker.LONGEST_ORDER, _socket.CMSG_SPACE(4))
         passed = _socket.socket(fileno=struct.unpack("=i", rights[0][2])[0])
         code = worker.receive(order, passed, theirs, worker.Settings(None, "why", (1, 1), None, (7, 8)), Log())
-        names = ("tid", "time", "limit", "pidfd", "handle", "inherited", "unprotected", "interpreter", "holder", "greeted")
+        names = (
+            "tid",
+            "time",
+            "limit",
+            "pidfd",
+            "handle",
+            "inherited",
+            "unprotected",
+            "interpreter",
+            "holder",
+            "greeted",
+        )
         told = held[2][3]
         return [code, len(held), *(seen[name] for name in names), told.owner, told.group]
 

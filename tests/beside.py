@@ -23,7 +23,7 @@ def main() -> int:
     names = [shlex.join(command) for command in commands]
     processes: list[subprocess.Popen[bytes]] = []
 
-    def hand_on(number: int, frame: FrameType | None) -> None:
+    def pass_on(number: int, frame: FrameType | None) -> None:
         for process in processes:
             process.send_signal(number)
 
@@ -32,7 +32,7 @@ def main() -> int:
         # What is ignored stays ignored, in the commands too.
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda number, frame: None)
-    signal.signal(signal.SIGTERM, hand_on)
+    signal.signal(signal.SIGTERM, pass_on)
     # What comes before both have begun is handed on to both.
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     heeds = functools.partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, [signal.SIGTERM])

@@ -282,15 +282,15 @@ def problems_of_credentials(environment: Any, sender: Any) -> Iterator[str]:
         return
     for key, value in environment.items():
         # Somebody may have written NAME=VALUE as the name.
-        told = shown(str(key).partition("=")[0])
+        entry = shown(str(key).partition("=")[0])
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", str(key)):
-            yield f"{name} must have names of letters, digits and _: {told}"
+            yield f"{name} must have names of letters, digits and _: {entry}"
         if str(key).startswith("CORE_"):
-            yield f"{name} must not have {told}: the helper itself says by CORE_ what is known of a core"
+            yield f"{name} must not have {entry}: the helper itself says by CORE_ what is known of a core"
         if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-            yield f"{name}: the value of {told} must be a string, in quotes"
+            yield f"{name}: the value of {entry} must be a string, in quotes"
         elif re.search(r"[\x00-\x1f\x7f]", str(value)):
-            yield f"{name}: the value of {told} must not hold newlines or other control characters"
+            yield f"{name}: the value of {entry} must not hold newlines or other control characters"
     if environment and not sender:
         yield f"{name} is for {PREFIX}sender, which is empty: name a program there, or leave the variables out"
 

@@ -222,8 +222,8 @@ class Row:
             self.values["next_boot"] = as_wanted(value, at_boot) or origin
             self.values["next_boot_file"] = kernel["next_boot_file"]
             if value != at_boot:
-                told = with_owner(value, str(kernel.get("next_boot_owner", "")))
-                what = f"sets kernel.core_pattern to {told}" if value else "may set another kernel.core_pattern"
+                setting = with_owner(value, str(kernel.get("next_boot_owner", "")))
+                what = f"sets kernel.core_pattern to {setting}" if value else "may set another kernel.core_pattern"
                 self.problems.append(f"next boot: {origin} {what}")
         self.problems += [f"conflict: {text_of(conflict)}" for conflict in kernel.get("conflicts") or []]
 

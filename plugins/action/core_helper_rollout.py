@@ -271,11 +271,11 @@ class ActionModule(ActionBase):
             self.keep_finished()
             self.write(self.finished, touched)
         self.write(self.pending, {})
-        told = f"{len(self.alive)} hosts are as they should be; changed: {named(list(touched))}"
+        summary = f"{len(self.alive)} hosts are as they should be; changed: {named(list(touched))}"
         if not self._task.check_mode:
             # Ansible itself does not show the message of a successful task.
-            Display().display(f"\n{told}. The kernel of each starts docker_core_helper at each crash; {TRY}\n")
-        return {"msg": told}
+            Display().display(f"\n{summary}. The kernel of each starts docker_core_helper at each crash; {TRY}\n")
+        return {"msg": summary}
 
     def load(self) -> dict[str, Any]:
         """Return how the hosts to restore were before."""

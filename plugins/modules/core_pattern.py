@@ -68,7 +68,7 @@ options:
     type: str
     choices: [fail, take_over]
     default: fail
-  hand_on:
+  chain_previous:
     description:
       - Whether the program that the pattern named before the first change is to get the host's core dumps.
       - If the pattern named a socket, that is an error before anything is changed, because only the kernel gives cores to it.
@@ -232,8 +232,8 @@ class Settings:
         units = self.server.wanted(parameters["mode"], parameters["socket"], parameters["service"])
         is_resident = any(units.values())
         self.conflicts = self.others.conflicts(self.sysctl_file, wanted)
-        if parameters["hand_on"]:
-            self.refuse_to_hand_on()
+        if parameters["chain_previous"]:
+            self.check_previous_handler()
         self.record.warn_of_files(self.module, self.live["core_pattern"])
         if self.conflicts and parameters["conflicts"] == "fail":
             raise ConflictError(" | ".join(self.conflicts))
@@ -316,7 +316,7 @@ class Settings:
                 files.write_or_remove(self.module, self.record.path, None)
         return self.result(wanted, own, None)
 
-    def refuse_to_hand_on(self) -> None:
+    def check_previous_handler(self) -> None:
         """Raise SettingError if whoever got the host's cores before cannot get them from the helper."""
         pattern = self.record.previous["core_pattern"]
         if owners.socket_of(pattern):
@@ -376,7 +376,7 @@ def main() -> None:
             "mode": {"type": "str", "choices": list(MODES), "default": "pipe"},
             "socket": {"type": "str"},
             "service": {"type": "str"},
-            "hand_on": {"type": "bool", "default": False},
+            "chain_previous": {"type": "bool", "default": False},
         },
         required_if=[
             ("state", "present", ["pattern", "pipe_limit"]),

@@ -134,21 +134,21 @@ def test_no_core_is_handed_on_to_a_socket_and_nothing_is_changed(kernel: Kernel,
     kernel.set(pattern, "0")
     before = kernel.files()
     for check in (True, False):
-        message = kernel.run(check=check, hand_on=True)["msg"]
+        message = kernel.run(check=check, chain_previous=True)["msg"]
         assert f"cannot hand a core on to the socket {pattern.lstrip('@')}" in message and repr(pattern) in message
         assert "name a program of this host in docker_core_helper_chain" in message
         assert "or set docker_core_helper_chain=none; the kernel's values and those of the next boot are as" in message
         assert (kernel.files(), kernel.written, kernel.warned) == (before, [], [])
     # Also once the pattern is ours: what counts is what was there before the first run.
     kernel.run()
-    assert "cannot hand a core on to the socket" in kernel.run(hand_on=True)["msg"]
-    assert kernel.run("absent", hand_on=True)["core_pattern"] == pattern
+    assert "cannot hand a core on to the socket" in kernel.run(chain_previous=True)["msg"]
+    assert kernel.run("absent", chain_previous=True)["core_pattern"] == pattern
 
 
 @pytest.mark.parametrize("pattern", [APPORT, "core", "@relative", "/var/cores/@@/core"])
 def test_what_is_no_socket_can_be_handed_on_to_or_is_not_there(kernel: Kernel, pattern: str) -> None:
     kernel.set(pattern, "0")
-    assert kernel.run(hand_on=True)["changed"]
+    assert kernel.run(chain_previous=True)["changed"]
 
 
 def test_our_own_pattern_is_never_recorded_as_the_one_from_before(kernel: Kernel) -> None:
@@ -453,12 +453,12 @@ def test_oneagent_and_the_helper_do_not_hand_cores_on_to_each_other(kernel: Kern
     kernel.set(ONEAGENT, "0")
     kept = add(kernel, path, f"{PATTERN}\n")
     before = tree(kernel)
-    message = kernel.run(hand_on=True)["msg"]
+    message = kernel.run(chain_previous=True)["msg"]
     assert f"{kept} names the helper" in message and "docker_core_helper_chain=none" in message
     assert tree(kernel) == before
     assert kernel.run(check=True)["changed"]
     kept.write_text("core\n")
-    assert kernel.run(hand_on=True)["changed"]
+    assert kernel.run(chain_previous=True)["changed"]
 
 
 def test_a_pattern_of_ours_that_oneagent_keeps_is_told_at_the_removal(kernel: Kernel) -> None:
@@ -466,7 +466,7 @@ def test_a_pattern_of_ours_that_oneagent_keeps_is_told_at_the_removal(kernel: Ke
     kernel.run()
     kept = add(kernel, KEPT, f"{PATTERN}\n")
     # It got the cores before the first run of neither: only its own file counts.
-    assert kernel.run(hand_on=True)["changed"] is False
+    assert kernel.run(chain_previous=True)["changed"] is False
     kernel.run("absent")
     assert f"{kept} names the helper, which is removed: write the pattern {APPORT!r} into that file" in str(
         kernel.warned

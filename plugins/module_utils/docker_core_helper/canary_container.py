@@ -136,7 +136,7 @@ def judge(lines: list[str], delegate: str) -> dict[str, object] | None:
     None if they do not say yet what became of it. Raises LostError if it is anything else.
     """
     said = [line.partition(": delegate: ")[2] for line in lines if re.match(r"pid=\d+ container=\w+: delegate: ", line)]
-    told = f"; it said: {' | '.join(said[-SHOWN_LINES:])}" if said else "; it said nothing"
+    quoted = f"; it said: {' | '.join(said[-SHOWN_LINES:])}" if said else "; it said nothing"
     for line in lines:
         # What follows the container's host name, or where nobody knows that, its id.
         ending = re.match(
@@ -149,9 +149,9 @@ def judge(lines: list[str], delegate: str) -> dict[str, object] | None:
             continue
         delivered = re.match(rf"delivered (\d+) bytes to {re.escape(escape(delegate))} in ([\d.]+) s", ending.group(1))
         if not delivered:
-            raise LostError(f"{delegate} has not taken all of it: {ending.group(1)}{told}")
+            raise LostError(f"{delegate} has not taken all of it: {ending.group(1)}{quoted}")
         size, seconds = int(delivered.group(1)), float(delivered.group(2))
-        verdict = f"{delegate} has read all {size} bytes and ended with exit code 0{told}"
+        verdict = f"{delegate} has read all {size} bytes and ended with exit code 0{quoted}"
         return {"outcome": "delivered", "size": size, "seconds": seconds, "said": said, "verdict": verdict}
     return None
 

@@ -57,7 +57,9 @@ def local(path: Path, cache: Cache) -> tuple[Student, Core]:
     return Student(store, cache), core
 
 
-def obtain(store: Store, core: Core, cache: Cache, settings: Settings, told: Callable[[str, int, int], None]) -> Path:
+def obtain(
+    store: Store, core: Core, cache: Cache, settings: Settings, progress: Callable[[str, int, int], None]
+) -> Path:
     """Return an unpacked file of the core: itself if it is one, else one in the cache. Raises Failure."""
     here = store.local(core.path)
     if here is not None and not core.name.packed:
@@ -69,7 +71,7 @@ def obtain(store: Store, core: Core, cache: Cache, settings: Settings, told: Cal
             os.utime(kept)
             return kept
     cache.directory(*path.parent.relative_to(cache.path).parts)
-    fetched = fetch(store, core, path, told)
+    fetched = fetch(store, core, path, progress)
     cache.make_room(settings.cache_max, fetched.path)
     if fetched.damaged:
         ui.say(f"{plain(core.path)}: its end is missing, what is there is shown")

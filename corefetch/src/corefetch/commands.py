@@ -39,9 +39,9 @@ def list_cores(words: Words, settings: Settings) -> int:
         truncated=words.truncated,
     )
     most = words.limit or None
-    with ui.working("looking for cores") as told:
+    with ui.working("looking for cores") as progress:
         found = listing.chosen(
-            student, choice, words.group, lambda number: told(f"{number} cores seen") if number % 500 == 0 else None
+            student, choice, words.group, lambda number: progress(f"{number} cores seen") if number % 500 == 0 else None
         )
         if words.group:
             groups = listing.folded(found)
@@ -148,8 +148,8 @@ def ready(
     words: Words, settings: Settings, cache: Cache, student: Student, core: Core, found: report.Report
 ) -> Iterator[tuple[Path, sysroot.Gathered]]:
     """Yield the file of a core, and the files that it maps. Raises Failure."""
-    with ui.progress() as told:
-        path = acquire.obtain(student.store, core, cache, settings, told)
+    with ui.progress() as progress:
+        path = acquire.obtain(student.store, core, cache, settings, progress)
     try:
         found.said = elfcore.of_file(path)
     except ValueError as error:
@@ -188,8 +188,8 @@ def get(words: Words, settings: Settings) -> int:
         raise Failure(f"{path}: exists already", "say --force, or another place by --output", Exit.USAGE)
     if not path.parent.is_dir():
         raise Failure(f"{path.parent}: no such directory", "create it, or say another by --output", Exit.USAGE)
-    with ui.progress() as told:
-        done = fetch(student.store, core, path, told, unpack=not words.packed)
+    with ui.progress() as progress:
+        done = fetch(student.store, core, path, progress, unpack=not words.packed)
     if words.json:
         ui.print_json(
             {

@@ -21,7 +21,7 @@ BLOCK = 1 << 20
 MODE = 0o600
 NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 # Tells how many bytes have come, and of how many.
-Told = Callable[[str, int, int], None]
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass
@@ -35,20 +35,20 @@ class Fetched:
     damaged: bool = False
 
 
-def fetch(store: Store, core: Core, path: Path, told: Told, unpack: bool = True) -> Fetched:
+def fetch(store: Store, core: Core, path: Path, progress: Progress, unpack: bool = True) -> Fetched:
     """Bring a core to ``path``. What has come stays in a hidden file beside it until all is here. Raises Failure."""
     local = store.local(core.path)
     try:
         if local is not None:
             with open(local, "rb") as source:
-                return _finish(source.fileno(), core, path, told, unpack)
+                return _finish(source.fileno(), core, path, progress, unpack)
         part = _part_of(core, path)
         file = os.open(part, NEW_FILE, MODE)
         try:
             _lock(file, part)
-            _complete(store, core, file, told)
+            _complete(store, core, file, progress)
             try:
-                done = _finish(file, core, path, told, unpack)
+                done = _finish(file, core, path, progress, unpack)
             except Failure as failure:
                 if failure.code == Exit.DAMAGED:
                     part.unlink(missing_ok=True)
@@ -79,19 +79,19 @@ def _lock(file: int, part: Path) -> None:
         raise Failure(f"{part}: another corefetch is bringing this core", "wait for it") from None
 
 
-def _complete(store: Store, core: Core, file: int, told: Told) -> None:
+def _complete(store: Store, core: Core, file: int, progress: Progress) -> None:
     """Append what is missing. Raises Failure or OSError."""
     done = os.fstat(file).st_size
     if done > core.stored:
         os.ftruncate(file, 0)
         done = 0
-    told("fetching", done, core.stored)
+    progress("fetching", done, core.stored)
     if done < core.stored:
         with closing(store.blocks(core.path, done)) as blocks:  # type: ignore[type-var]
             for block in blocks:
                 packing.put(file, block, done)
                 done += len(block)
-                told("fetching", done, core.stored)
+                progress("fetching", done, core.stored)
     if done != core.stored:
         raise Failure(
             f"{plain(core.path)}: {done} of {core.stored} bytes have come",
@@ -108,7 +108,7 @@ def _blocks(file: int) -> Iterator[bytes]:
         offset += len(block)
 
 
-def _finish(source: int, core: Core, path: Path, told: Told, unpack: bool) -> Fetched:
+def _finish(source: int, core: Core, path: Path, progress: Progress, unpack: bool) -> Fetched:
     """Unpack the core, compare its checksum, and give it its name. Raises Failure or OSError."""
     new = path.with_name(f".{path.name[-200:]}.{os.getpid()}.new")
     file = os.open(new, NEW_FILE | os.O_EXCL, MODE)
@@ -119,7 +119,7 @@ def _finish(source: int, core: Core, path: Path, told: Told, unpack: bool) -> Fe
             nonlocal read
             for block in _blocks(source):
                 read += len(block)
-                told("unpacking" if core.name.packed and unpack else "comparing", read, core.stored)
+                progress("unpacking" if core.name.packed and unpack else "comparing", read, core.stored)
                 yield block
 
         try:

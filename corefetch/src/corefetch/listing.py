@@ -87,13 +87,13 @@ def _any(word: str | None, *names: str) -> bool:
 
 
 def chosen(
-    student: Student, choice: Choice, deep: bool, told: Callable[[int], None] = lambda number: None
+    student: Student, choice: Choice, deep: bool, progress: Callable[[int], None] = lambda number: None
 ) -> Iterator[Core]:
     """Yield the cores that are wanted, in the order of the store; what is in memory does not grow with the store."""
 
     def named() -> Iterator[Core]:
         for number, core in enumerate(cores_of(student.store), 1):
-            told(number)
+            progress(number)
             if choice.by_name(core):
                 yield core
 

@@ -54,7 +54,7 @@ class Report:
     @property
     def crash(self) -> Frame | None:
         """The frame that tells most of the fault."""
-        return next(iter(self._told()), None)
+        return next(iter(self._shown()), None)
 
     @property
     def caller(self) -> Frame | None:
@@ -63,7 +63,7 @@ class Report:
         if crash is None or (_has_own_line(crash) and crash.module == self.core.exe):
             return None
         same = crash.module.rpartition("+")[0] or crash.module
-        return next((frame for frame in self._told()[1:] if _has_own_line(frame) and frame.module != same), None)
+        return next((frame for frame in self._shown()[1:] if _has_own_line(frame) and frame.module != same), None)
 
     @property
     def aborted(self) -> bool:
@@ -72,7 +72,7 @@ class Report:
         first = self.said is not None and self.said.pid == 1
         return first and self.core.signal != "SIGABRT" and frame is not None and bool(ABORT.fullmatch(frame.function))
 
-    def _told(self) -> list[Frame]:
+    def _shown(self) -> list[Frame]:
         """Return the frames of the first thread from the fault on: not those through which a program ends itself."""
         frames = self.traces[0].frames if self.traces else []
         if frames and ENDING.fullmatch(frames[0].function or "??"):

@@ -101,13 +101,13 @@ class Gathered:
 
 @contextmanager
 def gathered(
-    said: CoreFacts, sources: Sources, cache: Cache, told: Callable[[str], None] = lambda text: None
+    said: CoreFacts, sources: Sources, cache: Cache, progress: Callable[[str], None] = lambda text: None
 ) -> Iterator[Gathered]:
     """Gather all files that the core maps, and remove the directory of links at the end. Raises Failure."""
     root = Path(tempfile.mkdtemp(dir=cache.directory("roots"), prefix="root."))
     found = Gathered(root, [Mapped(path, said.build_ids.get(path, "")) for path in said.files], [])
     try:
-        _Gathering(found, sources, cache, told).run()
+        _Gathering(found, sources, cache, progress).run()
         _link(found, said)
         yield found
     finally:
@@ -118,11 +118,11 @@ def gathered(
 class _Gathering:
     """One run through the sources, the nearest first."""
 
-    def __init__(self, found: Gathered, sources: Sources, cache: Cache, told: Callable[[str], None]) -> None:
+    def __init__(self, found: Gathered, sources: Sources, cache: Cache, progress: Callable[[str], None]) -> None:
         self.found = found
         self.sources = sources
         self.cache = cache
-        self.told = told
+        self.progress = progress
 
     @property
     def lacking(self) -> list[Mapped]:
@@ -199,7 +199,7 @@ class _Gathering:
         if not wanted:
             return
         program = engine.choose(self.sources.engine)
-        self.told(f"copies files of image {name}")
+        self.progress(f"copies files of image {name}")
         with engine.opened(program, name) as image:
             for one in wanted:
                 path = self.copy(image, one.path, one.build_id or "unknown", "executable", one.build_id)
@@ -235,7 +235,7 @@ class _Gathering:
         wanted = [one for one in self.lacking if one.build_id]
         if not wanted or not servers.urls:
             return
-        self.told("asks debuginfod for files")
+        self.progress("asks debuginfod for files")
         for one, path in self._fetched(servers, wanted, "executable"):
             one.take(path, "debuginfod")
 
@@ -250,7 +250,7 @@ class _Gathering:
         left = [one for one in wanted if not one.debug]
         servers = self.sources.servers
         if left and servers and servers.urls:
-            self.told("asks debuginfod for debug information")
+            self.progress("asks debuginfod for debug information")
             for one, path in self._fetched(servers, left, "debuginfo"):
                 one.debug, one.debug_source = path, "debuginfod"
 

@@ -85,12 +85,12 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
     )
     with Progress(*columns, console=errors(), transient=True, expand=True) as shown:
 
-        def told(what: str, done: int, total: int) -> None:
+        def show(what: str, done: int, total: int) -> None:
             if what not in bars:
                 bars[what] = shown.add_task(what, total=total, completed=done)
             shown.update(bars[what], completed=done, total=total)
 
-        yield told
+        yield show
 
 
 @contextmanager

@@ -22,8 +22,6 @@ MOST_PROGRAMS = 1024
 # When it began to be counted, by the monotonic clock; cores since then; cores left out since then; group, program.
 RECORD = _struct.Struct("=dII128s136s")
 LONGEST_GROUP, LONGEST_PROGRAM = 128, 136
-HEADER_PATIENCE = 5.0  # Seconds for the kernel to write the first bytes of the core.
-PAUSE = 0.001
 F_GETPIPE_SZ = 1032
 LONG_AGO = float("-inf")
 
@@ -64,31 +62,25 @@ class Counted:
         return began, admitted, self.missed
 
 
-def announced_length(pipe: int) -> "int | None":
-    """Return how long the core in the ``pipe`` will be, and leave it there; None where that is not known in time."""
-    header = corefile.Header()
-    limit = time.monotonic() + HEADER_PATIENCE
-    linux.set_pipe_size(pipe, linux.PIPE_SIZE)
+def length_in_pipe(pipe: int) -> "int | None":
+    """Return how many bytes the core in the ``pipe`` will have, and leave it there; None where that is not known in time."""
     out, into = posix.pipe()
     poll = select.poll()
     poll.register(pipe, 0)  # Tells only of the end.
+
+    def look(count: int) -> "bytes | None":
+        size = max(linux.PIPE_SIZE, 2 * count)
+        linux.set_pipe_size(pipe, size)
+        ended = bool(poll.poll(0))
+        if linux.bytes_in_pipe(pipe) < count:
+            return None if ended or fcntl.fcntl(pipe, F_GETPIPE_SZ) < count else b""
+        linux.set_pipe_size(into, size)
+        content = posix.read(out, linux.tee(pipe, into, size))
+        # There may be no pipe of that size beside the kernel's.
+        return content if len(content) >= count else None
+
     try:
-        while header.wanted:
-            size = max(linux.PIPE_SIZE, 2 * header.wanted)
-            linux.set_pipe_size(pipe, size)
-            ended = bool(poll.poll(0))
-            if linux.bytes_in_pipe(pipe) >= header.wanted:
-                linux.set_pipe_size(into, size)
-                content = posix.read(out, linux.tee(pipe, into, size))
-                if len(content) < header.wanted:
-                    return None  # There may be no pipe of that size beside the kernel's.
-                header = corefile.Header()
-                header.add_some(content)
-            elif ended or fcntl.fcntl(pipe, F_GETPIPE_SZ) < header.wanted or time.monotonic() > limit:
-                return None
-            else:
-                time.sleep(PAUSE)
-        return header.length
+        return corefile.announced_length(look)
     except OSError:
         return None  # Started by hand with a file.
     finally:

@@ -5,10 +5,17 @@ elf_core_dump: the program headers come first, and a pipe gets every byte that t
 """
 
 import _struct
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Callable
 
 MAGIC = b"\x7fELF"
 PN_XNUM = 0xFFFF
 LONGEST_HEADER = 64 + 56 * PN_XNUM
+HEADER_PATIENCE = 5.0  # Seconds for the kernel to write the first bytes of the core.
+PAUSE = 0.001  # Seconds between two looks at them.
 
 ORDERS = {1: "<", 2: ">"}
 
@@ -79,6 +86,26 @@ class Header:
     def was_cut(self, amount: int) -> bool:
         """Tell whether a dump was cut off that came to its end after ``amount`` bytes, all of which were added."""
         return self.wanted > 0 or amount < (self.length or 0)
+
+
+def announced_length(look: "Callable[[int], bytes | None]") -> "int | None":
+    """Return how many bytes a core will have whose first bytes nobody has read yet; None where that is not known in time.
+
+    ``look`` returns so many of the first bytes and leaves them where they are. It returns b"" while there are fewer, and None
+    if there will never be so many.
+    """
+    header = Header()
+    limit = time.monotonic() + HEADER_PATIENCE
+    while header.wanted:
+        content = look(header.wanted)
+        if content:
+            header = Header()
+            header.add_some(content)
+        elif content is None or time.monotonic() > limit:
+            return None
+        else:
+            time.sleep(PAUSE)
+    return header.length
 
 
 def header_end(content: bytes) -> "int | None":

@@ -33,9 +33,7 @@ CORE_LIMIT = "Max core file size"  # Its row in /proc/PID/limits; proc_pid_limit
 OF_HELPERS = 1
 UNLIMITED = (1 << 64) - 1
 MOST_THREADS = 4096  # So many are looked at for the one that crashed.
-HEADER_PATIENCE = 5.0  # Seconds for the kernel to write the first bytes of the core.
 STANDSTILL = 0.2  # Seconds without a further byte after which the socket is taken to be full.
-PAUSE = 0.001
 READER_PAUSE = 0.05  # Seconds between two looks whether the previous handler has closed its pipe.
 
 
@@ -140,28 +138,26 @@ class KernelSocket(KernelPipe):
 
     def announced_length(self) -> "int | None":
         """Return what KernelPipe.announced_length does. A header that the socket cannot hold as a whole tells nothing."""
-        header = corefile.Header()
-        limit = time.monotonic() + HEADER_PATIENCE
         poll = select.poll()
         poll.register(self.descriptor, select.POLLRDHUP)
         seen, grown = 0, time.monotonic()
-        while header.wanted:
+
+        def look(count: int) -> "bytes | None":
+            nonlocal seen, grown
             ended = bool(poll.poll(0))
             try:
-                content = self.connection.recv(header.wanted, _socket.MSG_PEEK | _socket.MSG_DONTWAIT)
+                content = self.connection.recv(count, _socket.MSG_PEEK | _socket.MSG_DONTWAIT)
             except BlockingIOError:
                 content = b""
             now = time.monotonic()
-            if len(content) >= header.wanted:
-                header = corefile.Header()
-                header.add_some(content)
-            elif ended or now > limit or (seen and len(content) == seen and now > grown + STANDSTILL):
-                return None
-            else:
-                time.sleep(PAUSE)
+            stands = bool(seen) and len(content) == seen and now > grown + STANDSTILL
             if len(content) > seen:
                 seen, grown = len(content), now
-        return header.length
+            if len(content) >= count:
+                return content
+            return None if ended or stands else b""
+
+        return corefile.announced_length(look)
 
     def stream(self) -> int:
         """Return a pipe for a program that takes this process's place. Another process fills it as soon as that is executed.

@@ -46,10 +46,10 @@ class KernelPipe:
         return False
 
     def announced_length(self) -> "int | None":
-        """Return how long the core will be, and leave it here; None where that is not known in time."""
+        """Return how many bytes the core will have, and leave it here; None where that is not known in time."""
         from core_helper import bounds
 
-        return bounds.announced_length(self.descriptor)
+        return bounds.length_in_pipe(self.descriptor)
 
     def stream(self) -> int:
         """Return a pipe for a program that takes the helper's place, and with it the core."""

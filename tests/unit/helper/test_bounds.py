@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from core_helper import bounds, linux, runtime
+from core_helper import bounds, corefile, linux, runtime
 from unit.helper.support import elf, in_child, process
 
 A, B = process(cgroups=[(b"", b"/docker/a")]), process(cgroups=[(b"", b"/docker/b")])
@@ -89,7 +89,7 @@ def fed(*parts: bytes, ends: bool = False) -> tuple[int, int]:
 def test_the_length_is_known_before_anybody_has_read_the_core(count: int) -> None:
     header = elf(64, "<", [*SEGMENTS, *[(4096, 4096)] * (count - 1)])
     reading, writing = fed(header[:10], header[10:70], header[70:], b"memory")
-    assert bounds.announced_length(reading) == (1 << 20) + (5 << 30)
+    assert bounds.length_in_pipe(reading) == (1 << 20) + (5 << 30)
     limit = time.monotonic() + 20
     while linux.bytes_in_pipe(reading) < len(header) + 6 and time.monotonic() < limit:
         time.sleep(0.05)
@@ -100,7 +100,7 @@ def test_the_length_is_known_before_anybody_has_read_the_core(count: int) -> Non
 
 
 def test_the_length_of_a_core_whose_header_no_pipe_holds_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounds, "HEADER_PATIENCE", 60.0)
+    monkeypatch.setattr(corefile, "HEADER_PATIENCE", 60.0)
     # Nearly the most segments that a header can count. Root, as the kernel starts the helper, may have a larger pipe.
     another = elf(64, "<", [(4096, 4096)])[64:]
     reading, writing = fed(elf(64, "<", SEGMENTS, count=65_001) + another * 65_000)
@@ -110,7 +110,7 @@ def test_the_length_of_a_core_whose_header_no_pipe_holds_is_not_waited_for(monke
         may = may and fcntl.fcntl(writing, linux.F_SETPIPE_SZ, 1 << 23) > 1 << 20
     except PermissionError:
         may = False
-    assert bounds.announced_length(reading) == ((1 << 20) + (5 << 30) if may else None)
+    assert bounds.length_in_pipe(reading) == ((1 << 20) + (5 << 30) if may else None)
     assert time.monotonic() - began < 40
     os.close(reading)
 
@@ -118,14 +118,14 @@ def test_the_length_of_a_core_whose_header_no_pipe_holds_is_not_waited_for(monke
 @pytest.mark.parametrize("text", [b"", b"\x7fELF", elf(64, "<", SEGMENTS)[:100], b"core"])
 def test_a_core_that_is_no_core_or_was_cut_off_has_no_length(text: bytes) -> None:
     reading, _ = fed(text, ends=True)
-    assert bounds.announced_length(reading) is None
+    assert bounds.length_in_pipe(reading) is None
     os.close(reading)
 
 
 def test_a_kernel_that_writes_nothing_is_not_waited_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounds, "HEADER_PATIENCE", 0.2)
+    monkeypatch.setattr(corefile, "HEADER_PATIENCE", 0.2)
     reading, writing = os.pipe()
-    assert bounds.announced_length(reading) is None
+    assert bounds.length_in_pipe(reading) is None
     os.close(reading)
     os.close(writing)
 
@@ -133,5 +133,5 @@ def test_a_kernel_that_writes_nothing_is_not_waited_for_long(monkeypatch: pytest
 def test_a_file_as_the_core_has_no_length(tmp_path: Path) -> None:
     (tmp_path / "core").write_bytes(elf(64, "<", SEGMENTS) + bytes(5000))
     with (tmp_path / "core").open("rb", 0) as core:
-        assert bounds.announced_length(core.fileno()) is None
+        assert bounds.length_in_pipe(core.fileno()) is None
         assert core.tell() == 0

@@ -275,7 +275,7 @@ def test_a_header_that_the_socket_cannot_hold_is_not_waited_for(pair: Pair) -> N
 
 
 def test_the_length_of_the_pipe_is_asked_of_the_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounds, "announced_length", lambda pipe: pipe + 1)
+    monkeypatch.setattr(bounds, "length_in_pipe", lambda pipe: pipe + 1)
     reading, writing = os.pipe()
     assert KernelPipe(reading).announced_length() == reading + 1
     os.close(reading)

@@ -23,13 +23,14 @@ of the core and the ``log``, and has ``start`` protect the helper itself. ``serv
 crashes of a host, lets them wait for slots, and has a ``worker`` for each; its ``notifier`` tells systemd. ``deliver``
 examines the faulting process, chooses destinations for its core, and tries them; ``delivery`` is one core on its way to these;
 ``unwanted`` knows the cores that nobody wants, ``key`` names a core. ``process`` describes the faulting process;
-``namespaces``, ``runtime`` and ``first_process`` say what belongs to which container; ``foreign_files`` and ``strangers`` ask
-whose the files are, ``tracing`` whether a container could trace a process of ours. ``procfs`` reads /proc, ``mount_table`` the
-lists of mounts in it, ``corefile`` the first bytes of the core, which say how long it must be. A child does ``apart`` what may
-last as long as a container likes. ``control_groups`` joins the control groups of the process. ``words`` splits command lines.
-``linux`` holds system calls, ``seccomp`` the filter. ``journal`` writes the log, ``quota`` limits it, ``diagnosis`` explains
-why a process is not there. ``slots``, ``quota`` and ``bounds`` count in a ``table`` each. ``host`` brings a server from its
-container to the host, ``pattern`` sets the kernel's pattern for it.
+``namespaces``, ``runtime`` and ``first_process`` say what belongs to which container, ``record`` what its engine has written of
+it; ``foreign_files`` and ``strangers`` ask whose the files are, ``tracing`` whether a container could trace a process of ours.
+``procfs`` reads /proc, ``mount_table`` the lists of mounts in it, ``corefile`` the first bytes of the core, which say how long
+it must be. ``holes`` finds what of a core need not be stored. A child does ``apart`` what may last as long as a container
+likes. ``control_groups`` joins the control groups of the process. ``words`` splits command lines. ``linux`` holds system calls,
+``seccomp`` the filter. ``journal`` writes the log, ``quota`` limits it, ``diagnosis`` explains why a process is not there.
+``slots``, ``quota`` and ``bounds`` count in a ``table`` each. ``host`` brings a server from its container to the host,
+``pattern`` sets the kernel's pattern for it.
 
 The package is imported at every crash. So it imports no module of the standard library that is written in Python (``posix`` is
 what ``os`` is made of), and of those in C only some that load fast. Not even ``__future__``: annotations that Python 3.8

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import posix
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -132,3 +133,10 @@ def test_the_entry_has_the_two_lines_that_the_installer_replaces() -> None:
     lines = (HELPER / "docker_core_helper").read_text().split("\n")
     assert lines[0] == "#!/usr/bin/python3 -IS"
     assert len([line for line in lines if line.startswith("LIBRARY = ")]) == 1
+
+
+def test_the_map_of_the_package_names_every_module() -> None:
+    text = core_helper.__doc__ or ""
+    picture = "".join(line for line in text.splitlines(keepends=True) if line.startswith("    "))
+    named = {*re.findall(r"\w+", picture), *re.findall(r"``(\w+)``", text)}
+    assert {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"} - named == set()

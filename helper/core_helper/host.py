@@ -6,7 +6,7 @@ itself, which is loaded before, the configuration, if the container has one, cap
 group. Workers leave the last one.
 
 The first process of the container stays there, and a child of it goes: so a program that is executed in the container later
-finds that, and if the child is killed, somebody is left to set the pattern of before.
+finds that, and if the child is killed, somebody is left to set the previous pattern.
 """
 
 import _signal

@@ -1,6 +1,6 @@
-"""kernel.core_pattern: that of the server's socket while the server is there, and the one of before when it has ended.
+"""kernel.core_pattern: that of the server's socket while the server is there, and the previous one when it has ended.
 
-The pattern of before is in a file beside the socket, which is written first. So whoever is killed leaves it to the next server
+The previous pattern is in a file beside the socket, which is written first. So whoever is killed leaves it to the next server
 at that socket, and to ``docker_core_helper serve --restore``.
 """
 
@@ -87,7 +87,7 @@ class Pattern:
         posix.rename(part, self.kept)
 
     def give_back(self) -> bool:
-        """Set the pattern of before, and tell whether that was to be done: not where somebody else has set another one.
+        """Set the previous pattern, and tell whether that was to be done: not where somebody else has set another one.
 
         Raises Failed or OSError where it is not known, or cannot be set.
         """
@@ -101,13 +101,13 @@ class Pattern:
         return found
 
     def _previous(self) -> bytes:
-        """Return the pattern of before. Raises Failed where nobody but root can be trusted to have written it."""
+        """Return the previous pattern. Raises Failed where nobody but root can be trusted to have written it."""
         remedy = "set the pattern that the host shall have, as by sysctl --system"
         try:
             self._check_directory()
             file = configuration.open_of_root(self.kept, 0o077, posix.O_NOFOLLOW)
         except FileNotFoundError:
-            raise Failed(f"the pattern of before is not known, as {self.kept} is missing: {remedy}") from None
+            raise Failed(f"the previous pattern is not known, as {self.kept} is missing: {remedy}") from None
         except (configuration.NotOfRoot, OSError):
             raise Failed(f"{self.kept} is not a file that only root may read and write: {remedy}") from None
         try:

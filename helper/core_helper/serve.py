@@ -23,9 +23,9 @@ usage: docker_core_helper serve [--pattern] [--socket=PATH]
 Waits for crashes at a socket on which the kernel (Linux 6.17 and newer) announces them, and handles each as if the kernel had
 started the helper. A socket that systemd has opened comes first; else PATH is created, {PATH} by default.
 
---pattern  has the kernel use that socket: sets kernel.core_pattern to @@PATH when crashes can come, keeps the pattern of before
+--pattern  has the kernel use that socket: sets kernel.core_pattern to @@PATH when crashes can come, keeps the previous pattern
            in PATH{KEPT}, and sets it again when this program is told to end
---restore  sets the pattern of before again where a server was killed and has left @@PATH, and does nothing else
+--restore  sets the previous pattern again where a server was killed and has left @@PATH, and does nothing else
 
 Without --pattern: sysctl -w kernel.core_pattern=@@{PATH}
 In a container with the pid namespace of the host, it goes over to the host: every path is the host's. Only the configuration is
@@ -99,14 +99,14 @@ def run(words: "list[str]") -> int:
 
 
 def restore(path: str, log: Log) -> int:
-    """Set the pattern of before a server at the socket ``path``, if that was killed; return the exit code."""
+    """Set the pattern from before a server at the socket ``path``, if that was killed; return the exit code."""
     try:
         if host.is_elsewhere():
             load(elsewhere=True)
             host.join()
         if Pattern(path).give_back():
             log.lines.warning(
-                f"the server at the core-dump socket {path} was killed: the pattern of before is set again"
+                f"the server at the core-dump socket {path} was killed: the previous pattern is set again"
             )
     except (listening.Unusable, Failed, OSError) as error:
         return give_up(path, error, log)
@@ -122,7 +122,7 @@ def give_up(path: str, error: Exception, log: Log) -> int:
 
 
 def stay_behind(status: int, path: "str | None", log: Log) -> int:
-    """In the container: the server has ended with that wait ``status``; set the pattern of before if it was killed.
+    """In the container: the server has ended with that wait ``status``; set the previous pattern if it was killed.
 
     Returns the exit code. ``path`` is None where the pattern was not up to the server.
     """
@@ -187,7 +187,7 @@ def forget_login() -> None:
 
 
 def raise_limits() -> "tuple[int, int]":
-    """Have room for the descriptors of crashes that wait; return the limits of before."""
+    """Have room for the descriptors of crashes that wait; return the previous limits."""
     soft, hard = linux.getrlimit(linux.RLIMIT_NOFILE)
     if soft != -1 and soft < FILES:
         linux.setrlimit(linux.RLIMIT_NOFILE, FILES if hard == -1 else min(FILES, hard), hard)

@@ -41,7 +41,7 @@ REST = 1.0  # Seconds until the next worker is started after one that has ended 
 # Seconds from a crash that was given to a worker until the next worker is started: the rehearsal of that one would take a
 # processor from the crash. A crash that finds no worker does not wait for this.
 PRECEDENCE = 0.05
-# Seconds without another crash after which nobody goes by the pattern of the socket any more, once that of before is set.
+# Seconds without another crash after which nobody goes by the pattern of the socket any more, once the previous one is set.
 LINGER, LONGEST_LINGER = 0.1, 5.0
 STRANGERS = "0 whoever connects and does not crash"  # Their lines are counted under this name; see holders.log_name.
 OWN = "0 the server itself"
@@ -198,12 +198,14 @@ class Server:
         before = self.pattern.install()
         lines = self.log_of("").lines
         if before is None:
-            lines.warning("kernel.core_pattern names this socket already, and is left so: that of before is not known")
+            lines.warning(
+                "kernel.core_pattern names this socket already, and is left so: the previous one is not known"
+            )
         else:
             lines.info(f"kernel.core_pattern names this socket; at the end it will be {shown(before)} again")
 
     def give_back(self) -> bool:
-        """Set the pattern of before, and tell whether that was done now."""
+        """Set the previous pattern, and tell whether that was done now."""
         pattern, self.pattern = self.pattern, None
         try:
             return pattern is not None and pattern.give_back()

@@ -217,7 +217,7 @@ def acquire_slot(
 ) -> slots.Slot:
     """Return a slot as main.acquire_slot does.
 
-    By the server's count there is one. But others may have it, of whom the server does not know: helpers of before a restart,
+    By the server's count there is one. But others may have it, of whom the server does not know: helpers from before a restart,
     or processes that cannot be ended. So this waits for one, for half of the timeout.
     """
     limit_of_time = time.monotonic() + configured.timeout / 2

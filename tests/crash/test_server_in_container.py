@@ -43,7 +43,7 @@ def engine() -> Iterator[Engine]:
 
 @pytest.fixture
 def serve(engine: Engine) -> Iterator[Callable[..., Server]]:
-    """Starts servers: ``serve(*options)``; the pattern is that of before after the test."""
+    """Starts servers: ``serve(*options)``; the pattern is the previous one after the test."""
     before = PATTERN.read_text()
     servers: list[Server] = []
 
@@ -165,7 +165,7 @@ def test_a_server_that_is_killed_in_its_container_leaves_the_pattern_of_before(
     os.kill(door.servers()[0], signal.SIGKILL)
     wait_until(lambda: not server.state()["Running"], "the container goes on")
     assert (server.state()["ExitCode"], PATTERN.read_text()) == (1, before)
-    assert "was killed: the pattern of before is set again" in server.log()
+    assert "was killed: the previous pattern is set again" in server.log()
     assert is_whole(crash().delegate.core.read_bytes())
 
 

@@ -660,7 +660,7 @@ def test_what_a_killed_server_has_left_is_set_right_by_hand(
     words = ["--restore", f"--socket={stage.path}"]
     assert serve.run(words) == EXIT_OK
     assert first_line(core_pattern) == "|/before %P"
-    assert "was killed: the pattern of before is set again" in stage.log.read_text()
+    assert "was killed: the previous pattern is set again" in stage.log.read_text()
     # Then there is nothing to do.
     before = stage.log.read_text()
     assert serve.run(words) == EXIT_OK and stage.log.read_text() == before

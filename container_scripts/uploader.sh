@@ -113,7 +113,7 @@ say() {
 
 # fail CODE OBJECT WHAT REMEDY
 fail() {
-    told=yes
+    explained=yes
     say "$2" "$3" "$4"
     exit "$1"
 }
@@ -141,7 +141,7 @@ limits() {
 # ended STATUS: runs at the end, even if the shell ends because it cannot fork.
 ended() {
     [ -z "$muted" ] || exec 2>&9
-    case $told$1 in
+    case $explained$1 in
     yes* | 0 | 129 | 130 | 143) ;; # bash comes here, too, when a signal ends it
     *)
         limits
@@ -662,7 +662,7 @@ describe() {
     describe="$describe, \"truncated\": $quote, \"facts\": {$facts}}"
 }
 
-# Beside the core; without these facts the core is still a core, so a failure is only told.
+# Beside the core; without these facts the core is still a core, so a failure is only reported.
 upload_facts() {
     describe "${object##*/}"
     if [ -n "$by_file" ] && ! file_of_facts; then
@@ -686,7 +686,7 @@ stream() {
     fi
     { compressing | sending; } 3>&1 >/dev/null | judging || {
         status=$?
-        told=yes # by judging
+        explained=yes # by judging
         [ "$status" -eq 75 ] || status=74
         exit "$status"
     }
@@ -853,7 +853,7 @@ upload() {
         trap - HUP INT TERM # What is not sent stays there.
         flush
         sweep_parts
-        told=yes
+        explained=yes
         exit 0
     fi
     if [ -n "$by_file" ]; then
@@ -933,7 +933,7 @@ sweep() {
 # capture: makes a file $temporary of the core. Under a temporary name, so that nobody ever reads half a core.
 capture() {
     begin
-    trap 'told=yes; exit 74' HUP INT
+    trap 'explained=yes; exit 74' HUP INT
     trap keep_part TERM
     mute # Some shells say "Terminated" here.
     said=$([ -z "$spool_max" ] || ulimit -f "$((spool_max / 512 + 1))" 2>/dev/null; compress 2>&1 >"$temporary" 9>&-) || {
@@ -952,7 +952,7 @@ file_of_facts() {
     create "${object##*/}" && printf '%s\n' "$describe" 2>/dev/null >"$temporary"
 }
 
-# Beside the core; without these facts the core is still a core, so a failure is only told.
+# Beside the core; without these facts the core is still a core, so a failure is only reported.
 write_facts() {
     rm -f "$temporary"
     describe "${object##*/}"
@@ -1005,7 +1005,7 @@ try() {
 }
 
 # What the functions need to know from the start.
-told='' muted='' temporary='' few='' by_file='' spool='' spool_max='' file='' endpoint='' mode=store
+explained='' muted='' temporary='' few='' by_file='' spool='' spool_max='' file='' endpoint='' mode=store
 keys='AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY' address='AWS_ENDPOINT_URL and network'
 trap 'ended "$?"' EXIT
 
@@ -1014,7 +1014,7 @@ case ${1-} in
     echo "$usage"
     echo "DESTINATION: s3://BUCKET/PREFIX/, gs://BUCKET/PREFIX/, azblob://CONTAINER/PREFIX/, rclone:REMOTE:PATH/,"
     echo "file:///DIRECTORY or /DIRECTORY; without it CORE_DESTINATION of the environment or of /etc/core-uploader.conf"
-    told=yes
+    explained=yes
     exit 0
     ;;
 --dry-run | --resend)
@@ -1106,5 +1106,5 @@ resend*)
 store/*) write ;;
 *) upload ;;
 esac
-told=yes
+explained=yes
 [ "$mode" != store ] || printf 'uploader.sh: %s\n' "$object" >&2

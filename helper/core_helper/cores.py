@@ -148,7 +148,7 @@ def get_core(kept_in: store.Store, options: argparse.Namespace) -> None:
 
 
 def check(core: "dict[str, object]", found: str) -> None:
-    """Compare the checksum of what was ``found`` with that of the ``core``, which is not known before the helper has ended."""
+    """Compare the checksum ``found`` with that of the ``core``, if the helper has noted one. Raises Problem."""
     if core.get("sha256") not in (None, found):
         raise Problem(f"{core['key']}: its checksum is wrong: the disk has lost a part of it")
 
@@ -197,7 +197,7 @@ def copy(blocks: "Iterable[bytes]", file: int, holes: bool) -> str:
 
 
 def cores_of(kept_in: store.Store) -> "list[dict[str, object]]":
-    """Return what is known of each core, the oldest first."""
+    """Return what is known of each core, the oldest first. Raises Problem where that is damaged."""
     cores = []
     with kept_in.lock:
         entries = kept_in.entries()

@@ -36,7 +36,7 @@ def write(
 
     Nothing is executed and nothing appears in the container's pid namespace. Where it is not known yet whether the fallback
     file is ``wanted``, the environment of the process must ask for it. The ``bound`` is the number of such files and of the
-    bytes that they take, 0 for any number.
+    bytes that they take, 0 for any number. What goes wrong is sent over the status pipe.
     """
     process = plan.process
     with StatusPipe(child.status_write_end) as status:

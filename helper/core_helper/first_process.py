@@ -74,6 +74,7 @@ def first_of(process: "FaultingProcess") -> "tuple[Member | None, list[Member]]"
     The container is that of the control group, if an engine has named that group; else that of the pid namespace. Outside of
     pid namespaces it is the control group as it is, unless that is the root group or a slice. The others are the first process
     of the outermost container, and the eldest process of the control group around a sandbox, which has made the sandbox.
+    Raises Refused where the first process of the pid namespace is not found.
     """
     namespace = process.descriptor("pid")
     group = runtime.named_group(process.cgroups)

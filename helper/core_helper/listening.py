@@ -16,7 +16,7 @@ class Unusable(Exception):
 
 
 def inherited_socket() -> "_socket.socket | None":
-    """Return the socket that systemd has opened, None if there is none; sd_listen_fds(3)."""
+    """Return the socket that systemd has opened, None if there is none; sd_listen_fds(3). Raises Unusable."""
     pid, count = (posix.environ.pop(variable, b"") for variable in (b"LISTEN_PID", b"LISTEN_FDS"))
     if pid != b"%d" % posix.getpid() or count in (b"", b"0"):
         return None

@@ -179,5 +179,5 @@ def acquire_slot(crash: Crash, limit: int, log: Log, holder: "Holder | None" = N
 
 
 def give_up(number: int, frame: object) -> "NoReturn":
-    """End a helper that waits for something without a deadline."""
+    """Handle SIGALRM: end a helper that waits for something without a deadline, by raising TimeoutError."""
     raise TimeoutError("the deadline has passed, and the helper was still waiting")

@@ -158,7 +158,10 @@ def configured_delegate() -> str:
 
 
 def words_of_configuration(text: str) -> list[str]:
-    """Return the words of the delegate in the helper's configuration: quoted as a whole, then split like a shell does."""
+    """Return the words of the delegate in the helper's configuration: quoted as a whole, then split like a shell does.
+
+    Raises SetupError where they cannot be split.
+    """
     words: list[str] = []
     for line in text.splitlines():
         key, _equals, value = line.strip().partition("=")

@@ -112,7 +112,7 @@ class CoresError(Exception):
 
 
 def helper(bin_dir: str, *words: str) -> bytes:
-    """Run a command of the helper, and return what it prints."""
+    """Run a command of the helper, and return what it prints. Raises CoresError where it fails."""
     program = os.path.join(bin_dir, HELPER)
     try:
         result = subprocess.run(
@@ -132,7 +132,7 @@ def helper(bin_dir: str, *words: str) -> bytes:
 
 
 def list_cores(bin_dir: str) -> dict[str, Any]:
-    """Return what the helper knows of each core."""
+    """Return what the helper knows of each core. Raises CoresError where it does not say that."""
     if not os.path.exists(os.path.join(bin_dir, HELPER)):
         return {"installed": False, "cores": []}
     try:
@@ -143,11 +143,11 @@ def list_cores(bin_dir: str) -> dict[str, Any]:
 
 
 def opened(path: str) -> int:
-    """Open the file of a core, which is no link and no pipe."""
+    """Open the file of a core, which is no link and no pipe. Raises CoresError."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise CoresError(f"{path}: gone meanwhile, such as for want of room, or compressed: run again") from None
+        raise CoresError(f"{path}: no longer there: compressed, or deleted to make room: run again") from None
     if not stat.S_ISREG(os.fstat(file).st_mode):
         os.close(file)
         raise CoresError(f"{path} is no file")

@@ -153,7 +153,7 @@ class Files:
     # -- the two states
 
     def present(self) -> dict[str, object]:
-        """Install what is missing or different, and return the result for Ansible."""
+        """Install what is missing or different, and return the result for Ansible. Raises UnusableError."""
         usable_host.refuse_host((self.bin_dir, self.lib_dir))
         usable_host.refuse_second_installation(self.entry, self.lib_dir)
         usable_host.refuse_configuration(self.entry)
@@ -251,7 +251,7 @@ class Files:
     # -- before a change
 
     def wanted_entry(self, python: str, version: str) -> str:
-        """Return the entry for this host: its interpreter and the directory of its library filled in."""
+        """Return the entry for this host: its interpreter and the directory of its library filled in. Raises UnusableError."""
         content: str = self.module.params["entry"]
         for pattern, line in (
             (r"\A#!/usr/bin/python3 -IS$", f"#!{python} -IS"),
@@ -282,7 +282,7 @@ class Files:
         files.write(self.module, path, content, 0o644, library.owner())
 
     def install_entry(self, content: str) -> None:
-        """Put the helper into its place if it starts on this host as the kernel would start it."""
+        """Put the helper into its place if it starts on this host as the kernel would start it. Raises UnusableError."""
         temporary = files.write_beside(self.module, self.entry, content, 0o755, library.owner())
         try:
             result = run(temporary, "--version")

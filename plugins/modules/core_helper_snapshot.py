@@ -261,7 +261,7 @@ def restore(
     now: dict[str, dict[str, Any]],
     wanted: dict[str, dict[str, Any]],
 ) -> list[dict[str, str]]:
-    """Bring the host back and return what was changed, as --diff shows it."""
+    """Bring the host back and return what was changed, as --diff shows it. Raises RestoreError."""
     before = wanted["files"].get(entry)
     if before is None:
         raise RestoreError(f"{entry} was not there before: remove the helper, with docker_core_helper_state=absent")

@@ -225,7 +225,7 @@ class Settings:
     # -- the two states
 
     def present(self) -> dict[str, object]:
-        """Set the wanted values and return the result for Ansible."""
+        """Set the wanted values and return the result for Ansible. Raises ConflictError where somebody else would win."""
         parameters = self.module.params
         wanted = {"core_pattern": parameters["pattern"], "core_pipe_limit": str(parameters["pipe_limit"])}
         self.change.refuse_files_of_others()

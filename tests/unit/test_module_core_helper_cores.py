@@ -63,7 +63,7 @@ def test_what_is_no_file_is_not_read(module: Any, tmp_path: Path) -> None:
         module.read_part(str(tmp_path / "link"), 0, 10)
     with pytest.raises(module.CoresError, match="pipe is no file"):
         module.checksum_of(str(tmp_path / "pipe"))
-    with pytest.raises(module.CoresError, match=r"nowhere: gone meanwhile, .*: run again"):
+    with pytest.raises(module.CoresError, match=r"nowhere: no longer there: .*: run again"):
         module.read_part(str(tmp_path / "nowhere"), 0, 10)
 
 

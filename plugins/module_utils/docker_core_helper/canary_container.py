@@ -159,7 +159,10 @@ def judge(lines: list[str], delegate: str) -> dict[str, object] | None:
 def crash_in_container(
     delegate: str, image: str, options: list[str], pull: bool, timeout: float, warnings: list[str]
 ) -> dict[str, object]:
-    """Let a shell crash in a container of ``image``, and return what the configured delegate has made of its core."""
+    """Let a shell crash in a container of ``image``, and return what the configured delegate has made of its core.
+
+    ``timeout`` is in seconds. Raises SetupError where there was no crash, and LostError where the core was lost.
+    """
     engine = engine_with(image, pull)
     log = Log()
     with contextlib.closing(log), container_of(engine, image, options, warnings) as identifier:

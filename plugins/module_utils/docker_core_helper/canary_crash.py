@@ -67,7 +67,10 @@ def read_core(path: str) -> bytes:
 
 
 def crash(delegate: str, timeout: float) -> dict[str, object]:
-    """Let a shell crash and return size and time of its core; runs as process 1 of the namespaces, in ROOT."""
+    """Let a shell crash and return size and time of its core; runs as process 1 of the namespaces, in ROOT.
+
+    ``timeout`` is in seconds. Raises LostError where no core comes in that time.
+    """
     token = uuid.uuid4().hex
     try_delegate(delegate, token, timeout)
     limit = int(kernel.get("core_pipe_limit") or 0)

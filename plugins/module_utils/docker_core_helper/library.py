@@ -101,7 +101,7 @@ class Library:
         files.write(self.module, os.path.join(package, name), self.sources[name], 0o644, owner())
 
     def compile(self, python: Python, compiler: str, package: str) -> None:
-        """Compile the files in ``package`` for the Python of the helper, under the names that they will have."""
+        """Compile the files in ``package`` for the Python of the helper, under their later names. Raises UnusableError."""
         result = run(python.path, "-I", "-S", "-c", compiler, "compile", package, self.package)
         if result.returncode:
             raise UnusableError(f"{python.path} cannot compile the helper's library: {last_line(result.stderr)}")

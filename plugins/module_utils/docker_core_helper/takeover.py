@@ -85,7 +85,10 @@ class Takeover:
         return content
 
     def disable(self, service: str) -> None:
-        """Disable a service, or mask it. It is not stopped: Apport, for one, would then set values of its own."""
+        """Disable a service, or mask it. It is not stopped: Apport, for one, would then set values of its own.
+
+        Raises SettingError where systemctl fails.
+        """
         is_static = owners.is_static(service)
         if next_boot.systemd_runs():
             verb = "mask" if is_static else "disable"

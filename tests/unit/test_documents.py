@@ -99,3 +99,38 @@ def test_every_test_that_a_page_names_is_there() -> None:
     assert len(names) > 20
     for file, name in names:
         assert re.search(rf"^def {name}\(", (tests / file).read_text(), re.M), f"{file}: {name}"
+
+
+OF_HOSTS = ("/", "~")
+
+
+@pytest.mark.parametrize("name", [name for name in PAGES if not name.startswith("corefetch/")])
+def test_every_file_of_the_project_that_a_page_names_is_there(name: str) -> None:
+    known = tracked()
+    text = re.sub(r"^```.*?^```", "", (PROJECT / name).read_text(), flags=re.M | re.S)
+    for file in set(re.findall(r"`([\w./~-]+\.(?:py|sh|c|h|j2|yml|md))`", text)):
+        found = any(f"/{path}".endswith(f"/{file.removeprefix('../')}") for path in known)
+        assert found or file.startswith(OF_HOSTS), f"{name}: {file}"
+
+
+NAMES = re.compile(r"((?:`[\w.]+`(?:, | and |, and | or )?)+) in `((?:[\w./]+/)?\w+\.py)`")
+
+
+def names_in(file: Path) -> set[str]:
+    """Return what a module defines or uses."""
+    tree = list(ast.walk(ast.parse(file.read_text())))
+    return {getattr(node, kind) for node in tree for kind in ("name", "id", "attr", "arg") if hasattr(node, kind)}
+
+
+def test_what_a_page_says_is_in_a_module_is_there() -> None:
+    known = [Path(name) for name in tracked() if name.endswith(".py")]
+    seen = 0
+    for page in ("SECURITY.md", "docs/contributing.md", "docs/how-it-works.md", "tests/README.md"):
+        for names, file in NAMES.findall(" ".join((PROJECT / page).read_text().split())):
+            modules = [path for path in known if f"/{path}".endswith(f"/{file}")]
+            there = set().union(*(names_in(PROJECT / path) for path in modules))
+            # What is a file here stands before another list of names.
+            for name in re.findall(r"`([\w.]+)`", names):
+                seen += 1
+                assert name.endswith(".py") or set(name.split(".")) <= there, f"{page}: {name} in {file}"
+    assert seen > 25

@@ -131,8 +131,9 @@ from ansible.module_utils.basic import AnsibleModule  # noqa: E402
 
 from ..module_utils.docker_core_helper import directories, files, kept_cores, library, places, usable_host  # noqa: E402
 from ..module_utils.docker_core_helper.places import BIN_DIR, HELPER, LIB_DIR, is_ours, library_of  # noqa: E402
+from ..module_utils.docker_core_helper.programs import last_line  # noqa: E402
 from ..module_utils.docker_core_helper.sender import Sender  # noqa: E402
-from ..module_utils.docker_core_helper.usable_python import UnusableError, find_python, last_line, run  # noqa: E402
+from ..module_utils.docker_core_helper.usable_python import UnusableError, find_python, run  # noqa: E402
 
 
 class Files:
@@ -207,7 +208,7 @@ class Files:
             change_sender = self.sender.change(sender)
         except (OSError, UnusableError) as error:
             raise UnusableError(
-                f"{reason(error)}; the helper itself is whole, its sender is not: run this again when that is mended"
+                f"{files.reason(error)}; the helper itself is whole, its sender is not: run this again when that is mended"
             ) from error
         self.diff += change_sender
         return {
@@ -300,11 +301,6 @@ class Files:
         self.diff.append(files.diff_step(name, before, after))
 
 
-def reason(error: Exception) -> str:
-    """Return what went wrong: with an OSError it is a file."""
-    return f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
-
-
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(
@@ -334,7 +330,7 @@ def main() -> None:
     try:
         result = installation.present() if module.params["state"] == "present" else installation.absent()
     except (OSError, UnusableError) as error:
-        module.fail_json(msg=reason(error))
+        module.fail_json(msg=files.reason(error))
     module.exit_json(**result)
 
 

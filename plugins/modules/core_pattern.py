@@ -358,11 +358,6 @@ class Settings:
         }
 
 
-def reason(error: Exception) -> str:
-    """Return what went wrong: with an OSError it is a file."""
-    return f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
-
-
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(
@@ -388,7 +383,7 @@ def main() -> None:
     try:
         settings = Settings(module)
     except (SettingError, OSError) as error:
-        module.fail_json(msg=f"{reason(error)}; nothing was changed")
+        module.fail_json(msg=f"{files.reason(error)}; nothing was changed")
     try:
         result = settings.present() if module.params["state"] == "present" else settings.absent()
     except ConflictError as error:
@@ -396,7 +391,7 @@ def main() -> None:
             msg=f"at the next boot somebody else would win, nothing was changed: {error}", **settings.found()
         )
     except (SettingError, OSError) as error:
-        module.fail_json(msg=f"{reason(error)}; {settings.change.outcome()}", **settings.found())
+        module.fail_json(msg=f"{files.reason(error)}; {settings.change.outcome()}", **settings.found())
     module.exit_json(**result)
 
 

@@ -106,7 +106,7 @@ def serving() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Crash:
+class CrashTimes:
     """When a process crashed, and when it was gone; all times are seconds of the monotonic clock."""
 
     crashed: float
@@ -122,10 +122,10 @@ class Delivery:
     size: int
 
 
-def read(text: str) -> tuple[list[Crash], list[Delivery]]:
+def read(text: str) -> tuple[list[CrashTimes], list[Delivery]]:
     """What latency.c has written: each crash and each delivery, in the order of their ends."""
     rows = [line.split() for line in text.splitlines()]
-    crashes = [Crash(float(row[1]), float(row[2])) for row in rows if row[0] == "crash"]
+    crashes = [CrashTimes(float(row[1]), float(row[2])) for row in rows if row[0] == "crash"]
     deliveries = [Delivery(float(row[1]), float(row[2]), int(row[3])) for row in rows if row[0] == "delegate"]
     return crashes, deliveries
 
@@ -151,14 +151,14 @@ class Crasher:
         self.record.chmod(0o666)
         self.process.stdin.write(f"{mib} {count} {at:.6f}\n".encode())
 
-    def crashes(self) -> tuple[list[Crash], list[Delivery]]:
+    def crashes(self) -> tuple[list[CrashTimes], list[Delivery]]:
         """What became of them, as soon as all of them are gone: by then each delegate that was started has ended."""
         assert self.process.stdout
         if not self.process.stdout.read(1):
             raise RuntimeError("the crasher did not survive the crashes of its children")
         return read(self.record.read_text())
 
-    def crash(self, mib: int, silent: bool = False) -> tuple[Crash, Delivery]:
+    def crash(self, mib: int, silent: bool = False) -> tuple[CrashTimes, Delivery]:
         """One crash, and its delivery. Raises ``RuntimeError`` where the core did not arrive as a whole.
 
         Of a ``silent`` handler only the end of the process is known.

@@ -204,7 +204,7 @@ def test_a_kernel_without_the_socket_has_the_other_handlers(monkeypatch: pytest.
 
 def test_what_the_crashing_program_and_the_delegate_have_written_is_read() -> None:
     text = "delegate 1.500000000 2.000000000 4096\ncrash 1.000000000 2.250000000\n"
-    assert handlers.read(text) == ([handlers.Crash(1.0, 2.25)], [handlers.Delivery(1.5, 2.0, 4096)])
+    assert handlers.read(text) == ([handlers.CrashTimes(1.0, 2.25)], [handlers.Delivery(1.5, 2.0, 4096)])
 
 
 def test_the_plot_of_the_delegates_has_a_bar_for_each_handler(results: dict[str, Any]) -> None:

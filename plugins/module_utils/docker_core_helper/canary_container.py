@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from .canary_crash import LostError
 from .canary_log import Log
 from .canary_root import SetupError
+from .programs import last_line
 
 ENGINES = ("docker", "podman")
 # Some hosts have the engine where a process of ssh or sudo does not look.
@@ -27,11 +28,6 @@ LOG_SECONDS = 10
 # The inner shell crashes: process 1 takes no signal of its own namespace.
 SCRIPT = "/bin/sh -c 'kill -s SEGV $$'; exit 0"
 SHOWN_LINES = 5
-
-
-def last_line(text: str) -> str:
-    """Return the last line of a program's output, which says what happened."""
-    return (text.strip().splitlines() or ["no message"])[-1].strip()
 
 
 class Engine:

@@ -128,3 +128,8 @@ def write_or_remove(module: AnsibleModule, path: str, content: str | None) -> No
 def diff_step(name: str, before: str | None, after: str | None) -> dict[str, str]:
     """Return a change as --diff shows it; None is a file that is not there."""
     return {"before_header": name, "after_header": name, "before": before or "", "after": after or ""}
+
+
+def reason(error: Exception) -> str:
+    """Return what went wrong: with an OSError it is a file."""
+    return f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)

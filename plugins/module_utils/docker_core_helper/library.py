@@ -12,7 +12,8 @@ import stat
 from ansible.module_utils.basic import AnsibleModule
 
 from . import directories, files, usable_python
-from .usable_python import Python, UnusableError, last_line, run
+from .programs import last_line
+from .usable_python import Python, UnusableError, run
 
 PACKAGE = "core_helper"
 

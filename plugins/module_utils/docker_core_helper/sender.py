@@ -13,8 +13,8 @@ import re
 from ansible.module_utils.basic import AnsibleModule
 
 from . import files, library, next_boot, places
-from .programs import program
-from .usable_python import UnusableError, last_line
+from .programs import last_line, program
+from .usable_python import UnusableError
 
 # The helper knows the user by this name; helper/core_helper/sender.py.
 USER = "docker-core-helper"

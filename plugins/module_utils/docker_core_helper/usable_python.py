@@ -9,6 +9,8 @@ import re
 import stat
 import subprocess
 
+from .programs import last_line
+
 # The user and the group that own the files, and the only ones that may be able to change what the kernel starts.
 OWNER = 0
 GROUP = 0
@@ -48,11 +50,6 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
         timeout=60,
         check=False,
     )
-
-
-def last_line(text: str) -> str:
-    """Return the line of an error output that says what happened: with Python it is the last one."""
-    return (text.strip().splitlines() or ["no message"])[-1]
 
 
 def changeable(path: str) -> str | None:

@@ -171,10 +171,10 @@ def test_a_store_that_was_usable_and_is_read_only_now_keeps_nothing_and_says_so_
     process: Any = SimpleNamespace(cgroups=[], memory=1)
     monkeypatch.setattr(custody, "key_of", lambda *words: "key")
     crash: Any = None
-    assert custody.take(crash, process, configuration).key == "key"
+    assert custody.begin(crash, process, configuration).key == "key"
     monkeypatch.setattr(store if step == "create_file" else posix, step, refuse)
     with pytest.raises(store.Unusable) as caught:
-        custody.take(crash, process, configuration)
+        custody.begin(crash, process, configuration)
     told = str(caught.value)
     assert (
         told.startswith(f"{configuration.keep_directory}: Read-only file system: ")

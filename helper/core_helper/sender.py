@@ -274,15 +274,20 @@ class Started:
 
     def start(self, words: "list[bytes]", environment: "dict[bytes, bytes]") -> None:
         """Start the program. Raises Away where that cannot be: no core would have better luck."""
-        source = self.file
-        if self.compressed:
-            source, writing = os.pipe()
-            self.pipe = source
-            try:
-                self.zstd = self._start([b"zstd", b"-d", b"-q", b"-c"], {b"PATH": PATH}, self.file, writing)
-            finally:
-                os.close(writing)
-        self.program = self._start(words, environment, source, DEVNULL)
+        # A signal in between would leave a program that nobody knows of, and nobody ends. The program resets the mask.
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+        try:
+            source = self.file
+            if self.compressed:
+                source, writing = os.pipe()
+                self.pipe = source
+                try:
+                    self.zstd = self._start([b"zstd", b"-d", b"-q", b"-c"], {b"PATH": PATH}, self.file, writing)
+                finally:
+                    os.close(writing)
+            self.program = self._start(words, environment, source, DEVNULL)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
     def _start(self, words: "list[bytes]", environment: "dict[bytes, bytes]", source: int, sink: int) -> "Popen[bytes]":
         try:

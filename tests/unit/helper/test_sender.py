@@ -347,6 +347,26 @@ def test_a_signal_ends_the_program_before_its_input_ends(host: Host, number: sig
 
 
 @pytest.mark.parametrize("packed", [False, True])
+def test_a_signal_while_the_program_starts_ends_it(host: Host, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if packed and shutil.which("zstd") is None:
+        pytest.skip("there is no zstd here")
+    started = []
+
+    class Interrupted(subprocess.Popen[bytes]):
+        def __init__(self, *words: Any, **options: Any) -> None:
+            super().__init__(*words, **options)
+            started.append(self)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(sender, "Popen", Interrupted)
+    host.does("while :; do sleep 0.01; done")
+    put(host.directory, "node.aaaa", packed=packed)
+    assert host.send() == 1
+    assert [process.poll() is None for process in started] == [False] * len(started)
+    assert host.keys() == ["node.aaaa"]
+
+
+@pytest.mark.parametrize("packed", [False, True])
 def test_a_program_whose_sender_is_killed_still_gets_the_whole_core(host: Host, packed: bool) -> None:
     if packed and shutil.which("zstd") is None:
         pytest.skip("there is no zstd here")

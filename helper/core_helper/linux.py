@@ -50,6 +50,7 @@ MFD_ALLOW_SEALING = 2
 MFD_EXEC = 0x10
 MOUNT_ATTR_RDONLY = 1
 OPEN_TREE_CLONE = 1
+IOPRIO_WHO_PROCESS = 1
 KEYCTL_JOIN_SESSION_KEYRING = 1
 LINUX_CAPABILITY_VERSION_3 = 0x20080522
 PIDFD_COREDUMPED = 1
@@ -68,6 +69,7 @@ PR_SET_KEEPCAPS = 8
 PR_SET_NO_NEW_PRIVS = 38
 PR_SET_PDEATHSIG = 1
 PR_SET_SECCOMP = 22
+PR_SET_TIMERSLACK = 29
 RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_NO_SYMLINKS = 0x04
 SECCOMP_MODE_FILTER = 2
@@ -101,9 +103,10 @@ NR_CLONE3 = 435
 NR_CLOSE_RANGE = 436
 NR_OPENAT2 = 437
 NR_MOUNT_SETATTR = 442
-# Those of timer_create, timer_settime and keyctl are not; both machines have 64 bits.
+# Those of timer_create, timer_settime, keyctl and ioprio_set are not; both machines have 64 bits.
 NR_TIMER = {"x86_64": (222, 223), "aarch64": (107, 110)}
 NR_KEYCTL = {"x86_64": 250, "aarch64": 219}
+NR_IOPRIO_SET = {"x86_64": 251, "aarch64": 30}
 
 
 class _Long(_ctypes._SimpleCData):  # type: ignore[type-arg]
@@ -284,6 +287,21 @@ def kill_after(seconds: int) -> None:
         _timer.append(_struct.unpack_from("=i", timer)[0])
     expiry = _struct.pack("=4q", 0, 0, seconds, 0)
     _checked(_syscall(_Long(numbers[1]), _Long(_timer[0]), _zero, expiry, _zero), "timer_settime")
+
+
+def reset_io_priority() -> None:
+    """Have the nice value decide the I/O priority of this process again; ioprio_set(2).
+
+    Nothing is to be done where the kernel has no block devices, nor on a machine not in NR_IOPRIO_SET. Raises OSError.
+    """
+    number = NR_IOPRIO_SET.get(posix.uname().machine)
+    if number is None:
+        return
+    try:
+        _checked(_syscall(_Long(number), _Long(IOPRIO_WHO_PROCESS), _zero, _zero), "ioprio_set")
+    except OSError as error:
+        if error.errno != ENOSYS:
+            raise
 
 
 def new_session_keyring() -> None:

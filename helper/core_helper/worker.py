@@ -48,6 +48,7 @@ READY, BEGUN, GIVEN_BACK, TAKEN_AGAIN = b"r", b"b", b"-", b"+"
 PIDFD = 3  # Where the kernel would give it to a helper; see previous_handler.py. Reserved by the server.
 COMM = "/proc/self/comm"
 IDLE, BUSY = b"core_idle", b"core_delivery"
+TIMER_SLACK = 50_000  # Nanoseconds: that of the first process; PR_SET_TIMERSLACK(2const).
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.02, 1.0  # Seconds between two tries to have a slot.
 
 
@@ -80,6 +81,8 @@ def be_ordinary() -> None:
         posix.setpriority(posix.PRIO_PROCESS, 0, 0)
     if posix.sched_getscheduler(0) != posix.SCHED_OTHER:
         posix.sched_setscheduler(0, posix.SCHED_OTHER, posix.sched_param(0))
+    linux.reset_io_priority()
+    linux.prctl(linux.PR_SET_TIMERSLACK, TIMER_SLACK)
     linux.new_session_keyring()
 
 

@@ -428,8 +428,8 @@ def test_no_crash_is_lost_while_servers_come_and_go_that_set_the_pattern(server:
 # Who has started the server, and how.
 
 
-# The numbers of add_key(2) and keyctl(2).
-KEYS = {"x86_64": (248, 250), "aarch64": (217, 219)}
+# The numbers of add_key(2), keyctl(2) and ioprio_set(2).
+CALLS = {"x86_64": (248, 250, 251), "aarch64": (217, 219, 30)}
 BY_HAND = """#!{python}
 import ctypes, os
 library = ctypes.CDLL(None)
@@ -438,6 +438,8 @@ library.syscall({add_key}, b"user", b"key-of-root", b"secret", 6, -3)
 with open("/proc/self/loginuid", "w") as file:
     file.write("1000")
 os.nice(-5)
+library.syscall({set_io_priority}, 1, 0, 3 << 13)
+library.prctl(29, 7777)
 os.execve("{helper}", ["{helper}", "serve"], {{"VARIABLE_OF_ROOT": "secret"}})
 """
 TELLS = """#!/bin/sh
@@ -445,16 +447,19 @@ cat >/dev/null
 cat /proc/keys >/out/keys
 cat /proc/self/loginuid >/out/login
 cut -d' ' -f19 /proc/self/stat >/out/nice
+ionice -p $$ >/out/disk
+cat /proc/self/timerslack_ns >/out/slack
 """
 
 
 def test_a_delegate_has_nothing_of_the_login_in_which_the_server_was_started(
     crash: MakeCrash, server: int, tmp_path: Path
 ) -> None:
-    add_key, keyctl = KEYS[os.uname().machine]
+    add_key, keyctl, set_io_priority = CALLS[os.uname().machine]
     door.stop_server()
     python = os.path.realpath("/usr/bin/python3")
-    door.start_server(BY_HAND.format(python=python, helper=HELPER, add_key=add_key, keyctl=keyctl))
+    numbers = {"add_key": add_key, "keyctl": keyctl, "set_io_priority": set_io_priority}
+    door.start_server(BY_HAND.format(python=python, helper=HELPER, **numbers))
     tmp_path.chmod(0o755)
     telling = tmp_path / "delegate"
     telling.write_text(TELLS)
@@ -466,6 +471,8 @@ def test_a_delegate_has_nothing_of_the_login_in_which_the_server_was_started(
     assert "key-of-root" not in (container.records / "keys").read_text()
     assert (container.records / "login").read_text() == f"{(1 << 32) - 1}"
     assert (container.records / "nice").read_text() == "0\n"
+    assert "idle" not in (container.records / "disk").read_text()
+    assert (container.records / "slack").read_text() == "50000\n"
     variables = [Path(f"/proc/{pid}/environ").read_bytes() for pid in door.servers() + door.named(door.IDLE)]
     assert variables and not any(b"VARIABLE_OF_ROOT" in text for text in variables)
 

@@ -7,7 +7,7 @@ The modules that a crash goes through, those that ``deliver`` calls from top to 
            |-> verification -> process
            |-> membership -> first_process, foreign_files -> strangers
            |-> child -(fork)-> joining -> status_pipe, control_groups, then privileges and container in turn, program or lent
-           |-> supervisor -> relay -> corefile, deadline
+           |-> supervisor -> relay -> corefile, deadline, then family, if something must be ended
            |-> bounds, if there are any
            |-> custody -> room -> store, then finishing -> build_ids, if cores are kept; cores, sender: the operators' command
            \\-> fallback in place of joining; previous_handler in place of child and all that follows

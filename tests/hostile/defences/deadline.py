@@ -38,9 +38,9 @@ BREAKS: Breaks = {
         "attack_11_the_process",
     ),
     "11 the exit code is ignored": ([("relay.py", "and end.si_status:", "and False:")], "attack_11_the_exit"),
-    "12 only the session is ended": ([("supervisor.py", "in _holders(child, process)", "in []")], "attack_12_a_daemon"),
+    "12 only the session is ended": ([("family.py", "in _holders(child, process)", "in []")], "attack_12_a_daemon"),
     "12 whoever holds the pipe lives on": (
-        [("supervisor.py", "in _holders(child, process)", "in []")],
+        [("family.py", "in _holders(child, process)", "in []")],
         "attack_12_standard",
     ),
     "12 the delegate gets the pipe of the kernel": (
@@ -58,7 +58,7 @@ BREAKS: Breaks = {
         "attack_12_the_output",
     ),
     "23 tracers are not ended": (
-        [("supervisor.py", " and _kill_tracers(pid, process):", " and False:")],
+        [("family.py", " and _kill_tracers(pid, process):", " and False:")],
         "attack_23_a_delegate_whose_end",
     ),
     "23 what does not end is not killed": (
@@ -89,7 +89,7 @@ BREAKS: Breaks = {
         "attack_23_the_delegate_has_the_kernel",
     ),
     "23 the threads of a process are not looked at": (
-        [("supervisor.py", 'for thread in _listed(f"/proc/{name}/task"):', "for thread in [name]:")],
+        [("family.py", 'for thread in _listed(f"/proc/{name}/task"):', "for thread in [name]:")],
         "attack_23_the_delegate_has_the_kernel and thread",
     ),
     "23 a visit to mounts has no end": (
@@ -113,13 +113,13 @@ BREAKS: Breaks = {
         "attack_23_a_delegate_that_has_ended",
     ),
     "23 a tracer that another one holds stays": (
-        [("supervisor.py", "                traced.append(tracer)\n", "")],
+        [("family.py", "                traced.append(tracer)\n", "")],
         "end_of_the_tracer",
     ),
     "23 descriptors are looked at without end": (
         [
             (
-                "supervisor.py",
+                "family.py",
                 "            if time.monotonic() > limit:\n                return False",
                 "            if False:\n                return False",
             )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import posix
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
-from core_helper import joining, supervisor
+from core_helper import family, joining
 from unit.helper.world import DOCKER, FEW, FILES, World
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
 def without_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the steps that need root, do not wait long for what does not end, and let nobody signal everybody."""
     monkeypatch.setattr(joining, "enter", lambda plan, status: None)
-    monkeypatch.setattr(supervisor, "GRACE", 0.3)
+    monkeypatch.setattr(family, "GRACE", 0.3)
     for name in ("kill", "killpg"):
         monkeypatch.setattr(posix, name, _bounded(getattr(posix, name)))
 
@@ -48,3 +49,12 @@ def box(world: World) -> dict[str, Path]:
     for pid, pids in ((10, "1"), (11, "2")):
         world.process(pid, pids, DOCKER, FILES, 200 + pid, 9 if pid == 10 else 10, bounding=FEW, **box)
     return box
+
+
+@pytest.fixture
+def innocent() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that is no child of the helper's."""
+    process = subprocess.Popen(["/bin/sleep", "30"], start_new_session=True)
+    yield process
+    process.kill()
+    process.wait()

@@ -17,7 +17,7 @@ READ_OR_LISTED = {
     ("verification", "examine", "/proc"),
     ("verification", "open_task", "{}/task"),
     ("source", "release", "/proc"),
-    ("supervisor", "_end_unknown", "/proc"),
+    ("family", "end_unknown", "/proc"),
     ("store", "_open_directory", ""),
 }
 # A program or a directory, of a file system that is not asked; a pipe.

@@ -118,6 +118,11 @@ def test_who_may_trace_is_rarely_asked_and_not_imported_for_each_crash() -> None
     assert "core_helper.tracing" not in imported("core_helper.main", "core_helper.deliver")
 
 
+def test_what_ends_a_child_is_there_before_the_child() -> None:
+    """At the deadline, an installation of that moment may have removed the library."""
+    assert "core_helper.family" in imported("core_helper.main", "core_helper.deliver")
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
 def test_a_source_file_is_of_python_3_8_and_compiles_here(path: Path) -> None:
     source = path.read_text(encoding="utf-8")

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from core_helper import deadline, linux, relay, supervisor
+from core_helper import deadline, family, linux, relay
 from unit.helper.delivery import LONG, PATIENCE, deliver, shell
 from unit.helper.support import elf
 
@@ -47,7 +47,7 @@ LENGTHS = [104_095, 99_096, 5000, 100, 64, 63, 4, 1, 0]
 def test_a_delegate_never_sees_the_end_of_a_core_that_was_cut_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int
 ) -> None:
-    monkeypatch.setattr(supervisor, "GRACE", 20.0)
+    monkeypatch.setattr(family, "GRACE", 20.0)
     core = announcing(104_096)[:length]
     result = deliver(shell('cat >"$0"; echo end >&2; mv "$0" "$1"', tmp_path / "part", tmp_path / "core"), core)
     known = 104_096 if length > 119 else None
@@ -60,7 +60,7 @@ def test_a_delegate_never_sees_the_end_of_a_core_that_was_cut_off(
 def test_a_delegate_that_has_all_of_a_core_that_was_cut_off_gets_sigterm_with_its_input_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "GRACE", 20.0)  # A busy machine takes its time.
+    monkeypatch.setattr(family, "GRACE", 20.0)  # A busy machine takes its time.
     # As a program that has got SIGTERM: it does something more, and its input has not come to its end. The shell runs the trap
     # when the read is over, which the signal ends.
     script = f"""exec {sys.executable} -IS -c '
@@ -82,7 +82,7 @@ with open(sys.argv[1], "wb", 0) as file:
 def test_a_delegate_that_ignores_sigterm_is_killed_with_its_input_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "GRACE", 0.5)
+    monkeypatch.setattr(family, "GRACE", 0.5)
     script = 'trap "" TERM; cat >/dev/null; touch "$0"; sleep 9'
     result = deliver(shell(script, tmp_path / "end"), announcing(104_096)[:5000])
     assert (result.failure, result.complete, result.cut) == (None, True, True)

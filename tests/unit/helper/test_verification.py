@@ -145,7 +145,7 @@ def test_a_program_with_changed_ids_is_never_delegated(crash: Crash, field: str,
         verification.refuse_set_id(crash, {**STATUS, field: ids}, False, os.stat("/"))
 
 
-@pytest.mark.parametrize("tid", [None, os.getpid()])
+@pytest.mark.parametrize("tid", [None, os.getpid()], ids=["untold", "leader"])
 def test_the_task_of_this_process_is_opened(proc: int, tid: int | None) -> None:
     task = verification.open_task(proc, os.getpid(), tid)
     assert procfs.parse_status(procfs.read(task, "status"))["Pid"] == str(os.getpid())

@@ -6,12 +6,13 @@ import argparse
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from corefetch import acquire, debugger, elfcore, keys, listing, report, sysroot, text, ui
+from corefetch import acquire, debugger, elfcore, keys, listing, report, sysroot, tables, text, ui
 from corefetch.cache import Cache
 from corefetch.config import Settings
 from corefetch.debuginfod import Servers
@@ -19,6 +20,7 @@ from corefetch.errors import Exit, Failure
 from corefetch.facts import Core, add_core
 from corefetch.fetch import fetch
 from corefetch.learn import Student
+from corefetch.tables import Column
 from corefetch.text import plain
 from rich.text import Text
 
@@ -71,52 +73,76 @@ def list_cores(words: Words, settings: Settings) -> int:
     return Exit.DONE
 
 
+# The columns of a table: which are cut and which are left out first where the terminal is narrow.
+CORES = (
+    Column("ID"),
+    Column("TIME (UTC)"),
+    Column("SIGNAL"),
+    Column("SIZE", right=True, rank=1),
+    Column("PROGRAM", flexible=True, rank=3, telling=True),
+    Column("CONTAINER", flexible=True),
+    Column("HOST", flexible=True, rank=2),
+)
+GROUPS = (
+    Column("N", right=True),
+    Column("FIRST", rank=1),
+    Column("LAST (UTC)"),
+    Column("SIG"),
+    Column("PROGRAM", flexible=True, rank=3, telling=True),
+    Column("BUILD", rank=2),
+    Column("FAULT", flexible=True, rank=4, telling=True),
+    Column("NEWEST"),
+)
+# From this width on, a terminal may have room for seconds and whole words; below the other one, it has none for the year.
+ROOMY, SLIM = 120, 60
+
+
+def _show(columns: tuple[Column, ...], rows: Callable[[bool], list[list[str]]]) -> None:
+    """Print a table with the ``rows`` whose words are long where there is room for them, else short."""
+    console = ui.output()
+    cells = rows(True) if console.width >= ROOMY else []
+    if not (cells and tables.fits(columns, cells, console.width)):
+        cells = rows(False)
+    if cells and (left_out := tables.show(console, columns, cells)):
+        ui.say(f"left out for want of room: {', '.join(left_out)}")
+
+
 def _show_cores(cores: list[Core]) -> None:
     """Print a row for each core."""
-    console = ui.output()
-    narrow = console.width < 120
-    rows = []
-    for core in cores:
-        cut = " cut" if core.truncated else ""
-        handle = core.id[:8] if narrow and core.id else core.id or core.key
-        rows.append(
-            [
-                handle,
-                text.moment(core.when, seconds=not narrow),
-                core.signal.removeprefix("SIG") if narrow else core.signal or "-",
-                f"{text.size(core.size or core.stored)}{cut}",
-                core.program or "-",
-                core.place or "-",
-                core.node or core.host or "-",
-            ]
-        )
-    if rows:
-        names = ["ID", "TIME (UTC)", "SIGNAL", "SIZE", "PROGRAM", "CONTAINER", "HOST"]
-        console.print(ui.table(console, names, rows, "SIZE", {"PROGRAM", "CONTAINER", "HOST"}))
+    slim = ui.output().width < SLIM
+
+    def row(core: Core, long: bool) -> list[str]:
+        return [
+            core.id[: None if long else 8] or core.key,
+            text.moment(core.when, seconds=long)[5 if slim else 0 :],
+            (core.signal if long else core.signal.removeprefix("SIG")) or "-",
+            f"{text.size(core.stored)}{' cut' if core.truncated else ''}",
+            core.program or "-",
+            core.place or "-",
+            core.node or core.host or "-",
+        ]
+
+    columns = (*CORES[:2], replace(CORES[2], name="SIG"), *CORES[3:]) if slim else CORES
+    _show(columns, lambda long: [row(core, long) for core in cores])
 
 
 def _show_groups(groups: list[listing.Group]) -> None:
     """Print a row for each fault."""
-    console = ui.output()
-    narrow = console.width < 120
-    rows = []
-    for group in groups:
+
+    def row(group: listing.Group, long: bool) -> list[str]:
         module, _, offset = group.fault.rpartition("+")
-        rows.append(
-            [
-                str(group.count),
-                text.moment(group.first, seconds=not narrow)[5 if narrow else 0 :],
-                text.moment(group.last, seconds=not narrow)[5 if narrow else 0 :],
-                group.signal.removeprefix("SIG") if narrow else group.signal,
-                (group.program.rpartition("/")[2] if narrow else group.program) or "-",
-                group.build_id[: 6 if narrow else None] or "-",
-                (f"{module.rpartition('/')[2]}+{offset}" if narrow else group.fault) if module else "-",
-                group.newest.id[: 8 if narrow else None] or group.newest.key,
-            ]
-        )
-    if rows:
-        names = ["N", "FIRST", "LAST (UTC)", "SIG", "PROGRAM", "BUILD", "FAULT", "NEWEST"]
-        console.print(ui.table(console, names, rows, "N", {"PROGRAM", "FAULT"}))
+        return [
+            str(group.count),
+            text.moment(group.first, seconds=long)[0 if long else 5 :],
+            text.moment(group.last, seconds=long)[0 if long else 5 :],
+            (group.signal if long else group.signal.removeprefix("SIG")) or "-",
+            (group.program if long else group.program.rpartition("/")[2]) or "-",
+            group.build_id[:8] or "-",
+            (group.fault if long else f"{module.rpartition('/')[2]}+{offset}") if module else "-",
+            group.newest.id[: None if long else 8] or group.newest.key,
+        ]
+
+    _show(GROUPS, lambda long: [row(group, long) for group in groups])
 
 
 def info(words: Words, settings: Settings) -> int:

@@ -11,15 +11,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from corefetch.text import plain
-from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-from rich.table import Table
 from rich.text import Text
 
 # Wide enough for any row where nobody sees the width.
 WIDE = 4000
-GAP, LEAST = 2, 6
 
 
 class _Console(Console):
@@ -49,24 +46,6 @@ def say(text: str) -> None:
 def print_json(value: Any) -> None:
     """Print a value for programs."""
     print(json.dumps(value, indent=1, ensure_ascii=True))
-
-
-def table(console: Console, columns: list[str], rows: list[list[str]], right: str, flexible: set[str]) -> Table:
-    """Return a table as wide as the terminal at most: the ``flexible`` columns give way, the widest first."""
-    rows = [[plain(cell) for cell in row] for row in rows]
-    widths = [max(cell_len(cell) for cell in column) for column in zip(columns, *rows, strict=True)]
-    while sum(widths) + GAP * (len(columns) - 1) > console.width:
-        widest = max((n for n, name in enumerate(columns) if name in flexible), key=lambda n: widths[n])
-        if widths[widest] <= LEAST:
-            break
-        widths[widest] -= 1
-    found = Table(box=None, pad_edge=False, header_style="bold", padding=(0, GAP, 0, 0), collapse_padding=True)
-    for name, width in zip(columns, widths, strict=True):
-        justify: Any = "right" if name == right else "left"
-        found.add_column(name, no_wrap=True, overflow="ellipsis", width=width, justify=justify)
-    for row in rows:
-        found.add_row(*(Text(cell) for cell in row))
-    return found
 
 
 @contextmanager

@@ -85,6 +85,13 @@ def without_docker(desk: Desk, tmp_path: Path, *names: str) -> None:
     desk.variables["PATH"] = str(directory)
 
 
+def without_functions(desk: Desk, **variables: str) -> str:
+    """Return what info says where a program is missing: what crashed, or one that reads it."""
+    done = desk.run("info", "last", **variables)
+    assert done.status == Exit.MISSING_PROGRAM, done.err
+    return done.out
+
+
 def test_the_files_of_the_image_lead_to_the_line(desk: Desk, place: Path, shop: Shop, docker: Path) -> None:
     (docker / "image").symlink_to(shop.root)
     done = desk.good("info", "last")
@@ -124,7 +131,7 @@ def test_an_engine_that_ends_in_the_middle_is_said(desk: Desk, place: Path, shop
     (docker / "image").symlink_to(shop.root)
     program = docker / "docker"
     program.write_text(program.read_text().replace('"${path##*/}" ;;', '"${path##*/}" | head -c 9000 ;;'))
-    assert "docker cp ended in the middle" in desk.good("info", "last").out
+    assert "docker cp ended in the middle" in without_functions(desk)
 
 
 @pytest.mark.parametrize(
@@ -222,7 +229,7 @@ def test_debuginfod_serves_what_is_stripped(
     with servers.debuginfod(tmp_path, *stripped) as url:
         for _ in range(100):
             # It looks for files first.
-            done = desk.good("info", "last", DEBUGINFOD_URLS=url)
+            done = desk.run("info", "last", DEBUGINFOD_URLS=url)
             if "total_of" in done.out:
                 break
             shutil.rmtree(desk.directory / ".cache/corefetch/build-id", ignore_errors=True)
@@ -235,8 +242,7 @@ def test_debuginfod_serves_what_is_stripped(
 
 def test_a_debuginfod_that_is_away_is_said(desk: Desk, place: Path) -> None:
     url = f"http://127.0.0.1:{servers.free_port()}"
-    done = desk.good("info", "last", DEBUGINFOD_URLS=url)
-    assert re.search(rf"- {url}: .*refused: see DEBUGINFOD_URLS", done.out)
+    assert re.search(rf"- {url}: .*refused: see DEBUGINFOD_URLS", without_functions(desk, DEBUGINFOD_URLS=url))
 
 
 def test_an_image_of_another_build_is_said_by_file(
@@ -246,34 +252,47 @@ def test_an_image_of_another_build_is_said_by_file(
     shutil.copytree(shop.root, image, symlinks=True)
     other = image / shop.program.relative_to(shop.root)
     run("objcopy", "--remove-section", ".note.gnu.build-id", other)
-    done = desk.good("info", "last")
+    told = without_functions(desk)
     assert re.search(
-        r"- \S+/app/shop: build id [0-9a-f]{12} in the core, none in the image: they are of another build", done.out
+        r"- \S+/app/shop: build id [0-9a-f]{12} in the core, none in the image: they are of another build", told
     )
-    assert "total_of" not in done.out
-    assert "libtax" not in done.out.partition("What is missing")[2]
+    assert "total_of" not in told
+    assert "libtax" not in told.partition("What is missing")[2]
 
 
 def test_a_core_without_its_image_is_said(desk: Desk, place: Path, docker: Path) -> None:
     facts = json.loads((place / f"{KEY}.json").read_text())
     facts["facts"]["CORE_IMAGE"] = "gone:2"
     (place / f"{KEY}.json").write_text(json.dumps(facts))
-    done = desk.good("info", "last")
-    assert re.match(r"shop: SIGSEGV at \S+/app/shop\+0x", done.out)
-    assert "- image gone:2: Unable to find image 'gone:2' locally: pull it" in done.out
-    assert re.search(r"- \S+/app/shop \(build id [0-9a-f]{12}\): not found: say --image or --sysroot", done.out)
+    told = without_functions(desk)
+    assert re.match(r"shop: SIGSEGV at \S+/app/shop\+0x", told)
+    assert "- image gone:2: Unable to find image 'gone:2' locally: pull it" in told
+    assert re.search(r"- \S+/app/shop \(build id [0-9a-f]{12}\): not found: say --image or --sysroot", told)
+    # A script gets what is known, and the same status.
+    done = desk.run("info", "last", "--json")
+    assert (done.status, done.json["image"]) == (Exit.MISSING_PROGRAM, "gone:2")
+    assert done.json["threads"]
+    desk.good("info", "last", "--facts")
 
 
 def test_a_machine_without_docker_is_said(desk: Desk, place: Path, tmp_path: Path) -> None:
     without_docker(desk, tmp_path, "gdb")
-    assert "- there is no docker or podman: install one, or say --sysroot" in desk.good("info", "last").out
+    assert "- there is no docker or podman: install one, or say --sysroot" in without_functions(desk)
+
+
+def test_a_machine_without_gdb_but_with_the_program_is_no_success(
+    desk: Desk, place: Path, shop: Shop, tmp_path: Path
+) -> None:
+    without_docker(desk, tmp_path)
+    assert desk.run("info", "last", "--sysroot", str(shop.root)).status == Exit.MISSING_PROGRAM
 
 
 def test_a_machine_without_gdb_shows_the_facts_all_the_same(desk: Desk, place: Path, tmp_path: Path) -> None:
     without_docker(desk, tmp_path)
-    done = desk.good("info", "last")
-    assert "pod        shop-1" in done.out
-    assert "- there is no gdb: install gdb" in done.out
+    told = without_functions(desk)
+    assert "pod        shop-1" in told
+    assert "- there is no gdb: install gdb" in told
+    assert "exit code 7: " in desk.good("info", "--help").out
     assert desk.run("debug", "last").status == Exit.MISSING_PROGRAM
     assert desk.run("debug", "last", "--lldb").status == Exit.MISSING_PROGRAM
 
@@ -348,7 +367,7 @@ def test_paths_of_a_core_lead_nowhere_else(shop: Shop, desk: Desk, tmp_path: Pat
     changed = desk.directory / "evil.core"
     changed.write_bytes(content.replace(b"/" + path, b"/" + evil))
     assert any("/../" in one for one in elfcore.of_file(changed).files)
-    desk.good("info", changed)
+    assert desk.run("info", changed).status == Exit.MISSING_PROGRAM
     assert sorted(one.name for one in desk.directory.iterdir()) == [".cache", "evil.core"]
 
 

@@ -17,8 +17,8 @@ def beside_s3(*words: str | Path) -> list[str | Path]:
     return ["nsenter", f"--net=/proc/{pid}/ns/net", *words]
 
 
-def corefetch(url: str, *words: str, **variables: str) -> str:
-    """What a command of corefetch prints that finds its cores at ``url``; its standard error is shown."""
+def corefetch(url: str, *words: str, status: int = 0, **variables: str) -> str:
+    """What a command of corefetch prints that ends with ``status``; its store is ``url``, and its standard error is shown."""
     if not PYTHON.exists():
         raise RuntimeError("corefetch has no Python yet: make .cache/corefetch/complete")
     environment = {
@@ -32,4 +32,7 @@ def corefetch(url: str, *words: str, **variables: str) -> str:
         **variables,
     }
     command = beside_s3(PYTHON, "-m", "corefetch", *words)
-    return str(lab.command(*command, env=environment, stdout=subprocess.PIPE, text=True).stdout).rstrip()
+    done = lab.command(*command, check=False, env=environment, stdout=subprocess.PIPE, text=True)
+    if done.returncode != status:
+        raise RuntimeError(f"corefetch {' '.join(words)} ended with status {done.returncode}: {done.stdout}")
+    return str(done.stdout).rstrip()

@@ -21,7 +21,7 @@ or URL, 'last' (the newest), or a file.
 exit codes:
   0  done                      5  no credentials, or the store refuses them
   1  failed                    6  the core is damaged
-  2  wrong words               7  a program is missing, such as gdb
+  2  wrong words               7  gdb, docker, or the program is missing
   3  no such core, or several  130  Ctrl-C
   4  the store does not answer
 
@@ -46,6 +46,11 @@ examples:
 """
 
 
+INFO = """\
+exit code 7: the backtraces are missing or name no functions, because gdb or the
+program that crashed is missing: there is no docker, or it does not have the
+image. All that is known is printed all the same, with what to do.
+"""
 COMPLETION = """\
 where it goes:
   bash  ~/.local/share/bash-completion/completions/corefetch
@@ -119,6 +124,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument(
         "--facts", action="store_true", help="no backtraces: fetches nothing but the beginning of the core"
     )
+    one.epilog = INFO
 
     one = add("get", "fetch a core into a file, unpacked, and compare its checksum", "get")
     _add_core(one)

@@ -151,22 +151,27 @@ def info(words: Words, settings: Settings) -> int:
     student, core = acquire.resolve(settings, cache, words.source, words.core)
     student.from_json(core)
     found = report.Report(core)
+    status = Exit.DONE
     if words.facts:
         student.from_beginning(core)
     else:
         with ready(words, settings, cache, student, core, found) as (path, gathered):
+            if gathered.program and gathered.program.file is None:
+                # gdb shows addresses then, and no function of the program.
+                status = Exit.MISSING_PROGRAM
             if found.said is not None:
                 try:
                     with ui.working("gdb reads the core"):
                         found.traces = debugger.backtraces(path, found.said, gathered)
                 except Failure as failure:
+                    status = failure.code
                     found.problems.append(str(failure))
                 report.complete(found, gathered, path.absolute())
     if words.json:
         ui.print_json(found.row())
     else:
         report.show(found, ui.output())
-    return Exit.DONE
+    return status
 
 
 @contextmanager

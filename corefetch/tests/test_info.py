@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from corefetch.debugger import Frame
 from corefetch.errors import Exit, Failure
 from corefetch.facts import Core
 from corefetch.keys import Name
+from rich.console import Console
 from support import servers
 from support.command import Desk
 from support.cores import PROGRAMS, Shop, run
@@ -199,6 +201,7 @@ def test_what_programs_read_is_json(desk: Desk, place: Path, shop: Shop) -> None
     known = desk.good("info", "last", "--json", "--sysroot", str(shop.root)).json
     assert known["crash"]["function"] == "total_of"
     assert known["crash"]["line"] == LINE
+    assert known["at"] == {"file": str(PROGRAMS / "shop.c"), "line": LINE, "function": "total_of"}
     assert [frame["function"] for frame in known["threads"][0]["frames"]] == ["total_of", "checkout", "main"]
     assert len(known["threads"]) == 4
     assert known["facts"]["facts"]["CORE_NODE"] == "node-7"
@@ -447,10 +450,10 @@ TOTAL = Frame(3, 1, "total", "", "src/cart.c", 9, APP)
 @pytest.mark.parametrize(
     ("fault", "told"),
     [
-        (Frame(0, 1, "", module=f"{C}+0x4f"), f"at {C}+0x4f, called by discount at src/coupon.c:8"),
-        (Frame(0, 1, "strtol", "", "strtol.c", 5, C), "in strtol at strtol.c:5, called by discount at src/coupon.c:8"),
-        (Frame(0, 1, "check", "", "src/coupon.c", 3, LIBRARY), "in check at src/coupon.c:3, called by total at src/cart.c:9"),
-        (Frame(0, 1, "check", module=APP), f"in check of {APP}, called by discount at src/coupon.c:8"),
+        (Frame(0, 1, "", module=f"{C}+0x4f"), f"at {C}+0x4f, called from discount at src/coupon.c:8"),
+        (Frame(0, 1, "strtol", "", "strtol.c", 5, C), "in strtol at strtol.c:5, called from discount at src/coupon.c:8"),
+        (Frame(0, 1, "check", "", "src/coupon.c", 3, LIBRARY), "in check at src/coupon.c:3, called from total at src/cart.c:9"),
+        (Frame(0, 1, "check", module=APP), f"in check of {APP}, called from discount at src/coupon.c:8"),
         (TOTAL, "in total at src/cart.c:9"),
     ],
 )  # fmt: skip
@@ -458,6 +461,35 @@ def test_the_first_line_names_a_line_of_the_users_own(fault: Frame, told: str) -
     core = Core("x", Name("x", "x", "", False), 1, any_time(), program="shop", exe=APP, signal="SIGSEGV")
     frames = [fault, ATOI, Frame(2, 1, "__libc_start_call_main", "", "start.h", 58, C), DISCOUNT, TOTAL]
     assert report.headline(report.Report(core, traces=[debugger.Trace(1, frames)])) == f"shop: SIGSEGV {told}"
+
+
+STRLEN = Frame(0, 1, "__strlen_evex", module=APP)
+HEADER = Frame(1, 1, "atoi", "", "/usr/include/stdlib.h", 364, APP)
+LENGTH = Frame(1, 2, "length_of", "", "orders.c", 21, APP)
+
+
+@pytest.mark.parametrize(
+    ("frames", "told", "at"),
+    [
+        ([STRLEN, LENGTH], f"in __strlen_evex of {APP}, called from length_of at orders.c:21", LENGTH),
+        ([STRLEN, HEADER, LENGTH], f"in __strlen_evex of {APP}, called from length_of at orders.c:21", LENGTH),
+        ([ATOI, LENGTH], "in atoi at /usr/include/stdlib.h:364, called from length_of at orders.c:21", LENGTH),
+        ([ATOI], "in atoi at /usr/include/stdlib.h:364", ATOI),
+        ([LENGTH, TOTAL], "in length_of at orders.c:21", LENGTH),
+        ([STRLEN], f"in __strlen_evex of {APP}", None),
+    ],
+)  # fmt: skip
+def test_a_static_program_is_told_by_the_innermost_line(frames: list[Frame], told: str, at: Frame | None) -> None:
+    core = Core("x", Name("x", "x", "", False), 1, any_time(), program="shop", exe=APP, signal="SIGSEGV")
+    known = report.Report(core, traces=[debugger.Trace(1, frames)])
+    assert report.headline(known) == f"shop: SIGSEGV {told}"
+    row = {"file": at.file, "line": at.line, "function": at.function} if at else None
+    assert known.row()["at"] == row
+    # The same frame is the one that is shown as such.
+    file = io.StringIO()
+    report.show(known, Console(file=file, force_terminal=True, width=200))
+    (line,) = [line for line in file.getvalue().splitlines() if "\x1b[1m #" in line]
+    assert f"#{(at or STRLEN).number} " in line
 
 
 @pytest.mark.parametrize(

@@ -62,8 +62,16 @@ class Report:
         crash = self.crash
         if crash is None or (_has_own_line(crash) and crash.module == self.core.exe):
             return None
-        same = crash.module.rpartition("+")[0] or crash.module
+        # Without a line, the fault may be in a library that is a part of the program.
+        same = (crash.module.rpartition("+")[0] or crash.module) if _has_own_line(crash) else None
         return next((frame for frame in self._shown()[1:] if _has_own_line(frame) and frame.module != same), None)
+
+    @property
+    def at(self) -> Frame | None:
+        """The innermost frame with a known line from the fault on, of a header only where no other has one."""
+        shown = self._shown()
+        own = next((frame for frame in shown if _has_own_line(frame)), None)
+        return own or next((frame for frame in shown if frame.line is not None), None)
 
     @property
     def aborted(self) -> bool:
@@ -84,12 +92,13 @@ class Report:
 
     def row(self) -> dict[str, Any]:
         """Return what ``--json`` shows."""
-        crash = self.crash
+        crash, at = self.crash, self.at
         return {
             **self.core.row(),
             "arguments": self.said.arguments if self.said else None,
             "facts": self.core.known or None,
             "build_ids": self.core.build_ids or None,
+            "at": {"file": at.file, "line": at.line, "function": at.function or None} if at else None,
             "crash": crash.row() if crash else None,
             "caller": self.caller.row() if self.caller else None,
             "threads": [trace.row() for trace in self.traces],
@@ -144,7 +153,7 @@ def headline(report: Report) -> str:
     if frame is None:
         return f"{what} at {core.fault}" if core.fault else what
     caller = report.caller
-    called = f", called by {caller.function} at {caller.file}:{caller.line}" if caller else ""
+    called = f", called from {caller.function} at {caller.file}:{caller.line}" if caller else ""
     if not frame.function:
         return f"{what} at {frame.module or core.fault or 'an address that belongs to no file'}{called}"
     place = f" of {frame.module}" if frame.module else ""
@@ -207,7 +216,7 @@ def show(report: Report, console: Console) -> None:
             soft_wrap=True,
         )
         for frame in trace.frames:
-            show_frame(frame, console, frame is report.crash)
+            show_frame(frame, console, frame is (report.at or report.crash))
         if trace.more:
             console.print(" ... more frames: see corefetch debug")
     for title, lines in (("What is missing", report.problems), ("What else reads this core", report.hints)):

@@ -304,6 +304,12 @@ def test_facts_alone_need_no_download(desk: Desk, place: Path, tmp_path: Path) -
     without_docker(desk, tmp_path)
     done = desk.good("info", "last", "--facts")
     assert re.search(r"fault +\S+/app/shop\+0x[0-9a-f]+", done.out)
+    # The second time, this is known from the first.
+    for _ in range(2):
+        done = desk.good("info", "last", "--facts")
+        assert re.search(r"^arguments  \S+/app/shop$", done.out, re.M)
+        assert re.search(r"^pid +7775, in its container \d+$", done.out, re.M)
+    assert desk.good("info", "last", "--facts", "--json").json["arguments"].endswith("/app/shop")
     assert not list((desk.directory / ".cache/corefetch/cores").glob("*/*.core"))
 
 

@@ -120,6 +120,30 @@ def test_cores_are_chosen(desk: Desk, full: S3, choice: list[str], expected: lis
     assert ids(desk, *choice) == expected
 
 
+def test_json_has_of_a_bucket_what_needs_no_request_more(desk: Desk, full: S3, shop: Shop) -> None:
+    # Its beginning was read for the signal.
+    row = next(row for row in desk.good("list", "--json").json if row["id"] == "aaaaaaaaaaa1")
+    assert row["size"] == shop.core.stat().st_size
+    assert row["fault"].startswith(f"{row['program']}+0x")
+    assert len(row["build_id"]) == 40
+    # The JSON file had the signal.
+    (full.directory / "shop" / f"{key('aaaaaaaaaaa1')}.json").write_text(words())
+    row = next(row for row in desk.good("list", "--json").json if row["id"] == "aaaaaaaaaaa1")
+    assert (row["size"], row["fault"], row["build_id"]) == (None, None, None)
+
+
+def test_json_has_all_that_the_files_of_a_directory_say(desk: Desk, shop: Shop) -> None:
+    place = desk.directory / "store"
+    place.mkdir()
+    (place / f"{key('aaaaaaaaaaa1')}.core.zst").write_bytes(packed(shop.core))
+    exe = f"/{shop.program.relative_to(shop.root)}"
+    (place / f"{key('aaaaaaaaaaa1')}.json").write_text(words(CORE_SIGNAL_NAME="SIGSEGV", CORE_EXE=exe))
+    (row,) = desk.good("list", "--json", "--from", "store").json
+    (group,) = desk.good("list", "--json", "--group", "--from", "store").json
+    assert row["size"] == shop.core.stat().st_size
+    assert row["fault"] and (row["fault"], row["build_id"]) == (group["fault"], group["build_id"])
+
+
 def test_a_crash_loop_is_one_row(desk: Desk, full: S3) -> None:
     rows = desk.good("list", "--group", "--json").json
     segv = next(row for row in rows if row["signal"] == "SIGSEGV")

@@ -20,6 +20,7 @@ from corefetch.errors import Exit, Failure
 from corefetch.facts import Core, add_core
 from corefetch.fetch import fetch
 from corefetch.learn import Student
+from corefetch.stores import Directory
 from corefetch.tables import Column
 from corefetch.text import plain
 from rich.text import Text
@@ -53,7 +54,10 @@ def list_cores(words: Words, settings: Settings) -> int:
             cores = listing.newest(found, None if most is None else most + 1)
             # What does not fit any more is only counted.
             beyond = most is not None and len(cores) > most
-            cores = list(student.of_many(cores[:most], wanted=lambda core: not core.known))
+            cores = cores[:most]
+            # A file costs no request, so that a program gets all that it says.
+            deep = words.json and isinstance(student.store, Directory)
+            cores = list(student.of_many(cores, deep, wanted=lambda core: deep or not core.known))
     if words.json:
         ui.print_json([group.row() for group in groups[:most]] if words.group else [core.row() for core in cores])
     elif words.group:
@@ -153,7 +157,7 @@ def info(words: Words, settings: Settings) -> int:
     found = report.Report(core)
     status = Exit.DONE
     if words.facts:
-        student.from_beginning(core)
+        found.said = student.from_beginning(core)
     else:
         with ready(words, settings, cache, student, core, found) as (path, gathered):
             if gathered.program and gathered.program.file is None:

@@ -90,6 +90,8 @@ class CoreFacts:
     word: int = 8
     size: int = 0
     expected: int = 0
+    # Of the beginning alone: how long a whole core is that begins like this.
+    length: int | None = None
     signal: int | None = None
     pid: int | None = None
     name: str = ""
@@ -165,7 +167,7 @@ def of_beginning(content: bytes) -> CoreFacts:
     if len(content) < 64:
         raise ValueError("no ELF file")
     facts = _of(bytearray(content), len(content))
-    facts.size = facts.expected = 0
+    facts.length, facts.size, facts.expected = facts.expected or None, 0, 0
     return facts
 
 

@@ -175,6 +175,8 @@ def add_core(core: Core, said: elfcore.CoreFacts) -> None:
     core.pid = _first(core.pid, said.pid)
     core.build_ids = {**said.build_ids, **core.build_ids}
     core.truncated = core.truncated or said.truncated
+    if core.size is None and not core.truncated:
+        core.size = said.length
     if fault := said.fault():
         core.fault = f"{fault[0]}+{fault[1]:#x}"
 

@@ -53,15 +53,15 @@ class Student:
         core.json = path
         return True
 
-    def from_beginning(self, core: Core) -> bool:
-        """Read the beginning of a core. Tells whether it says anything. Raises Failure."""
+    def from_beginning(self, core: Core) -> elfcore.CoreFacts | None:
+        """Read the beginning of a core, and return what it says, None if that is nothing. Raises Failure."""
         kept = self.cache.of_core(self.store.url, core.version, f"{harmless(core.key)}.json")
         try:
             said = _from_words(json.loads(kept.read_bytes()))
         except (OSError, ValueError, TypeError, KeyError):
             found = self._beginning(core)
             if found is None:
-                return False
+                return None
             said = found
             try:
                 with self.cache.new(kept) as file:
@@ -69,7 +69,7 @@ class Student:
             except (Failure, OSError):
                 pass  # A full disk: then it is read again the next time.
         add_core(core, said)
-        return True
+        return said
 
     def _beginning(self, core: Core) -> elfcore.CoreFacts | None:
         """Return what the beginning of a core says, None if it says nothing."""
@@ -140,6 +140,8 @@ def _words(said: elfcore.CoreFacts) -> dict[str, Any]:
     """Return what is kept of a beginning."""
     return {
         "signal": said.signal,
+        "length": said.length,
+        "arguments": said.arguments,
         "pid": said.pid,
         "name": said.name,
         "program": said.program,
@@ -161,6 +163,7 @@ class _Kept(elfcore.CoreFacts):
 def _from_words(words: dict[str, Any]) -> elfcore.CoreFacts:
     """Return what was kept."""
     said = _Kept(signal=words["signal"], pid=words["pid"], name=words["name"], program=words["program"])
+    said.length, said.arguments = words["length"], words["arguments"]
     said.build_ids = dict(words["build_ids"])
     if words["fault"]:
         said.kept_fault = (str(words["fault"][0]), int(words["fault"][1]))

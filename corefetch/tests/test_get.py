@@ -120,11 +120,11 @@ def test_an_interrupted_core_goes_on_where_it_was(desk: Desk, place: Path) -> No
     _, said = process.communicate(timeout=30)
     assert process.returncode == Exit.INTERRUPTED, said
     assert "Traceback" not in said
-    assert "interrupted" in said
     assert [name for name in left(desk) if not name.endswith(".part")] == []
     part = part_of(desk)
     done = part.stat().st_size
     assert 0 < done < len(content)
+    assert f"interrupted: {done} of {len(content)} bytes are in {part.name}: the same command goes on there" in said
     assert content.startswith(part.read_bytes())
     # A mark in what has come, which would be gone if all came again.
     with open(part, "r+b") as file:
@@ -132,6 +132,30 @@ def test_an_interrupted_core_goes_on_where_it_was(desk: Desk, place: Path) -> No
     desk.good("get", "0f3a9c27d1b5")
     assert (desk.directory / f"{OTHER}.core").read_bytes() == b"MARK" + content[4:]
     assert left(desk) == [f"{OTHER}.core"]
+
+
+def test_an_interrupted_copy_of_a_file_says_that_nothing_stays(desk: Desk) -> None:
+    store = desk.directory / "store"
+    store.mkdir()
+    source = store / f"{OTHER}.core"
+    with open(source, "wb") as file:
+        file.truncate(40 << 30)
+    process = subprocess.Popen(
+        desk.words("get", "last", "--from", "store"),
+        cwd=desk.directory,
+        env=desk.environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 30
+    while not list(desk.directory.glob(".*.new")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == Exit.INTERRUPTED
+    assert said == f"corefetch: interrupted: {source} was read, and nothing is written: the next run reads it again\n"
+    assert left(desk) == ["store"]
 
 
 def test_another_core_under_the_same_name_begins_anew(desk: Desk, place: Path) -> None:

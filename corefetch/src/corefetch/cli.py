@@ -11,7 +11,7 @@ from typing import Any
 
 import shtab
 from corefetch import __version__, ui
-from corefetch.errors import Exit, Failure
+from corefetch.errors import Exit, Failure, Interrupted
 
 LIMIT = 50
 EPILOG = """\
@@ -228,8 +228,9 @@ def program() -> None:
     except Failure as failure:
         ui.say(str(failure))
         status = failure.code
-    except KeyboardInterrupt:
-        ui.say("interrupted; what has come of a core stays, and the next run goes on there")
+    except KeyboardInterrupt as interrupt:
+        # Only whoever brings a core has more to say.
+        ui.say(": ".join(["interrupted", *([str(interrupt)] if isinstance(interrupt, Interrupted) else [])]))
         status = Exit.INTERRUPTED
     except BrokenPipeError:
         # Whoever reads has had enough. Nothing may be written at the end.

@@ -27,3 +27,7 @@ class Failure(Exception):
         """Take the two halves of the line, and the exit code."""
         super().__init__(f"{what}: {remedy}" if remedy else what)
         self.code = code
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C while a core comes. Its text says what is left of that."""

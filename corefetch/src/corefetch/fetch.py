@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from corefetch import packing
-from corefetch.errors import Exit, Failure
+from corefetch.errors import Exit, Failure, Interrupted
 from corefetch.facts import Core
 from corefetch.stores import Store
 from corefetch.text import plain
@@ -36,13 +36,16 @@ class Fetched:
 
 
 def fetch(store: Store, core: Core, path: Path, progress: Progress, unpack: bool = True) -> Fetched:
-    """Bring a core to ``path``. What has come stays in a hidden file beside it until all is here. Raises Failure."""
+    """Bring a core to ``path``. What has come stays in a hidden file beside it until all is here.
+
+    A file of this machine is read again in place of that. Raises Failure, and Interrupted, which says what stays.
+    """
     local = store.local(core.path)
+    part = _part_of(core, path)
     try:
         if local is not None:
             with open(local, "rb") as source:
                 return _finish(source.fileno(), core, path, progress, unpack)
-        part = _part_of(core, path)
         file = os.open(part, NEW_FILE, MODE)
         try:
             _lock(file, part)
@@ -58,12 +61,21 @@ def fetch(store: Store, core: Core, path: Path, progress: Progress, unpack: bool
         finally:
             os.close(file)
     except OSError as error:
-        remedy = (
-            "make room, and run again: what has come stays"
-            if error.errno == errno.ENOSPC
-            else "say another place by --output"
-        )
+        stays = "" if local else ": what has come stays"
+        remedy = f"make room, and run again{stays}" if error.errno == errno.ENOSPC else "say another place by --output"
         raise Failure(f"{plain(str(error.filename or path))}: {error.strerror}", remedy) from None
+    except KeyboardInterrupt:
+        raise Interrupted(_what_stays(part, core, local)) from None
+
+
+def _what_stays(part: Path, core: Core, local: Path | None) -> str:
+    """Return what a later run has of one that was interrupted."""
+    if local is not None:
+        return f"{local} was read, and nothing is written: the next run reads it again"
+    done = part.stat().st_size if part.exists() else 0
+    if not done:
+        return "nothing of the core has come yet"
+    return f"{done} of {core.stored} bytes are in {part}: the same command goes on there"
 
 
 def _part_of(core: Core, path: Path) -> Path:

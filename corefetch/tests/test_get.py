@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import time
@@ -206,6 +207,39 @@ def test_several_cores_of_one_part_are_named(desk: Desk, place: Path) -> None:
     assert done.status == Exit.NOT_FOUND
     assert "0f3a9c27d1b4, 0f3a9c27d1b5" in done.err
     assert desk.run("get", "nobody").status == Exit.NOT_FOUND
+
+
+def test_a_word_is_of_the_store_before_it_is_of_a_file(desk: Desk, place: Path) -> None:
+    # Such as the program itself.
+    program = desk.directory / "shop-1"
+    shutil.copy("/bin/true", program)
+    done = desk.good("info", "shop-1", "--facts", "--json")
+    assert done.json["key"] == KEY
+    assert done.err == f"corefetch: {KEY}.core.zst of the store is meant; ./shop-1 is the file of that name here\n"
+    done = desk.run("info", "./shop-1")
+    assert (done.status, done.err) == (
+        Exit.DAMAGED,
+        "corefetch: shop-1: no core: an ELF file of another kind: see file(1)\n",
+    )
+    # Where the store has no such key, and where there is no store, it is the file.
+    program.rename(desk.directory / "other")
+    assert "corefetch: other: no core: " in desk.run("info", "other").err
+    away = desk.run("info", "other", AWS_ENDPOINT_URL="http://127.0.0.1:1")
+    assert away.status == Exit.UNREACHABLE and "; ./other is the file of that name here" in away.err
+    del desk.variables["COREFETCH_FROM"]
+    assert "corefetch: other: no core: " in desk.run("info", "other").err
+
+
+def test_a_file_with_the_name_of_a_core_need_not_come_again(desk: Desk, place: Path, shop: Shop) -> None:
+    desk.good("get", "last")
+    assert desk.good("info", f"{KEY}.core", "--facts", "--json", AWS_ENDPOINT_URL="http://127.0.0.1:1").json["pid"]
+    # What rm deletes is in the store, and nothing else.
+    assert desk.good("rm", f"{KEY}.core", "--yes").out == f"{KEY}.core.zst\n"
+    done = desk.run("rm", f"{KEY}.core", "--yes")
+    assert done.status == Exit.NOT_FOUND and f"; ./{KEY}.core is the file of that name here" in done.err
+    assert left(desk) == [f"{KEY}.core"]
+    desk.good("rm", f"./{KEY}.core", "--yes")
+    assert left(desk) == []
 
 
 def test_a_core_is_deleted_with_what_is_known_of_it(desk: Desk, place: Path) -> None:

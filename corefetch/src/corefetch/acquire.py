@@ -10,7 +10,7 @@ from corefetch import keys, ui
 from corefetch.cache import Cache
 from corefetch.clients import open_store
 from corefetch.config import Settings
-from corefetch.errors import Exit, Failure
+from corefetch.errors import Exit, Failure, NoSuchCore
 from corefetch.facts import Core, of_entry
 from corefetch.fetch import Fetched, fetch
 from corefetch.learn import Student
@@ -21,8 +21,10 @@ from corefetch.text import harmless, plain
 MAGIC = {b"\x28\xb5\x2f\xfd": ".zst", b"\x1f\x8b": ".gz"}
 
 
-def resolve(settings: Settings, cache: Cache, source: str | None, words: str) -> tuple[Student, Core]:
-    """Return the core that is meant, and who knows its store. Raises Failure."""
+def resolve(
+    settings: Settings, cache: Cache, source: str | None, words: str, delete: bool = False
+) -> tuple[Student, Core]:
+    """Return the core that is meant, and who knows its store. What shall be deleted is not guessed. Raises Failure."""
     if "://" in words:
         url, _, name = words.rpartition("/")
         bucket = open_store(url, settings.options)
@@ -31,11 +33,25 @@ def resolve(settings: Settings, cache: Cache, source: str | None, words: str) ->
         if core is None:
             raise Failure(f"{plain(words)}: no core", "see corefetch list", Exit.NOT_FOUND)
         return Student(bucket, cache), core
-    if Path(words).is_file():
-        return local(Path(words), cache)
-    store = settings.store(source)
-    student = Student(store, cache)
-    return student, find(student, words)
+    file = Path(words)
+    here = file.is_file()
+    # A file with the name of a core is what get has brought: it need not come again.
+    plainly = "/" in words or not settings.named(source) or (keys.name_of(words) is not None and not delete)
+    if here and plainly:
+        return local(file, cache)
+    student = Student(settings.store(source), cache)
+    other = f"./{plain(words)} is the file of that name here"
+    try:
+        core = find(student, words)
+    except Failure as failure:
+        if not here:
+            raise
+        if isinstance(failure, NoSuchCore) and not delete:
+            return local(file, cache)
+        raise Failure(f"{failure}; {other}", "", failure.code) from None
+    if here:
+        ui.say(f"{plain(core.path)} of the store is meant; {other}")
+    return student, core
 
 
 def local(path: Path, cache: Cache) -> tuple[Student, Core]:

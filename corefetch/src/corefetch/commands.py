@@ -285,7 +285,7 @@ def debug(words: Words, settings: Settings) -> int:
 def remove(words: Words, settings: Settings) -> int:
     """``rm``: cores out of a store, and their JSON files."""
     cache = Cache(settings.cache)
-    chosen = [acquire.resolve(settings, cache, words.source, one) for one in dict.fromkeys(words.cores)]
+    chosen = [acquire.resolve(settings, cache, words.source, one, delete=True) for one in dict.fromkeys(words.cores)]
     if not words.yes:
         if not sys.stdin.isatty():
             raise Failure("nothing is deleted without a question", "say --yes where nobody can answer", Exit.USAGE)

@@ -37,11 +37,13 @@ class Settings:
     cache_max: int = 20 * GIB
     stores: dict[str, str] = field(default_factory=dict)
 
+    def named(self, source: str | None) -> str:
+        """Return the store that ``--from`` or a setting names, "" if none does."""
+        return source or self.source or (f"./{COLLECTED}" if Path(COLLECTED).is_dir() else "")
+
     def store(self, source: str | None) -> Store:
         """Open the store that ``--from`` or a setting names. Raises Failure."""
-        chosen = source or self.source
-        if not chosen and Path(COLLECTED).is_dir():
-            chosen = f"./{COLLECTED}"
+        chosen = self.named(source)
         if not chosen:
             raise Failure(
                 "no store",

@@ -230,7 +230,7 @@ def _of(content: Any, length: int) -> CoreFacts:
 def _read(file: Any, content: Any, length: int) -> CoreFacts:
     """Read a core that is an ELF file. Raises any of MALFORMED where it is none."""
     if file.header.e_type != "ET_CORE":
-        raise ValueError("an ELF file, and no core")
+        raise ValueError("an ELF file of another kind")
     facts = CoreFacts(machine=file.header.e_machine, word=file.elfclass // 8, size=length)
     loads: list[tuple[int, int, int]] = []
     notes = []

@@ -29,5 +29,13 @@ class Failure(Exception):
         self.code = code
 
 
+class NoSuchCore(Failure):
+    """A word that no core of the store has in its key."""
+
+    def __init__(self, what: str, remedy: str) -> None:
+        """Take the two halves of the line."""
+        super().__init__(what, remedy, Exit.NOT_FOUND)
+
+
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C while a core comes. Its text says what is left of that."""

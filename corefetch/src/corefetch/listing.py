@@ -10,7 +10,7 @@ from fnmatch import fnmatch
 from typing import Any
 
 from corefetch import text
-from corefetch.errors import Exit, Failure
+from corefetch.errors import Exit, Failure, NoSuchCore
 from corefetch.facts import Core, of_entry
 from corefetch.keys import LONGEST_PROGRAM
 from corefetch.learn import Student, cores_of
@@ -167,7 +167,7 @@ def find(student: Student, words: str, choice: Choice | None = None) -> Core:
     if words == "last":
         found = newest((core for core in cores_of(store) if choice is None or choice.by_facts(core)), 1)
         if not found:
-            raise Failure(f"{store.url}: no core", "see corefetch list", Exit.NOT_FOUND)
+            raise NoSuchCore(f"{store.url}: no core", "see corefetch list")
         return found[0]
     if words.startswith(f"{store.url}/"):
         words = words[len(store.url) + 1 :]
@@ -186,8 +186,6 @@ def find(student: Student, words: str, choice: Choice | None = None) -> Core:
     if number == 1:
         return candidates[0]
     if not number:
-        raise Failure(
-            f"{store.url}: no core has {text.plain(words)!r} in its key", "see corefetch list", Exit.NOT_FOUND
-        )
+        raise NoSuchCore(f"{store.url}: no core has {text.plain(words)!r} in its key", "see corefetch list")
     some = ", ".join(core.id or core.key for core in candidates) + (", ..." if number > 3 else "")
     raise Failure(f"{text.plain(words)!r} is in {number} keys", f"say more of one: {text.plain(some)}", Exit.NOT_FOUND)

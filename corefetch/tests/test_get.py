@@ -63,6 +63,60 @@ def test_what_a_program_wants_to_know_is_json(desk: Desk, place: Path, shop: Sho
     assert (known["path"], known["verified"], known["truncated"]) == ("x.core", True, False)
 
 
+def poured(desk: Desk, *words: str) -> tuple[int, bytes, str]:
+    """Return the status of get, and what it writes to both outputs."""
+    done = subprocess.run(
+        desk.words("get", "last", "-o", "-", *words),
+        cwd=desk.directory,
+        env=desk.environment(),
+        check=False,
+        capture_output=True,
+    )
+    return done.returncode, done.stdout, done.stderr.decode()
+
+
+def test_standard_output_gets_a_core_unless_it_is_a_terminal(desk: Desk, place: Path, shop: Shop) -> None:
+    status, out, err = poured(desk)
+    assert (status, out) == (0, shop.core.read_bytes())
+    assert "as it must be" in err
+    assert poured(desk, "--packed")[1] == (place / f"{KEY}.core.zst").read_bytes()
+    assert poured(desk, "--json")[:2] == (Exit.USAGE, b"")
+    lead, follow = pty.openpty()
+    words = desk.words("get", "last", "-o", "-")
+    done = subprocess.run(
+        words, cwd=desk.directory, env=desk.environment(), check=False, stdout=follow, stderr=subprocess.PIPE
+    )
+    os.close(follow)
+    os.close(lead)
+    assert (done.returncode, done.stderr.count(b"\n")) == (Exit.USAGE, 1)
+    describe(place, "1" * 64)
+    status, out, err = poured(desk)
+    assert status == Exit.DAMAGED and "checksum is wrong" in err
+    packed = place / f"{KEY}.core.zst"
+    packed.write_bytes(packed.read_bytes()[:-1000])
+    status, out, err = poured(desk)
+    assert status == Exit.DAMAGED and shop.core.read_bytes().startswith(out) and "end is missing" in err
+    assert left(desk) == []
+
+
+def test_a_full_disk_behind_standard_output_is_one_line(desk: Desk, place: Path) -> None:
+    with open("/dev/full", "wb") as full:
+        words = desk.words("get", "last", "-o", "-")
+        done = subprocess.run(
+            words, cwd=desk.directory, env=desk.environment(), check=False, stdout=full, stderr=subprocess.PIPE
+        )
+    assert done.returncode == Exit.FAILED
+    assert done.stderr == b"corefetch: standard output: No space left on device: make room there\n"
+
+
+def test_nothing_but_a_file_is_replaced(desk: Desk, place: Path) -> None:
+    os.mkfifo(desk.directory / "pipe")
+    done = desk.run("get", "last", "--force", "-o", "pipe")
+    assert (done.status, done.err.count("\n")) == (Exit.USAGE, 1)
+    assert "- for standard output" in done.err
+    assert (desk.directory / "pipe").is_fifo()
+
+
 def test_a_wrong_checksum_leaves_no_file(desk: Desk, place: Path) -> None:
     describe(place, "1" * 64)
     done = desk.run("get", "last")

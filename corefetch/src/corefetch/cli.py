@@ -128,7 +128,9 @@ def parser() -> argparse.ArgumentParser:
 
     one = add("get", "fetch a core into a file, unpacked, and compare its checksum", "get")
     _add_core(one)
-    output = one.add_argument("-o", "--output", metavar="PATH", help="a file or a directory (default: here)")
+    output = one.add_argument(
+        "-o", "--output", metavar="PATH", help="a file, a directory, or - for standard output (default: here)"
+    )
     output.complete = shtab.FILE  # type: ignore[attr-defined]
     one.add_argument("--packed", action="store_true", help="as it is in the store, not unpacked")
     one.add_argument("--force", action="store_true", help="replace a file that exists")

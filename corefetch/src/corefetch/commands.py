@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from corefetch.config import Settings
 from corefetch.debuginfod import Servers
 from corefetch.errors import Exit, Failure
 from corefetch.facts import Core, add_core
-from corefetch.fetch import fetch
+from corefetch.fetch import Fetched, fetch, pour
 from corefetch.learn import Student
 from corefetch.stores import Directory
 from corefetch.tables import Column
@@ -26,6 +27,7 @@ from corefetch.text import plain
 from rich.text import Text
 
 Words = argparse.Namespace
+STDOUT = "-"
 
 
 def list_cores(words: Words, settings: Settings) -> int:
@@ -218,7 +220,11 @@ def get(words: Words, settings: Settings) -> int:
     cache = Cache(settings.cache)
     student, core = acquire.resolve(settings, cache, words.source, words.core)
     student.from_json(core)
+    if words.output == STDOUT:
+        return _pour(words, student, core)
     path = acquire.place_for(words.output, core, not words.packed)
+    if path.exists() and not path.is_file():
+        raise Failure(f"{path}: no file", "say another by --output, or - for standard output", Exit.USAGE)
     if path.exists() and not words.force:
         raise Failure(f"{path}: exists already", "say --force, or another place by --output", Exit.USAGE)
     if not path.parent.is_dir():
@@ -238,14 +244,41 @@ def get(words: Words, settings: Settings) -> int:
         )
     else:
         print(done.path)
-        note = "as it must be" if done.verified else "not compared: the store has no checksum of it"
-        ui.say(f"{text.size(done.size)}, sha256 {done.sha256}, {note}")
-        if core.truncated:
-            ui.say("the core was cut off when it was written: its end is missing")
+        _say_of(done, core)
     if done.damaged:
         ui.say(f"{plain(core.path)}: its end is missing, what is there is in {done.path}")
         return Exit.DAMAGED
     return Exit.DONE
+
+
+def _pour(words: Words, student: Student, core: Core) -> int:
+    """``get --output -``: a core to standard output."""
+    if words.json or words.force:
+        raise Failure("--output - goes with neither --json nor --force", "leave one out", Exit.USAGE)
+    if sys.stdout.isatty():
+        raise Failure("a core is nothing for a terminal", "say --output FILE, or put a | after it", Exit.USAGE)
+    try:
+        with ui.progress() as progress:
+            done = pour(student.store, core, sys.stdout.buffer, progress, unpack=not words.packed)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # What is left to be written would fail once more at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise Failure(f"standard output: {error.strerror}", "make room there", Exit.FAILED) from None
+    _say_of(done, core)
+    if done.damaged:
+        ui.say(f"{plain(core.path)}: its end is missing, what is there is written")
+        return Exit.DAMAGED
+    return Exit.DONE
+
+
+def _say_of(done: Fetched, core: Core) -> None:
+    """Say what came."""
+    note = "as it must be" if done.verified else "not compared: the store has no checksum of it"
+    ui.say(f"{text.size(done.size)}, sha256 {done.sha256}, {note}")
+    if core.truncated:
+        ui.say("the core was cut off when it was written: its end is missing")
 
 
 def debug(words: Words, settings: Settings) -> int:

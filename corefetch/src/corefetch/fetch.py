@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from corefetch import packing
 from corefetch.errors import Exit, Failure, Interrupted
@@ -66,6 +67,41 @@ def fetch(store: Store, core: Core, path: Path, progress: Progress, unpack: bool
         raise Failure(f"{plain(str(error.filename or path))}: {error.strerror}", remedy) from None
     except KeyboardInterrupt:
         raise Interrupted(_what_stays(part, core, local)) from None
+
+
+def pour(store: Store, core: Core, target: BinaryIO, progress: Progress, unpack: bool = True) -> Fetched:
+    """Write a core to where nothing can be taken back, and compare its checksum at the end. Raises Failure or OSError."""
+    digest, size, read, damaged = hashlib.sha256(), 0, 0, False
+
+    def counted(blocks: Iterator[bytes]) -> Iterator[bytes]:
+        nonlocal read
+        for block in blocks:
+            read += len(block)
+            progress("fetching", read, core.stored)
+            yield block
+
+    with closing(store.blocks(core.path)) as blocks:  # type: ignore[type-var]
+        try:
+            for block in packing.unpack(core.name.packed if unpack else "", counted(blocks)):
+                target.write(block)
+                digest.update(block)
+                size += len(block)
+        except packing.Damaged:
+            damaged = not core.truncated
+    target.flush()
+    verified = bool(core.sha256) and unpack and not core.truncated and not damaged
+    if verified and digest.hexdigest() != core.sha256:
+        raise _wrong(core, digest.hexdigest())
+    return Fetched(Path("-"), size, digest.hexdigest(), verified, damaged)
+
+
+def _wrong(core: Core, found: str) -> Failure:
+    """Return the failure of a core with another checksum."""
+    return Failure(
+        f"{plain(core.path)}: its checksum is wrong: {found} in place of {core.sha256}",
+        "run again; if it is wrong again, the store has another core than the host had",
+        Exit.DAMAGED,
+    )
 
 
 def _what_stays(part: Path, core: Core, local: Path | None) -> str:
@@ -148,11 +184,7 @@ def _finish(source: int, core: Core, path: Path, progress: Progress, unpack: boo
                 ) from None
         verified = bool(core.sha256) and unpack and not core.truncated and not damaged
         if verified and digest.hexdigest() != core.sha256:
-            raise Failure(
-                f"{plain(core.path)}: its checksum is wrong: {digest.hexdigest()} in place of {core.sha256}",
-                "run again; if it is wrong again, the store has another core than the host had",
-                Exit.DAMAGED,
-            )
+            raise _wrong(core, digest.hexdigest())
         os.fsync(file)
         damaged = damaged and not core.truncated
         final = path.with_name(f"{path.name}.truncated") if damaged else path

@@ -125,6 +125,30 @@ def test_a_wrong_configuration_file_is_one_line(desk: Desk, content: str) -> Non
     assert done.err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["last", "-batch", "-ex", "bt"],
+            "words for the debugger come after --: corefetch debug CORE -- -batch -ex bt",
+        ),
+        (["last", "-ex", "info threads"], "corefetch debug CORE -- -ex 'info threads'"),
+        (["-batch", "last"], "corefetch debug CORE -- -batch"),
+    ],
+)
+def test_words_of_the_debugger_have_their_place(desk: Desk, words: list[str], said: str) -> None:
+    done = desk.run("debug", *words)
+    assert done.status == Exit.USAGE
+    assert done.err.startswith("usage: corefetch debug ")
+    assert done.err.splitlines()[-1].startswith("corefetch debug: error: ") and done.err.rstrip().endswith(said)
+
+
+def test_a_strange_word_shows_the_usage_of_its_command(desk: Desk) -> None:
+    done = desk.run("list", "--nothing")
+    assert done.status == Exit.USAGE
+    assert done.err.startswith("usage: corefetch list ") and "--nothing" in done.err.splitlines()[-1]
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_is_a_script_of_the_shell(desk: Desk, shell: str) -> None:
     script = desk.good("completion", shell).out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -203,7 +204,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     # What follows is the debugger's, also what looks like an option.
     end = given.index("--") if given[:1] == ["debug"] and "--" in given else len(given)
-    words = parser().parse_args(given[:end])
+    words, strange = (whole := parser()).parse_known_args(given[:end])
+    if strange:
+        _refuse(whole, words.command, strange)
     words.words = given[end + 1 :]
     if words.command == "completion":
         print(shtab.complete(parser(), shell=words.shell))
@@ -213,6 +216,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     function: Callable[[argparse.Namespace, Any], int] = getattr(commands, words.function)
     return function(words, config.load())
+
+
+def _refuse(whole: argparse.ArgumentParser, command: str, strange: list[str]) -> None:
+    """End with the usage of the command, and not of all, where words are too many."""
+    one: argparse.ArgumentParser = next(action for action in whole._actions if action.dest == "command").choices[
+        command
+    ]  # type: ignore[index]
+    if command == "debug":
+        words = shlex.join(strange)
+        one.error(f"words for the debugger come after --: corefetch debug CORE -- {words}")
+    one.error(f"unknown words: {shlex.join(strange)}")
 
 
 def _interrupt(number: int, frame: object) -> None:

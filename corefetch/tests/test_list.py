@@ -18,8 +18,9 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import zstandard
-from corefetch import facts, learn
+from corefetch import facts, learn, listing
 from corefetch.cache import Cache
+from corefetch.errors import Exit
 from corefetch.stores import Entry, Store, explain
 from support.command import Desk
 from support.cores import Shop
@@ -109,6 +110,7 @@ def test_cores_are_listed_with_the_newest_first(desk: Desk, full: S3) -> None:
         (["--program", "cart.bin"], ["bbbbbbbbbbb2"]),
         (["--program", "/srv/cart.bin"], ["bbbbbbbbbbb2"]),
         (["--signal", "abrt"], ["bbbbbbbbbbb1", "bbbbbbbbbbb2"]),
+        (["--signal", "6"], ["bbbbbbbbbbb1", "bbbbbbbbbbb2"]),
         (["--signal", "SIGSEGV", "--since", "2026-11-29T18:30"], ["aaaaaaaaaaa3"]),
         (["--since", "2026-11-29T18:01", "--until", "2026-11-29T20:00"], ["aaaaaaaaaaa3", "aaaaaaaaaaa2"]),
         (["--truncated"], ["aaaaaaaaaaa3"]),
@@ -189,6 +191,33 @@ def test_a_json_file_that_makes_no_sense_hides_no_core(desk: Desk, full: S3, con
     (full.directory / "shop" / f"{key('aaaaaaaaaaa1')}.json").write_text(content)
     row = next(row for row in desk.good("list", "--json").json if row["id"] == "aaaaaaaaaaa1")
     assert (row["signal"], row["host"]) == ("SIGSEGV", "node-7")
+
+
+@pytest.mark.parametrize(
+    ("signal", "names"),
+    [
+        ("11", {"SIGSEGV", "SIG11"}),
+        ("sigsegv", {"SIGSEGV", "SIG11"}),
+        ("Abrt", {"SIGABRT", "SIG6"}),
+        ("SIG35", {"signal 35", "SIG35"}),
+    ],
+)
+def test_a_signal_is_a_name_or_a_number(signal: str, names: set[str]) -> None:
+    assert listing.signal_names(signal) == names
+
+
+@pytest.mark.parametrize("signal", ["SIGFOO", "0", "65", "11x", "", "\u00b2"])
+def test_no_signal_is_one_line(desk: Desk, signal: str) -> None:
+    done = desk.run("list", "--from", ".", "--signal", signal)
+    assert (done.status, done.out) == (Exit.USAGE, "")
+    assert done.err.startswith(f"corefetch: no signal: {signal}: say a name such as SEGV")
+
+
+def test_no_core_is_said_with_what_was_asked_for(desk: Desk) -> None:
+    store = f" in {desk.directory.as_uri()}\n"
+    done = desk.good("list", "--from", ".", "--signal", "11", "--host", "a b", "--truncated")
+    assert done.err == f"corefetch: no core with --host 'a b' --signal 11 --truncated{store}"
+    assert desk.good("list", "--from", ".").err == f"corefetch: no core{store}"
 
 
 def test_no_core_is_said(desk: Desk, bucket: S3) -> None:

@@ -108,7 +108,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--host", metavar="NAME", help="of this host (a part of its name, or a pattern with * and ?)")
     one.add_argument("--container", "--pod", metavar="NAME", help="of this container, pod or namespace")
     one.add_argument("--program", metavar="NAME", help="of this program or thread")
-    one.add_argument("--signal", metavar="NAME", help="of this signal, such as SIGSEGV")
+    one.add_argument("--signal", metavar="NAME", help="of this signal: SIGSEGV, segv or 11")
     one.add_argument(
         "--since", metavar="TIME", help="not before: 2h, 3d, yesterday, 2026-11-29, 2026-11-29T18:00 (UTC)"
     )

@@ -32,6 +32,8 @@ STDOUT = "-"
 
 def list_cores(words: Words, settings: Settings) -> int:
     """``list``: a table of cores, or of faults."""
+    if words.signal is not None:
+        listing.signal_names(words.signal)
     cache = Cache(settings.cache)
     student = Student(settings.store(words.source), cache)
     choice = listing.Choice(
@@ -71,12 +73,20 @@ def list_cores(words: Words, settings: Settings) -> int:
         if beyond:
             ui.say(f"the newest {most}; --limit 0 shows all")
     if not (groups or cores) and not words.json:
-        ui.say(f"no core of that kind in {plain(student.store.url)}")
+        given = " ".join(_filters(words))
+        ui.say(f"no core{f' with {plain(given)}' if given else ''} in {plain(student.store.url)}")
     if student.problem:
         ui.say(f"some cores could not be read: {student.problem}")
     if student.store.problem:
         ui.say(str(student.store.problem))
     return Exit.DONE
+
+
+def _filters(words: Words) -> list[str]:
+    """Return the options that choose cores, as they were given."""
+    names = ("host", "container", "program", "signal", "since", "until")
+    found = [f"--{name} {shlex.quote(value)}" for name in names if (value := getattr(words, name)) is not None]
+    return [*found, "--truncated"] if words.truncated else found
 
 
 # The columns of a table: which are cut and which are left out first where the terminal is narrow.

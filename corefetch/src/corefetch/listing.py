@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import heapq
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from fnmatch import fnmatch
+from signal import Signals
 from typing import Any
 
 from corefetch import text
+from corefetch.elfcore import signal_name
 from corefetch.errors import Exit, Failure, NoSuchCore
 from corefetch.facts import Core, of_entry
 from corefetch.keys import LONGEST_PROGRAM
 from corefetch.learn import Student, cores_of
+
+LAST_SIGNAL = 64
 
 
 @dataclass
@@ -54,15 +59,25 @@ class Choice:
 
     def by_facts(self, core: Core) -> bool:
         """Tell whether the core is wanted."""
-        signal = (self.signal or "").upper()
         return (
             self.by_time(core)
             and (not self.truncated or core.truncated)
-            and (not signal or core.signal.upper().removeprefix("SIG") == signal.removeprefix("SIG"))
+            and (self.signal is None or core.signal in signal_names(self.signal))
             and _any(self.host, core.node, core.host)
             and _any(self.container, core.pod, core.container, core.namespace)
             and _any(self.program, core.program, core.exe, core.thread)
         )
+
+
+def signal_names(word: str) -> set[str]:
+    """Return the names that a core may have for a signal, which is a number or a name, also without SIG. Raises Failure."""
+    bare = word.upper().removeprefix("SIG")
+    found = (int(one) for one in Signals if one.name == f"SIG{bare}")
+    number = int(bare) if re.fullmatch(r"[0-9]{1,3}", bare) else next(found, 0)
+    if not 0 < number <= LAST_SIGNAL:
+        raise Failure(f"no signal: {text.plain(word)}", "say a name such as SEGV, or a number such as 11", Exit.USAGE)
+    # The helper has a number where it knows no name.
+    return {signal_name(number), f"SIG{number}"}
 
 
 def _in_key(word: str | None, core: Core) -> bool:

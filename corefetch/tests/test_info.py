@@ -33,7 +33,9 @@ LINE = next(n for n, line in enumerate((PROGRAMS / "shop.c").read_text().splitli
 DOCKER = """#!/bin/sh
 echo "$*" >>{log}
 case $1 in
-create) [ "$6" = shop:1.0 ] || {{ echo "Unable to find image '$6' locally" >&2; exit 125; }}; [ ! -e {log}.slow ] || sleep 30 ;;
+create) [ "$2" = --pull=never ] || {{ echo "it pulls" >&2; exit 125; }}
+    [ "$7" = shop:1.0 ] || {{ echo "Error response from daemon: No such image: $7" >&2; exit 1; }}
+    [ ! -e {log}.slow ] || sleep 30 ;;
 cp) path=${{2#*:}}; cd {image}; [ -e ".$path" ] || [ -h ".$path" ] || exit 1; tar -c -C ".${{path%/*}}" "${{path##*/}}" ;;
 rm) ;;
 *) exit 1 ;;
@@ -105,7 +107,9 @@ def test_the_files_of_the_image_lead_to_the_line(desk: Desk, place: Path, shop: 
     assert "wait_for_ever" in done.out
     assert "missing" not in done.out
     said = (docker / "log").read_text().splitlines()
-    created = re.fullmatch(r"create --name (corefetch-[0-9a-f]+) --network none shop:1\.0 corefetch", said[0])
+    created = re.fullmatch(
+        r"create --pull=never --name (corefetch-[0-9a-f]+) --network none shop:1\.0 corefetch", said[0]
+    )
     assert created
     assert said[-1] == f"rm --force --volumes {created[1]}"
     # Only what is mapped, and not what this machine has.
@@ -142,15 +146,18 @@ def test_an_engine_that_ends_in_the_middle_is_said(desk: Desk, place: Path, shop
         ("Cannot connect to the Docker daemon at unix:///x.sock. Is the docker daemon running?", "start the engine"),
         ("permission denied while trying to connect to the docker API at unix:///x.sock", "start the engine"),
         ("Error: unable to connect to Podman socket: connection refused", "start the engine"),
-        ('Error response from daemon: Get "http://localhost:1/v2/": connect: connection refused', "pull it"),
-        ("Error: shop:1.0: image not known", "pull it"),
+        (
+            'Error response from daemon: Get "http://localhost:1/v2/": connect: connection refused',
+            "{} pull shop:1.0 brings it",
+        ),
+        ("Error: shop:1.0: image not known", "{} pull shop:1.0 brings it"),
     ],
 )
 def test_an_engine_that_makes_no_container_is_said_with_the_remedy(tmp_path: Path, said: str, remedy: str) -> None:
     program = tmp_path / "docker"
     program.write_text(f"#!/bin/sh\necho '{said}' >&2\nexit 1\n")
     program.chmod(0o755)
-    with pytest.raises(Failure, match=f"image shop:1.0: .*{re.escape(said[-20:])}: {remedy}"):
+    with pytest.raises(Failure, match=f"image shop:1.0: .*{re.escape(said[-20:])}: {remedy.format(program)}"):
         engine.opened(str(program), "shop:1.0").__enter__()
 
 
@@ -193,7 +200,7 @@ def test_ctrl_c_leaves_no_container_and_no_directory(desk: Desk, place: Path, do
     assert process.returncode == Exit.INTERRUPTED
     assert said.startswith("corefetch: interrupted")
     created, removed = (docker / "log").read_text().splitlines()
-    assert removed == f"rm --force --volumes {created.split()[2]}"
+    assert removed == f"rm --force --volumes {created.split()[3]}"
     assert not list((desk.directory / ".cache/corefetch/roots").iterdir())
 
 
@@ -269,7 +276,10 @@ def test_a_core_without_its_image_is_said(desk: Desk, place: Path, docker: Path)
     (place / f"{KEY}.json").write_text(json.dumps(facts))
     told = without_functions(desk)
     assert re.match(r"shop: SIGSEGV at \S+/app/shop\+0x", told)
-    assert "- image gone:2: Unable to find image 'gone:2' locally: pull it" in told
+    assert (
+        "- image gone:2: Error response from daemon: No such image: gone:2: docker pull gone:2 brings it, or say"
+        in told
+    )
     assert re.search(r"- \S+/app/shop \(build id [0-9a-f]{12}\): not found: say --image or --sysroot", told)
     # A script gets what is known, and the same status.
     done = desk.run("info", "last", "--json")

@@ -123,5 +123,5 @@ def test_a_core_whose_image_is_gone_is_said(container: Container) -> None:
     # What is missing is the program that crashed.
     told = desk.corefetch(STORE, "info", "last", status=7)
     assert re.match(r"shop: SIGSEGV at /opt/shop/shop\+0x[0-9a-f]+\n", told)
-    assert re.search(rf"- image {IMAGE}: .*: pull it, or say another by --image", told)
+    assert re.search(rf"- image {IMAGE}: .*: docker pull {IMAGE} brings it, or say another by --image", told)
     assert re.search(r"- /opt/shop/shop \(build id [0-9a-f]{12}\): not found: say --image", told)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import posixpath
 import re
 import secrets
+import shlex
 import shutil
 import subprocess
 import tarfile
@@ -17,8 +18,7 @@ from corefetch.programs import output_of
 from corefetch.text import plain
 
 ENGINES = ("docker", "podman")
-# Seconds: an image may have to be pulled first.
-LONGEST_PULL, LONGEST = 900, 60
+LONGEST = 60  # Seconds.
 MOST_LINKS = 8
 
 
@@ -84,14 +84,15 @@ class Image:
 
 @contextmanager
 def opened(engine: str, name: str) -> Iterator[Image]:
-    """Yield the image of that name; it is pulled if the engine does not have it. Raises Failure."""
+    """Yield the image of that name. The engine asks no registry for one that it does not have. Raises Failure."""
     if name.startswith("-"):
         raise Failure(f"no image: {plain(name)}", "say one by --image", Exit.USAGE)
     # By a name of its own, it can be removed also where this ends before the engine has told the id.
     container = f"corefetch-{secrets.token_hex(8)}"
     try:
         # The word at the end is for images that name no program.
-        _run([engine, "create", "--name", container, "--network", "none", name, "corefetch"], LONGEST_PULL, name)
+        words = ["create", "--pull=never", "--name", container, "--network", "none", name, "corefetch"]
+        _run([engine, *words], LONGEST, name)
         yield Image(engine, container)
     finally:
         # In a session of its own: Ctrl-C must not end what cleans up.
@@ -120,7 +121,7 @@ def _run(words: list[str], seconds: int, image: str) -> None:
         line.strip() for line in done.stderr.splitlines() if line.strip() and not line.startswith(("See '", "Run '"))
     ]
     what = plain(said[-1] if said else f"{words[0]} ended with status {done.returncode}")[:300]
-    remedy = "pull it, or say another by --image, or --sysroot DIRECTORY"
+    remedy = f"{shlex.join([words[0], 'pull', image])} brings it, or say another by --image, or --sysroot DIRECTORY"
     if re.search(r"annot connect to|(nable|trying) to connect to|daemon running", done.stderr):
         remedy = "start the engine, or say another by --engine, or --sysroot DIRECTORY"
-    raise Failure(f"image {plain(image)}: {what}", remedy, Exit.UNREACHABLE)
+    raise Failure(f"image {plain(image)}: {what}", plain(remedy), Exit.UNREACHABLE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -29,6 +30,28 @@ def test_the_version_is_that_of_the_project(desk: Desk) -> None:
 def test_help_has_80_columns(desk: Desk, words: tuple[str, ...]) -> None:
     done = desk.good(*words, "--help")
     assert max(map(len, done.out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_a_command_has_examples_that_are_read(desk: Desk, name: str) -> None:
+    block = desk.good(name, "--help").out.partition("\nexamples:\n")[2]
+    examples = re.findall(rf"^  corefetch ({name}\b.*?)(?:   .*| [|>].*)?$", block, re.M)
+    assert examples
+    for example in examples:
+        words = shlex.split(example)
+        end = words.index("--") if "--" in words else None
+        assert parser().parse_args(words[:end]).command == name
+
+
+def test_the_help_says_where_the_cache_is_and_how_it_is_emptied(desk: Desk) -> None:
+    said = desk.good("--help").out
+    assert "XDG_CACHE_HOME" in said and "COREFETCH_CACHE" in said and "rm -r ~/.cache/corefetch" in said
+
+
+def test_no_word_leads_to_the_help(desk: Desk) -> None:
+    done = desk.run()
+    assert done.status == Exit.USAGE
+    assert done.err.endswith("corefetch: error: no command: 'corefetch --help' shows all, and examples\n")
 
 
 def test_every_command_and_every_exit_code_has_a_row(desk: Desk) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
+from corefetch import text
 from corefetch.errors import Exit
 from support.command import Desk
 from support.cores import Shop
@@ -259,7 +260,7 @@ def test_several_cores_of_one_part_are_named(desk: Desk, place: Path) -> None:
     (place / f"{OTHER}.core").write_bytes(b"x")
     done = desk.run("get", "0f3a")
     assert done.status == Exit.NOT_FOUND
-    assert "0f3a9c27d1b4, 0f3a9c27d1b5" in done.err
+    assert "0f3a9c27d1b4 (shop-1, 2026-11-29 18:00:00), 0f3a9c27d1b5 (shop-1, 2026-11-29 18:00:01)" in done.err
     assert desk.run("get", "nobody").status == Exit.NOT_FOUND
 
 
@@ -326,6 +327,8 @@ def test_a_user_is_asked_before_a_core_is_deleted(
     _, said = process.communicate(timeout=30)
     os.close(lead)
     assert process.returncode == status
+    size = text.size((place / f"{KEY}.core.zst").stat().st_size) if status else ""
+    assert f"{KEY}.core.zst (shop-1, SIGSEGV, 2026-11-29 18:00:00 UTC, {size}" in said.decode()
     assert b"Delete this core?" in said
     assert len(list(place.glob("*"))) == files
 

@@ -36,6 +36,10 @@ environment:
 
 configuration file: ~/.config/corefetch/config.toml, or COREFETCH_CONFIG
 
+cache: COREFETCH_CACHE, else corefetch in XDG_CACHE_HOME, or in ~/.cache
+  It holds cores, which hold secrets, and programs and debug information. All of
+  it comes again when it is needed. To empty it: rm -r ~/.cache/corefetch
+
 examples:
   export COREFETCH_FROM=s3://my-bucket-for-cores/shop/
   corefetch list --since yesterday    what crashed
@@ -47,17 +51,55 @@ examples:
 """
 
 
-INFO = """\
+# What the help of each command ends with.
+ENDS = {
+    "list": """\
+examples:
+  corefetch list --since yesterday
+  corefetch list --container orders --signal segv
+  corefetch list --group --since 7d            crash loops, a row for each
+  corefetch list --json | jq -r '.[].path'
+""",
+    "info": """\
 exit code 7: the backtraces are missing or name no functions, because gdb or the
 program that crashed is missing: there is no docker, or it does not have the
 image. All that is known is printed all the same, with what to do.
-"""
-COMPLETION = """\
+
+examples:
+  corefetch info last
+  corefetch info 0f3a9c27 --facts
+  corefetch info ./orders.core --sysroot ./rootfs
+  corefetch info last --json | jq .at          file, line and function
+""",
+    "get": """\
+examples:
+  corefetch get last
+  corefetch get 0f3a9c27 --output /var/tmp/
+  corefetch get 0f3a9c27 --packed --output - | zstd --decompress >orders.core
+""",
+    "debug": """\
+More words for the debugger follow --.
+
+examples:
+  corefetch debug last
+  corefetch debug last --source ~/src/orders
+  corefetch debug last -- -batch -ex bt
+""",
+    "rm": """\
+examples:
+  corefetch rm 0f3a9c27
+  corefetch rm --yes 0f3a9c27 83a83605
+""",
+    "completion": """\
 where it goes:
   bash  ~/.local/share/bash-completion/completions/corefetch
   zsh   _corefetch in a directory of $fpath
   fish  ~/.config/fish/completions/corefetch.fish
-"""
+
+examples:
+  corefetch completion zsh >~/.zfunc/_corefetch
+""",
+}
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -99,7 +141,12 @@ def parser() -> argparse.ArgumentParser:
 
     def add(name: str, help: str, function: str) -> argparse.ArgumentParser:
         found = commands.add_parser(
-            name, help=help, description=f"{help[0].upper()}{help[1:]}.", parents=[common], formatter_class=_Formatter
+            name,
+            help=help,
+            description=f"{help[0].upper()}{help[1:]}.",
+            epilog=ENDS[name],
+            parents=[common],
+            formatter_class=_Formatter,
         )
         found.set_defaults(function=function)
         return found
@@ -125,7 +172,6 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument(
         "--facts", action="store_true", help="no backtraces: fetches nothing but the beginning of the core"
     )
-    one.epilog = INFO
 
     one = add("get", "fetch a core into a file, unpacked, and compare its checksum", "get")
     _add_core(one)
@@ -149,7 +195,6 @@ def parser() -> argparse.ArgumentParser:
         help="where gdb finds the source code",
     )
     one.add_argument("--print", action="store_true", help="print the command, and do not start it")
-    one.epilog = "More words for the debugger follow --:\n  corefetch debug last -- -batch -ex bt"
 
     one = add("rm", "delete cores from the store", "remove")
     cores = one.add_argument(
@@ -158,9 +203,10 @@ def parser() -> argparse.ArgumentParser:
     cores.complete = shtab.FILE  # type: ignore[attr-defined]
     one.add_argument("--yes", action="store_true", help="do not ask")
 
-    one = commands.add_parser("completion", help="print the completion for a shell", formatter_class=_Formatter)
+    one = commands.add_parser(
+        "completion", help="print the completion for a shell", formatter_class=_Formatter, epilog=ENDS["completion"]
+    )
     one.add_argument("shell", choices=("bash", "zsh", "fish"))
-    one.epilog = COMPLETION
     one.set_defaults(function="")
     return whole
 
@@ -204,6 +250,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     # What follows is the debugger's, also what looks like an option.
     end = given.index("--") if given[:1] == ["debug"] and "--" in given else len(given)
+    if not given:
+        parser().error("no command: 'corefetch --help' shows all, and examples")
     words, strange = (whole := parser()).parse_known_args(given[:end])
     if strange:
         _refuse(whole, words.command, strange)

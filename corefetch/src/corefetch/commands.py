@@ -332,8 +332,11 @@ def remove(words: Words, settings: Settings) -> int:
     if not words.yes:
         if not sys.stdin.isatty():
             raise Failure("nothing is deleted without a question", "say --yes where nobody can answer", Exit.USAGE)
-        for _, core in chosen:
-            ui.errors().print(Text(f"{plain(core.path)} ({text.moment(core.when)} UTC, {text.size(core.stored)})"))
+        for student, core in chosen:
+            core.json = core.json or core.name.stem + keys.FACTS
+            student.learn(core)
+            known = [core.place, core.signal, f"{text.moment(core.when)} UTC", text.size(core.stored)]
+            ui.errors().print(Text(plain(f"{core.path} ({', '.join(filter(None, known))})")))
         what = "this core" if len(chosen) == 1 else f"these {len(chosen)} cores"
         print(f"Delete {what}? [y/N] ", end="", file=sys.stderr, flush=True)
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):

@@ -202,5 +202,11 @@ def find(student: Student, words: str, choice: Choice | None = None) -> Core:
         return candidates[0]
     if not number:
         raise NoSuchCore(f"{store.url}: no core has {text.plain(words)!r} in its key", "see corefetch list")
-    some = ", ".join(core.id or core.key for core in candidates) + (", ..." if number > 3 else "")
+    some = ", ".join(map(_told_apart, candidates)) + (", ..." if number > 3 else "")
     raise Failure(f"{text.plain(words)!r} is in {number} keys", f"say more of one: {text.plain(some)}", Exit.NOT_FOUND)
+
+
+def _told_apart(core: Core) -> str:
+    """Return what names a core, and what an operator knows it by."""
+    known = ", ".join(filter(None, (core.place, text.moment(core.time) if core.time else "")))
+    return f"{core.id or core.key} ({known})" if known else core.id or core.key

@@ -255,6 +255,20 @@ def test_the_configuration_file_names_stores(desk: Desk, full: S3) -> None:
     assert ids(desk, "--from", f"{url}/old-host") == [None]
 
 
+def test_an_unknown_name_of_a_store_is_said_with_those_that_there_are(desk: Desk) -> None:
+    file = desk.directory / ".config" / "corefetch" / "config.toml"
+    remedy = "say s3://BUCKET, gs://BUCKET, az://CONTAINER or file:///DIRECTORY, or a name of"
+    done = desk.run("list", "--from", "staging")
+    assert (done.status, done.err) == (
+        Exit.USAGE,
+        f"corefetch: no store: staging: {remedy} {file}, which has no [stores]\n",
+    )
+    file.parent.mkdir(parents=True)
+    file.write_text('[stores]\nprod = "s3://cores"\nlab = "/cores"\n')
+    assert desk.run("list", "--from", "staging").err.endswith(f"or a name of {file}, which has prod, lab\n")
+    assert "a name of" not in desk.run("list", "--from", "ftp://x/y").err
+
+
 def test_pages_of_a_real_server_are_all_read(desk: Desk, bucket: S3) -> None:
     for number in range(2500):
         name = key(

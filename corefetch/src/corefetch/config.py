@@ -50,7 +50,13 @@ class Settings:
                 "name one by --from s3://BUCKET/PREFIX (gs://, az://, file:///), or by COREFETCH_FROM",
                 Exit.USAGE,
             )
-        return open_store(self.stores.get(chosen, chosen), self.options)
+        try:
+            return open_store(self.stores.get(chosen, chosen), self.options)
+        except Failure as failure:
+            if failure.code != Exit.USAGE or "/" in chosen or chosen in self.stores:
+                raise
+            names = f"has {', '.join(map(plain, self.stores))}" if self.stores else "has no [stores]"
+            raise Failure(f"{failure}, or a name of {path_of_file()}, which {names}", "", Exit.USAGE) from None
 
 
 def path_of_file() -> Path:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from corefetch import debugger, elfcore, engine, report, symbols
+from corefetch import debugger, elfcore, engine, report, symbols, text
 from corefetch.debugger import Frame
 from corefetch.errors import Exit, Failure
 from corefetch.facts import Core
@@ -334,12 +334,32 @@ def test_a_core_that_was_cut_off_is_said(desk: Desk, shop: Shop, part: float) ->
     assert "- the core was cut off" in done.out
 
 
+def test_a_size_is_said_once_and_of_what_is_there(desk: Desk, place: Path, shop: Shop) -> None:
+    size, stored = text.size(shop.core.stat().st_size), text.size((place / f"{KEY}.core.zst").stat().st_size)
+    assert f"\nsize       {size}, {stored} packed\n" in desk.good("info", "last", "--facts").out
+    assert f"\nsize       {size}\n" in desk.good("info", shop.core, "--facts").out
+
+
 def test_what_is_no_core_is_one_line(desk: Desk) -> None:
     (desk.directory / "x.core").write_bytes(b"nothing")
     done = desk.run("info", "x.core")
     assert done.status == Exit.DAMAGED
     assert done.err.count("\n") == 1
     assert done.err.startswith("corefetch: x.core: no core")
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_warning_of_gdb_that_is_harmless_is_not_shown(desk: Desk, shop: Shop, tmp_path: Path, there: bool) -> None:
+    without_docker(desk, tmp_path)
+    gdb = tmp_path / "only" / "gdb"
+    trace = "Thread 1 (LWP 1):\n#0  total_of (order=0x0) at shop.c:18" if there else ""
+    warning = "warning: Section \\`.reg-xstate/1' in core file too small."
+    gdb.write_text(f'#!/bin/sh\necho "{trace}"\necho "{warning}" >&2\n')
+    gdb.chmod(0o755)
+    done = desk.run("info", shop.core, "--sysroot", str(shop.root))
+    assert done.status == (0 if there else Exit.DAMAGED)
+    assert "reg-xstate" not in done.out + done.err
+    assert ("total_of" in done.out) == there
 
 
 def test_debug_gives_gdb_the_right_files(desk: Desk, place: Path, shop: Shop) -> None:

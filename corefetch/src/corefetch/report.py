@@ -170,6 +170,9 @@ def facts(report: Report) -> list[tuple[str, str]]:
     inner = report.said.pid if report.said else None
     pid = str(core.pid) + (f", in its container {inner}" if inner and inner != core.pid else "")
     user = f"{core.uid}:{core.gid}" if core.uid is not None else ""
+    stored = f"{text.size(core.stored)} {'packed' if core.name.packed else 'there'}"
+    sizes = [text.size(core.size)] if core.size is not None else []
+    sizes += [stored] if core.stored != core.size else []
     rows = [
         ("time", f"{text.moment(core.time)} UTC" if core.time else ""),
         ("host", core.node or core.host),
@@ -187,12 +190,7 @@ def facts(report: Report) -> list[tuple[str, str]]:
         ),
         ("fault", core.fault),
         ("build id", core.build_id),
-        (
-            "size",
-            f"{text.size(core.size)}, {text.size(core.stored)} in the store"
-            if core.size
-            else f"{text.size(core.stored)} in the store",
-        ),
+        ("size", ", ".join(sizes)),
         ("truncated", cut),
         ("sha256", core.sha256),
         ("reason", core.reason),

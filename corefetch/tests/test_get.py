@@ -128,7 +128,15 @@ def test_a_wrong_checksum_leaves_no_file(desk: Desk, place: Path) -> None:
 
 def test_a_core_without_a_checksum_says_so(desk: Desk, place: Path) -> None:
     describe(place, None)
-    assert "no checksum" in desk.good("get", "last").err
+    assert (
+        "not compared: no checksum is known of a core that was sent while it was written"
+        in desk.good("get", "last").err
+    )
+
+
+def test_a_checksum_of_something_else_is_not_denied(desk: Desk, place: Path) -> None:
+    said = "not compared: the known checksum is that of the whole core, unpacked"
+    assert said in desk.good("get", "last", "--packed").err
 
 
 def test_a_damaged_core_is_never_taken_for_a_whole_one(desk: Desk, place: Path, shop: Shop) -> None:

@@ -285,7 +285,12 @@ def _pour(words: Words, student: Student, core: Core) -> int:
 
 def _say_of(done: Fetched, core: Core) -> None:
     """Say what came."""
-    note = "as it must be" if done.verified else "not compared: the store has no checksum of it"
+    if done.verified:
+        note = "as it must be"
+    elif not core.sha256:
+        note = "not compared: no checksum is known of a core that was sent while it was written; hosts that keep cores give one"
+    else:
+        note = "not compared: the known checksum is that of the whole core, unpacked"
     ui.say(f"{text.size(done.size)}, sha256 {done.sha256}, {note}")
     if core.truncated:
         ui.say("the core was cut off when it was written: its end is missing")

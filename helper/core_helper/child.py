@@ -16,10 +16,15 @@ class Child:
     """The process that enters the container, seen from the supervisor: its pipes and pids, and what it reported."""
 
     def __init__(
-        self, source: "Source", groups: control_groups.ControlGroups, run: "Callable[[Child], NoReturn]"
+        self,
+        source: "Source",
+        groups: control_groups.ControlGroups,
+        run: "Callable[[Child], NoReturn]",
+        stays: bool = False,
     ) -> None:
         """Fork it into ``groups`` and have it ``run``, without the ``source`` of the core. Raises OSError.
 
+        ``stays`` says whether it takes the core itself, and becomes no delegate: nobody else may say that it is ready.
         Whatever can wait is not done here after the fork: it would slow the child down, which shares the pages of our memory.
         """
         self.core_read_end, self.core_write_end = posix.pipe()
@@ -28,6 +33,7 @@ class Child:
         self.status_read_end, self.status_write_end = posix.pipe()
         self.stdout_read_end, self.stdout_write_end = posix.pipe()
         self.stderr_read_end, self.stderr_write_end = posix.pipe()
+        self.stays = stays
         # The delegate's, once it is known to be our child. ``setup_pid`` is that of the joining process.
         self.pid = 0
         self.reported_pid = 0

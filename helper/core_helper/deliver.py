@@ -261,7 +261,7 @@ class CoreFile:
 
         crash, plan, bound = delivery.crash, delivery.plan, delivery.configuration.fallback_max
         path = fallback.path_of(crash.pid, crash.uid, crash.gid)
-        result = delivery.run(lambda child: fallback.write(plan, path, wanted, child, bound))
+        result = delivery.run(lambda child: fallback.write(plan, path, wanted, child, bound), stays=True)
         if result.started:
             return delivery.conclude(path, result, reason)
         return Outcome(ABSENT) if result.absent else Outcome(FAILED, str(result.failure))

@@ -95,8 +95,8 @@ class Delivery:
             self._plan = joining.prepare(self.process, self.crash.interpreter)
         return self._plan
 
-    def run(self, steps: "Callable[[Child], NoReturn]") -> "Result":
-        """Give the core to a child that takes the ``steps`` in the container, and return how that went.
+    def run(self, steps: "Callable[[Child], NoReturn]", stays: bool = False) -> "Result":
+        """Give the core to a child that takes the ``steps`` in the container, and return how that went; see Child.
 
         Raises Refused where the child has found that the core must go nowhere. Starts none after one that could not be ended:
         a slot counts for one such process.
@@ -107,7 +107,7 @@ class Delivery:
             result.failure = NO_SECOND
             return result
         while True:
-            child = Child(self.source, plan.groups, steps)
+            child = Child(self.source, plan.groups, steps, stays)
             result = supervisor.supervise(
                 self.source,
                 child,

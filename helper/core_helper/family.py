@@ -31,9 +31,10 @@ def end(child: "Child", process: "FaultingProcess") -> None:
 
 
 def end_unknown(child: "Child") -> None:
-    """End a delegate whose pid the joining process could not report before it died; its pipes show which process it is.
+    """End a delegate whose pid the joining process could not report before it died: its pipes show which process it is.
 
-    All of /proc is searched, since not every kernel lists the children of a process (CONFIG_PROC_CHILDREN).
+    Or its pid namespace does: who traces it may have it close the pipes. All of /proc is searched, since not every kernel lists
+    the children of a process (CONFIG_PROC_CHILDREN).
     """
     try:
         posix.waitid(posix.P_ALL, 0, posix.WEXITED | posix.WNOHANG | posix.WNOWAIT)
@@ -43,7 +44,11 @@ def end_unknown(child: "Child") -> None:
     limit = time.monotonic() + GRACE
     proc = posix.open("/proc", posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
     for name in posix.listdir(proc):
-        if name.isdigit() and _parent(proc, name) == own and _has_pipe(name, child.pipes, limit):
+        if (
+            name.isdigit()
+            and _parent(proc, name) == own
+            and (_is_in_container(name) or _has_pipe(name, child.pipes, limit))
+        ):
             # It is our child, so the number stays its own until it is waited for.
             _signal_session(int(name), SIGKILL)
             if not wait_for_end(int(name), 0) and int(name) != child.setup_pid:
@@ -67,6 +72,14 @@ def wait_in_spite_of_tracers(pid: int, process: "FaultingProcess") -> None:
     """Wait for the end of our child ``pid``, which SIGKILL has ended, and end those that stop it on its way."""
     if not wait_for_end(pid, 0) and _kill_tracers(pid, process):
         wait_for_end(pid, 0)
+
+
+def _is_in_container(name: str) -> bool:
+    """Tell whether our child is in another pid namespace than this process: none but the one that enters the container is."""
+    try:
+        return posix.stat(f"/proc/{name}/ns/pid").st_ino != posix.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return False  # Ended meanwhile.
 
 
 def _parent(proc: int, name: str) -> str:

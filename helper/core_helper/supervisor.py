@@ -182,20 +182,21 @@ def _read_reports(child: "Child", result: "Result") -> bool:
     for line in lines:
         kind, _space, text = line.decode("utf-8", "replace").partition(" ")
         if kind == "pid" and text.isascii() and text.isdigit() and len(text) <= LONGEST_PID:
-            child.reported_pid = int(text)
+            # The first one counts: whoever traces the process that was forked may write here, too.
+            child.reported_pid = child.reported_pid or int(text)
         elif kind == "note":
             result.notes.append(text)
         elif kind == "environ":
             child.knows_environ = True
             result.fallback = text == "fallback"
-        elif kind == "ready":
+        elif kind == "ready" and child.stays:
             child.pid = child.setup_pid
             ready = True
         elif result.failure is None:
             result.absent = kind == "absent"
             result.crowded = kind == "crowded"
             result.refused = kind == "refused"
-            result.failure = text
+            result.failure = "somebody else reported that it is ready" if kind == "ready" else text
     return ready
 
 

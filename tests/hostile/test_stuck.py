@@ -21,7 +21,7 @@ from hostile.observe import (
     running,
     wait_until,
 )
-from hostile.options import ADMINISTRATOR, ENDLESS, UNCONFINED
+from hostile.options import ADMINISTRATOR, ENDLESS, TRACER, UNCONFINED
 from hostile.run import TIMEOUT
 from support import door, lab
 from support.containers import Container, MakeCrash, read_log
@@ -86,6 +86,17 @@ def test_attack_23_the_end_of_a_process_that_has_not_become_the_delegate_is_stop
     container = siege("leave=90", "catch-exit=80", options=("--cap-add=SYS_PTRACE", "--detach"))
     wait_until((container.records / "go").exists, "none was caught: nothing was shown", 30)
     wait_until(lambda: helpers() == 0, "a process of ours stays", TIMEOUT + 20)
+
+
+@pytest.mark.parametrize("line", ["ready ", "pid 1"])
+def test_attack_23_what_is_said_to_the_helper_hides_no_process_of_ours(siege: MakeCrash, line: str) -> None:
+    container = siege(f"report={line}", options=(*TRACER, "--detach"))
+    wait_until(
+        lambda: "told 3" in lab.output("docker", "logs", container.name), "none was caught: nothing was shown", 30
+    )
+    # Those that were caught are among them.
+    wait_until(lambda: helpers() == 0, "a process of ours stays", TIMEOUT + 20)
+    assert processes_of(container), "whoever traced them was over too early: nothing was shown"
 
 
 # A faulting process that the kernel does not let go, and a process of ours that a file system holds.

@@ -116,6 +116,17 @@ BREAKS: Breaks = {
         [("family.py", "                traced.append(tracer)\n", "")],
         "end_of_the_tracer",
     ),
+    "23 whoever traces a process of ours says that it is ready": (
+        [("supervisor.py", 'elif kind == "ready" and child.stays:', 'elif kind == "ready":')],
+        "attack_23_what_is_said",
+    ),
+    "23 a process of ours without pipes is not found": (
+        [
+            ("supervisor.py", "child.reported_pid = child.reported_pid or int(text)", "child.reported_pid = int(text)"),
+            ("family.py", "_is_in_container(name) or ", ""),
+        ],
+        "attack_23_what_is_said",
+    ),
     "23 descriptors are looked at without end": (
         [
             (

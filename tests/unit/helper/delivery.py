@@ -76,7 +76,7 @@ def supervise(
             reading, sink = os.pipe()
             source = KernelPipe(reading)
         # As the kernel does: no child has its end of the pipe.
-        child = Child(source, control_groups.ControlGroups(), without(sink, run))
+        child = Child(source, control_groups.ControlGroups(), without(sink, run), stays=True)
         threading.Thread(target=feed, args=(sink, core), daemon=True).start()
         lines: list[bytes] = []
         if once is not None:

@@ -243,7 +243,7 @@ class Deliveries:
         self.plan.groups.unified = 99
         monkeypatch.setattr(joining, "prepare", lambda process, interpreter: self.plan)
         self.left = [0]
-        monkeypatch.setattr(delivery, "Child", lambda source, groups, run: SimpleNamespace(left=self.left_over))
+        monkeypatch.setattr(delivery, "Child", lambda source, groups, run, stays: SimpleNamespace(left=self.left_over))
         monkeypatch.setattr(supervisor, "supervise", self.supervise)
 
     def left_over(self) -> int:
@@ -299,7 +299,7 @@ def test_the_delegate_is_told_how_many_seconds_are_left(
     told: list[dict[bytes, bytes]] = []
     monkeypatch.setattr(joining, "execute_delegate", lambda *words: told.append(words[3]))
 
-    def start(source: object, groups: object, run: Callable[[object], object]) -> Any:
+    def start(source: object, groups: object, run: Callable[[object], object], stays: bool) -> Any:
         run(None)
         return SimpleNamespace(left=lambda: 0)
 
@@ -432,7 +432,7 @@ def test_a_container_without_a_delegate_has_one_lent(
     monkeypatch.setattr(runtime, "is_of_the_host", lambda process: False)
     monkeypatch.setattr(joining, "execute_delegate", lambda *words: given.append(words))
 
-    def start(source: object, groups: object, run: Callable[[object], object]) -> Any:
+    def start(source: object, groups: object, run: Callable[[object], object], stays: bool) -> Any:
         run(None)
         return SimpleNamespace(left=lambda: 0)
 

@@ -289,7 +289,9 @@ class Stage:
         monkeypatch.setattr(membership, "check", lambda process: None)
         monkeypatch.setattr(container, "hostname_of", lambda process: process.hostname)
         monkeypatch.setattr(joining, "prepare", lambda process, interpreter: plan)
-        monkeypatch.setattr(delivery, "Child", lambda source, groups, run: SimpleNamespace(run=run, left=lambda: 0))
+        monkeypatch.setattr(
+            delivery, "Child", lambda source, groups, run, stays: SimpleNamespace(run=run, left=lambda: 0)
+        )
         monkeypatch.setattr(joining, "execute_delegate", lambda *arguments: ("execute", arguments[1]))
         monkeypatch.setattr(
             fallback, "write", lambda plan, path, asked, child, bound: ("write" if asked else "ask", path)

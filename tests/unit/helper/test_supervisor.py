@@ -285,6 +285,13 @@ def test_a_pid_is_a_number_that_the_kernel_gives(report: str, pid: int) -> None:
     assert result.failure == (None if pid else report)
 
 
+def test_whoever_traces_the_delegate_says_neither_that_it_is_ready_nor_that_it_is_another() -> None:
+    child: Any = SimpleNamespace(reported=b"pid 7\npid 8\nready \n", reported_pid=0, stays=False)
+    result = Result()
+    assert supervisor._read_reports(child, result) is False
+    assert (child.reported_pid, result.failure) == (7, "somebody else reported that it is ready")
+
+
 @pytest.mark.parametrize("kind", ["absent", "crowded", "refused", "failed"])
 def test_the_first_failure_that_is_reported_tells_what_became_of_the_core(kind: str) -> None:
     child: Any = SimpleNamespace(reported=f"{kind} why\nabsent later\nrefused later\n".encode())

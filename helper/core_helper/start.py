@@ -75,14 +75,13 @@ def occupy_descriptors() -> None:
 
 
 def is_exposed(crash: "Crash") -> bool:
-    """Tell whether a container could overwrite the file that this process is executed from.
+    """Tell whether a container could hold the file that this process is executed from, and so overwrite it.
 
     Between fork and exec, the container can see a process of ours. A process with CAP_SYS_PTRACE in the host's user namespace
-    may open the /proc/PID/exe of ours, and write to that file when nobody executes it any more (CVE-2019-5736). The user
-    namespace of the faulting process says nothing about who else is in its pid namespace.
+    may open the /proc/PID/exe of ours, and write to that file when nobody executes it any more (CVE-2019-5736). On a read-only
+    file system it may still have others wait for that file, by a lease. The user namespace of the faulting process says nothing
+    about who else is in its pid namespace.
     """
-    if posix.statvfs("/proc/self/exe").f_flag & ST_RDONLY:
-        return False
     task = procfs.task_of(crash.pid, crash.tid) + "/ns/"
     return any(posix.stat(task + kind).st_ino != namespaces.of_host(kind) for kind in ("pid", "mnt"))
 
@@ -90,9 +89,11 @@ def is_exposed(crash: "Crash") -> bool:
 def protect_interpreter(crash: "Crash", source: "KernelPipe", slot: "Slot", began: float, log: "Log") -> str:
     """Re-execute this program where no container can overwrite its interpreter; return why that cannot be, or ""."""
     try:
-        return restart_read_only(crash, source, slot, began, log) if is_exposed(crash) else ""
+        reason = restart_read_only(crash, source, slot, began, log) if is_exposed(crash) else ""
     except OSError as error:
         return f"its namespaces cannot be looked at: {error.strerror}"
+    # Where it could not be executed anew, nobody can overwrite it if it lies on a read-only file system.
+    return "" if reason and posix.statvfs("/proc/self/exe").f_flag & ST_RDONLY else reason
 
 
 def restart_read_only(crash: "Crash", source: "KernelPipe", slot: "Slot", began: float, log: "Log") -> str:

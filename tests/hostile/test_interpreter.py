@@ -7,7 +7,7 @@ import re
 import sys
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -153,12 +153,27 @@ def test_attack_21_cap_sys_ptrace_holds_the_interpreter_and_writes_to_it_later(
     assert "write: Read-only file system" in container.output
 
 
-def test_attack_21_cap_sys_ptrace_has_nobody_wait_for_the_interpreter(attack: MakeCrash) -> None:
+@pytest.fixture(params=["as it is", "on a read-only file system"])
+def python(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """The interpreter of the helper."""
+    path = interpreter().resolve()
+    if request.param == "as it is":
+        yield path
+        return
+    lab.command("mount", "--bind", path, path)
+    try:
+        lab.command("mount", "-o", "remount,bind,ro", path)
+        yield path
+    finally:
+        lab.command("umount", "--lazy", path)
+
+
+def test_attack_21_cap_sys_ptrace_has_nobody_wait_for_the_interpreter(attack: MakeCrash, python: Path) -> None:
     container = attack("lease=3", options=("--cap-add=SYS_PTRACE", "--detach"))
     wait_until(lambda: "lease: " in lab.output("docker", "logs", container.name), "the interpreter was never held", 20)
     printed = lab.output("docker", "logs", container.name)
     # As whoever starts this Python, who would wait.
-    os.close(os.open(interpreter(), os.O_RDONLY | os.O_NONBLOCK))
+    os.close(os.open(python, os.O_RDONLY | os.O_NONBLOCK))
     assert "held 1\nlease: granted" in printed
 
 

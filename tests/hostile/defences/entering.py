@@ -159,6 +159,18 @@ BREAKS: Breaks = {
         ],
         "attack_21_cap_sys_ptrace_has_nobody_wait",
     ),
+    "21 a Python that nobody can write to is executed as it is": (
+        [
+            (
+                "start.py",
+                "    task = procfs.task_of(crash.pid, crash.tid) + ",
+                '    if posix.statvfs("/proc/self/exe").f_flag & ST_RDONLY:\n'
+                "        return False\n"
+                "    task = procfs.task_of(crash.pid, crash.tid) + ",
+            )
+        ],
+        "attack_21_cap_sys_ptrace_has_nobody_wait",
+    ),
     "21 control groups are joined after the fork": (
         [
             ("joining.py", "        _check_groups(process, plan.groups.join(), status)\n", ""),

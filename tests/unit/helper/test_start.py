@@ -118,7 +118,7 @@ def test_whoever_may_look_at_a_process_of_ours_could_overwrite_its_interpreter(w
 
 @pytest.mark.parametrize(("flags", "safe"), [(start.ST_RDONLY, True), (start.ST_RDONLY | 4096, True), (4096, False)])
 def test_nobody_can_overwrite_what_is_mounted_read_only(
-    world: World, monkeypatch: pytest.MonkeyPatch, flags: int, safe: bool
+    monkeypatch: pytest.MonkeyPatch, flags: int, safe: bool
 ) -> None:
     asked = []
 
@@ -126,9 +126,16 @@ def test_nobody_can_overwrite_what_is_mounted_read_only(
         asked.append(path)
         return SimpleNamespace(f_flag=flags)
 
-    monkeypatch.setattr(start, "posix", SimpleNamespace(statvfs=statvfs, stat=start.posix.stat))  # type: ignore[attr-defined]
-    assert exposed(world, mnt=world.namespace()) is not safe
-    assert asked == ["/proc/self/exe"]
+    def restart(*facts: object) -> str:
+        asked.append("restart")
+        return "no overlay"
+
+    monkeypatch.setattr(start, "posix", SimpleNamespace(statvfs=statvfs))
+    monkeypatch.setattr(start, "is_exposed", lambda crash: True)
+    monkeypatch.setattr(start, "restart_read_only", restart)
+    # It is executed anew all the same: others could have to wait for it.
+    assert start.protect_interpreter(Crash(1, 0, 0), SOURCE, SLOT, 1.5, Log()) == ("" if safe else "no overlay")
+    assert asked == ["restart", "/proc/self/exe"]
     assert start.ST_RDONLY == os.ST_RDONLY
 
 
@@ -138,6 +145,7 @@ SOURCE: Any = SimpleNamespace(descriptor=6)
 
 def test_only_where_it_is_exposed_the_program_is_executed_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(start, "restart_read_only", lambda *facts: f"why {facts[3]}")
+    monkeypatch.setattr(start, "ST_RDONLY", 0)
     crash = Crash(1, 0, 0)
     for is_exposed, why in ((False, ""), (True, "why 1.5")):
         monkeypatch.setattr(start, "is_exposed", lambda crash, answer=is_exposed: answer)

@@ -26,6 +26,7 @@ MESSAGE = _struct.Struct("=IIQ")
 MARK = _struct.Struct("=I")
 ACCEPTED = 0
 KERNEL, WAIT = 1, 8
+GONE = "a process that is gone has connected to the core-dump socket: it was killed, or does not crash"
 PATIENCE = 5.0  # Seconds for the kernel to say what it has to say before the core.
 PAGE = 4096
 CORE_LIMIT = "Max core file size"  # Its row in /proc/PID/limits; proc_pid_limits(5).
@@ -50,9 +51,7 @@ def crash_of(connection: _socket.socket) -> Crash:
     if info is None or info.coredump is None:
         posix.close(pidfd)
         if info is None:
-            raise Refused(
-                "a process that is gone has connected to the core-dump socket: it was killed, or does not crash"
-            )
+            raise Refused(GONE)
         who = f"process {info.pid} of user {info.uid}"
         raise Refused(f"{who} has connected to the core-dump socket, and does not crash")
     crash = Crash(info.pid, info.uid, info.gid)
@@ -61,6 +60,13 @@ def crash_of(connection: _socket.socket) -> Crash:
     whose = info.coredump & (linux.PIDFD_COREDUMP_USER | linux.PIDFD_COREDUMP_ROOT)
     crash.dumpable = 1 if whose == linux.PIDFD_COREDUMP_USER else 2
     return crash
+
+
+def has_ended(connection: _socket.socket) -> bool:
+    """Tell whether the kernel has closed its end: the process was killed meanwhile, whether it was waited for or not."""
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLRDHUP)
+    return bool(poll.poll(0))
 
 
 def core_limit(pid: int) -> "int | None":

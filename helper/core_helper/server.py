@@ -276,6 +276,8 @@ class Server:
                 return
             connection = _socket.socket(fileno=descriptor)
             try:
+                if kernel_socket.has_ended(connection):
+                    raise Refused(kernel_socket.GONE)
                 self.admit(connection)
             except Refused as error:
                 connection.close()
@@ -315,6 +317,9 @@ class Server:
             job = self.queue.next(self.taken, self.bounds.slots)
             if job is None:
                 return
+            if kernel_socket.has_ended(job.connection):
+                self.drop(job, "it was killed while it waited for a slot")
+                continue
             worker = self.choose()
             if worker is None:
                 self.queue.put_back(job)

@@ -46,6 +46,7 @@
  *   read-lock=PATH a lock of that file for reading, and one by flock(2), for a minute
  *   lease=SECONDS  the same, asks for a lease of the program, and keeps that for five seconds
  *   storm=COUNT    that many processes have one child after the other crash, for ever
+ *   kill-crashes=COUNT  the same, and they kill the children meanwhile, and wait for each only after some twenty others
  *   series=COUNT   that many children go on, a moment after each other
  *   loop=COUNT     one child goes on, and when it has ended the next one, that many times
  *   limit=NAME:N   sets both of a resource's limits: fsize, data, stack, files or memory
@@ -690,6 +691,35 @@ static void storm(int count)
 				}
 				wait(NULL);
 			}
+	for (;;)
+		pause();
+}
+
+/* Each has one child after the other crash, kills it while the kernel dumps it, and leaves the last ones unreaped. */
+static void kill_crashes(int count)
+{
+	enum { KEPT = 20 };
+	for (int i = 0; i < count; i++)
+		if (fork() == 0) {
+			pid_t kept[KEPT] = {0};
+			for (int turn = 0;; turn = (turn + 1) % KEPT) {
+				if (kept[turn])
+					waitpid(kept[turn], NULL, 0);
+				pid_t child = fork();
+				if (child < 0) {
+					usleep(1000);
+					kept[turn] = 0;
+					continue;
+				}
+				if (child == 0) {
+					write_file("/proc/self/coredump_filter", "0");
+					raise(SIGSEGV);
+				}
+				usleep(3000);
+				kill(child, SIGKILL);
+				kept[turn] = child;
+			}
+		}
 	for (;;)
 		pause();
 }
@@ -1658,6 +1688,8 @@ static void act(char **actions)
 			storm(atoi(value));
 		else if (IS("report"))
 			report(value);
+		else if (IS("kill-crashes"))
+			kill_crashes(atoi(value));
 		else if (IS("series"))
 			series(atoi(value), 0);
 		else if (IS("loop"))

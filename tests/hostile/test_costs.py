@@ -24,7 +24,7 @@ from hostile.observe import (
 )
 from hostile.options import ADMINISTRATOR, TRACER
 from support import door, lab
-from support.containers import MakeCrash
+from support.containers import MakeCrash, read_log
 
 MEMORY = 64 << 20  # Bytes that a helper may have.
 
@@ -109,6 +109,18 @@ def test_attack_22_a_helper_whose_process_was_killed_waits_for_nobody(
     finally:
         for table in tables:
             os.close(table)
+
+
+@pytest.mark.skipif(not door.BY_SOCKET, reason="there is no worker, and a helper has been started already")
+def test_attack_22_no_worker_is_started_for_a_process_that_was_killed(siege: MakeCrash) -> None:
+    """Nor has the server the time for hundreds of them: its backlog becomes full meanwhile, for the crashes of all."""
+    before = set(read_log().splitlines())
+    container = siege("kill-crashes=20", options=("--pids-limit=450", "--detach"))
+    time.sleep(5)
+    lab.output("docker", "kill", container.name)
+    lines = set(read_log().splitlines()) - before
+    assert any("others were refused before" in line for line in lines), "nobody was killed: nothing was shown"
+    assert sum("core not delivered: a process that is gone" in line for line in lines) < 50
 
 
 def test_attack_23_signals_that_wait_take_no_helper_its_timer(siege: MakeCrash) -> None:

@@ -5,6 +5,13 @@ from __future__ import annotations
 from hostile.defences.kinds import Breaks
 
 BREAKS: Breaks = {
+    "socket: who was killed has a worker": (
+        [
+            ("server.py", "if kernel_socket.has_ended(connection):", "if False:"),
+            ("server.py", "if kernel_socket.has_ended(job.connection):", "if False:"),
+        ],
+        "no_worker_is_started",
+    ),
     "socket: a delegate is not known by its limit": (
         [("server.py", "if crash.limit == kernel_socket.OF_HELPERS:", "if False:")],
         "the_crash_of_a_delegate_does_not_come_back",

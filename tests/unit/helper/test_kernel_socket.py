@@ -30,6 +30,16 @@ REQUEST = struct.pack("=IIQ", 16, 16, 15)
 ACCEPTED = struct.pack("=I", 0)
 
 
+def test_a_connection_has_ended_when_the_kernel_has_closed_its_end() -> None:
+    ours, kernel = _socket.socketpair()
+    assert not kernel_socket.has_ended(ours)
+    kernel.send(REQUEST)
+    assert not kernel_socket.has_ended(ours)
+    kernel.close()
+    assert kernel_socket.has_ended(ours)
+    ours.close()
+
+
 class Pair:
     """A connection, and the end of the kernel."""
 

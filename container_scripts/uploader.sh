@@ -427,6 +427,17 @@ set_up_curl() {
     [ -z "${AWS_CA_BUNDLE-}" ] || export CURL_CA_BUNDLE="$AWS_CA_BUNDLE"
 }
 
+# as_s3cmd WORD...: becomes s3cmd with these words. So it is for a subshell only.
+as_s3cmd() {
+    set -- --host="$s3_host" --host-bucket="$s3_host" --max-retries=1 --multipart-chunk-size-mb="$part_size" "$@"
+    set -- ${AWS_CA_BUNDLE:+--ca-certs="$AWS_CA_BUNDLE"} ${region:+--region="$region"} "$@"
+    case $endpoint in
+    http://*) set -- --no-ssl "$@" ;;
+    *) set -- --ssl "$@" ;;
+    esac
+    exec ${within:+timeout "$within"} s3cmd -c /dev/null "$@"
+}
+
 # call put OBJECT, call list OBJECT: becomes the client that makes OBJECT of its stdin, or looks whether there are objects whose
 # names begin so. So it is for a subshell only.
 call() {
@@ -462,15 +473,9 @@ call() {
         esac
         ;;
     s3cmd)
-        set -- "$1" "$2" -c /dev/null -q --host="$s3_host" --host-bucket="$s3_host" --max-retries=1 \
-            --multipart-chunk-size-mb="$part_size" ${AWS_CA_BUNDLE:+--ca-certs="$AWS_CA_BUNDLE"} ${region:+--region="$region"}
-        case $endpoint in
-        http://*) set -- "$@" --no-ssl ;;
-        *) set -- "$@" --ssl ;;
-        esac
         case $1 in
-        put) shift && exec s3cmd put "${file:--}" "$@" ;;
-        *) shift && exec s3cmd ls "$@" ;;
+        put) as_s3cmd put -q "${file:--}" "$2" ;;
+        *) as_s3cmd ls -q "$2" ;;
         esac
         ;;
     curl) call_curl "$@" ;;
@@ -785,6 +790,8 @@ parts() {
         AWS_MAX_ATTEMPTS=1 aws s3api "$verb" --bucket "$bucket" --cli-connect-timeout 5 --cli-read-timeout 5 \
             ${endpoint:+--endpoint-url "$endpoint"} "$@"
         ;;
+    # Of more than 1000 such uploads, s3cmd asks for the first 1000 again and again.
+    s3cmd) within=10 && (as_s3cmd "$verb" "$@") ;;
     esac </dev/null 2>/dev/null
 }
 
@@ -807,15 +814,32 @@ unfinished() {
         parts list-multipart-uploads --prefix "$prefix" --no-paginate --output text \
             --query 'Uploads[?!contains(Key, `"\n"`) && !contains(Key, `"\t"`)].[Initiated,UploadId,Key]'
         ;;
+    s3cmd)
+        # It asks for the whole bucket, and prints names as they are: one with newlines can look like another upload with its
+        # time. But that one's id is then in two lines.
+        listing=$newline$(parts multipart "s3://$bucket")$newline
+        printf %s "$listing" | while IFS='	' read -r when name id; do
+            case $name$newline$id in
+            *"$newline-"* | *"$newline" | *"$newline"*[!A-Za-z0-9._~+=-]*) ;;
+            "s3://$bucket/$prefix"*)
+                case $listing in
+                *"	$id$newline"*"	$id$newline"*) ;;
+                *) printf '%s\t%s\t%s\n' "$when" "$id" "${name#"s3://$bucket/"}" ;;
+                esac
+                ;;
+            esac
+        done
+        ;;
     esac
 }
 
-# sweep_parts: aborts what uploads by rclone and aws have left in the bucket that were killed. Only what has the name of a core below
-# the same prefix, and is two days old: longer than any upload takes. At most three each time, and none where the time is short:
-# the core is stored already. Who may not list or abort them leaves them there.
+# sweep_parts: aborts what uploads have left in the bucket that were killed. Only what has the name of a core below the same prefix,
+# and is two days old: longer than any upload takes. At most three each time, and none where the time is short: the core is stored
+# already. Who may not list or abort them leaves them there. curl leaves nothing.
 sweep_parts() {
     case $client$destination in
     rclones3://* | awss3://*) ;;
+    s3cmds3://*) command -v timeout >/dev/null 2>&1 || return 0 ;;
     *) return 0 ;;
     esac
     [ -z "$few" ] && [ -n "$began" ] && now=$(date +%s) || return 0
@@ -841,6 +865,7 @@ sweep_parts() {
         case $client in
         rclone) parts cleanup ":s3:$bucket/$name" -o max-age=48h ;;
         aws) parts abort-multipart-upload --key "$name" --upload-id "${id##*	}" ;;
+        s3cmd) parts abortmp "s3://$bucket/$name" "${id##*	}" ;;
         esac >/dev/null
     done
 }
@@ -1005,7 +1030,7 @@ try() {
 }
 
 # What the functions need to know from the start.
-explained='' muted='' temporary='' few='' by_file='' spool='' spool_max='' file='' endpoint='' mode=store
+explained='' muted='' temporary='' few='' by_file='' within='' spool='' spool_max='' file='' endpoint='' mode=store
 keys='AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY' address='AWS_ENDPOINT_URL and network'
 trap 'ended "$?"' EXIT
 

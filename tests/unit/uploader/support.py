@@ -12,9 +12,11 @@ import resource
 import shutil
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
 import termios
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -373,6 +375,43 @@ def serving(root: Path, *options: str, port: int = 0, network: Network = HERE) -
     finally:
         process.kill()
         process.communicate()
+
+
+class Bottleneck(socketserver.ThreadingTCPServer):
+    """Stands before a server: lets so many bytes a second through, and is gone after so many bytes of clients."""
+
+    daemon_threads = True
+    allow_reuse_address = True
+
+    def __init__(self, port: int, rate: float, left: float) -> None:
+        super().__init__(("127.0.0.1", 0), Passage)
+        self.port, self.rate, self.left = port, rate, left
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
+
+    def gone(self) -> bool:
+        if self.left <= 0:
+            self.socket.close()
+        return self.left <= 0
+
+
+class Passage(socketserver.BaseRequestHandler):
+    """A connection through the bottleneck."""
+
+    def handle(self) -> None:
+        bottleneck: Any = self.server
+        with socket.create_connection(("127.0.0.1", bottleneck.port)) as server:
+            threading.Thread(target=self.answer, args=(server,), daemon=True).start()
+            while not bottleneck.gone() and (part := self.request.recv(65536)):
+                bottleneck.left -= len(part)
+                time.sleep(len(part) / bottleneck.rate)
+                server.sendall(part)
+            with contextlib.suppress(OSError):
+                self.request.shutdown(socket.SHUT_RDWR)
+
+    def answer(self, server: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while part := server.recv(65536):
+                self.request.sendall(part)
 
 
 def wait_for(condition: Callable[[], Any]) -> None:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import signal
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from unit.uploader.support import (
     CORE,
+    FACTS,
     KEY,
     NAME,
     STARTS,
+    Bottleneck,
     Image,
     Server,
     assert_delivered,
@@ -172,16 +177,44 @@ def test_rclone_that_is_ended_removes_its_parts(dash: Image, server: Server) -> 
     wait_for(lambda: not begun())
 
 
-@pytest.mark.parametrize(("client_of_dash", "by"), [("aws", signal.SIGTERM), ("rclone", signal.SIGKILL)])
+def killed_while_sending(image: Image, store: str, server: Server, directory: Path, until: Callable[[], bool]) -> None:
+    """As terminated, for a client that begins to send when it has the whole core: the server is slow."""
+    (directory / "given").write_bytes(os.urandom(40_000_000))
+    with Bottleneck(int(server.environment["AWS_ENDPOINT_URL"].rpartition(":")[2]), 4e6, 1e9) as slow:
+        known = {**server.environment, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{slow.server_address[1]}"}
+        with (directory / "given").open("rb") as core:
+            process = subprocess.Popen(
+                [*image.command, str(image.script), store],
+                env={"PATH": str(image.bin), **FACTS, **known, "TMPDIR": str(directory)},
+                stdin=core,
+                start_new_session=True,
+            )
+        try:
+            wait_for(lambda: until() or process.poll() is not None)
+            assert process.poll() is None, "it was sent before the test saw it"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            slow.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("client_of_dash", "by"), [("aws", signal.SIGTERM), ("rclone", signal.SIGKILL), ("s3cmd", signal.SIGKILL)]
+)
 def test_what_a_killed_client_has_left_is_aborted_by_a_later_upload(
-    dash: Image, server: Server, client_of_dash: str, by: signal.Signals
+    dash: Image, server: Server, client_of_dash: str, by: signal.Signals, tmp_path: Path
 ) -> None:
     of_all_clients(dash, client_of_dash)
     prefix = f"swept-{client_of_dash}"
     for name in (f"{prefix}/notes.txt", f"{prefix}/a b.core", f"{prefix}-x/x.core"):
         parts_in(server, "create-multipart-upload", "--key", name)
     left, store = f"{prefix}/{KEY}", f"s3://bucket/{prefix}/"
-    terminated(dash, store, os.urandom(40_000_000), lambda: left in parts_in(server), by, **server.environment)
+    if client_of_dash == "s3cmd":
+        dash.link("timeout")
+        killed_while_sending(dash, store, server, tmp_path, lambda: left in parts_in(server))
+    else:
+        terminated(dash, store, os.urandom(40_000_000), lambda: left in parts_in(server), by, **server.environment)
     assert left in parts_in(server)
 
     def swept(**known: Any) -> bool:
@@ -227,7 +260,53 @@ def test_only_what_has_the_name_of_a_core_below_the_prefix_and_is_old_is_aborted
     assert (tmp_path / "aborted").read_text().splitlines() == [f":s3:bucket/{name} max-age=48h" for name in cores]
 
 
-@pytest.mark.parametrize(("client_of_dash", "word"), [("aws", "s3api"), ("rclone", "backend")])
+def test_s3cmd_aborts_only_what_has_the_name_of_a_core_and_is_old_and_no_name_forges_that(
+    dash: Image, tmp_path: Path
+) -> None:
+    old, young = "2020-01-01T00:00:00.000Z", "2100-01-01T00:00:00.000Z"
+    forged = f"{old}\ts3://bucket/a/young.core\t2~young"
+    listing = [
+        "s3://bucket/",
+        "Initiated\tPath\tId",
+        f"{old}\ts3://bucket/a/x.core\t1-x",
+        f"{old}\ts3://bucket/ab/x.core\t1-other",
+        f"{old}\ts3://bucket/a/../b/x.core\t1-up",
+        f"{old}\ts3://bucket/a/x.txt\t1-text",
+        f"{old}\ts3://bucket/a/x y.core\t1-space",
+        f"{old}\ts3://bucket/a/option.core\t--configure",
+        f"{old}\ts3://bucket/a/none.core\t",
+        # One name of another user of the bucket, with two newlines.
+        f"{young}\ts3://bucket/b/name\tz\n{forged}\n{young}\ts3://bucket/b/name\t3-his",
+        f"{young}\ts3://bucket/a/young.core\t2~young",
+        f"{old}\ts3://bucket/a/web-1/y.core.zst\tMjA=",
+    ]
+    (tmp_path / "listing").write_text("\n".join(listing) + "\n")
+    dash.link("timeout")
+    dash.program(
+        "s3cmd",
+        f'case $* in *multipart\\ s3*) cat {tmp_path}/listing ;; *abortmp*) echo "${{*##*abortmp }}" >>{tmp_path}/aborted ;;\n'
+        "*) cat >/dev/null ;; esac\n",
+    )
+    assert_delivered(dash.run("s3://bucket/a", TMPDIR=str(tmp_path)), f"s3://bucket/a/{KEY}")
+    assert (tmp_path / "aborted").read_text().splitlines() == [
+        "s3://bucket/a/x.core 1-x",
+        "s3://bucket/a/web-1/y.core.zst MjA=",
+    ]
+
+
+def test_s3cmd_that_lists_without_an_end_is_ended(dash: Image, tmp_path: Path) -> None:
+    dash.link("timeout")
+    dash.replace("within=10", "within=1")
+    dash.program("s3cmd", "case $* in *multipart\\ s3*) exec sleep 60 ;; esac; cat >/dev/null\n")
+    began = time.monotonic()
+    assert_delivered(dash.run("s3://bucket/a", TMPDIR=str(tmp_path)), f"s3://bucket/a/{KEY}")
+    assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize(
+    ("client_of_dash", "word"), [("aws", "s3api"), ("rclone", "backend"), ("s3cmd", "multipart s3")]
+)
 def test_who_may_not_look_for_what_was_left_has_stored_the_core(dash: Image, client_of_dash: str, word: str) -> None:
-    dash.program(client_of_dash, f'case "$*" in *{word}*) echo AccessDenied >&2; exit 1 ;; esac; cat >/dev/null\n')
+    dash.link("timeout")
+    dash.program(client_of_dash, f'case "$*" in *"{word}"*) echo AccessDenied >&2; exit 1 ;; esac; cat >/dev/null\n')
     assert_delivered(dash.run("s3://bucket/", CORE_TIMEOUT="300"), f"s3://bucket/{KEY}")

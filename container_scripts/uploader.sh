@@ -89,9 +89,13 @@ plain() {
 # blame PROGRAM STATUS SAID: what a program that failed has said, or else its exit status. Most programs begin with their name.
 blame() {
     rest=$3
-    case $rest in
+    case $1:$rest in
     # Azure's answer has long details after a line of dashes.
     *'RESPONSE '[45][0-9][0-9]*) rest=${rest##*RESPONSE } rest="RESPONSE ${rest%%----------*}" ;;
+    # s3cmd does not know these answers, and tries again or ends with a traceback.
+    s3cmd:*'HTTP request '*' HTTPS '*) rest=${rest#*HTTP request } rest="HTTP request ${rest%%HTTPS*}HTTPS" ;;
+    # It asks to report the traceback after a line of this kind.
+    s3cmd:*'!!!!!!!!'*'Problem: '*) problem=${rest#*Problem: } rest="${rest%%!!!!!!!!*} ${problem%%"$newline"*}" ;;
     esac
     plain "$rest" 380 # So that the name of the program stays.
     plain=${plain#"$1: "}

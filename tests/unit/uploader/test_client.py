@@ -118,6 +118,58 @@ def test_a_store_that_is_away_is_told_from_one_that_refuses(image: Image, words:
     assert_failed(image.run("s3://bucket"), code, words)
 
 
+BANNER = "!" * 41
+# What s3cmd asks for where it has a fault of its own; it says the first part and the last once more.
+TRACEBACK = f"""
+{BANNER}
+    An unexpected error has occurred.
+  Please try reproducing the error using
+  the latest s3cmd code from the git master
+{BANNER}
+
+Invoked as: /usr/bin/s3cmd put
+Problem: %s
+S3cmd:   2.4.0
+Traceback (most recent call last):
+  File "/usr/bin/s3cmd", line 3627, in <module>
+{BANNER}
+    An unexpected error has occurred.
+   s3tools-bugs@lists.sourceforge.net
+{BANNER}
+"""
+AT_PORT = "<title>400 The plain HTTP request was sent to HTTPS port</title>"
+
+
+@pytest.mark.parametrize(
+    ("said", "code", "words"),
+    [
+        (
+            "ERROR: b'Client sent an HTTP request to an HTTPS server.'\n" + TRACEBACK % "ParseError: syntax error",
+            74,
+            ("s3cmd: HTTP request to an HTTPS: ", "says https:// for a server that speaks http, or the reverse"),
+        ),
+        (
+            f"ERROR: b'{AT_PORT}'\nERROR: Upload of '/tmp/{'x' * 200}' failed too many times ({'x' * 200})",
+            74,
+            ("s3cmd: HTTP request was sent to HTTPS: ", "says https:// for a server that speaks http, or the reverse"),
+        ),
+        (
+            "WARNING: Retrying\n" + TRACEBACK % "<class 'ConnectionResetError: [Errno 104] Connection reset by peer",
+            75,
+            ("s3cmd: WARNING: Retrying <class 'ConnectionResetError", "check the container's AWS_ENDPOINT_URL"),
+        ),
+        (TRACEBACK % "KeyError: 'a'", 74, ("s3cmd: KeyError: 'a': run the container's client by hand",)),
+    ],
+)
+def test_what_s3cmd_did_not_expect_is_told_without_its_traceback(
+    image: Image, tmp_path: Path, said: str, code: int, words: tuple[str, ...]
+) -> None:
+    (tmp_path / "said").write_text(said)
+    image.program("s3cmd", f"cat {tmp_path}/said >&2; exit 1\n")
+    known = {"AWS_ENDPOINT_URL": "http://s3.test", "TMPDIR": str(tmp_path), "CORE_SIZE": "1"}
+    assert_failed(image.run("s3://bucket", environment=known), code, *words)
+
+
 def test_what_a_client_says_does_not_reach_the_terminal_as_escapes(image: Image) -> None:
     image.program("rclone", "printf 'a\\033[31m\\r\\tb' >&2; exit 3\n")
     assert_failed(image.run("s3://bucket"), 74, "rclone: a [31m b: ")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
+import http.server
 import importlib.util
 import os
 import re
@@ -149,21 +150,21 @@ def as_user(user: int | None) -> dict[str, Any]:
     return {} if user is None else {"user": user, "group": user, "extra_groups": []}
 
 
-def running(session: int) -> list[str]:
-    """The programs of a session, but not what merely waits for init to take note of its end."""
+def running(session: int, states: str = "RSDTtIKW") -> list[str]:
+    """The programs of a session in these states, but not what merely waits for init to take note of its end."""
     names = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             name, _, rest = path.read_text(errors="replace").rpartition(")")  # A program may have any name.
             state, _, _, its_session = rest.split()[:4]
-            if int(its_session) == session and state != "Z":
+            if int(its_session) == session and state in states:
                 names.append(name.partition("(")[2])
     return names
 
 
 def assert_all_ended(session: int) -> None:
     """Whatever stays behind may keep the core's pipe, and with it the crashed process."""
-    deadline = time.monotonic() + 2
+    deadline = time.monotonic() + 10
     while left := running(session):
         assert time.monotonic() < deadline, left
         time.sleep(0.02)
@@ -240,14 +241,17 @@ def terminated(
     try:
         with open(writer, "wb", 0) as input:
             input.write(core)
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + 30
             while any(fcntl.ioctl(reader, termios.FIONREAD, bytes(4))) and time.monotonic() < deadline:
                 time.sleep(0.01)
-            # So long that a compressor has written what it had read.
-            time.sleep(float(variables.get("SECONDS", "0.3")))
+            # So long that a compressor has written what it had read, also where others keep the processors busy.
+            quiet = 0
+            while quiet < 6 and time.monotonic() < deadline:
+                time.sleep(0.05)
+                quiet = 0 if running(process.pid, "RD") else quiet + 1
             wait_for(until)
             os.killpg(process.pid, by)
-            status = process.wait(10)
+            status = process.wait(30)
             # Now, and not before, a client that has misunderstood has an object.
             time.sleep(0.6)
     finally:
@@ -351,10 +355,20 @@ def network_of_its_own(*addresses: str, hosts: Path = Path("/etc/hosts")) -> Ite
         holder.stdin.close()  # type: ignore[union-attr]
 
 
+HELD: list[socket.socket] = []
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port for one server, which need not be there yet: until the end of the tests, nobody else gets it by chance.
+
+    Another server of another run could, and so could a client: who asks a port of this machine again and again where nobody
+    listens can be given the same port as its own, and is connected to itself.
+    """
+    probe = socket.socket()
+    HELD.append(probe)
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    probe.bind(("127.0.0.1", 0))
+    return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager
@@ -377,6 +391,51 @@ def serving(root: Path, *options: str, port: int = 0, network: Network = HERE) -
         process.communicate()
 
 
+class Ailing(http.server.BaseHTTPRequestHandler):
+    """A server, or what stands before one, that answers everything with an error of its own."""
+
+    protocol_version = "HTTP/1.1"
+    status = 503
+    body = b""
+    headers_too: Mapping[str, str] = {}
+
+    def hear(self) -> None:
+        """Read what a client sends. One that is still sending when its connection ends may miss the answer."""
+        if self.headers.get("Transfer-Encoding", "") == "chunked":
+            while size := int(self.rfile.readline().split(b";")[0], 16):
+                self.rfile.read(size + len(b"\r\n"))
+            while self.rfile.readline().strip():
+                pass
+        else:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+
+    def answer(self) -> None:
+        self.hear()
+        self.send_response(self.status)
+        for name, value in {**self.headers_too, "Content-Length": str(len(self.body)), "Connection": "close"}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(self.body)
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = answer  # noqa: N815
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def ailing(status: int, body: bytes = b"", headers: Mapping[str, str] | None = None) -> Iterator[int]:
+    """A server that answers so; its port."""
+    handler = type("Handler", (Ailing,), {"status": status, "body": body, "headers_too": headers or {}})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+
+
 class Bottleneck(socketserver.ThreadingTCPServer):
     """Stands before a server: lets so many bytes a second through, and is gone after so many bytes of clients."""
 
@@ -386,12 +445,19 @@ class Bottleneck(socketserver.ThreadingTCPServer):
     def __init__(self, port: int, rate: float, left: float) -> None:
         super().__init__(("127.0.0.1", 0), Passage)
         self.port, self.rate, self.left = port, rate, left
+        self.leaving = threading.Lock()
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
 
     def gone(self) -> bool:
-        if self.left <= 0:
-            self.socket.close()
-        return self.left <= 0
+        if self.left > 0:
+            return False
+        with self.leaving:
+            if self.socket.fileno() >= 0:
+                # From now on it refuses connections, also while a thread waits for them.
+                self.socket.shutdown(socket.SHUT_RDWR)
+                self.shutdown()
+                self.socket.close()
+        return True
 
 
 class Passage(socketserver.BaseRequestHandler):
@@ -415,7 +481,7 @@ class Passage(socketserver.BaseRequestHandler):
 
 
 def wait_for(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)

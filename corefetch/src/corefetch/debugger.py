@@ -12,6 +12,7 @@ from typing import Any
 from corefetch.elfcore import CoreFacts
 from corefetch.errors import Exit, Failure
 from corefetch.programs import output_of
+from corefetch.rust import readable
 from corefetch.sysroot import DEBUG, Gathered
 from corefetch.text import plain
 
@@ -165,7 +166,7 @@ def _frame(found: re.Match[str], said: CoreFacts, trace: Trace) -> Frame:
     assert parts is not None
     function, _, arguments = parts[1].partition(" (")
     place = said.place(address) if address is not None else None
-    frame = Frame(int(found[1]), address, plain(function), plain(arguments.rstrip().removesuffix(")")))
+    frame = Frame(int(found[1]), address, plain(readable(function)), plain(arguments.rstrip().removesuffix(")")))
     if parts[2]:
         frame.file, frame.line = plain(parts[2]), int(parts[3])
     frame.module = plain(place[0] if place else parts[4] or "")

@@ -24,8 +24,10 @@ ENDING = re.compile(
     r"|std::terminate.*|__cxxabiv1::.*|__cxa_(throw|rethrow)|__gnu_cxx::__verbose_terminate_handler.*"
     r"|_?int_free|_?int_malloc|free"
     # Rust.
-    r"|rust_panic|rust_begin_unwind|(std|core)::panicking::.*|std::(sys|rt|process)::.*|panic_(abort|unwind)::.*"
-    r"|core::(option|result)::(unwrap|expect)_failed|core::slice::index::.*|alloc::alloc::handle_alloc_error"
+    r"|(__rustc::)?_*rust_(panic\w*|begin_unwind|start_panic|abort)|(std|core)::panicking::.*"
+    r"|std::(sys|sys_common|rt|process)::.*|panic_(abort|unwind)::.*"
+    r"|core::(option|result)::(unwrap|expect)\w*_failed|core::slice::index::.*|core::str::slice_error_fail\w*"
+    r"|core::cell::panic_\w+|alloc::alloc::handle_alloc_error|alloc::raw_vec::(capacity_overflow|handle_error)"
     # Go.
     r"|runtime\..*"
     # Java.

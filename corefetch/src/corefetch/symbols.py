@@ -12,6 +12,10 @@ from corefetch import elfcore
 from elftools.elf.elffile import ELFFile
 
 LONGEST_COMMENT = 4096
+# Of the sections in which a program of Rust may say that it is one.
+MOST = 16 << 20
+# Where the standard library was built: a panic says where it was.
+RUSTC = re.compile(rb"/rustc/[0-9a-f]{40}/|/rustc-\d+\.\d+\.\d+[^/\0]*/library/")
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ def read(path: Path) -> Contents:
                 build_id=build_id or _note(file),
                 symbols=".symtab" in names or ".gnu_debugdata" in names,
                 lines=bool(names & {".debug_line", ".zdebug_line"}),
-                language=_language(names, said),
+                language=_language(file, names, said),
             )
     except (OSError, *elfcore.MALFORMED):
         return Contents()
@@ -58,13 +62,23 @@ def _note(file: ELFFile) -> str:
     return ""
 
 
-def _language(names: set[str], comment: bytes) -> str:
+def _language(file: ELFFile, names: set[str], comment: bytes) -> str:
     """Return the language, where another debugger than gdb knows more of it."""
     if names & {".gopclntab", ".go.buildinfo", ".note.go.buildid"}:
         return "Go"
-    if b"rustc" in comment:
+    if b"rustc" in comment or b"\0rust_eh_personality\0" in _beginning(file, ".strtab"):
         return "Rust"
-    return ""
+    # What is stripped, such as a package of a distribution.
+    return "Rust" if RUSTC.search(_beginning(file, ".rodata")) else ""
+
+
+def _beginning(file: ELFFile, name: str) -> bytes:
+    """Return the beginning of a section, nothing if there is none."""
+    section: Any = file.get_section_by_name(name)
+    if section is None or section.header.sh_type == "SHT_NOBITS":
+        return b""
+    file.stream.seek(section.header.sh_offset)
+    return bytes(file.stream.read(min(section.header.sh_size, MOST)))
 
 
 # What else reads a core of a language, by the files that the process has mapped. Their words CORE and PROGRAM become paths.
@@ -75,9 +89,11 @@ HINTS = (
         "jhsdb jstack --exe PROGRAM --core CORE, of the very JDK of the image, shows the Java frames",
     ),
     (
-        r"/(libpython[\d.]*\.so[\d.]*|python[\d.]*)$",
+        r"/(libpython[\d.]*[a-z]*\.so[\d.]*|python[\d.]*[a-z]*)$",
         "Python",
-        "pystack core CORE PROGRAM shows the Python frames; so does py-bt of gdb with python3-dbg's python-gdb.py",
+        "pystack core CORE PROGRAM shows the Python frames (--lib-search-root with the image's files, if it has a libpython). "
+        "So does py-bt of gdb: corefetch debug CORE --symbols DIRECTORY -- -ex 'source FILE' -ex py-bt; python3-dbg of the "
+        "very build has both, /usr/lib/debug and python3.N-gdb.py",
     ),
     (r"/(node|nodejs|libnode\.so[\d.]*)$", "Node.js", "llnode, a plugin of lldb, shows the JavaScript frames"),
     (r"/(ruby|libruby[\w.-]*\.so[\d.]*)$", "Ruby", "sdb-trace of rbgdb shows the Ruby frames"),

@@ -9,8 +9,10 @@ import os
 import platform
 import re
 import signal
+import socket
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -48,16 +50,34 @@ def image() -> None:
     lab.playbook("images.yml", "-e", "images_base=core-lab/client", "-e", "images_tag=core-lab/uploader")
 
 
-@pytest.fixture
-def options(tmp_path: Path) -> tuple[str, ...]:
-    """The options of a container that uploads to the server."""
+def uploading(tmp_path: Path, *network: str, **known: str) -> tuple[str, ...]:
+    """The options of a container that uploads to a server."""
     delegate = tmp_path / "delegate"
     delegate.write_text(KEEP_AND_UPLOAD)
     delegate.chmod(0o755)
     # pytest's directory is private to root.
     mount = f"--volume={delegate}:/opt/bin/delegate:ro"
-    variables = {**lab.S3_ENVIRONMENT, "CORE_DESTINATION": f"s3://{lab.BUCKET}/test/"}
-    return (mount, *lab.S3_OPTIONS, *(f"--env={name}={value}" for name, value in variables.items()))
+    variables = {**lab.S3_ENVIRONMENT, "CORE_DESTINATION": f"s3://{lab.BUCKET}/test/", **known}
+    return (mount, *network, *(f"--env={name}={value}" for name, value in variables.items()))
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> tuple[str, ...]:
+    """The options of a container that uploads to the server."""
+    return uploading(tmp_path, *lab.S3_OPTIONS)
+
+
+@pytest.fixture
+def server_of_host() -> Iterator[int]:
+    """The port of a server in the network of the host, on the loopback interface there."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    try:
+        lab.start_s3(host_port=port)
+        yield port
+    finally:
+        lab.stop_s3(lab.S3_OF_HOST)
 
 
 def test_the_object_is_the_core_and_gdb_reads_program_and_signal_from_it(
@@ -87,23 +107,30 @@ def test_the_object_is_the_core_and_gdb_reads_program_and_signal_from_it(
     assert "Program terminated with signal SIGSEGV" in told
 
 
-def test_six_replicas_of_one_host_name_that_crash_in_one_second_are_six_objects(
-    crash: MakeCrash, options: tuple[str, ...], tmp_path: Path
+def test_six_replicas_in_the_network_of_the_host_that_crash_in_one_second_are_six_objects(
+    crash: MakeCrash, server_of_host: int, tmp_path: Path
 ) -> None:
     (tmp_path / "at").write_text(AT)
     (tmp_path / "at").chmod(0o755)
     script = (f"--volume={tmp_path}/at:/at:ro", "--entrypoint=/at", f"--env=AT={int(time.time()) + 8}")
-    # Host name and network of the host, as far as the containers can tell: all have the same. Each process is PID 1.
-    replicas = (*options, *script, "--uts=host")
+    # All have the host's name and network. Each process is PID 1.
+    url = f"http://127.0.0.1:{server_of_host}"
+    replicas = (*uploading(tmp_path, "--network", "host", AWS_ENDPOINT_URL=url), *script)
     with concurrent.futures.ThreadPoolExecutor(6) as pool:
         containers = list(pool.map(lambda _: crash("-m", "4", image="uploader", options=replicas), range(6)))
     for container in containers:
         assert ": delivered " in container.log("pid="), container.log("pid=")
+        known = "{{.HostConfig.NetworkMode}} {{.Config.Hostname}}"
+        assert lab.output("docker", "inspect", f"--format={known}", container.name) == f"host {platform.node()}"
     kept = {(container.records / "kept").read_bytes() for container in containers}
-    keys = [name for name in lab.s3("lsf", lab.BUCKET).decode().splitlines() if name.endswith(".core.zst")]
+    listed = lab.s3("lsf", lab.BUCKET, host_port=server_of_host).decode()
+    keys = [name for name in listed.splitlines() if name.endswith(".core.zst")]
     stored = {
         subprocess.run(
-            ["zstd", "-d"], input=lab.s3("cat", f"{lab.BUCKET}/{key}"), check=True, capture_output=True
+            ["zstd", "-d"],
+            input=lab.s3("cat", f"{lab.BUCKET}/{key}", host_port=server_of_host),
+            check=True,
+            capture_output=True,
         ).stdout
         for key in keys
     }

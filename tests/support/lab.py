@@ -43,6 +43,8 @@ HERE = ("-i", "localhost,", "-c", "local", "-e", f"rollout_directory={DIRECTORY}
 NO_REGISTRY = "localhost:1"
 
 S3 = "core-lab-s3"
+# For containers in the network of the host, which cannot reach the other one.
+S3_OF_HOST = "core-lab-s3-of-host"
 BUCKET = "cores"
 # A container reaches the S3 server by sharing its network namespace, which has nothing but a loopback interface.
 S3_OPTIONS = ["--network", f"container:{S3}"]
@@ -302,27 +304,36 @@ def run(
     )
 
 
-def start_s3(bucket: str = BUCKET) -> None:
-    """Starts the S3 server, with one bucket, in a container and a network namespace of its own, and waits for it."""
-    server = f"mkdir -p /data/{bucket} && exec rclone serve s3 --auth-key lab,not-a-secret --addr 127.0.0.1:9000 /data"
-    run("client", "sh", "-c", server, options=["--detach", "--name", S3], check=True)
+def start_s3(bucket: str = BUCKET, host_port: int = 0) -> None:
+    """Starts the S3 server, with one bucket, in a container and a network namespace of its own, and waits for it.
+
+    With ``host_port`` it is another one, in the network of the host, on the loopback interface there.
+    """
+    address = f"127.0.0.1:{host_port or 9000}"
+    server = f"mkdir -p /data/{bucket} && exec rclone serve s3 --auth-key lab,not-a-secret --addr {address} /data"
+    name = S3_OF_HOST if host_port else S3
+    network = ["--network", "host"] if host_port else []
+    run("client", "sh", "-c", server, options=["--detach", "--name", name, *network], check=True)
     deadline = time.monotonic() + 30
-    while bucket not in s3("lsf", "", check=False).decode():
+    while bucket not in s3("lsf", "", check=False, host_port=host_port).decode():
         if time.monotonic() > deadline:
-            raise RuntimeError("the S3 server did not start:\n" + output("docker", "logs", S3))
+            raise RuntimeError("the S3 server did not start:\n" + output("docker", "logs", name))
         time.sleep(0.2)
 
 
-def stop_s3() -> None:
+def stop_s3(name: str = S3) -> None:
     """Removes the S3 server with all of its objects."""
-    command("docker", "rm", "--force", S3, stdout=subprocess.DEVNULL)
+    command("docker", "rm", "--force", name, stdout=subprocess.DEVNULL)
 
 
-def s3(verb: str, path: str, check: bool = True, stdout: int | IO[bytes] = subprocess.PIPE) -> bytes:
+def s3(
+    verb: str, path: str, check: bool = True, stdout: int | IO[bytes] = subprocess.PIPE, host_port: int = 0
+) -> bytes:
     """Asks the S3 server by the S3 protocol: ``lsf`` lists, ``cat`` downloads. The path is BUCKET/KEY."""
     variables = [f"--env={name}={value}" for name, value in {**S3_ENVIRONMENT, "RCLONE_S3_ENV_AUTH": "true"}.items()]
-    remote = f":s3,provider=Rclone,endpoint='{S3_ENVIRONMENT['AWS_ENDPOINT_URL']}':{path}"
-    words = ["docker", "exec", *variables, S3, "rclone", "--config=", verb, "--recursive", remote]
+    remote = f":s3,provider=Rclone,endpoint='http://127.0.0.1:{host_port or 9000}':{path}"
+    server = S3_OF_HOST if host_port else S3
+    words = ["docker", "exec", *variables, server, "rclone", "--config=", verb, "--recursive", remote]
     if verb != "lsf":
         words.remove("--recursive")
     return bytes(

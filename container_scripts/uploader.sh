@@ -47,7 +47,8 @@
 # Exit codes: 0 stored; 64 wrong arguments; 69 the image lacks a program; 71 no process could be started; 73 the directory is
 # missing, not writable, or has a file of this name; 77 a file that a setting names cannot be read, or the client cannot use these
 # credentials. With these codes it has read nothing, except for a 71 that comes late. 74: the core could not be compressed, sent or
-# written. 75: the store is away: it does not answer in time, refuses the connection, or says that it has an error of its own (5xx).
+# written. 75: the store is away: it does not answer in time, refuses the connection, or says that it has an error of its own (5xx) or
+# too much to do (429).
 # Each failure is one line on stderr: uploader.sh: OBJECT: WHAT HAPPENED: WHAT TO DO.
 
 # Without -f the shell could expand the words of a client's message to names of files.
@@ -591,7 +592,9 @@ remedy() {
     *x509* | *CERTIFICATE_VERIFY* | *'ertificate verif'* | *'SSL certificate'* | *'CA cert'*)
         remedy="let AWS_CA_BUNDLE name the certificate of the server's CA, or install ca-certificates in the image" ;;
     *NoSuchBucket* | *'bucket does not exist'* | *ContainerNotFound* | *'irectory not found'* | *'Error 404'*)
-        remedy="create the bucket or correct the destination" ;;
+        remedy="create the bucket or correct the destination"
+        # The bucket was there: the store does not know any more what it was sent, as after an error of its own.
+        [ -z "$answered" ] || code=75 remedy="look at the store, or try again later" ;;
     *IMDS*imeout*)
         remedy="give the container credentials, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a role; that of an EC2 instance \
 needs an HttpPutResponseHopLimit of 2 there" ;;
@@ -611,8 +614,9 @@ needs an HttpPutResponseHopLimit of 2 there" ;;
         code=75 remedy="check the container's $address" ;;
     *'ode: 5'[0-9][0-9]* | *\(5[0-9][0-9]\)* | *'rror: 5'[0-9][0-9]* | *'rror 5'[0-9][0-9]:* | *'esponse code 5'[0-9][0-9]* | \
         *'RESPONSE 5'[0-9][0-9]* | *Internal*Error* | *erviceUnavailable* | *SlowDown* | \
-        *BadGateway* | *'try again later'* | *'failed too many times'* | *NoSuchUpload*)
-        code=75 remedy="look at the S3 server, or try again later" ;;
+        *BadGateway* | *'try again later'* | *'failed too many times'* | *NoSuchUpload* | *'ode: 429'* | *'(429)'* | *'rror: 429'* | \
+        *'rror 429'* | *'esponse code 429'* | *'RESPONSE 429'* | *TooManyRequests* | *ateLimitExceeded*)
+        code=75 remedy="look at the store, or try again later" ;;
     *'o space left'* | *'quota'* | *'ile too large'*)
         remedy="make room there" ;;
     *)
@@ -711,6 +715,7 @@ answers() {
         sleep "$pause"
         pause=$((pause * 2))
     done
+    answered=yes
 }
 
 # send FILE OBJECT, or fails. A file can be sent again, with longer and longer pauses, if its store is away.
@@ -1034,7 +1039,7 @@ try() {
 }
 
 # What the functions need to know from the start.
-explained='' muted='' temporary='' few='' by_file='' within='' spool='' spool_max='' file='' endpoint='' mode=store
+explained='' muted='' temporary='' few='' by_file='' within='' answered='' spool='' spool_max='' file='' endpoint='' mode=store
 keys='AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY' address='AWS_ENDPOINT_URL and network'
 trap 'ended "$?"' EXIT
 

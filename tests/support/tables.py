@@ -22,6 +22,7 @@ TABLES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         ("fault", "client", "where the core is", "what the log says"),
         (
             *("refuses the connection", "dies in the middle", "403", "404", "503, SlowDown", "is slow"),
+            *("503, backendError", "503, ServerBusy", "429, rateLimitExceeded", "429, TooManyRequests"),
             *("the disk is full", "the disk of the store is full", "is away for 15 s", "stays away"),
         ),
     ),

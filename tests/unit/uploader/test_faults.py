@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -90,6 +91,7 @@ ERRORS = [
     SLOW_DOWN,
     (500, b"<?xml version='1.0'?><Error><Code>InternalError</Code><Message>Try again</Message></Error>"),
     (502, b"<html>Bad Gateway</html>"),
+    (429, b"<?xml version='1.0'?><Error><Code>TooManyRequests</Code><Message>Wait</Message></Error>"),
     (503, b""),
 ]
 
@@ -118,7 +120,7 @@ def test_an_error_of_the_server_asks_to_keep_the_core(
             "AWS_MAX_ATTEMPTS": "1",
         }
         result = image.run("s3://bucket/", environment=environment)
-    assert_failed(result, 75, f"{client}: ", "look at the S3 server, or try again later")
+    assert_failed(result, 75, f"{client}: ", "look at the store, or try again later")
     code = re.search(r"<Code>(\w+)", body.decode())
     fault(row, f"{status}, {code[1] if code else 'no word'}", client, result)
 
@@ -242,6 +244,38 @@ def test_another_store_that_fails_in_the_middle(dash: Image, store: str, what: s
     fault(row, what, f"rclone, {store}", result, bool(stored))
 
 
+# What these stores say where they have too much to do, or have an error of their own.
+def of_google(code: int, reason: str, message: str) -> tuple[int, bytes, dict[str, str]]:
+    error = {"code": code, "message": message, "errors": [{"message": message, "domain": "global", "reason": reason}]}
+    return code, json.dumps({"error": error}).encode(), {"Content-Type": "application/json; charset=UTF-8"}
+
+
+def of_azure(status: int, code: str, message: str) -> tuple[int, bytes, dict[str, str]]:
+    body = f"<?xml version='1.0' encoding='utf-8'?><Error><Code>{code}</Code><Message>{message}</Message></Error>"
+    return status, body.encode(), {"Content-Type": "application/xml", "x-ms-error-code": code}
+
+
+WORDS = {
+    ("gs", "backendError"): of_google(503, "backendError", "We encountered an internal error. Please try again."),
+    ("gs", "rateLimitExceeded"): of_google(429, "rateLimitExceeded", "The rate of requests is above the limit."),
+    ("azblob", "ServerBusy"): of_azure(503, "ServerBusy", "Ingress is over the account limit."),
+    ("azblob", "TooManyRequests"): of_azure(429, "TooManyRequests", "The request rate is too large."),
+}
+
+
+@pytest.mark.parametrize(("store", "word"), WORDS)
+def test_the_word_of_another_store_is_told_and_asks_to_keep_the_core(
+    dash: Image, store: str, word: str, row: Row
+) -> None:
+    with_rclone(dash)
+    answer = WORDS[store, word]
+    with ailing(*answer) as port:
+        known = {**settings_of(store, port), "CORE_SIZE": str(len(CORE))}
+        result = dash.run(f"{store}://bucket/shop/", environment=known)
+    assert_failed(result, 75, "rclone: ", word, "look at the store, or try again later")
+    fault(row, f"{answer[0]}, {word}", f"rclone, {store}", result)
+
+
 MOUNTS = ["unshare", "--user", "--map-root-user", "--mount", "--"]
 # For the command after it only, so it says itself what is left there.
 FULL_DISK = """
@@ -282,5 +316,23 @@ def test_a_store_whose_disk_is_full_asks_to_keep_the_core(image: Image, client: 
     inside[-2] = inside[-2].replace('"$@"', 'PATH=/usr/bin:/bin mkdir "$0/bucket"; exec "$@"')
     with serving(tmp_path / "s3", network=Network(inside, "self")) as server:
         result = image.run("s3://bucket/", core=os.urandom(1 << 20), environment=server.environment)
-    assert_failed(result, 75, f"{client}: ", "look at the S3 server, or try again later")
+    assert_failed(result, 75, f"{client}: ", "look at the store, or try again later")
     fault(row, "the disk of the store is full", client, result)
+
+
+# 20 MiB are sent in parts.
+@pytest.mark.parametrize(("store", "size"), [("gs", 1 << 20), ("gs", 20 << 20), ("azblob", 20 << 20)])
+def test_another_store_whose_disk_is_full_asks_to_keep_the_core(
+    dash: Image, store: str, size: int, tmp_path: Path, row: Row
+) -> None:
+    with_rclone(dash)
+    (tmp_path / "disk").mkdir()
+    inside = with_a_full_disk(tmp_path / "disk")
+    inside[-2] = inside[-2].replace('"$@"', 'PATH=/usr/bin:/bin mkdir -p "$0/stored/bucket"; exec "$@"')
+    full = Network(inside, "self")
+    with other_store(store, tmp_path, free_port(), on=tmp_path / "disk", network=full) as settings:
+        known = {**settings, "CORE_SIZE": str(size)}
+        result = dash.run(f"{store}://bucket/shop/", core=os.urandom(size), environment=known)
+        assert in_other_store(store, settings, "lsf", "bucket/shop/web-1") == b""
+    assert_failed(result, 75, "rclone: ", "look at the store, or try again later")
+    fault(row, "the disk of the store is full", f"rclone, {store}", result)

@@ -381,12 +381,17 @@ def test_debug_gives_gdb_the_right_files(desk: Desk, place: Path, shop: Shop) ->
     assert not list((desk.directory / ".cache/corefetch/roots").iterdir())
 
 
-def test_debug_gives_lldb_the_right_files(desk: Desk, place: Path, shop: Shop) -> None:
+def test_debug_gives_lldb_the_right_files(desk: Desk, place: Path, shop: Shop, stripped: tuple[Path, Path]) -> None:
     if not shutil.which("lldb"):
-        pytest.skip("there is no lldb here")
-    done = desk.good("debug", "last", "--lldb", "--sysroot", str(shop.root), "--", "-b", "-o", "bt")
-    assert re.search(r"frame #0: .*total_of\(.*shop\.c:", done.out)
-    assert re.search(r"frame #1: .*checkout\(", done.out)
+        pytest.skip("there is no lldb here: apt-get install lldb")
+    image, debug = stripped
+    for words in (("--sysroot", str(shop.root)), ("--sysroot", str(image), "--symbols", str(debug))):
+        done = desk.good("debug", "last", "--lldb", *words, "--", "-b", "-o", "bt all", "-o", "image list")
+        assert re.search(r"thread #1, .*SIGSEGV\n.*frame #0: .*total_of\(.*shop\.c:", done.out)
+        assert re.search(r"frame #1: .*checkout\(", done.out)
+        assert re.search(r"thread #4.*\n.*\n.*frame #1: .*wait_for_ever\(", done.out)
+        # Of the libraries, too, it has those of the image.
+        assert re.search(r" /\S+/roots/\S+/app/libtax\.so\.1 ", done.out)
 
 
 def test_the_status_of_the_debugger_is_ours(desk: Desk, shop: Shop) -> None:

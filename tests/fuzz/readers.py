@@ -290,14 +290,16 @@ def output(data: bytes) -> None:
 def reports(data: bytes) -> None:
     """Whatever comes over the error pipe is taken over, in whatever parts it comes; a pid is one that a process can have."""
     outcomes = []
-    for step in (len(data) or 1, 3):
-        child: Any = SimpleNamespace(setup_pid=1, pid=0, reported_pid=0, reported=b"")
+    # Only one that stays may be ready without being another process.
+    for step, stays in ((len(data) or 1, True), (3, True), (3, False)):
+        child: Any = SimpleNamespace(setup_pid=1, pid=0, reported_pid=0, reported=b"", stays=stays)
         result = Result()
         for start in range(0, len(data), step):
             child.reported += data[start : start + step]
             supervisor._read_reports(child, result)
         assert 0 <= child.reported_pid <= LONGEST_PID
         assert result.failure is None or isinstance(result.failure, str)
+        assert stays or child.pid == 0
         outcomes.append((child.reported_pid, child.pid, child.reported, vars(result)))
     assert outcomes[0] == outcomes[1]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,12 @@ def test_what_keeping_costs_stands_beside_what_it_costs_to_keep_nothing(results:
         [pipe, "24.00", "0.24", "480 ms", "480 ms"],
         [socket, "2.20", "0.03", "44.00 ms", "60.00 ms"],
     ]
+
+
+def test_what_is_published_is_no_quick_run() -> None:
+    published = json.loads((PROJECT / "docs/bench/results.json").read_text())
+    assert {crashes["mib"]: crashes["rounds"] for crashes in published["plain"]} == run.ROUNDS
+    assert {attack["loops"] for attack in published["attack"]} == {run.LOOPS}
 
 
 def test_a_run_measures_the_cores_that_keeping_is_judged_by() -> None:

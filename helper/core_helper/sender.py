@@ -261,9 +261,8 @@ class Started:
             yield
         except BaseException:
             # No second signal interrupts this.
-            signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-            self.end()
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+            with uninterrupted():
+                self.end()
             raise
         finally:
             if self.pipe >= 0:
@@ -274,10 +273,9 @@ class Started:
 
     def start(self, words: "list[bytes]", environment: "dict[bytes, bytes]") -> None:
         """Start the program. Raises Away where that cannot be: no core would have better luck."""
+        source = self.file
         # A signal in between would leave a program that nobody knows of, and nobody ends. The program resets the mask.
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-        try:
-            source = self.file
+        with uninterrupted():
             if self.compressed:
                 source, writing = os.pipe()
                 self.pipe = source
@@ -286,8 +284,6 @@ class Started:
                 finally:
                     os.close(writing)
             self.program = self._start(words, environment, source, DEVNULL)
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
     def _start(self, words: "list[bytes]", environment: "dict[bytes, bytes]", source: int, sink: int) -> "Popen[bytes]":
         try:
@@ -353,6 +349,16 @@ class Started:
         linux.wait_for_end(self.program.pid, GRACE, os.WNOWAIT)
         _signal_group(self.program.pid, signal.SIGKILL)
         self.program.wait()
+
+
+@contextlib.contextmanager
+def uninterrupted() -> "Iterator[None]":
+    """Have signals that stop this process wait until the end."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
 
 def _signal_group(number: int, signal_number: int) -> None:

@@ -450,12 +450,18 @@ def both_are_handled_and_the_server_ends(stage: Stage, first: _socket.socket, se
     stage.pid = 0
 
 
-def test_a_server_that_is_told_to_end_handles_who_waits_first(stage: Stage) -> None:
+def told_to_end_while_one_waits(stage: Stage) -> tuple[_socket.socket, _socket.socket]:
+    """Start a server, and tell it to end when one crash has the only slot and another one waits; return their connections."""
     stage.configuration.write_text("DOCKERCOREHELPER_PIPE_LIMIT=2\n")
     stage.serve()
-    first, second = one_has_the_only_slot_and_one_waits(stage)
+    connections = one_has_the_only_slot_and_one_waits(stage)
     os.kill(stage.pid, signal.SIGTERM)
     wait_for(lambda: refuses(stage.path))
+    return connections
+
+
+def test_a_server_that_is_told_to_end_handles_who_waits_first(stage: Stage) -> None:
+    first, second = told_to_end_while_one_waits(stage)
     both_are_handled_and_the_server_ends(stage, first, second)
 
 
@@ -502,11 +508,7 @@ def test_a_server_that_another_follows_leaves_who_has_connected_to_that_one(
 
 
 def test_a_server_that_is_told_twice_ends_at_once(stage: Stage) -> None:
-    stage.configuration.write_text("DOCKERCOREHELPER_PIPE_LIMIT=2\n")
-    stage.serve()
-    _first, waiting = one_has_the_only_slot_and_one_waits(stage)
-    os.kill(stage.pid, signal.SIGTERM)
-    wait_for(lambda: refuses(stage.path))
+    _first, waiting = told_to_end_while_one_waits(stage)
     os.kill(stage.pid, signal.SIGTERM)
     assert ends(waiting)
     assert os.waitpid(stage.pid, 0)[1] == EXIT_NOT_DELIVERED << 8

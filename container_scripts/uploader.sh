@@ -705,29 +705,30 @@ stream() {
     }
 }
 
-# answers: waits until the store answers, also if it refuses; or fails. rclone asks Google Cloud Storage only once to begin.
-answers() {
+# persist VERB OBJECT FILE: asks that with FILE as stdin, with longer and longer pauses while the store is away; or fails.
+persist() {
     pause=1
-    until ask list "$object"; do
-        remedy "$blame"
-        [ "$code" -eq 75 ] || return 0
-        [ "$pause" -lt "$patience" ] || lose "$blame"
-        sleep "$pause"
-        pause=$((pause * 2))
-    done
-    answered=yes
-}
-
-# send FILE OBJECT, or fails. A file can be sent again, with longer and longer pauses, if its store is away.
-send() {
-    file=$1 object=$2 pause=1
-    while :; do
-        ask put "$object" <"$file" && return
+    until ask "$1" "$2" <"$3"; do
         remedy "$blame"
         [ "$code" -eq 75 ] && [ "$pause" -lt "$patience" ] || return
         sleep "$pause"
         pause=$((pause * 2))
     done
+}
+
+# answers: waits until the store answers, also if it refuses; or fails. rclone asks Google Cloud Storage only once to begin.
+answers() {
+    if persist list "$object" /dev/null; then
+        answered=yes
+    elif [ "$code" -eq 75 ]; then
+        lose "$blame"
+    fi
+}
+
+# send FILE OBJECT, or fails. A file can be sent again if its store is away.
+send() {
+    file=$1 object=$2
+    persist put "$object" "$file"
 }
 
 # waits NAME: whether that file of the spool is a core of this user. Those of others may be links to anything, or forged.

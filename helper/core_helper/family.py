@@ -7,7 +7,7 @@ import posix
 import time
 from _signal import SIGKILL, SIGTERM
 
-from core_helper import linux, namespaces, procfs, runtime
+from core_helper import first_process, linux, namespaces, procfs, runtime
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -76,10 +76,8 @@ def wait_in_spite_of_tracers(pid: int, process: "FaultingProcess") -> None:
 
 def _is_in_container(name: str) -> bool:
     """Tell whether our child is in another pid namespace than this process: none but the one that enters the container is."""
-    try:
-        return posix.stat(f"/proc/{name}/ns/pid").st_ino != posix.stat("/proc/self/ns/pid").st_ino
-    except OSError:
-        return False  # Ended meanwhile.
+    inode = first_process.inode_of(f"/proc/{name}/ns/pid")
+    return inode is not None and inode != first_process.inode_of("/proc/self/ns/pid")
 
 
 def _parent(proc: int, name: str) -> str:

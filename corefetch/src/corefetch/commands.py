@@ -32,15 +32,14 @@ STDOUT = "-"
 
 def list_cores(words: Words, settings: Settings) -> int:
     """``list``: a table of cores, or of faults."""
-    if words.signal is not None:
-        listing.signal_names(words.signal)
+    signals = None if words.signal is None else listing.signal_names(words.signal)
     cache = Cache(settings.cache)
     student = Student(settings.store(words.source), cache)
     choice = listing.Choice(
         host=words.host,
         container=words.container,
         program=words.program,
-        signal=words.signal,
+        signals=signals,
         since=text.read_time(words.since) if words.since else None,
         until=text.read_time(words.until) if words.until else None,
         truncated=words.truncated,

@@ -23,12 +23,12 @@ LAST_SIGNAL = 64
 
 @dataclass
 class Choice:
-    """Which cores are wanted. A word is a part of the name, or a pattern with * and ?."""
+    """Which cores are wanted. A word is a part of the name, or a pattern with * and ?; a signal has any of these names."""
 
     host: str | None = None
     container: str | None = None
     program: str | None = None
-    signal: str | None = None
+    signals: set[str] | None = None
     since: datetime | None = None
     until: datetime | None = None
     truncated: bool = False
@@ -36,7 +36,7 @@ class Choice:
     @property
     def needs_facts(self) -> bool:
         """Whether the name of a core may not be enough."""
-        return bool(self.signal or self.truncated)
+        return bool(self.signals or self.truncated)
 
     @property
     def has_words(self) -> bool:
@@ -62,7 +62,7 @@ class Choice:
         return (
             self.by_time(core)
             and (not self.truncated or core.truncated)
-            and (self.signal is None or core.signal in signal_names(self.signal))
+            and (self.signals is None or core.signal in self.signals)
             and _any(self.host, core.node, core.host)
             and _any(self.container, core.pod, core.container, core.namespace)
             and _any(self.program, core.program, core.exe, core.thread)

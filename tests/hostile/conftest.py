@@ -120,7 +120,7 @@ def delegate_of_the_host() -> Iterator[None]:
 @pytest.fixture
 def group_of_user() -> Iterator[Path]:
     """A control group of the unified hierarchy whose subtree is that of user 1000."""
-    mounts = control_groups.cgroup_mounts(Path("/proc/self/mountinfo").read_bytes())
+    mounts = control_groups.own_cgroup_mounts()
     group = Path(os.fsdecode(mounts[b""]), "lab-of-user-1000")
     (group / "start").mkdir(parents=True)
     for path in (group, group / "cgroup.procs", group / "start", group / "start/cgroup.procs"):

@@ -21,7 +21,7 @@ Place = Callable[[int, "dict[str, str]"], None]
 
 def move(pid: int, to: int | None) -> None:
     """Moves a process into all control groups of another one, or into the root groups."""
-    mounts = control_groups.cgroup_mounts(Path("/proc/self/mountinfo").read_bytes())
+    mounts = control_groups.own_cgroup_mounts()
     for controllers, path in procfs.parse_cgroup(Path(f"/proc/{to or pid}/cgroup").read_bytes()):
         group = mounts.get(controllers.split(b",")[0])
         if group is not None:

@@ -142,7 +142,7 @@ def test_attack_20_a_process_of_the_host_that_was_moved_into_the_control_groups(
     pid = pid_of(untouched)
     words = [f"{lab.PROGRAMS}/crasher", f"wait={go}", *(f"join=/proc/{pid}/ns/{name}" for name in names)]
     crash = subprocess.Popen(words, env=OF_THE_HOST)
-    mounts = control_groups.cgroup_mounts(Path("/proc/self/mountinfo").read_bytes())
+    mounts = control_groups.own_cgroup_mounts()
     for controllers, path in procfs.parse_cgroup(Path(f"/proc/{pid}/cgroup").read_bytes()):
         with contextlib.suppress(KeyError):
             Path(os.fsdecode(mounts[controllers.split(b",")[0]] + path), "cgroup.procs").write_text(str(crash.pid))

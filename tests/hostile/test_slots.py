@@ -334,7 +334,7 @@ def test_attack_22_sandboxes_of_one_service_leave_slots_to_those_of_another(
 def services() -> Iterator[Callable[[int, str], None]]:
     """Moves a process into a control group of that name, which root has made, as a service manager does."""
     made: list[Path] = []
-    mounts = control_groups.cgroup_mounts(Path("/proc/self/mountinfo").read_bytes())
+    mounts = control_groups.own_cgroup_mounts()
 
     def place(pid: int, name: str) -> None:
         move(pid, None)

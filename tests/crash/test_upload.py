@@ -68,16 +68,17 @@ def options(tmp_path: Path) -> tuple[str, ...]:
 
 
 @pytest.fixture
-def server_of_host() -> Iterator[int]:
-    """The port of a server in the network of the host, on the loopback interface there."""
+def server_of_host() -> Iterator[lab.S3Server]:
+    """A server in the network of the host, on the loopback interface there."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
+    server = lab.S3Server("core-lab-s3-of-host", port, ("--network", "host"))
     try:
-        lab.start_s3(host_port=port)
-        yield port
+        lab.start_s3(server=server)
+        yield server
     finally:
-        lab.stop_s3(lab.S3_OF_HOST)
+        lab.stop_s3(server)
 
 
 def test_the_object_is_the_core_and_gdb_reads_program_and_signal_from_it(
@@ -108,13 +109,13 @@ def test_the_object_is_the_core_and_gdb_reads_program_and_signal_from_it(
 
 
 def test_six_replicas_in_the_network_of_the_host_that_crash_in_one_second_are_six_objects(
-    crash: MakeCrash, server_of_host: int, tmp_path: Path
+    crash: MakeCrash, server_of_host: lab.S3Server, tmp_path: Path
 ) -> None:
     (tmp_path / "at").write_text(AT)
     (tmp_path / "at").chmod(0o755)
     script = (f"--volume={tmp_path}/at:/at:ro", "--entrypoint=/at", f"--env=AT={int(time.time()) + 8}")
     # All have the host's name and network. Each process is PID 1.
-    url = f"http://127.0.0.1:{server_of_host}"
+    url = f"http://{server_of_host.address}"
     replicas = (*uploading(tmp_path, "--network", "host", AWS_ENDPOINT_URL=url), *script)
     with concurrent.futures.ThreadPoolExecutor(6) as pool:
         containers = list(pool.map(lambda _: crash("-m", "4", image="uploader", options=replicas), range(6)))
@@ -123,12 +124,12 @@ def test_six_replicas_in_the_network_of_the_host_that_crash_in_one_second_are_si
         known = "{{.HostConfig.NetworkMode}} {{.Config.Hostname}}"
         assert lab.output("docker", "inspect", f"--format={known}", container.name) == f"host {platform.node()}"
     kept = {(container.records / "kept").read_bytes() for container in containers}
-    listed = lab.s3("lsf", lab.BUCKET, host_port=server_of_host).decode()
+    listed = lab.s3("lsf", lab.BUCKET, server=server_of_host).decode()
     keys = [name for name in listed.splitlines() if name.endswith(".core.zst")]
     stored = {
         subprocess.run(
             ["zstd", "-d"],
-            input=lab.s3("cat", f"{lab.BUCKET}/{key}", host_port=server_of_host),
+            input=lab.s3("cat", f"{lab.BUCKET}/{key}", server=server_of_host),
             check=True,
             capture_output=True,
         ).stdout

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -43,8 +44,6 @@ HERE = ("-i", "localhost,", "-c", "local", "-e", f"rollout_directory={DIRECTORY}
 NO_REGISTRY = "localhost:1"
 
 S3 = "core-lab-s3"
-# For containers in the network of the host, which cannot reach the other one.
-S3_OF_HOST = "core-lab-s3-of-host"
 BUCKET = "cores"
 # A container reaches the S3 server by sharing its network namespace, which has nothing but a loopback interface.
 S3_OPTIONS = ["--network", f"container:{S3}"]
@@ -304,36 +303,48 @@ def run(
     )
 
 
-def start_s3(bucket: str = BUCKET, host_port: int = 0) -> None:
-    """Starts the S3 server, with one bucket, in a container and a network namespace of its own, and waits for it.
+@dataclass(frozen=True)
+class S3Server:
+    """A container with an S3 server on the loopback interface: in a network namespace of its own, or in that of ``network``."""
 
-    With ``host_port`` it is another one, in the network of the host, on the loopback interface there.
-    """
-    address = f"127.0.0.1:{host_port or 9000}"
-    server = f"mkdir -p /data/{bucket} && exec rclone serve s3 --auth-key lab,not-a-secret --addr {address} /data"
-    name = S3_OF_HOST if host_port else S3
-    network = ["--network", "host"] if host_port else []
-    run("client", "sh", "-c", server, options=["--detach", "--name", name, *network], check=True)
+    name: str = S3
+    port: int = 9000
+    network: tuple[str, ...] = ()
+
+    @property
+    def address(self) -> str:
+        """Where it listens."""
+        return f"127.0.0.1:{self.port}"
+
+
+def start_s3(bucket: str = BUCKET, server: S3Server = S3Server()) -> None:
+    """Starts an S3 server with one bucket, and waits for it."""
+    serve = f"exec rclone serve s3 --auth-key lab,not-a-secret --addr {server.address} /data"
+    script = f"mkdir -p /data/{bucket} && {serve}"
+    run("client", "sh", "-c", script, options=["--detach", "--name", server.name, *server.network], check=True)
     deadline = time.monotonic() + 30
-    while bucket not in s3("lsf", "", check=False, host_port=host_port).decode():
+    while bucket not in s3("lsf", "", check=False, server=server).decode():
         if time.monotonic() > deadline:
-            raise RuntimeError("the S3 server did not start:\n" + output("docker", "logs", name))
+            raise RuntimeError("the S3 server did not start:\n" + output("docker", "logs", server.name))
         time.sleep(0.2)
 
 
-def stop_s3(name: str = S3) -> None:
-    """Removes the S3 server with all of its objects."""
-    command("docker", "rm", "--force", name, stdout=subprocess.DEVNULL)
+def stop_s3(server: S3Server = S3Server()) -> None:
+    """Removes an S3 server with all of its objects."""
+    command("docker", "rm", "--force", server.name, stdout=subprocess.DEVNULL)
 
 
 def s3(
-    verb: str, path: str, check: bool = True, stdout: int | IO[bytes] = subprocess.PIPE, host_port: int = 0
+    verb: str,
+    path: str,
+    check: bool = True,
+    stdout: int | IO[bytes] = subprocess.PIPE,
+    server: S3Server = S3Server(),
 ) -> bytes:
     """Asks the S3 server by the S3 protocol: ``lsf`` lists, ``cat`` downloads. The path is BUCKET/KEY."""
     variables = [f"--env={name}={value}" for name, value in {**S3_ENVIRONMENT, "RCLONE_S3_ENV_AUTH": "true"}.items()]
-    remote = f":s3,provider=Rclone,endpoint='http://127.0.0.1:{host_port or 9000}':{path}"
-    server = S3_OF_HOST if host_port else S3
-    words = ["docker", "exec", *variables, server, "rclone", "--config=", verb, "--recursive", remote]
+    remote = f":s3,provider=Rclone,endpoint='http://{server.address}':{path}"
+    words = ["docker", "exec", *variables, server.name, "rclone", "--config=", verb, "--recursive", remote]
     if verb != "lsf":
         words.remove("--recursive")
     return bytes(

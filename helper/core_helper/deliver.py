@@ -56,8 +56,6 @@ def deliver(
     must go nowhere, or nobody knows whose it is.
     """
     process, refusal = look(crash, slot)
-    if crash.signal is None:
-        crash.signal = process.signal
     process.hostname = container.hostname_of(process)
     delivery = Delivery(source, crash, process, configuration, slot, log, began)
     reasons: list[str] = []

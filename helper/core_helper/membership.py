@@ -55,7 +55,7 @@ def check(process: "FaultingProcess") -> None:
         ]
         for member in eldest:
             _check_eldest(process, member)
-        joined = any(_may_have_joined(process, member) for member in (first, *eldest))
+        joined = first is None or any(_may_have_joined(process, member) for member in eldest)
         foreign_files.check_root(view, joined)
         if joined or not view.own:
             foreign_files.check_program(view)
@@ -64,12 +64,12 @@ def check(process: "FaultingProcess") -> None:
             member.close()
 
 
-def _may_have_joined(process: "FaultingProcess", first: "Member | None") -> bool:
+def _may_have_joined(process: "FaultingProcess", first: Member) -> bool:
     """Tell whether the process may have come into the mount namespace from outside, or have joined it from its own container.
 
     A sandbox that a user has made cannot join what others have.
     """
-    if first is None or not process.in_pid_namespace():
+    if not process.in_pid_namespace():
         return True
     # Capabilities in a user namespace that was made in the container do not count outside of that user namespace.
     sandboxed = _is_in_sandbox(process, first)

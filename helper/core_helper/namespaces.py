@@ -10,6 +10,7 @@ NS_GET_USERNS = 0xB701
 NS_GET_PARENT = 0xB702
 NS_GET_OWNER_UID = 0xB704
 NS_GET_PID_FROM_PIDNS = 0x8004B706  # Linux 6.11.
+_of_host: "dict[str, int]" = {}  # Asked once: the first process of a host keeps its namespaces.
 
 
 def of_host(kind: str) -> int:
@@ -18,10 +19,13 @@ def of_host(kind: str) -> int:
     The helper may run in a container of its own, so its own namespaces need not be the host's. Where the helper may not look at
     PID 1, the kernel has started it, and the kernel starts it in the namespaces of the host.
     """
-    try:
-        return posix.stat(f"/proc/1/ns/{kind}").st_ino
-    except OSError:
-        return posix.stat(f"/proc/self/ns/{kind}").st_ino
+    if kind not in _of_host:
+        try:
+            found = posix.stat(f"/proc/1/ns/{kind}")
+        except OSError:
+            found = posix.stat(f"/proc/self/ns/{kind}")
+        _of_host[kind] = found.st_ino
+    return _of_host[kind]
 
 
 def owner_of(namespace: int) -> int:

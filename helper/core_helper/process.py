@@ -89,7 +89,6 @@ class FaultingProcess:
         self.cpu = int(stat[36])
         self.policy = int(stat[38])
         self.processors = procfs.parse_processors(status.get("Cpus_allowed_list", ""))
-        self.signal = _exit_signal(task)
         self.limits = procfs.parse_limits(procfs.read(task, "limits"))
         self.cgroups = procfs.parse_cgroup(procfs.read(task, "cgroup"))
         self.notes: list[str] = []
@@ -118,6 +117,14 @@ class FaultingProcess:
 
                 self._record = record.record_of(self)
         return self._record
+
+    def exit_signal(self) -> "int | None":
+        """Return the signal that ends the process, None on kernels that show it only later; for a core pattern without %s."""
+        try:
+            # Of the process, which lies two directories up: that of a thread does not show it.
+            return int(procfs.stat_fields(procfs.read(self.task, "../../stat"))[49]) & 0x7F or None
+        except (OSError, IndexError):
+            return None
 
     def close_task(self) -> None:
         """Close the directory in the host's /proc: nobody in the container must find it open in one of our processes."""
@@ -208,15 +215,6 @@ def _word_size(task: int) -> int:
         return procfs.parse_auxv(procfs.read(task, "auxv"))[0]
     except (OSError, ValueError):
         return 0
-
-
-def _exit_signal(task: int) -> "int | None":
-    """Return the signal that ends the process, for a core pattern without %s, None on kernels that show it only later."""
-    try:
-        # Of the process, which lies two directories up: that of a thread does not show it.
-        return int(procfs.stat_fields(procfs.read(task, "../../stat"))[49]) & 0x7F or None
-    except (OSError, IndexError):
-        return None
 
 
 def link_of(directory: int, name: str) -> bytes:

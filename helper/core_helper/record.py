@@ -198,6 +198,8 @@ def _read_bundle(config: bytes, identifier: str, pod: str, record: Record, group
                 add(record, bundle, identifier, pod)
             except (OSError, ValueError):
                 continue
+            if CONTAINER_NAME in record.facts:
+                return
 
 
 def _add(record: Record, words: object, names: "dict[bytes, str]", pod: str) -> None:

@@ -96,7 +96,7 @@ class Slot:
         try:
             gone = _gone(self.file, self.limit, self.index)
             with Mutex(self.file):
-                used = sum(taken for _index, _record, taken in _rows(self.file, self.limit, gone, self.index))
+                used = sum(row.taken for row in _rows(self.file, self.limit, gone, self.index))
         except OSError:
             return True
         return (self.limit - used) * SHORT < self.limit
@@ -205,17 +205,20 @@ def _choose(file: int, limit: int, record: bytes, gone: "set[bytes]") -> int:
     """Return the index of a slot that the group and owner of the ``record`` may take. Raises TooMany where there is none."""
     owner, group = RECORD.unpack(record)[-2:]
     empty, used, of_group, of_owner = None, 0, 0, 0
-    for index, (pid, _tid, _started, its_owner, name), taken in _rows(file, limit, gone):
-        if taken:
+    for row in _rows(file, limit, gone):
+        if row.taken:
+            its_owner, name = RECORD.unpack(row.record)[-2:]
             used += 1
             of_group += name == group
             of_owner += its_owner == owner != holders.NOBODY
             continue
-        if pid:
-            # So the next helper need not look at the lock and the process of every crash there has been.
-            posix.pwrite(file, bytes(NAMES_PROCESS), index * RECORD.size)
-        if empty is None and not _is_locked(file, index):
-            empty = index
+        # So the next helper need not look at the lock and the processes of every crash there has been.
+        if _names_process(row.record):
+            posix.pwrite(file, bytes(NAMES_PROCESS), row.index * RECORD.size)
+        if _names_process(row.child):
+            posix.pwrite(file, bytes(CHILD.size), CHILDREN + row.index * CHILD.size)
+        if empty is None and not _is_locked(file, row.index):
+            empty = row.index
     name = group.rstrip(b"\0").decode("utf-8", "replace")
     check_share(owner, name, of_group, of_owner, used, limit)
     if empty is None:
@@ -238,16 +241,25 @@ def check_share(owner: int, group: str, of_group: int, of_owner: int, used: int,
         )
 
 
-def _rows(
-    file: int, limit: int, gone: "set[bytes]", own: int = -1
-) -> "Iterator[tuple[int, tuple[int, int, int, int, bytes], bool]]":
-    """Yield the index of each record, the record, and whether its slot is taken; that with the index ``own`` is ours.
+class Row:
+    """What the table has of one slot, and whether that is ``taken``."""
+
+    def __init__(self, index: int, record: bytes, child: bytes, taken: bool) -> None:
+        """Take these."""
+        self.index = index
+        self.record = record
+        self.child = child
+        self.taken = taken
+
+
+def _rows(file: int, limit: int, gone: "set[bytes]", own: int = -1) -> "Iterator[Row]":
+    """Yield the row of each slot; that with the index ``own`` is ours.
 
     Our own lock is not asked for: to us it is none. The processes of the records and children in ``gone`` have ended.
     """
     for index, record, child in _table(file, limit):
         held = index == own or (_names_process(record) and (record not in gone or _is_locked(file, index)))
-        yield index, RECORD.unpack(record), held or (_names_process(child) and child not in gone)
+        yield Row(index, record, child, held or (_names_process(child) and child not in gone))
 
 
 def _gone(file: int, limit: int, own: int = -1) -> "set[bytes]":

@@ -27,9 +27,13 @@ MARK = b"DOCKERCOREHELPER_RESTARTED"
 
 
 def reset_signals() -> None:
-    """Give every signal its default action, and empty the mask: execve(2) keeps signals that Python or its caller ignores."""
+    """Give every signal its default action, and empty the mask: execve(2) keeps signals that Python or its caller ignores.
+
+    Python has asked the kernel for all actions when it was started, and makes no system call to say what they are.
+    """
     for number in _signal.valid_signals() - UNCHANGEABLE:
-        _signal.signal(number, _signal.SIG_DFL)
+        if _signal.getsignal(number) != _signal.SIG_DFL:
+            _signal.signal(number, _signal.SIG_DFL)
     _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
 
 

@@ -58,7 +58,7 @@ def _open_directory(parent: int, name: str) -> int:
 
 
 def examine(crash: "Crash") -> "FaultingProcess":
-    """Open, verify and describe the process that ``crash`` names.
+    """Open, verify and describe the process that ``crash`` names, and note in ``crash`` the signal if that is not known.
 
     Raises Refused when it is not the process that crashed or its core must not be delegated, OSError when it went away.
     """
@@ -69,13 +69,17 @@ def examine(crash: "Crash") -> "FaultingProcess":
     # Verified only now, after everything was opened: so all that was opened belongs to this very process. The process is still
     # being dumped, so it did not run another program in between (CVE-2025-4598, CVE-2025-5054).
     status = procfs.parse_status(procfs.read(task, "status"))
-    verify(crash, status, procfs.read(task, "stat"), procfs.read(proc, "self/stat"))
-    if crash.pidfd is not None:
+    verify(crash, status)
+    if crash.pidfd is None:
+        verify_age(crash, procfs.read(task, "stat"), procfs.read(proc, "self/stat"))
+    else:
         verify_pidfd(crash, procfs.read(proc, f"self/fdinfo/{crash.pidfd}"))
     # The auxiliary vector shows a set-id program where the kernel did not say it, or calls all programs dumpable. In other
     # cases the vector is not read: a security module may have set its flag for an ordinary program, too.
     announced = crash.dumpable is not None and procfs.read(proc, "sys/fs/suid_dumpable").strip() != b"1"
     process = FaultingProcess(task, root, foreign, joined, status)
+    if crash.signal is None:
+        crash.signal = process.exit_signal()
     refusal = None
     try:
         secure = not announced and secure_execution(procfs.read(task, "auxv"))
@@ -116,7 +120,7 @@ def open_namespaces(task: int, proc: int) -> "tuple[list[tuple[str, int, int]], 
     return foreign, joined
 
 
-def verify(crash: "Crash", status: "dict[str, str]", stat: bytes, own_stat: bytes) -> None:
+def verify(crash: "Crash", status: "dict[str, str]") -> None:
     """Raise Refused unless the opened process is the one that is being dumped."""
     if status.get("CoreDumping") != "1":
         raise Missing(f"process {crash.pid} is not dumping core")
@@ -126,8 +130,14 @@ def verify(crash: "Crash", status: "dict[str, str]", stat: bytes, own_stat: byte
         raise Refused(
             f"process {crash.pid} does not have the ids {crash.uid}:{crash.gid} that the kernel named: core not delegated"
         )
-    # A pidfd of the kernel's names the process for certain, and a resident helper is older than what crashes.
-    if crash.pidfd is None and procfs.is_younger(stat, own_stat):
+
+
+def verify_age(crash: "Crash", stat: bytes, own_stat: bytes) -> None:
+    """Raise Refused where the process is younger than the helper, which the kernel has started for it.
+
+    Not asked where a pidfd of the kernel's names the process for certain: a resident helper is older than what crashes.
+    """
+    if procfs.is_younger(stat, own_stat):
         raise Refused(f"process {crash.pid} is younger than its own crash: its pid was reused")
 
 

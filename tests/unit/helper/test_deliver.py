@@ -41,7 +41,7 @@ class Stage:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.done: list[Any] = []
         self.descriptor = 9
-        self.process = process(close_task=lambda: self.note("close_task"), signal=6, namespaces=[])
+        self.process = process(close_task=lambda: self.note("close_task"), namespaces=[])
         self.configuration = Configuration()
         self.crash = Crash(4711, 1000, 100)
         self.error: Exception | None = None
@@ -114,17 +114,6 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
 def test_a_process_is_checked_and_its_directory_closed_before_anything_is_entered(stage: Stage) -> None:
     assert stage.look() == (stage.process, None)
     assert stage.done == ["check", "close_task"]
-
-
-@pytest.mark.parametrize(("told", "signal"), [(None, 6), (11, 11)])
-def test_the_signal_that_the_kernel_told_counts(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch, told: int | None, signal: int
-) -> None:
-    monkeypatch.setattr(deliver, "choose", lambda delivery, refusal: [])
-    monkeypatch.setattr(Stage, "drop", lambda *words: None, raising=False)
-    stage.crash.signal = told
-    stage.deliver()
-    assert stage.crash.signal == signal
 
 
 @pytest.mark.parametrize(
@@ -540,7 +529,7 @@ def test_a_core_that_nobody_wants_goes_nowhere_but_to_the_previous_handler_of_th
 ) -> None:
     configuration = deliveries.stage.configuration
     configuration.chain, configuration.chain_containers = [b"/handler"], True
-    configuration.fallback, configuration.ignore_signals = True, [6]
+    configuration.fallback, configuration.ignore_signals, deliveries.stage.crash.signal = True, [6], 6
     monkeypatch.setattr(runtime, "is_of_the_host", lambda process: chain)
     given: list[Any] = []
 

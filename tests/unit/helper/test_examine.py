@@ -64,12 +64,16 @@ class Crashing:
     def dumpable(self, value: str) -> None:
         (self.world.proc / "sys" / "fs" / "suid_dumpable").write_text(value + "\n")
 
-    def examine(self, **facts: Any) -> FaultingProcess:
+    @staticmethod
+    def crash(**facts: Any) -> Crash:
         crash = Crash(PID, os.getuid(), os.getgid())
         crash.tid = PID
         for name, fact in facts.items():
             setattr(crash, name, fact)
-        return verification.examine(crash)
+        return crash
+
+    def examine(self, **facts: Any) -> FaultingProcess:
+        return verification.examine(self.crash(**facts))
 
     def refused(self, **facts: Any) -> str:
         try:
@@ -97,6 +101,22 @@ def close(process: FaultingProcess) -> None:
     for descriptor in opened:
         assert not os.get_inheritable(descriptor)
         os.close(descriptor)
+
+
+@pytest.mark.parametrize(("known", "signal"), [(None, 6), (11, 11)])
+def test_the_signal_that_the_kernel_has_named_counts(crashing: Crashing, known: int | None, signal: int) -> None:
+    (crashing.task.parent.parent / "stat").write_bytes(b"4711 (a) D " + b"0 " * 48 + b"6 ")
+    crash = crashing.crash(signal=known)
+    verification.examine(crash)
+    assert crash.signal == signal
+
+
+def test_a_process_with_a_pidfd_of_the_kernels_may_be_younger_than_the_helper(crashing: Crashing) -> None:
+    (crashing.task / "stat").write_bytes(crashing.stat(300))
+    assert "younger than its own crash" in crashing.refused()
+    (crashing.world.proc / "self" / "fdinfo" / "3").write_text(f"Pid:\t{PID}\n")
+    crashing.monkeypatch.setattr(linux, "pidfd_coredump_mask", lambda _: linux.PIDFD_COREDUMP_USER)
+    assert crashing.refused(pidfd=3) == ""
 
 
 def test_a_process_that_dumps_core_is_described_and_nothing_else_stays_open(crashing: Crashing) -> None:

@@ -276,7 +276,7 @@ class Stage:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, log: Path) -> None:
         self.log = log
-        self.process = process(signal=6)
+        self.process = process()
         self.outcomes: list[Result] = []
         self.children: list[Any] = []
         self.groups = control_groups.ControlGroups()
@@ -414,13 +414,6 @@ def test_a_fallback_that_fails_too_tells_both_reasons(stage: Stage, crash: Crash
     stage.outcomes = [outcome(failure="one", absent=True), outcome(failure="two")]
     assert stage.handle(crash, configuration) == 1
     assert "<27>" in stage.log.read_text() and "core dropped, 0 bytes delivered: one; two" in stage.log.read_text()
-
-
-def test_the_signal_is_that_of_the_process_where_the_kernel_did_not_tell_it(stage: Stage, crash: Crash) -> None:
-    crash.signal = None
-    stage.outcomes = [outcome(failure="no delegate is configured", absent=True)]
-    stage.handle(crash, Configuration())
-    assert "signal=6 (SIGABRT)" in stage.log.read_text()
 
 
 def test_slots_that_cannot_be_counted_cost_no_core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

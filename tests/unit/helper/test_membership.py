@@ -322,8 +322,7 @@ ROOTLESS: dict[str, Any] = {"user_namespace": 9}
 @pytest.mark.parametrize(
     ("facts", "first", "may"),
     [
-        # Nobody knows its container, or it is in the pid namespace of the host.
-        ({}, None, True),
+        # It is in the pid namespace of the host.
         ({"in_pid_namespace": lambda: False}, FEW, True),
         # It has what its container has not.
         ({"permitted": 1}, 0, True),
@@ -346,13 +345,13 @@ ROOTLESS: dict[str, Any] = {"user_namespace": 9}
     ],
 )
 def test_who_may_have_joined_mounts_needs_a_proof(
-    monkeypatch: pytest.MonkeyPatch, facts: dict[str, Any], first: int | None, may: bool
+    monkeypatch: pytest.MonkeyPatch, facts: dict[str, Any], first: int, may: bool
 ) -> None:
     facts = {"in_pid_namespace": lambda: True, "permitted": 0, "bounding": 0, "sandbox": False, "other": "", **facts}
     facts["inode"] = lambda kind: 3 if kind == facts["other"] else 2
     # The host's, that of the container, and one below.
     monkeypatch.setattr(membership, "_user_namespaces", lambda process: [3, 2, 1] if process.sandbox else [2, 1])
-    member: Any = None if first is None else SimpleNamespace(rights=first, namespace=lambda kind: 2)
+    member: Any = SimpleNamespace(rights=first, namespace=lambda kind: 2)
     assert membership._may_have_joined(crashed(**facts), member) is may
 
 

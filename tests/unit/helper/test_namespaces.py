@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 
 import pytest
 from core_helper import namespaces
@@ -32,3 +33,22 @@ def test_a_walk_that_ends_early_leaves_nothing_open(world: World) -> None:
             namespaces.lineage(opened, world.host["user"].stat().st_ino)
 
     assert keeps_descriptors(walk)
+
+
+def test_the_first_process_of_the_host_is_asked_once_for_each_kind(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    class Posix:
+        @staticmethod
+        def stat(path: str) -> os.stat_result:
+            asked.append(path)
+            if path == "/proc/1/ns/net":
+                raise PermissionError(path)
+            return os.stat(world.host["user"])
+
+    monkeypatch.setattr(namespaces, "posix", Posix)
+    for kind in ("user", "net", "user", "net"):
+        assert namespaces.of_host(kind) == world.host["user"].stat().st_ino
+    assert asked == ["/proc/1/ns/user", "/proc/1/ns/net", "/proc/self/ns/net"]

@@ -258,6 +258,25 @@ def test_who_takes_a_slot_has_nothing_of_a_child_that_another_has_left(file: Pat
     assert file.read_bytes()[slots.CHILDREN :] == bytes(slots.CHILD.size)
 
 
+def test_a_child_that_has_ended_is_looked_at_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = []
+
+    def is_there(pid: int, started: int) -> bool:
+        looked.append(pid)
+        return pid == 7
+
+    monkeypatch.setattr(slots, "is_there", is_there)
+    write(file)
+    with file.open("r+b") as opened:
+        opened.seek(slots.CHILDREN)
+        opened.write(b"".join(slots.CHILD.pack(pid, 5) for pid in (6, 7, 8)))
+    # Whose slot is not the one that is taken, too.
+    for _ in range(2):
+        assert in_child(lambda: slots.acquire(crash_of(1 << 22), 4, Log()).index) == 0
+    close(slots.acquire(crash_of(1 << 22), 4, Log()))
+    assert looked == [7]
+
+
 def test_a_child_that_was_left_counts_for_its_container_while_the_previous_handler_has_the_process(file: Path) -> None:
     child = fork_child()
     slot = slots.acquire(crash_of(1 << 22), 4, Log())

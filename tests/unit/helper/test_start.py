@@ -5,6 +5,7 @@ from __future__ import annotations
 import _signal
 import ctypes
 import errno
+import faulthandler
 import fcntl
 import os
 import posix
@@ -41,6 +42,7 @@ def signals() -> list[int]:
 
 def test_signals_have_their_defaults_and_an_empty_mask() -> None:
     def reset() -> object:
+        faulthandler.disable()  # pytest's; it sets actions of which Python does not know.
         for number in (signal.SIGCHLD, signal.SIGUSR1, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
         signal.signal(signal.SIGUSR2, lambda *_: None)
@@ -53,6 +55,7 @@ def test_signals_have_their_defaults_and_an_empty_mask() -> None:
 
 def test_the_helper_ignores_what_would_end_it_for_an_error() -> None:
     def settle() -> object:
+        faulthandler.disable()
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
         start.reset_signals_for_python()

@@ -98,6 +98,7 @@ class World:
             verification,
         ):
             monkeypatch.setattr(module, "posix", Elsewhere(self.proc))
+        monkeypatch.setattr(namespaces, "_of_host", {})
         monkeypatch.setattr(fcntl, "ioctl", self.ioctl)
         monkeypatch.setattr(mount_table, "mount_of", self.mount_of)
         monkeypatch.setattr(

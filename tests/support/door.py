@@ -39,6 +39,12 @@ def open_socket() -> None:
     lab.setting(PATTERN).write_text(f"@@{SOCKET}")
 
 
+def reopen() -> None:
+    """Sets the pattern of the socket again, if crashes come in there: a run of the role has set that of the pipe."""
+    if BY_SOCKET:
+        lab.setting(PATTERN).write_text(f"@@{SOCKET}")
+
+
 def has_sockets() -> bool:
     """Whether this kernel knows the pattern of the socket."""
     modes = Path("/proc/sys/kernel/core_modes")

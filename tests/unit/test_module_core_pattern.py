@@ -130,7 +130,7 @@ def test_a_socket_gets_no_cores_any_more_and_is_no_file_name(kernel: Kernel) -> 
 
 
 @pytest.mark.parametrize("pattern", [SOCKET, "@/run/mine"])
-def test_no_core_is_handed_on_to_a_socket_and_nothing_is_changed(kernel: Kernel, pattern: str) -> None:
+def test_no_core_is_passed_on_to_a_socket_and_nothing_is_changed(kernel: Kernel, pattern: str) -> None:
     kernel.set(pattern, "0")
     before = kernel.files()
     for check in (True, False):
@@ -146,7 +146,7 @@ def test_no_core_is_handed_on_to_a_socket_and_nothing_is_changed(kernel: Kernel,
 
 
 @pytest.mark.parametrize("pattern", [APPORT, "core", "@relative", "/var/cores/@@/core"])
-def test_what_is_no_socket_can_be_handed_on_to_or_is_not_there(kernel: Kernel, pattern: str) -> None:
+def test_what_is_no_socket_can_be_passed_on_to_or_is_not_there(kernel: Kernel, pattern: str) -> None:
     kernel.set(pattern, "0")
     assert kernel.run(chain_previous=True)["changed"]
 

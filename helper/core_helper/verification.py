@@ -33,7 +33,7 @@ class Missing(Refused):
 def open_task(proc: int, pid: int, tid: "int | None") -> int:
     """Open the directory of the faulting thread in the opened host's /proc.
 
-    ``tid`` is that thread; None where the core pattern does not tell it. Then the leader stands for the process or, when the
+    ``tid`` is that thread; None where the core pattern does not name it. Then the leader stands for the process or, when the
     leader has exited and lost its namespaces with that, the first thread that still has them. Raises Missing.
     """
     try:

@@ -1,4 +1,4 @@
-"""The resident helper, which serve.py starts: it waits at the kernel's core-dump socket; kernel.core_pattern is @@PATH.
+"""The server, which serve.py starts: it waits at the kernel's core-dump socket; kernel.core_pattern is @@PATH.
 
 The other door is main.py, and behind both the way is one. The server itself reads no core and enters no container. It asks who
 has crashed, lets the crash wait for a slot (waiting.py), and gives it to a worker (worker.py), which ends with it. Whatever may

@@ -135,7 +135,7 @@ def verify(crash: "Crash", status: "dict[str, str]") -> None:
 def verify_age(crash: "Crash", stat: bytes, own_stat: bytes) -> None:
     """Raise Refused where the process is younger than the helper, which the kernel has started for it.
 
-    Not asked where a pidfd of the kernel's names the process for certain: a resident helper is older than what crashes.
+    Not asked where a pidfd of the kernel's names the process for certain: a server is older than what crashes.
     """
     if procfs.is_younger(stat, own_stat):
         raise Refused(f"process {crash.pid} is younger than its own crash: its pid was reused")

@@ -273,7 +273,7 @@ def restore(
         )
     # A version from before there were senders has recorded none.
     units = sender.wanted(*(wanted["files"].get(path) for path in sender.recorded()))
-    # So has one from before there were resident helpers.
+    # So has one from before there were servers.
     resident = {path: wanted["files"].get(path) for path in server.paths}
     is_resident = wanted["live"]["core_pattern"] == SOCKET_PATTERN and None not in resident.values()
     # As long as the units change, no crash may go to the socket.

@@ -16,8 +16,8 @@ description:
     known to write the pattern when they start, and either refuses or takes over, so that O(state=absent) can undo it.
   - The live value is set here and not in a handler, because notified handlers do not run when a batch of hosts is
     aborted.
-  - With O(mode=socket) it also sets up the resident helper, for which systemd opens the kernel's core-dump socket. The file for
-    the next boot holds O(pattern) all the same, and the resident helper sets the pattern of its socket when it waits there. If
+  - With O(mode=socket) it also sets up the server, for which systemd opens the kernel's core-dump socket. The file for
+    the next boot holds O(pattern) all the same, and the server sets the pattern of its socket when it waits there. If
     it does not get that far, everything is set back.
 options:
   state:
@@ -36,7 +36,7 @@ options:
   mode:
     description:
       - By which way the kernel gives cores to the helper. V(pipe) starts a helper at each crash, by O(pattern). V(socket) has a
-        resident one wait at the kernel's core-dump socket, and fails before anything is changed on a host that cannot have it.
+        server wait at the kernel's core-dump socket, and fails before anything is changed on a host that cannot have it.
         V(auto) means V(socket) where the host can, and V(pipe) elsewhere.
       - V(socket) and V(auto) need O(socket) and O(service).
     type: str

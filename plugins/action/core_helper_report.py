@@ -92,7 +92,7 @@ def as_wanted(value: str, wanted: str) -> str:
 
 
 def with_owner(pattern: str, owner: str) -> str:
-    """Return a core pattern for a message, with who gets the cores by it, if somebody knows."""
+    """Return a core pattern for a message, and the program that gets the cores by it, if that is known."""
     return f"{pattern!r}, {owner}" if owner else repr(pattern)
 
 

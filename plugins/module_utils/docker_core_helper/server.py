@@ -92,7 +92,7 @@ class Server:
 
     def _install(self, units: dict[str, str | None]) -> None:
         if files.read(self.paths[0], self.encoding) not in (None, units[self.paths[0]]):
-            # Another socket: this one goes, once everybody who waits there was accepted.
+            # Another socket: this one goes, once each crash that waits there was accepted.
             self._systemctl("stop", SERVICE)
             self._systemctl("stop", SOCKET)
         for path, content in units.items():
@@ -110,7 +110,7 @@ class Server:
         if not paths:
             return
         if self.systemctl:
-            # In this order: a socket with somebody who waits would start the service again.
+            # In this order: a socket at which a crash waits would start the service again.
             for name in (SERVICE, SOCKET):
                 if self._states()[name]["LoadState"] == "loaded":
                     self._systemctl("stop", name)

@@ -159,7 +159,7 @@ ended() {
     exit "$1"
 }
 
-# mute, unmute: what the shell itself says goes nowhere meanwhile; ended unmutes, too.
+# mute, unmute: between the two, the shell's own messages are discarded; ended unmutes, too.
 mute() {
     muted=yes
     exec 9>&2 2>/dev/null
@@ -521,7 +521,7 @@ call_curl() {
 # hears of the failure first, has stopped the client. The sleep that it waits for is started at the beginning: later there may
 # be no process left.
 compressing() {
-    # Who gives the core ends the whole process group by SIGTERM where the core is not whole. The compressor must not be the
+    # The helper ends the whole process group by SIGTERM where the core is not whole. The compressor must not be the
     # first to end: the client would see the end of its input. SIGKILL ends the compressor later.
     trap '' TERM
     # Longer than the longest time that the helper gives, 86400 seconds; judging ends it.
@@ -740,7 +740,7 @@ waits() {
     esac
 }
 
-# flush: sends what waits in the spool, the oldest first, and with it what has just come.
+# flush: sends what waits in the spool, the oldest first, and among them the core that has just come.
 flush() {
     # shellcheck disable=SC2045 # all names that count are plain
     for waiting in $(ls -rt "$spool"); do
@@ -843,9 +843,9 @@ unfinished() {
     esac
 }
 
-# sweep_parts: aborts what uploads have left in the bucket that were killed. Only what has the name of a core below the same prefix,
-# and is two days old: longer than any upload takes. At most three each time, and none where the time is short: the core is stored
-# already. Who may not list or abort them leaves them there. curl leaves nothing.
+# sweep_parts: aborts what killed uploads have left in the bucket. Only what has the name of a core below the same prefix, and is two
+# days old: longer than any upload takes. At most three each time, and none where the time is short: the core is stored
+# already. If the credentials do not allow to list or abort them, they stay. curl leaves nothing.
 sweep_parts() {
     case $client$destination in
     rclones3://* | awss3://*) ;;
@@ -923,8 +923,8 @@ place() {
     [ -f "$1" ] && [ ! -L "$1" ]
 }
 
-# name_it ENDING: gives the core the name that $object says. The core cannot be read again: if its name was taken meanwhile, it
-# gets another one with the same ENDING.
+# name_it ENDING: gives the core the name that $object says. The core cannot be read again: if another file has that name by
+# now, the core gets another one with the same ENDING.
 name_it() {
     place "$object" && return 0
     taken=$object object=${object%"$1"}.${temporary##*.}$1
@@ -959,7 +959,7 @@ begin() {
             "let every user write there (mode 1777), make room, or mount a volume"
 }
 
-# sweep: deletes what uploads of the same user have left there that were killed. Two days are longer than any upload takes.
+# sweep: deletes what killed uploads of the same user have left there. Two days are longer than any upload takes.
 sweep() {
     command -v find >/dev/null 2>&1 && command -v id >/dev/null 2>&1 || return 0
     find "$directory/." ! -name . -prune -type f -user "$(id -u)" -name '.*.core*.??????' -mtime +1 -exec rm -f {} \; 2>/dev/null
@@ -1019,7 +1019,7 @@ write() {
     write_facts
 }
 
-# try: what a core would meet, as far as that can be known without one.
+# try: tries all that a core would need, as far as that is possible without one.
 try() {
     case $destination in
     /*)

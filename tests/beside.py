@@ -33,11 +33,11 @@ def main() -> int:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda number, frame: None)
     signal.signal(signal.SIGTERM, pass_on)
-    # What comes before both have begun is handed on to both.
+    # What comes before both have begun is passed on to both.
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     heeds = functools.partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, [signal.SIGTERM])
     with tempfile.TemporaryFile() as output:
-        print(f"Meanwhile there runs: {names[0]}. What it says comes in the end.", flush=True)
+        print(f"{names[0]} runs beside this. Its output comes at the end.", flush=True)
         processes.append(
             subprocess.Popen(commands[0], preexec_fn=heeds, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
         )

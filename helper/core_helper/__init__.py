@@ -12,7 +12,7 @@ The modules that a crash goes through, those that ``deliver`` calls from top to 
            |-> custody -> room -> store, then finishing -> build_ids, if cores are kept; cores, sender: the operators' command
            \\-> fallback in place of joining; previous_handler in place of child and all that follows
 
-At the kernel's core-dump socket, others stand before that::
+At the kernel's core-dump socket, a crash first goes through these::
 
     main -> serve -> host, listening, pattern
               \\-> server -> notifier, kernel_socket, holders, waiting -> slots
@@ -20,7 +20,7 @@ At the kernel's core-dump socket, others stand before that::
 
 ``main`` receives the crash: it parses the ``command_line``, reads the ``configuration``, makes the ``crash``, the ``source``
 of the core and the ``log``, and has ``start`` protect the helper itself. ``serve`` starts the ``server``, which receives all
-crashes of a host, lets them wait for slots, and has a ``worker`` for each; its ``notifier`` tells systemd. ``deliver``
+crashes of a host, lets them wait for slots, and has a ``worker`` for each; its ``notifier`` informs systemd. ``deliver``
 examines the faulting process, chooses destinations for its core, and tries them; ``delivery`` is one core on its way to these;
 ``unwanted`` knows the cores that nobody wants, ``key`` names a core. ``process`` describes the faulting process;
 ``namespaces``, ``runtime`` and ``first_process`` say what belongs to which container, ``record`` what its engine has written of

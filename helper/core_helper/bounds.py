@@ -66,7 +66,7 @@ def length_in_pipe(pipe: int) -> "int | None":
     """Return how many bytes the core in the ``pipe`` will have, and leave it there; None where that is not known in time."""
     out, into = posix.pipe()
     poll = select.poll()
-    poll.register(pipe, 0)  # Tells only of the end.
+    poll.register(pipe, 0)  # Without events, poll(2) reports only the end.
 
     def look(count: int) -> "bytes | None":
         size = max(linux.PIPE_SIZE, 2 * count)

@@ -72,7 +72,7 @@ def open_of_root(path: str, others: int, flags: int = 0) -> int:
 def read_configuration(path: str = "") -> "Configuration":
     """Return what the file ``path`` says, by default /etc/docker_core_helper.conf; a missing file is fine.
 
-    A file that users other than root can write is refused as a whole, a wrong line is skipped; ``problems`` tells of both.
+    A file that users other than root can write is refused as a whole, a wrong line is skipped; ``problems`` names both.
     """
     path = path or CONFIGURATION
     configuration = Configuration()
@@ -107,7 +107,7 @@ class Watched:
     """The configuration of a process that stays: read again where the file is another one, or was written to."""
 
     def __init__(self, given: "bytes | None" = None) -> None:
-        """Read it. What is ``given`` counts in place of the file: what a server has brought from its container; see host.py."""
+        """Read the file. In its place counts what is ``given``: what a server has brought from its container; see host.py."""
         self.seen: object = None
         self.is_given = given is not None
         self.configuration = Configuration()

@@ -57,7 +57,7 @@ class Custody:
         self.stopped = ""
         self.late = False
         self.configuration = configuration
-        # What others leave to this core: they count it, and not what is free besides.
+        # So many bytes are reserved for this core: others count them as used, and no more than these.
         self.room = need
         with kept_in.lock:
             room = room_for(kept_in, group, need, configuration)
@@ -195,7 +195,7 @@ class Custody:
         return bool(self.stopped) or self.size < (self.length or 1)
 
     def facts(self) -> "dict[bytes, bytes]":
-        """Return what the delegate is told beside the facts of the crash."""
+        """Return the variables that the delegate gets beside the facts of the crash."""
         if not self.is_all():
             return {}
         return {b"CORE_SIZE": b"%d" % self.size, b"CORE_TRUNCATED": b"1" if self.truncated() else b"0"}

@@ -1,4 +1,4 @@
-"""The deadline of a delivery: it moves on while the core does, and what ends a helper that does not notice it moves on, too.
+"""The deadline of a delivery. It moves on while the core does, and with it the timers that end a helper which misses it.
 
 The timeout counts while nothing is read. A delegate that goes on reading gets a second more for each RATE bytes, as long as it
 has read something within the timeout, but never beyond the longest time, nor while slots are short.
@@ -18,7 +18,7 @@ STEP = 5.0  # Seconds, the most that is given at once: slots may become short me
 AHEAD = 1.0  # Seconds before the deadline at which more is asked for.
 LAST_RESORT = 60  # Seconds after the deadline.
 BACKSTOP = 30  # Seconds after that.
-PASSED = "deadline passed"  # What is said of a child that was ended for it.
+PASSED = "deadline passed"  # Why a child was ended, for the log.
 
 
 class Deadline:
@@ -46,7 +46,7 @@ class Deadline:
         self.closed = False
 
     def again(self) -> "Deadline":
-        """Return one for another child, which begins now."""
+        """Return a deadline for another child, which begins now."""
         return Deadline(time.monotonic(), self.timeout, self.longest, self.are_slots_short, self.after)
 
     def left(self, late: float = 0.0) -> float:
@@ -54,7 +54,7 @@ class Deadline:
         return max(0.0, self.at + late - time.monotonic())
 
     def close(self, late: float) -> bool:
-        """Have the deadline move no more if it has passed so long ago, and tell whether it has."""
+        """Stop moving the deadline if it passed ``late`` seconds ago or more, and tell whether it did."""
         self.closed = not self.left(late)
         return self.closed
 

@@ -162,11 +162,11 @@ class NoDestination:
     secured = False
 
     def __init__(self, reason: str) -> None:
-        """Take why."""
+        """Take the ``reason``, for the log."""
         self.reason = reason
 
     def attempt(self, delivery: Delivery, reason: str) -> Outcome:
-        """Say why."""
+        """Return that reason."""
         return Outcome(ABSENT, self.reason)
 
 

@@ -32,7 +32,7 @@ class Outcome:
     """
 
     def __init__(self, kind: str, reason: str = "", delivered: bool = False) -> None:
-        """Take the three."""
+        """Keep ``kind``, ``reason`` and ``delivered``."""
         self.kind = kind
         self.reason = reason
         self.delivered = delivered
@@ -195,8 +195,8 @@ class Delivery:
     def defaults(self) -> "dict[bytes, bytes]":
         """Return the variables that the delegate gets from the engine's record where the process lacks them.
 
-        They were meant for the container's own programs. So whoever has confined itself, or has made a container or a root
-        directory of its own within, gets none.
+        They were meant for the container's own programs. So a process that has confined itself, or has made a container or
+        a root directory of its own within, gets none.
         """
         process = self.process
         if process.confined or not process.record.shared or self.plan.root != b"/":

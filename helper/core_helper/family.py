@@ -33,8 +33,8 @@ def end(child: "Child", process: "FaultingProcess") -> None:
 def end_unknown(child: "Child") -> None:
     """End a delegate whose pid the joining process could not report before it died: its pipes show which process it is.
 
-    Or its pid namespace does: who traces it may have it close the pipes. All of /proc is searched, since not every kernel lists
-    the children of a process (CONFIG_PROC_CHILDREN).
+    Or its pid namespace does: a tracer may have the delegate close the pipes. All of /proc is searched, since not every kernel
+    lists the children of a process (CONFIG_PROC_CHILDREN).
     """
     try:
         posix.waitid(posix.P_ALL, 0, posix.WEXITED | posix.WNOHANG | posix.WNOWAIT)
@@ -204,7 +204,7 @@ def _has_pipe(name: str, pipes: "set[str]", limit: float) -> bool:
                 if posix.readlink(f"{files}/{link}") in pipes:
                     return True
             except OSError:
-                continue  # Closed meanwhile: who opens and closes files all the time does not hide the others.
+                continue  # Closed meanwhile: a process that opens and closes files all the time does not hide the others.
     return False
 
 

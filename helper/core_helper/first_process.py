@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 MOST_GROUPS, MOST_PROCESSES = 256, 4096
 # What lets a process into the mounts of others: setns(2) takes the second one, /proc/PID/root the first.
 CAP_SYS_PTRACE, CAP_SYS_ADMIN = 19, 21
-DOCKER_CAPABILITIES = 0xA80425FB  # What Docker gives a container; who has no more cannot make a pid namespace.
+DOCKER_CAPABILITIES = 0xA80425FB  # What Docker gives a container; a process with no more cannot make a pid namespace.
 PATIENCE = 30.0  # Seconds for a look at all processes of the host.
 
 
@@ -156,7 +156,7 @@ def _candidates(process: "FaultingProcess", namespace: int, wanted: int) -> "Ite
     try:
         found = _processes_in(*group) if group else []
     except Refused:
-        found = []  # Too many, but whoever is looked for may be found elsewhere.
+        found = []  # Too many, but the one that is looked for may be found elsewhere.
     yield from found
     limit = time.monotonic() + PATIENCE
     for name in posix.listdir("/proc"):

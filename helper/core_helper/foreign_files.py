@@ -21,7 +21,7 @@ class View:
     """
 
     def __init__(self, process: "FaultingProcess", first: "Member | None") -> None:
-        """Take the two."""
+        """Take the process, and the first one of its container."""
         self.process = process
         self.first = first
         self.path = procfs.path_of(process.root)
@@ -35,7 +35,7 @@ class View:
         return self._host
 
     def numbers(self) -> "list[int]":
-        """Return the numbers of the mounts that are looked at whoever has made them.
+        """Return the numbers of the mounts that always count, even if a user has made them.
 
         They are those of the root directory and, where that was changed, of the program.
         """
@@ -43,7 +43,7 @@ class View:
         return [root] if self.path == b"/" else [root, mount_table.mount_of_link(self.process.task, "exe")]
 
     def around(self) -> mount_table.Mounts:
-        """Return the mounts among which those of the root directory and of the program are, or are not."""
+        """Return the mounts to search for those of the root directory and of the program."""
         namespace = self.process.descriptor("mnt")
         if namespace is None:
             return self.host()

@@ -29,7 +29,7 @@ class Holder:
 
     ``group`` stands for the pod or container, or for the unit or the user of a process of the host. ``owner`` is the user who
     could make more such groups: the one who made the container, or that user of the host; NOBODY for root, who could do
-    anything. It is a number below that of NOBODY for whoever had root make the container. ``name`` is the group in words, for
+    anything. For a user who had root make the container it is a number below NOBODY. ``name`` is the group in words, for
     the log.
     """
 
@@ -80,7 +80,7 @@ def holder_of(crash: "Crash") -> Holder:
             opened.append(fcntl.ioctl(opened[1], namespaces.NS_GET_USERNS))
             name = f"container pid:[{posix.fstat(opened[1]).st_ino}]"
             maker = _maker_of(opened[-1], opened)
-            # What root has made for others is as many as these like.
+            # Root may make containers for users, as many as they like.
             if maker or group is not None:
                 return named(name, maker)
             return named(name, _instigator_of(crash, cgroups), by_root=True)

@@ -19,7 +19,7 @@ from core_helper import configuration, linux, listening, program, status_pipe, v
 INITIAL = {"pid": 0xEFFFFFFC, "user": 0xEFFFFFFD}
 REMEDIES = {"pid": "docker run --pid=host, or hostPID of Kubernetes", "user": "run it without a user namespace"}
 NAME = b"core_container"  # Of the process that stays.
-# It is in these two of the host's from the start. The last one is that of mounts: in it, /proc/1 is looked up.
+# The namespaces to join. It is in the host's pid and user namespace from the start.
 KINDS = [(kind, flag) for kind, flag in verification.NAMESPACES if kind not in INITIAL]
 PROC = "/proc"
 OF_HOST = (1, 2)  # The second one is the parent of all kernel threads.
@@ -28,7 +28,7 @@ OF_HOST = (1, 2)  # The second one is the parent of all kernel threads.
 def is_elsewhere() -> bool:
     """Tell whether this process is in other namespaces than the host.
 
-    Raises Unusable where that cannot be told, or where a crash could not be told from there.
+    Raises Unusable where that cannot be found out, or where a server in these namespaces could not handle crashes.
     """
     for kind, number in INITIAL.items():
         if posix.stat(f"{PROC}/self/ns/{kind}").st_ino != number:
@@ -114,7 +114,7 @@ def send() -> "int | None":
     _signal.pthread_sigmask(_signal.SIG_BLOCK, awaited)
     child = posix.fork()
     if child == 0:
-        # Whoever kills the parent ends the container, and then the engine kills the child, too: time enough for the pattern.
+        # If the parent is killed, the container ends. The engine kills the child only then: time enough for the pattern.
         linux.prctl(linux.PR_SET_PDEATHSIG, _signal.SIGTERM)
         _signal.pthread_sigmask(_signal.SIG_UNBLOCK, awaited)
         if posix.getppid() != parent:

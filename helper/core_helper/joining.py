@@ -41,7 +41,7 @@ class Plan:
         """Take the process to become; ``interpreter`` is device and inode of the helper's own, never to be executed.
 
         ``root`` is the path of the root directory. Unless that is /, no other user may be able to change the delegate, as in a
-        directory that a daemon has made its root directory: who may write there need not be who has made the image.
+        directory that a daemon has made its root directory: the user who may write there need not have made the image.
         ``late`` says whether the last fork happens outside of the control group that counts processes.
         """
         self.process = process
@@ -170,7 +170,7 @@ def execute_delegate(
 
 
 def _check_groups(process: "FaultingProcess", failures: "list[str]", status: StatusPipe) -> None:
-    """Raise Stopped where control groups could not be joined, as of a path that is longer than the kernel tells.
+    """Raise Stopped where control groups could not be joined, as one whose path is longer than the kernel shows.
 
     Users of the host may do without a hierarchy that is not mounted: without one, others could open the host's disks.
     """

@@ -91,9 +91,9 @@ class Journal:
         self._write(LOG_ERR, f"{name}not delivered: {failure}: {amount}{notes}")
         return False
 
-    def handed_on(self, crash: "Crash", process: "FaultingProcess", handler: bytes) -> None:
+    def pass_to_handler(self, crash: "Crash", process: "FaultingProcess", handler: bytes) -> None:
         """Tell that a core goes to the previous handler, whose own log says what becomes of it."""
-        self._write(LOG_INFO, f"{describe(crash, process)}: handed on to {escape(handler)}")
+        self._write(LOG_INFO, f"{describe(crash, process)}: passed to the previous handler {escape(handler)}")
 
     def keep(self, crash: "Crash", process: "FaultingProcess", kept: "Custody", reason: str) -> None:
         """Tell that the core stays on the host, and why no destination has taken it."""

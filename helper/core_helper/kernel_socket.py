@@ -7,7 +7,7 @@ A connection of the kernel's, where kernel.core_pattern is @@PATH (Linux 6.17; f
     kernel  {u32 mark}                            0: that was understood
     kernel  the core, and the end of the stream
 
-The kernel tells nothing else. Who crashed is asked of the connection, which has a pidfd of that process, and of the pidfd.
+The kernel sends nothing else. The connection has a pidfd of the faulting process, and the pidfd says which process that is.
 """
 
 import _socket
@@ -41,7 +41,7 @@ READER_PAUSE = 0.05  # Seconds between two looks whether the previous handler ha
 def crash_of(connection: _socket.socket) -> Crash:
     """Return the crash that the kernel announces on ``connection``; nothing is read there.
 
-    Raises Refused where whoever has connected is no process that crashes.
+    Raises Refused where the process that has connected does not crash.
     """
     try:
         pidfd = connection.getsockopt(_socket.SOL_SOCKET, SO_PEERPIDFD)
@@ -72,8 +72,8 @@ def has_ended(connection: _socket.socket) -> bool:
 def core_limit(pid: int) -> "int | None":
     """Return the soft limit for cores of a process as the kernel writes it (%c), None where the process is gone.
 
-    The kernel does not look at the memory of the process for that. Who does may be the last one to let go of that memory, and
-    wait for ever.
+    The kernel does not look at the memory of the process for that. A process that looks at it may be the last one to let go of
+    it, and then waits for ever.
     """
     try:
         soft = procfs.parse_limits(procfs.read_path(f"/proc/{pid}/limits"))[CORE_LIMIT][0]
@@ -83,7 +83,7 @@ def core_limit(pid: int) -> "int | None":
 
 
 def faulting_thread(pid: int) -> "int | None":
-    """Return the thread that crashed, None where none is found; include/linux/sched.h. Not for whoever must not wait."""
+    """Return the thread that crashed, None where none is found; include/linux/sched.h. May wait, as the server must not."""
     try:
         threads = posix.listdir(f"/proc/{pid}/task")
     except OSError:
@@ -143,7 +143,7 @@ class KernelSocket(KernelPipe):
         return posix.write(sink, block) if block else 0
 
     def announced_length(self) -> "int | None":
-        """Return what KernelPipe.announced_length does. A header that the socket cannot hold as a whole tells nothing."""
+        """Return what KernelPipe.announced_length does. A header that the socket cannot hold as a whole says nothing."""
         poll = select.poll()
         poll.register(self.descriptor, select.POLLRDHUP)
         seen, grown = 0, time.monotonic()
@@ -185,7 +185,7 @@ class KernelSocket(KernelPipe):
         return self.reading
 
     def end_stream(self) -> None:
-        """Have the core here, as it was before ``stream``: that program could not be executed."""
+        """Have the core here again, as it was before ``stream``: the program could not be executed."""
         if self.starting >= 0:
             posix.write(self.starting, b"x")
             for end in (self.starting, self.reading):
@@ -216,7 +216,7 @@ class KernelSocket(KernelPipe):
 
 
 def _has_reader(pipe: int) -> bool:
-    """Tell whether anybody could read the pipe that an O_PATH descriptor names; who reads it at that moment waits a moment."""
+    """Tell whether anybody could read the pipe that an O_PATH descriptor names; a reader at that moment waits for a moment."""
     end = posix.open(f"/proc/self/fd/{pipe}", posix.O_WRONLY | posix.O_NONBLOCK | posix.O_CLOEXEC)
     try:
         poll = select.poll()

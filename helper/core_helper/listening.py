@@ -53,10 +53,11 @@ def listen(path: str) -> _socket.socket:
 
 
 def _lock(file: int) -> bool:
-    """Lock the opened file as long as this process lives, and tell whether no other server has; not for its workers.
+    """Lock the opened file as long as this process lives, and tell whether no other server has.
 
-    Whoever can only read the file, as a container that has the host's /run mounted to be read, can lock it for reading, and by
-    flock(2), as long as it likes. That is no server: those lock it for writing, by fcntl_locking(2).
+    The workers do not inherit the lock. A server locks the file for writing, by fcntl_locking(2). A process that can only read
+    the file, as in a container that has the host's /run mounted read-only, can lock it for reading, and by flock(2), as long as
+    it likes: that is no server.
     """
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,8 +1,8 @@
 """Receives a crash: the kernel starts the helper at each one; core(5).
 
-Only this module and ``start`` know that the core comes on standard input, and only this one that the facts are in the command
-line. It is imported first, and imports little: a crash may be refused here already. The other door is in serve.py; what is
-behind both begins with ``handle``.
+Only this module and ``start`` know that the core comes on standard input. Only this module knows that the facts are in the
+command line. It is imported first, and imports little: a crash may be refused here already. The other door is serve.py. Both
+doors lead to ``handle``.
 """
 
 import _signal
@@ -114,8 +114,8 @@ def is_gone(crash: Crash) -> bool:
 def report_gone(crash: Crash, problems: "list[str]", log: Log) -> None:
     """Log that the process was killed before anybody could look at it, unless the lines about others are too many already.
 
-    The kernel counts a helper only as long as the process is there. So a container that kills what it lets crash can have any
-    number of helpers: these must end at once, and wait for nothing.
+    The kernel counts a helper only as long as the process is there. So a container that kills its crashing processes can have
+    any number of helpers: these must end at once, and wait for nothing.
     """
     log.holder = NOBODYS
     if not quota.leaves_out_at_once(log.holder):
@@ -173,7 +173,7 @@ def acquire_slot(crash: Crash, limit: int, log: Log, holder: "Holder | None" = N
     try:
         return slots.acquire(crash, limit, log, holder)
     except OSError as error:
-        # Now: the helper may be about to execute itself again, and would forget it.
+        # Logged now: the helper may execute itself again next, and would forget the error.
         log.lines.warning(f"{slots.FILE}: {error.strerror}: slots are not counted, so containers have no limit")
         return slots.Slot(None, 0)
 

@@ -258,8 +258,8 @@ class Visits:
         """Return the mounts of the opened mount ``namespace`` with one of these ``numbers``, by the visit of a child; setns(2).
 
         Without numbers, the first ones, as ``first_mounts_of`` does. A process shows only what lies below its root directory.
-        Raises Refused where nobody can look, or not within the patience for all visits: whoever enters a mount namespace may
-        have to wait there, as for the daemon of autofs.
+        Raises Refused where nobody can look, or not within the patience for all visits: a child may have to wait in a mount
+        namespace, as for the daemon of autofs.
         """
         if self.hanging or self.patience <= 0:
             raise Refused(
@@ -269,7 +269,7 @@ class Visits:
         text, self.hanging = apart.read(lambda pipe: _visit(namespace, numbers, pipe), began + self.patience)
         self.patience -= time.monotonic() - began
         if text is None:
-            raise Refused("whoever enters its mount namespace has to wait: core not delegated")
+            raise Refused("a process that enters its mount namespace has to wait: core not delegated")
         if not text:
             raise Refused("the mounts of its mount namespace cannot be looked at: core not delegated")
         return Mounts(text)

@@ -1,4 +1,4 @@
-"""What the server tells systemd."""
+"""What the server reports to systemd."""
 
 import _socket
 import posix

@@ -1,7 +1,7 @@
 """kernel.core_pattern: that of the server's socket while the server is there, and the previous one when it has ended.
 
-The previous pattern is in a file beside the socket, which is written first. So whoever is killed leaves it to the next server
-at that socket, and to ``docker_core_helper serve --restore``.
+The previous pattern is in a file beside the socket, which is written first. So a server that is killed leaves it to the next
+server at that socket, and to ``docker_core_helper serve --restore``.
 """
 
 import posix

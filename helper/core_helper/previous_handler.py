@@ -31,12 +31,12 @@ def execute(core: int, crash: "Crash", process: "FaultingProcess", words: "list[
     problem = _unusable(arguments[0])
     if problem is None:
         # Logged before, because this program does not return from a successful execution.
-        log.lines.handed_on(crash, process, arguments[0])
+        log.lines.pass_to_handler(crash, process, arguments[0])
         asked = any(expand(word, {b"F": b"3"}) != expand(word, {}) for word in words)
         problem = _execute(core, arguments, crash.pidfd if asked else None)
     log.lines.warning(
-        f"not handed on to {shown(arguments[0])}: {problem}: install it again, or correct DOCKERCOREHELPER_CHAIN in"
-        f" {CONFIGURATION}; pid={crash.pid} is handled without it"
+        f"not passed to the previous handler {shown(arguments[0])}: {problem}: install it again, or correct"
+        f" DOCKERCOREHELPER_CHAIN in {CONFIGURATION}; pid={crash.pid} is handled without it"
     )
 
 

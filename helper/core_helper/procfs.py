@@ -1,6 +1,6 @@
 """Readers of the files below /proc: bytes in, plain values out; proc(5).
 
-What is opened is opened with O_NONBLOCK: nobody waits for whoever has a lease on such a file (F_SETLEASE, fcntl(2)).
+Files are opened with O_NONBLOCK: then the helper never waits for a process that has a lease on one (F_SETLEASE, fcntl(2)).
 """
 
 import _struct

@@ -76,7 +76,7 @@ class Output:
 
 
 class Relay:
-    """Moves the core into the child's pipe, and tells ``result`` what became of it.
+    """Moves the core into the child's pipe, and notes in ``result`` what became of it.
 
     ``copied`` bytes of the core lie as a copy in our pipe, and ``shown`` of them in the child's. ``committed`` says that
     they were removed from the kernel's pipe. ``pending`` bytes were read and not written yet. ``readable`` says that there

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from core_helper.configuration import Configuration
     from core_helper.store import Entry, Store
 
-# The smallest core counts as a part of the bound: whoever looks at all of them must not take long.
+# The smallest core counts as a part of the bound: to look at all of them must not take long.
 MOST_CORES = 1_000
 FIRST = 4  # The first core of a group may push out others for a part of the bound, whatever the share is.
 # What the cores of a group may take that are being written or delivered, of what others of these leave: one, and several.

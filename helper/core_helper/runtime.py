@@ -1,4 +1,4 @@
-"""Reads the names that container engines give to control groups, and says who is in no container; cgroups(7)."""
+"""Reads the names that container engines give to control groups, and says which process is in no container; cgroups(7)."""
 
 import posix
 
@@ -235,7 +235,7 @@ def group_of_unit(cgroups: "list[tuple[bytes, bytes]]") -> "tuple[bytes, bytes] 
 def is_within(cgroups: "list[tuple[bytes, bytes]]", first: "list[tuple[bytes, bytes]]") -> bool:
     """Tell whether ``cgroups`` lie in the container whose first process has the control groups ``first``.
 
-    A slice that both are in is not enough, nor does it forbid that: another hierarchy may tell; see group_of_unit.
+    A slice that both are in shows neither that they do nor that they do not: another hierarchy may; see group_of_unit.
     """
     decided, slices = False, False
     for controllers, theirs in first:
@@ -263,7 +263,7 @@ def _share_unit(one: bytes, other: bytes) -> bool:
     """
     parts = other.split(b"/")
     if parts[-1] == b"init.scope" and len(parts) > 2:
-        # There is the systemd of a container, which makes the other groups of it beside that one.
+        # In init.scope is the systemd of a container, which makes the other groups of the container beside it.
         parts.pop()
     if parts[-1].endswith(SLICE):
         return False

@@ -1,6 +1,6 @@
 """Gives the cores that no destination has taken to a program of the host: ``docker_core_helper cores send``.
 
-A systemd timer starts it, or whoever wants to. The program is the administrator's. It runs as a system user of its own, without
+A systemd timer starts it, or an operator. The program is the administrator's. It runs as a system user of its own, without
 privileges, and never sees the store: a core comes on its standard input. Nothing of the container reaches it but the facts of
 the crash. Never imported at a crash.
 """
@@ -56,7 +56,7 @@ class Stopped(Exception):
 
 
 def send(kept_in: store.Store, cores: "list[Known]", configuration: "Configuration", all_of_them: bool) -> None:
-    """Send the ``cores``, or only those of them whose turn it is. Raises Problem if one was not sent, which has been told."""
+    """Send the ``cores``, or only those of them whose turn it is. Raises Problem if one was not sent; it prints why."""
     words, environment, account = prepare(configuration)
     # An ignored SIGCHLD would hide how the program ended.
     start.reset_signals_for_python()
@@ -105,7 +105,7 @@ def is_due(core: "Known", now: float) -> bool:
 def in_turn(cores: "list[Known]") -> "list[Known]":
     """Return the cores in the order in which they are sent: no container can have those of others wait for all of its own.
 
-    First those that were tried least; of these, the first one of each group, then the second ones.
+    Those that were tried least come first; of these, the first one of each group, then the second ones.
     """
     numbers: dict[tuple[int, object], int] = {}
     order = []
@@ -185,8 +185,8 @@ class Sending:
         except FileNotFoundError:
             raise Busy("another process has just compressed or deleted it: try again") from None
         try:
-            # Held by whoever still writes, delivers or compresses it. The program inherits the lock: nobody else works on what
-            # it reads, whatever becomes of this process.
+            # Held by a process that still writes, delivers or compresses it. The program inherits the lock: nobody else works
+            # on what it reads, whatever becomes of this process.
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             started = Started(file, path.endswith(store.COMPRESSED), account)
             with started.ended_on_failure():

@@ -172,7 +172,7 @@ def become_server(elsewhere: bool = False) -> "int | None":
 
 
 def forget_login() -> None:
-    """Give up the login of whoever has started this program: delegates inherit the keys of its session, and its audit id."""
+    """Give up the login in which this program was started: delegates inherit the keys of its session, and its audit id."""
     linux.new_session_keyring()
     try:
         file = posix.open(LOGIN_ID, posix.O_WRONLY | posix.O_CLOEXEC)

@@ -1,4 +1,4 @@
-"""The resident helper, which serve.py starts: it waits at the kernel's core-dump socket; kernel.core_pattern is @@PATH.
+"""The server, which serve.py starts: it waits at the kernel's core-dump socket; kernel.core_pattern is @@PATH.
 
 The other door is main.py, and behind both the way is one. The server itself reads no core and enters no container. It asks who
 has crashed, lets the crash wait for a slot (waiting.py), and gives it to a worker (worker.py), which ends with it. Whatever may
@@ -73,7 +73,7 @@ class Worker:
         self.channel, theirs = _pair()
         self.job: Job | None = None
         self.ready = False  # Whether it waits for a crash; if not, it may wait for something else.
-        self.counts = False  # Whether it has a slot, by what it has told.
+        self.counts = False  # Whether it has a slot, as it has reported.
         self.pid = home.groups.fork()
         if self.pid == 0:
             try:
@@ -215,7 +215,7 @@ class Server:
             return False
 
     def receive_last(self) -> None:
-        """Accept who has crashed while the pattern was that of the socket, and has not connected yet."""
+        """Accept the crashes from while the pattern named the socket that have not connected yet."""
         limit = time.monotonic() + LONGEST_LINGER
         poll = select.poll()
         poll.register(self.listener.fileno(), select.POLLIN)
@@ -255,7 +255,7 @@ class Server:
         return max(0.0, min(latest - now, self.notifier.interval, self.rest - now if self.rest > now else REST * 60))
 
     def is_followed(self) -> bool:
-        """Tell whether who has connected may wait for the next server, as the kernel still sends crashes to this socket.
+        """Tell whether crashes that have connected may wait for the next server, as the kernel still sends more to this socket.
 
         That needs a copy of the socket, which systemd has, as long as it restarts the server.
         """
@@ -270,7 +270,7 @@ class Server:
             except BlockingIOError:
                 return
             except OSError as error:
-                # No descriptor is free, as a rule: who waits will free some.
+                # No descriptor is free, as a rule: the crashes that wait will free some.
                 self.say(f"crashes are not accepted: {error.strerror}", OWN)
                 time.sleep(0.01)
                 return
@@ -289,7 +289,7 @@ class Server:
                 self.say(f"core dropped: {type(error).__name__}: {error}", STRANGERS)
 
     def report_turned_away(self) -> None:
-        """Tell who has connected in vain, and how many others have."""
+        """Log which process has connected without a crash, and how many others have."""
         others = f"; {self.turned_away - 1} others were refused before" if self.turned_away > 1 else ""
         self.turned_away, self.report_at = 0, time.monotonic() + REST
         self.say(f"{self.latest}: refused{others}", STRANGERS)
@@ -328,7 +328,7 @@ class Server:
             try:
                 give(worker.channel, job)
             except OSError:
-                continue  # It was killed; the crash waits again when its end is told.
+                continue  # It was killed; the crash waits again when its end is noticed.
             self.rest = max(self.rest, time.monotonic() + PRECEDENCE)
             self.count(worker, True)
 
@@ -368,7 +368,7 @@ class Server:
             self.taken.add(worker.job.holder, 1 if counts else -1)
 
     def hear(self, worker: Worker) -> None:
-        """Take over what a worker has told since the last time."""
+        """Take over what a worker has reported since the last time."""
         while worker.channel.fileno() in self.channels:
             try:
                 word = worker.channel.recv(1)

@@ -66,7 +66,7 @@ class TooMany(Exception):
     """A container or user has as many crashes in flight as it may have; the text says how many."""
 
     def __init__(self, who: str, held: int, free: int, limit: int) -> None:
-        """Take who that is, and the numbers."""
+        """Take the container or user, and the numbers."""
         super().__init__(f"{who} has {held} crashes in flight, and {free} of {limit} slots are free")
 
 
@@ -74,7 +74,7 @@ class NoSlot(Refused):
     """A core has no slot."""
 
     def __init__(self, error: TooMany) -> None:
-        """Take why."""
+        """Take the reason."""
         super().__init__(
             f"{error}: core dropped; fix what crashes, or raise DOCKERCOREHELPER_PIPE_LIMIT (docker_core_helper_pipe_limit)"
         )

@@ -56,7 +56,7 @@ class KernelPipe:
         return self.descriptor
 
     def end_stream(self) -> None:
-        """Have the core here, as it was before ``stream``: that program could not be executed."""
+        """Have the core here again, as it was before ``stream``: the program could not be executed."""
 
     def close(self) -> None:
         """Close this copy of the pipe, if that was not done yet."""

@@ -7,9 +7,9 @@
     DIRECTORY/.sending                   locked by the process that sends cores
     DIRECTORY/GROUP/.KEY.EXPECTED.part   a core that is being written, and how many bytes it may take
 
-Whoever writes a core holds a lock on its file until the JSON file is there, so what has neither was left behind by a crash of
-the host or of the helper. It is listed if all of it had been written since the host's last start, and is deleted otherwise. The
-lock on the directory is held while bounds are compared (room.py); flock(2).
+The process that writes a core holds a lock on its file until the JSON file is there. So a core that has neither was left behind
+by a crash of the host or of the helper. It is listed if all of it had been written since the host's last start, and is deleted
+otherwise. The lock on the directory is held while bounds are compared (room.py); flock(2).
 """
 
 import fcntl
@@ -72,7 +72,7 @@ class Lock:
         self.directory = directory
 
     def __enter__(self) -> None:
-        """Wait until nobody else has the lock. Raises OSError where that takes long: whoever can read the store can lock it."""
+        """Wait until nobody else has the lock. Raises OSError where that takes long: any reader of the store can lock it."""
         limit = time.monotonic() + PATIENCE
         while True:
             try:
@@ -329,7 +329,7 @@ def _entries_of(name: str, group: int) -> "dict[str, Entry]":
             entry.time = max(entry.time, found.st_mtime)
             entry.size = max(entry.size, found.st_size)
         entry.whole = entry.whole or file == key + JSON
-        # The mode tells that, as to read the JSON files of all would take long; see finishing.py.
+        # The mode of the file says that: to read the JSON files of all would take long; see finishing.py.
         core = file.endswith((CORE, COMPRESSED))
         entry.finished = entry.finished or (core and found.st_mode & 0o777 == MODE_WHEN_FINISHED)
         entry.expected = max(entry.expected, expected)

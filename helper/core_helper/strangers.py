@@ -46,8 +46,9 @@ def _holders_of(place: "tuple[bytes, bytes] | None", view: "View") -> "Callable[
     """Return a function that tells whether a place, device and path, lies in what a process has as its root directory.
 
     It takes the pid and the inode of the mount namespace of that process. Asked where engines make no overlay. Of each mount
-    namespace, one process is asked: it may have thousands of mounts. Whoever could have written no program there that belongs
-    to root or to the user of the process is not asked: any user can make a mount namespace, and mount there whatever he reads.
+    namespace, one process is asked: it may have thousands of mounts. A process that could have written no program there that
+    belongs to root or to the user of the faulting process is not asked: any user can make a mount namespace, and mount there
+    whatever that user can read.
     """
     if place is None:
         return lambda pid, inode: False
@@ -105,7 +106,7 @@ def find(
 ) -> bool:
     """Tell whether one of the ``wanted`` processes is at home in a container other than that of ``process``.
 
-    Where the mounts are the ``hosts``, whoever is only in a sandbox that a user has made is not.
+    Where the mounts are the ``hosts``, a process that is only in a sandbox of a user's making is not.
     Raises Refused where the host has too many processes to tell.
     """
     limit = time.monotonic() + PATIENCE
@@ -120,12 +121,12 @@ def find(
         except OSError:
             continue
         except Hidden:
-            # The files of the host are no container's, whoever is there.
+            # The files of the host are no container's, whatever process is there.
             if hosts:
                 continue
             return True
         try:
-            # Whoever is of a container is a stranger to a process of the host, wherever that one came from.
+            # A process of a container is a stranger to a process of the host, wherever that one came from.
             strange = host and (len(member.pids) > 1 or runtime.named_group(member.cgroups) is not None)
             if (
                 not _is_part(member, process, first)
@@ -159,7 +160,7 @@ def _is_of_user(member: Member) -> bool:
         opened.append(namespaces.outermost(opened[0], namespaces.of_host("pid")))
         return namespaces.owner_of(opened[1]) != host
     except OSError:
-        # Gone, or only the thread that was looked at: who is still there is no user's.
+        # It is gone, or only the thread that was looked at is: a process that is still there is no user's.
         return first_process.namespace_of(int(member.status["Tgid"]), "mnt") != member.mount_namespace
     finally:
         for descriptor in set(opened):

@@ -182,7 +182,7 @@ def _read_reports(child: "Child", result: "Result") -> bool:
     for line in lines:
         kind, _space, text = line.decode("utf-8", "replace").partition(" ")
         if kind == "pid" and text.isascii() and text.isdigit() and len(text) <= LONGEST_PID:
-            # The first one counts: whoever traces the process that was forked may write here, too.
+            # The first pid counts: a process that traces the forked one may write here, too.
             child.reported_pid = child.reported_pid or int(text)
         elif kind == "note":
             result.notes.append(text)

@@ -28,8 +28,8 @@ def open_file(path: str) -> int:
 def lock(file: int, start: int = 0, length: int = 0, patience: float = PATIENCE) -> None:
     """Lock bytes of an opened table, all of them by default, and wait while another helper has them; fcntl_locking(2).
 
-    Raises OSError where somebody else has them. Helpers lock for writing. Whoever can only read a table, as a container that
-    has the host's /run mounted to be read, can lock it for reading, for as long as it likes: nobody waits for that one.
+    Raises OSError where somebody else has them. Helpers lock for writing. A process that can only read a table, as in a
+    container that has the host's /run mounted read-only, can lock it for reading, as long as it likes: no helper waits for it.
     """
     limit, pause = time.monotonic() + patience, SHORTEST_PAUSE
     while True:
@@ -67,8 +67,8 @@ def change(
     """Have ``step`` change the row of ``key`` while nobody else may, and tell whether the table can be used.
 
     A ``record`` has numbers, of which the first is a time, and then the key. ``step`` is given the numbers, and returns what
-    they become, None if they stay. Who has no row begins with the numbers ``new``, in the row whose time is the oldest.
-    ``step`` itself asks for the time: whoever waits for the lock brings an older one.
+    they become, None if they stay. A key without a row begins with the numbers ``new``, in the row whose time is the
+    oldest. ``step`` itself asks for the time: one from before the wait for the lock would be too old.
     """
     try:
         file = open_file(path)

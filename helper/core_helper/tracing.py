@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 def may_be_traced(process: "FaultingProcess") -> bool:
     """Tell whether a container may trace a process of ours that appears in the pid namespace of ``process``; ptrace(2).
 
-    That takes CAP_SYS_PTRACE in the user namespace of the host, to which the memory of such a process belongs until it executes
-    the delegate. Asked of all who see that pid namespace: not only one container may be in it. Costs a look at all processes.
+    A tracer needs CAP_SYS_PTRACE in the user namespace of the host: the memory of our process belongs to that one until it
+    executes the delegate. More than one container may be in that pid namespace: all processes that see it are asked. That
+    costs a look at each process of the host.
     """
     namespace = process.descriptor("pid")
     if namespace is None:

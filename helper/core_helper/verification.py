@@ -33,7 +33,7 @@ class Missing(Refused):
 def open_task(proc: int, pid: int, tid: "int | None") -> int:
     """Open the directory of the faulting thread in the opened host's /proc.
 
-    ``tid`` is that thread; None where the core pattern does not tell it. Then the leader stands for the process or, when the
+    ``tid`` is that thread; None where the core pattern does not name it. Then the leader stands for the process or, when the
     leader has exited and lost its namespaces with that, the first thread that still has them. Raises Missing.
     """
     try:
@@ -135,7 +135,7 @@ def verify(crash: "Crash", status: "dict[str, str]") -> None:
 def verify_age(crash: "Crash", stat: bytes, own_stat: bytes) -> None:
     """Raise Refused where the process is younger than the helper, which the kernel has started for it.
 
-    Not asked where a pidfd of the kernel's names the process for certain: a resident helper is older than what crashes.
+    Not asked where a pidfd of the kernel's names the process for certain: a server is older than what crashes.
     """
     if procfs.is_younger(stat, own_stat):
         raise Refused(f"process {crash.pid} is younger than its own crash: its pid was reused")

@@ -1,8 +1,8 @@
 """Crashes that wait for a slot at the core-dump socket, and who has the slots: the server's own count, in its memory.
 
-The rules are those of slots.py. Whoever holds the fewest slots comes first, and of these the one who was served the longest
-time ago: so a container that crashes in a loop waits for itself, and not others for it. The places in the queue are given like
-slots: whoever waits there leaves some to others.
+The rules are those of slots.py. The holder of the fewest slots comes first. Of several, it is the one that was served
+the longest time ago: so a container that crashes in a loop waits for itself, and others do not wait for it. The places in the
+queue are given like slots: a holder that waits there leaves some to others.
 """
 
 from core_helper import holders, slots
@@ -77,7 +77,7 @@ class Queue:
         self.groups.setdefault(job.holder.group, []).append(job)
 
     def put_back(self, job: Job) -> None:
-        """Have a crash wait again, before others of its group: the worker was killed that it was given to."""
+        """Have a crash wait again, before others of its group: the worker that had it was killed."""
         self.places.add(job.holder, 1)
         self.groups.setdefault(job.holder.group, []).insert(0, job)
 
@@ -93,7 +93,7 @@ class Queue:
             self.turn += 1
             self.served[group] = self.turn
             if len(self.served) > MOST_REMEMBERED:
-                # Whoever can make any number of groups must not have the server remember all of them.
+                # A user who can make any number of groups must not have the server remember all of them.
                 self.served = {name: turn for name, turn in self.served.items() if name in self.groups}
             return job
         return None

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from core_helper.waiting import Job
 
-# What the server tells beside the connection: when the crash came, the soft limit for cores and whether it is known, and whose
+# What the server sends beside the connection: when the crash came, the soft limit for cores and whether it is known, and whose
 # the crash is: the owner of the group, and the group.
 ORDER = _struct.Struct("=qQ?q")
 LONGEST_ORDER = 256
@@ -144,7 +144,7 @@ def rehearse(settings: Settings, forks: bool) -> None:
 def work(channel: _socket.socket, settings: Settings, early: bool) -> "NoReturn":
     """Wait for a crash, bring its core where it belongs, and end this process.
 
-    Who was started ``early``, before there is a crash, has the time to rehearse.
+    A worker that was started ``early``, before there is a crash, has the time to rehearse.
     """
     code, log = EXIT_NOT_DELIVERED, Log()
     try:
@@ -167,7 +167,7 @@ def work(channel: _socket.socket, settings: Settings, early: bool) -> "NoReturn"
         try:
             order, rights, _flags, _address = channel.recvmsg(LONGEST_ORDER, _socket.CMSG_SPACE(DESCRIPTOR.size))
         except ConnectionResetError:
-            order = b""  # It has not even read what this worker has told.
+            order = b""  # It has not even read what this worker has reported.
         if not order:
             posix._exit(EXIT_OK)  # The server has ended.
         report(channel, BEGUN)

@@ -147,7 +147,7 @@ def decompressed(file: int) -> Iterator[bytes]:
                 break
             yield block
     finally:
-        zstd.stdout.close()  # Whoever has had enough is not followed by the rest.
+        zstd.stdout.close()  # If the caller has ended this before, zstd ends, too.
         with zstd:
             pass
     if zstd.returncode:

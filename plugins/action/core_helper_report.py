@@ -58,12 +58,12 @@ UNHANDLED = (
     " these; see docs/troubleshooting.md"
 )
 HAS_PREVIOUS = re.compile(r'^DOCKERCOREHELPER_CHAIN="?[^"\s]', re.MULTILINE)
-# By the pattern of a socket, the resident helper gets cores.
+# By the pattern of a socket, the server gets the cores.
 SERVICE = "docker-core-helper.service"
 SOCKET = "@@/run/docker_core_helper/core.sock"
 RESTING = (
-    "the resident helper does not get the cores, so each crash starts a helper, as with docker_core_helper_mode=pipe. It does"
-    " not run, or somebody has set the pattern of the pipe, as sysctl --system does: see systemctl status"
+    "the server at the core-dump socket does not get the cores, so each crash starts a helper, as with docker_core_helper_mode="
+    "pipe. The server does not run, or somebody has set the pattern of the pipe, as sysctl --system does: see systemctl status"
     " docker-core-helper.service; the next run of site.yml mends that"
 )
 # So many hosts are named in a line that is about many.
@@ -92,7 +92,7 @@ def as_wanted(value: str, wanted: str) -> str:
 
 
 def with_owner(pattern: str, owner: str) -> str:
-    """Return a core pattern for a message, with who gets the cores by it, if somebody knows."""
+    """Return a core pattern for a message, and the program that gets the cores by it, if that is known."""
     return f"{pattern!r}, {owner}" if owner else repr(pattern)
 
 

@@ -13,8 +13,8 @@ description:
   - Finds a Python on the host for it and compiles the library for that Python, because the kernel starts a new helper
     at each crash.
   - A new version of the library is put next to the old one, and the new helper is tried before it replaces the old one
-    in one step. A crash during an upgrade meets either version whole. The version before stays, so that a crash that it
-    still handles is not disturbed.
+    in one step. One complete version handles a crash during an upgrade, the old or the new one. The previous version
+    stays, so that a crash that it still handles is not disturbed.
   - Refuses, before it changes anything, a host on which the helper cannot work.
   - With O(uploader), also sets up what sends the cores that the host keeps - a system user, credentials, and a timer of
     systemd. That comes last, and goes first. The cores themselves stay where they are, also after O(state=absent).

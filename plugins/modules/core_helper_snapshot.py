@@ -6,7 +6,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: core_helper_snapshot
-short_description: Reads what a rollout of docker_core_helper changes on a host, and brings it back
+short_description: Reads what a rollout of docker_core_helper changes on a host, and restores it
 version_added: 1.0.0
 description:
   - Without O(snapshot) reads the files that a rollout writes, the kernel's live values, and what a table of the fleet shows.
@@ -60,7 +60,7 @@ snapshot:
   type: dict
   sample: {files: {/opt/bin/docker_core_helper: null}, live: {core_pattern: core, core_pipe_limit: "0"}}
 owner:
-  description: Who gets the cores by the live C(kernel.core_pattern), empty if the pattern says that itself.
+  description: Which program or service gets the cores by the live C(kernel.core_pattern); empty if the pattern itself says it.
   returned: always
   type: str
   sample: the socket /run/systemd/coredumpd/kernel (systemd-coredump)
@@ -236,7 +236,7 @@ def engines() -> list[str]:
 def version_of(path: str, entry: str | None) -> str:
     """Return the version of the installed helper: its own number, and the name of its library.
 
-    It is read, and not asked: nobody has seen yet who owns it, and this is root.
+    The file is read and not executed: nobody has checked yet who owns it, and this is root.
     """
     if entry is None:
         return ""
@@ -273,7 +273,7 @@ def restore(
         )
     # A version from before there were senders has recorded none.
     units = sender.wanted(*(wanted["files"].get(path) for path in sender.recorded()))
-    # So has one from before there were resident helpers.
+    # So has one from before there were servers.
     resident = {path: wanted["files"].get(path) for path in server.paths}
     is_resident = wanted["live"]["core_pattern"] == SOCKET_PATTERN and None not in resident.values()
     # As long as the units change, no crash may go to the socket.

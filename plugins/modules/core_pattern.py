@@ -6,18 +6,18 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: core_pattern
-short_description: Makes the kernel start docker_core_helper at each crash, and gives the kernel back
+short_description: Makes the kernel start docker_core_helper at each crash, and restores the kernel's values
 version_added: 1.0.0
 description:
   - Sets C(kernel.core_pipe_limit) and then C(kernel.core_pattern), live and for the next boot, and reads both back. If
     the kernel shows other values than those written, everything is set back to what it was and the module fails.
   - Before the first change it keeps the live values in a file, from which O(state=absent) restores them.
-  - Looks who else would set these values at the next boot, by the order of C(sysctl.d(5\)) and by the services that are
+  - Looks what else would set these values at the next boot, by the order of C(sysctl.d(5\)) and by the services that are
     known to write the pattern when they start, and either refuses or takes over, so that O(state=absent) can undo it.
   - The live value is set here and not in a handler, because notified handlers do not run when a batch of hosts is
     aborted.
-  - With O(mode=socket) it also sets up the resident helper, for which systemd opens the kernel's core-dump socket. The file for
-    the next boot holds O(pattern) all the same, and the resident helper sets the pattern of its socket when it waits there. If
+  - With O(mode=socket) it also sets up the server, for which systemd opens the kernel's core-dump socket. The file for
+    the next boot holds O(pattern) all the same, and the server sets the pattern of its socket when it waits there. If
     it does not get that far, everything is set back.
 options:
   state:
@@ -36,7 +36,7 @@ options:
   mode:
     description:
       - By which way the kernel gives cores to the helper. V(pipe) starts a helper at each crash, by O(pattern). V(socket) has a
-        resident one wait at the kernel's core-dump socket, and fails before anything is changed on a host that cannot have it.
+        server wait at the kernel's core-dump socket, and fails before anything is changed on a host that cannot have it.
         V(auto) means V(socket) where the host can, and V(pipe) elsewhere.
       - V(socket) and V(auto) need O(socket) and O(service).
     type: str
@@ -92,7 +92,7 @@ EXAMPLES = r"""
     pattern: "|/opt/bin/docker_core_helper %P %u %g"
     pipe_limit: 512
 
-- name: Give the kernel back
+- name: Restore the kernel's values
   core_pattern:
     state: absent
 """
@@ -121,12 +121,14 @@ next_boot_file:
   type: str
   sample: /etc/sysctl.d/99-kernel_core_pattern.conf
 next_boot_owner:
-  description: Who gets the cores by the pattern of the next boot, empty if the pattern says that itself.
+  description: Which program or service gets the cores by the pattern of the next boot, empty if the pattern says that itself.
   returned: always
   type: str
   sample: Dynatrace OneAgent
 conflicts:
-  description: A line for each who would win over the wanted values at the next boot. O(conflicts=take_over) takes these over.
+  description:
+    - A line for each file or service that would win over the wanted values at the next boot.
+    - O(conflicts=take_over) takes these over.
   returned: always
   type: list
   elements: str
@@ -185,7 +187,7 @@ HEADER = f"""\
 
 
 class ConflictError(Exception):
-    """Somebody else would win at the next boot; the text names who, where, and the remedy."""
+    """A file or service of somebody else would win at the next boot; the text names it, the place, and the remedy."""
 
 
 class Settings:
@@ -317,11 +319,11 @@ class Settings:
         return self.result(wanted, own, None)
 
     def check_previous_handler(self) -> None:
-        """Raise SettingError if whoever got the host's cores before cannot get them from the helper."""
+        """Raise SettingError if the previous owner of the pattern cannot get the host's cores from the helper."""
         pattern = self.record.previous["core_pattern"]
         if owners.socket_of(pattern):
             raise SettingError(
-                f"docker_core_helper_chain=previous cannot hand a core on to {owners.owner_of(pattern)}, which is"
+                f"docker_core_helper_chain=previous cannot pass a core to {owners.owner_of(pattern)}, which is"
                 f" kernel.core_pattern from before the first run, {pattern!r}: name a program of this host in"
                 " docker_core_helper_chain, such as [/usr/lib/systemd/systemd-coredump, ...] with the words of"
                 " /usr/lib/sysctl.d/50-coredump.conf, or set docker_core_helper_chain=none"
@@ -329,8 +331,8 @@ class Settings:
         for path, kept in owners.kept_patterns(next_boot.ROOT):
             if ONEAGENT.has_set(pattern) and kernel.is_the_helpers(kept):
                 raise SettingError(
-                    f"{path} names the helper, and docker_core_helper_chain=previous is Dynatrace OneAgent: they would hand"
-                    " each core on to one another without end. Write the pattern from before OneAgent into that file, such as"
+                    f"{path} names the helper, and docker_core_helper_chain=previous is Dynatrace OneAgent: they would pass"
+                    " each core to one another without end. Write the pattern from before OneAgent into that file, such as"
                     " core, or set docker_core_helper_chain=none"
                 )
 

@@ -194,17 +194,18 @@ def test_the_handler_is_started_as_the_kernel_starts_it(
     by_kernel = start_of(lambda: CRASHES[kind](place))
     core_pattern(by_helper.rstrip("\n"))
     chain()
-    handed_on = start_of(lambda: CRASHES[kind](place))
+    passed_on = start_of(lambda: CRASHES[kind](place))
     arguments = []
-    for pid, start in (by_kernel, handed_on):
+    for pid, start in (by_kernel, passed_on):
         ids = ("I", "i") if kind == "thread" else ("P", "p", "I", "i")
         arguments.append([b"PID" if word == b"%d" % pid else word for word in start.comparable(*ids)])
         assert start.facts()["environment"] == b""
         assert (start.directory / "pidfd").read_text() == f"Pid:\t{pid}\n"
         assert is_whole(start.core)
     assert arguments[0] == arguments[1]
-    assert by_kernel[1].facts() == handed_on[1].facts()
-    assert f"handed on to {HANDLER}" in wait_for_log(f"pid={handed_on[0]} ", "handed on")
+    assert by_kernel[1].facts() == passed_on[1].facts()
+    line = f"passed to the previous handler {HANDLER}"
+    assert line in wait_for_log(f"pid={passed_on[0]} ", line)
 
 
 def test_descriptor_3_is_closed_where_the_words_do_not_ask_for_it(
@@ -215,9 +216,9 @@ def test_descriptor_3_is_closed_where_the_words_do_not_ask_for_it(
     _, by_kernel = start_of(lambda: run(place, place / "crash"))
     core_pattern(by_helper.rstrip("\n"))
     configure(f'DOCKERCOREHELPER_CHAIN="{HANDLER} %P %%F"')
-    _, handed_on = start_of(lambda: run(place, place / "crash"))
-    assert by_kernel.facts() == handed_on.facts()
-    assert b"\n3 " not in handed_on.facts()["descriptors"]
+    _, passed_on = start_of(lambda: run(place, place / "crash"))
+    assert by_kernel.facts() == passed_on.facts()
+    assert b"\n3 " not in passed_on.facts()["descriptors"]
 
 
 def test_what_the_host_had_comes_before_a_delegate_of_the_host(place: Path, chain: Configure) -> None:
@@ -246,7 +247,8 @@ def test_a_handler_that_cannot_be_executed_is_told_and_the_core_is_whole(
     core = Path(f"/tmp/core.{pid}.0.0")
     try:
         said = wait_for_log(f"pid={pid} ", "delivered")
-        assert f"not handed on to '{program}'" in said and "install it again, or correct DOCKERCOREHELPER_CHAIN" in said
+        assert f"not passed to the previous handler '{program}'" in said
+        assert "install it again, or correct DOCKERCOREHELPER_CHAIN" in said
         assert is_whole(core.read_bytes())
         assert "unknown key 'MISTYPED'" in wait_for_log("docker_core_helper.conf", "MISTYPED")
     finally:
@@ -326,7 +328,7 @@ def set_id() -> Path:
     return program
 
 
-def test_a_container_without_a_delegate_is_handed_on_where_that_is_configured(
+def test_a_container_without_a_delegate_is_passed_on_where_that_is_configured(
     crash: MakeCrash, chain: Configure, core_pattern: SetPattern
 ) -> None:
     by_helper = lab.setting("kernel/core_pattern").read_text()
@@ -345,17 +347,18 @@ def test_a_container_without_a_delegate_is_handed_on_where_that_is_configured(
     _, by_kernel = start_of(in_container)
     core_pattern(by_helper.rstrip("\n"))
     chain(ON)
-    _, handed_on = start_of(in_container)
+    _, passed_on = start_of(in_container)
     names = [container.name.encode() for container in containers]
     arguments = [
         [word.replace(name, b"NAME") for word in start.comparable("P", "I")]
-        for name, start in zip(names, (by_kernel, handed_on), strict=True)
+        for name, start in zip(names, (by_kernel, passed_on), strict=True)
     ]
     assert arguments[0] == arguments[1]
     assert arguments[0][POSITIONS.index("h")] == b"NAME" and arguments[0][POSITIONS.index("p")] == b"1"
-    assert by_kernel.facts() == handed_on.facts()
-    assert is_whole(handed_on.core)
-    assert f"handed on to {HANDLER}" in containers[1].log("handed on")
+    assert by_kernel.facts() == passed_on.facts()
+    assert is_whole(passed_on.core)
+    line = f"passed to the previous handler {HANDLER}"
+    assert line in containers[1].log(line)
 
 
 @pytest.mark.usefixtures("nobody_is_started")
@@ -364,7 +367,7 @@ def test_a_container_with_a_delegate_keeps_its_cores(crash: MakeCrash, chain: Co
     assert is_whole(crash(image="probe").delegate.core.read_bytes())
 
 
-def test_a_core_that_the_host_has_written_is_handed_on_through_a_pipe(
+def test_a_core_that_the_host_has_written_is_passed_on_through_a_pipe(
     crash: MakeCrash, chain: Configure, tmp_path: Path
 ) -> None:
     store = tmp_path / "cores"

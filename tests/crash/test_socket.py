@@ -276,7 +276,7 @@ def test_the_kernel_drops_what_a_full_backlog_does_not_take(crash: MakeCrash, se
     assert len(container.of("delegate")) == 3
 
 
-def test_who_connects_and_does_not_crash_is_refused_whatever_it_says() -> None:
+def test_a_process_that_connects_and_does_not_crash_is_refused_whatever_it_says() -> None:
     for words in (b"", b"rubbish" * 1000):
         with closing(socket.socket(socket.AF_UNIX)) as stranger:
             stranger.connect(str(door.SOCKET))
@@ -477,7 +477,7 @@ def test_a_delegate_has_nothing_of_the_login_in_which_the_server_was_started(
     assert variables and not any(b"VARIABLE_OF_ROOT" in text for text in variables)
 
 
-def test_nobody_waits_for_the_terminal_of_whoever_has_started_the_server(crash: MakeCrash, server: int) -> None:
+def test_nobody_waits_for_the_terminal_in_which_the_server_was_started(crash: MakeCrash, server: int) -> None:
     door.stop_server()
     shown, terminal = os.openpty()
     try:

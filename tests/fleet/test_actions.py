@@ -223,7 +223,7 @@ SERVICE = "docker-core-helper.service"
             RESIDENT,
             PIPE,
             "pipe for now",
-            "warning: web01: the resident helper does not get the cores, so each",
+            "warning: web01: the server at the core-dump socket does not get the cores, so each",
             True,
         ),
         (PIPE, RESIDENT, "the socket", f"web01: drift: kernel.core_pattern is {RESIDENT!r}", False),

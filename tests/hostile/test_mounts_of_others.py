@@ -122,7 +122,7 @@ def test_attack_23_a_helper_that_enters_the_mounts_of_a_container_waits_there(
     attack: MakeCrash, refusal: Refusal
 ) -> None:
     attack("tiny", "automount", options=HANGING)
-    line = refusal("whoever enters its mount namespace has to wait")
+    line = refusal("a process that enters its mount namespace has to wait")
     assert "core not delivered, 0 bytes" in line
     wait_until(lambda: helpers() == 0, "a helper is left, or a child of one")
 

@@ -1,4 +1,4 @@
-"""A host that can have a resident helper: a kernel with a core-dump socket, and a systemd that is a script."""
+"""A host that can have a server: a kernel with a core-dump socket, and a systemd that is a script."""
 
 from __future__ import annotations
 

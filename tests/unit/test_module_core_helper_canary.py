@@ -157,7 +157,7 @@ def test_what_the_delegate_has_made_of_the_core_is_told_with_what_it_said(machin
         (f"{HEAD}: core dropped: {DELEGATE}: No such file", "No such file"),
         (f"{HEAD}: {DELEGATE}: No such file: delivered 10 bytes to /tmp/core.8.0.0 in 0.1 s", "No such file"),
         (f"{HEAD}: delivered 10 bytes to /opt/bin/other in 0.1 s", "/opt/bin/other"),
-        (f"{HEAD}: handed on to /usr/lib/systemd/systemd-coredump", "handed on"),
+        (f"{HEAD}: passed to the previous handler /usr/lib/systemd/systemd-coredump", "passed to the previous handler"),
     ],
 )
 def test_whatever_else_became_of_the_core_it_is_lost(machine: Machine, line: str, reason: str) -> None:

@@ -321,7 +321,7 @@ class Served(HostOfServer):
 
 @pytest.fixture
 def served(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Served:
-    """Return a host that can have a resident helper."""
+    """Return a host that can have a server."""
     pytest.importorskip("ansible.module_utils.testing")
     return Served(tmp_path, capsys, monkeypatch)
 

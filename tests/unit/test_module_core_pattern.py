@@ -130,23 +130,23 @@ def test_a_socket_gets_no_cores_any_more_and_is_no_file_name(kernel: Kernel) -> 
 
 
 @pytest.mark.parametrize("pattern", [SOCKET, "@/run/mine"])
-def test_no_core_is_handed_on_to_a_socket_and_nothing_is_changed(kernel: Kernel, pattern: str) -> None:
+def test_no_core_is_passed_on_to_a_socket_and_nothing_is_changed(kernel: Kernel, pattern: str) -> None:
     kernel.set(pattern, "0")
     before = kernel.files()
     for check in (True, False):
         message = kernel.run(check=check, chain_previous=True)["msg"]
-        assert f"cannot hand a core on to the socket {pattern.lstrip('@')}" in message and repr(pattern) in message
+        assert f"cannot pass a core to the socket {pattern.lstrip('@')}" in message and repr(pattern) in message
         assert "name a program of this host in docker_core_helper_chain" in message
         assert "or set docker_core_helper_chain=none; the kernel's values and those of the next boot are as" in message
         assert (kernel.files(), kernel.written, kernel.warned) == (before, [], [])
     # Also once the pattern is ours: what counts is what was there before the first run.
     kernel.run()
-    assert "cannot hand a core on to the socket" in kernel.run(chain_previous=True)["msg"]
+    assert "cannot pass a core to the socket" in kernel.run(chain_previous=True)["msg"]
     assert kernel.run("absent", chain_previous=True)["core_pattern"] == pattern
 
 
 @pytest.mark.parametrize("pattern", [APPORT, "core", "@relative", "/var/cores/@@/core"])
-def test_what_is_no_socket_can_be_handed_on_to_or_is_not_there(kernel: Kernel, pattern: str) -> None:
+def test_what_is_no_socket_can_be_passed_on_to_or_is_not_there(kernel: Kernel, pattern: str) -> None:
     kernel.set(pattern, "0")
     assert kernel.run(chain_previous=True)["changed"]
 
@@ -245,7 +245,7 @@ def test_a_record_that_is_damaged_is_named_with_the_remedy(kernel: Kernel, text:
     before = kernel.files()
     message = kernel.run(state)["msg"]
     assert message.startswith(
-        f"{kernel.record} does not tell the values from before the first run any more: restore it, or"
+        f"{kernel.record} does not hold the values from before the first run any more: restore it, or"
     )
     assert message.endswith("; nothing was changed")
     assert kernel.files() == before

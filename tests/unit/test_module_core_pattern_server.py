@@ -1,4 +1,4 @@
-"""The resident helper of the module that sets the kernel's values, with a systemd that is a script."""
+"""The server of the module that sets the kernel's values, with a systemd that is a script."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytest.importorskip("ansible.module_utils.testing")
 
 @pytest.fixture
 def host(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> HostOfServer:
-    """Return a host that can have a resident helper."""
+    """Return a host that can have a server."""
     return HostOfServer(Kernel(tmp_path, capsys, monkeypatch), monkeypatch)
 
 

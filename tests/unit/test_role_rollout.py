@@ -196,10 +196,10 @@ def test_a_host_whose_cores_went_to_a_socket(sandbox: Sandbox) -> None:
     verify = ("verify.yml", *(f"-e verify_{kind}={sandbox.directory}/verify.{kind}" for kind in ("json", "html")))
     bare = sandbox.run(LISTING)
     assert bare.startswith(f"{SOCKET}\n3\n")
-    # The default is to hand the host's cores on to whoever got them before.
+    # By default, the host's cores go to the previous handler.
     for playbook in (SITE, verify):
         said = " ".join(sandbox.play(*playbook, status=2).split())
-        assert "previous cannot hand a core on to the socket /run/systemd/coredumpd/kernel (systemd-coredump)" in said
+        assert "previous cannot pass a core to the socket /run/systemd/coredumpd/kernel (systemd-coredump)" in said
         assert sandbox.run(LISTING) == bare
     assert '"pattern": "the socket /run/systemd' in sandbox.run(f"cat {sandbox.directory}/verify.json")
 

@@ -74,8 +74,8 @@ def playbook(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Call
 
 
 @pytest.fixture(scope="session")
-def handed_on() -> dict[str, str]:
-    """What systemd-coredump says of a crash of the host that was handed on to it: for a later test to compare with."""
+def passed_on() -> dict[str, str]:
+    """What systemd-coredump says of a crash of the host that was passed on to it: for a later test to compare with."""
     return {}
 
 

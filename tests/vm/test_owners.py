@@ -21,11 +21,11 @@ WantedBy=multi-user.target
 
 @pytest.mark.only_on("trixie")
 def test_coredumpctl_lists_a_crash_of_the_host_while_that_of_a_container_reaches_its_delegate(
-    machine: Machine, crash: Callable[[str], MachineCrash], handed_on: dict[str, str]
+    machine: Machine, crash: Callable[[str], MachineCrash], passed_on: dict[str, str]
 ) -> None:
     # The upgrade was done with the role's defaults, by which the handler from before keeps the crashes of the host.
-    handed_on |= coredumpctl(machine)
-    assert "SIGSEGV" in handed_on["coredumpctl"] and " present " in handed_on["coredumpctl"], handed_on
+    passed_on |= coredumpctl(machine)
+    assert "SIGSEGV" in passed_on["coredumpctl"] and " present " in passed_on["coredumpctl"], passed_on
     listed = machine.run("coredumpctl --no-legend --no-pager list | wc -l")
     assert is_whole(crash(WAYS["docker"]).delegate.core.read_bytes())
     assert machine.run("coredumpctl --no-legend --no-pager list | wc -l") == listed

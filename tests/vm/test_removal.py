@@ -57,14 +57,14 @@ def test_what_was_taken_over_is_given_back(machine: Machine) -> None:
 
 
 @pytest.mark.only_on("trixie")
-def test_what_systemd_coredump_was_handed_on_is_what_it_gets_from_the_kernel(
-    machine: Machine, handed_on: dict[str, str]
+def test_what_systemd_coredump_was_passed_on_is_what_it_gets_from_the_kernel(
+    machine: Machine, passed_on: dict[str, str]
 ) -> None:
     told = coredumpctl(machine)
-    assert handed_on.keys() == told.keys()
+    assert passed_on.keys() == told.keys()
     for name in told:
         if not any(part in name for part in OF_ONE_CRASH):
-            assert handed_on[name] == told[name], name
+            assert passed_on[name] == told[name], name
 
 
 def test_the_values_of_the_distribution_are_there_after_a_reboot(machine: Machine, expected: str) -> None:

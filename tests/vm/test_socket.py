@@ -1,4 +1,4 @@
-"""The resident helper with a real systemd, on a kernel that has the core-dump socket; the next module has the pipe again."""
+"""The server with a real systemd, on a kernel that has the core-dump socket; the next module has the pipe again."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_while_the_service_is_stopped_the_pipe_takes_crashes(
     assert machine.run(LIVE) == before.splitlines()[0]
     assert is_whole(crash(WAYS["docker"]).delegate.core.read_bytes())
     said = playbook("verify.yml", *MODE)
-    assert "  pipe for now  " in said and "warning: trixie-backports: the resident helper" in said
+    assert "  pipe for now  " in said and "warning: trixie-backports: the server at the core-dump socket" in said
     machine.run(f"systemctl start {SERVICE}")
     assert machine.run(PATTERN) == RESIDENT
 

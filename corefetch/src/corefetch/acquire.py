@@ -24,7 +24,7 @@ MAGIC = {b"\x28\xb5\x2f\xfd": ".zst", b"\x1f\x8b": ".gz"}
 def resolve(
     settings: Settings, cache: Cache, source: str | None, words: str, delete: bool = False
 ) -> tuple[Student, Core]:
-    """Return the core that is meant, and who knows its store. What shall be deleted is not guessed. Raises Failure."""
+    """Return the core that is meant, and the student of its store. With ``delete``, nothing is guessed. Raises Failure."""
     if "://" in words:
         url, _, name = words.rpartition("/")
         bucket = open_store(url, settings.options)

@@ -293,11 +293,11 @@ def program() -> None:
         ui.say(str(failure))
         status = failure.code
     except KeyboardInterrupt as interrupt:
-        # Only whoever brings a core has more to say.
+        # Only the fetching of a core has more to say.
         ui.say(": ".join(["interrupted", *([str(interrupt)] if isinstance(interrupt, Interrupted) else [])]))
         status = Exit.INTERRUPTED
     except BrokenPipeError:
-        # Whoever reads has had enough. Nothing may be written at the end.
+        # The program that reads the output has ended. Nothing may be written at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         status = Exit.NOBODY_READS
     sys.exit(int(status))

@@ -62,7 +62,7 @@ def open_store(url: str, options: Options | None = None) -> Store:
     return Bucket(f"{kind}://{rest.rstrip('/')}", store)
 
 
-# Seconds; a store that hangs is said soon, and a core of many gigabytes has all the time that it moves on.
+# Seconds; a store that hangs is reported soon, and a core of many gigabytes has time as long as it moves on.
 CLIENT: dict[str, Any] = {"connect_timeout": "5s", "read_timeout": "60s", "timeout": "1d"}
 RETRY: dict[str, Any] = {"max_retries": 3, "retry_timeout": timedelta(seconds=20)}
 

@@ -50,7 +50,7 @@ PN_XNUM = 0xFFFF
 DELETED = " (deleted)"
 AT_PHDR, AT_PHNUM = 3, 5
 PT_DYNAMIC, PT_PHDR, DT_DEBUG = 2, 6, 21
-# As pyelftools calls the number 4, whoever's it is.
+# As pyelftools calls the number 4, whatever the name of the note is.
 GO_BUILD_ID, GO = "NT_GNU_GOLD_VERSION", "go-"
 # Where pr_reg begins in struct elf_prstatus, and which of its words is the program counter; linux/elfcore.h, asm/ptrace.h.
 COUNTERS = {

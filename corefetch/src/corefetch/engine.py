@@ -87,7 +87,7 @@ def opened(engine: str, name: str) -> Iterator[Image]:
     """Yield the image of that name. The engine asks no registry for one that it does not have. Raises Failure."""
     if name.startswith("-"):
         raise Failure(f"no image: {plain(name)}", "say one by --image", Exit.USAGE)
-    # By a name of its own, it can be removed also where this ends before the engine has told the id.
+    # By a name of its own, it can be removed also where this ends before the engine has printed the id.
     container = f"corefetch-{secrets.token_hex(8)}"
     try:
         # The word at the end is for images that name no program.

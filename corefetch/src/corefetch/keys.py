@@ -47,7 +47,7 @@ class Key:
     gid: int | None = None
     time: datetime | None = None
     id: str = ""
-    # Whether node, place, program and thread may have been told apart wrongly.
+    # Whether node, place, program and thread may be separated wrongly.
     vague: bool = False
 
 

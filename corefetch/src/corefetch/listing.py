@@ -48,7 +48,7 @@ class Choice:
         return (self.since is None or core.when >= self.since) and (self.until is None or core.when < self.until)
 
     def by_name(self, core: Core) -> bool:
-        """Tell whether the core may be wanted, as far as its name goes: there, the parts are not always told apart."""
+        """Tell whether the core may be wanted, as far as its name goes: there, the parts cannot always be separated."""
         named = _in_key(self.host, core) and _in_key(self.program, core)
         return self.by_time(core) and named and (_in_key(self.container, core) or core.json is not None)
 

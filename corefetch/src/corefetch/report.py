@@ -55,7 +55,7 @@ class Report:
 
     @property
     def crash(self) -> Frame | None:
-        """The frame that tells most of the fault."""
+        """The frame that says most about the fault."""
         return next(iter(self._shown()), None)
 
     @property
@@ -86,7 +86,7 @@ class Report:
         """Return the frames of the first thread from the fault on: not those through which a program ends itself."""
         frames = self.traces[0].frames if self.traces else []
         if frames and ENDING.fullmatch(frames[0].function or "??"):
-            # A handler of signals that ends the program in the end tells less than what it was called for.
+            # The program ended within its handler of a signal: the frame that this interrupted says more about the fault.
             handlers = (n for n, frame in enumerate(frames) if frame.function == HANDLER)
             frames = frames[next(handlers, 0) :]
         first = next((n for n, frame in enumerate(frames) if not ENDING.fullmatch(frame.function or "??")), len(frames))

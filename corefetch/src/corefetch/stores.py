@@ -48,7 +48,7 @@ class Store(ABC):
 
     @abstractmethod
     def blocks(self, path: str, offset: int = 0) -> Iterator[bytes]:
-        """Yield the content of an object from a byte on; whoever has had enough closes this. Raises Failure."""
+        """Yield the content of an object from a byte on; the caller may close it before its end. Raises Failure."""
 
     @abstractmethod
     def remove(self, path: str) -> None:
@@ -279,7 +279,7 @@ def explain(name: str, error: Exception) -> Failure:
     # Then comes what the library has in memory.
     said = str(error).partition("Debug source:")[0]
     if isinstance(error, InvalidPathError):
-        # Whoever may write there may do that.
+        # Anybody who may write into the bucket may have done that.
         what = f"{plain(name)}: an object has a name that cannot be read: {plain(name_in(error))}"
         return Failure(what, "delete that object, or say a directory below by --from", Exit.FAILED)
     for pattern, code, what, remedy in CAUSES:

@@ -51,8 +51,8 @@ class Mapped:
             return "lines"
         return "functions" if self.contents.symbols else "stripped"
 
-    def take(self, file: Path, source: str) -> None:
-        """Take a file as this one."""
+    def use(self, file: Path, source: str) -> None:
+        """Have ``file``, from that ``source``, stand for this one."""
         self.file, self.source, self.contents = file, source, symbols.read(file)
 
     def row(self) -> dict[str, str | None]:
@@ -147,7 +147,7 @@ class _Gathering:
         for one in self.lacking:
             cached = self.cache.of_build_id(one.build_id, "executable") if one.build_id else None
             if cached and cached.is_file():
-                one.take(cached, "cache")
+                one.use(cached, "cache")
         if self.sources.sysroot:
             self.from_sysroot(self.sources.sysroot)
         if self.sources.here:
@@ -188,7 +188,7 @@ class _Gathering:
             if one.file is None:
                 one.others[source] = known.build_id or "none"
         elif one.file is None or known.says > one.contents.says:
-            one.take(path, source)
+            one.use(path, source)
 
     def from_image(self, name: str) -> None:
         """Copy files out of the image. Raises Failure."""
@@ -237,7 +237,7 @@ class _Gathering:
             return
         self.progress("asks debuginfod for files")
         for one, path in self._fetched(servers, wanted, "executable"):
-            one.take(path, "debuginfod")
+            one.use(path, "debuginfod")
 
     def find_debug(self) -> None:
         """Find the debug information of files that have none themselves."""

@@ -20,10 +20,10 @@ WIDE = 4000
 
 
 class _Console(Console):
-    """One that leaves it to others to say that nobody reads any more."""
+    """A console that leaves it to cli.py what happens when nobody reads any more."""
 
     def on_broken_pipe(self) -> None:
-        """Be no exit code of its own."""
+        """End with no exit code of its own."""
         raise BrokenPipeError
 
 
@@ -50,7 +50,7 @@ def print_json(value: Any) -> None:
 
 @contextmanager
 def progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Yield what tells of bytes; silent where standard error is no terminal."""
+    """Yield a function that shows how many bytes are done; silent where standard error is no terminal."""
     if not sys.stderr.isatty():
         yield lambda what, done, total: None
         return
@@ -74,7 +74,7 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
 
 @contextmanager
 def working(what: str) -> Iterator[Callable[[str], None]]:
-    """Yield what tells of steps; silent where standard error is no terminal."""
+    """Yield a function that shows the step; silent where standard error is no terminal."""
     if not sys.stderr.isatty():
         yield lambda text: None
         return

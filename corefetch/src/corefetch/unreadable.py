@@ -1,6 +1,6 @@
 """The names of objects that obstore does not accept, such as one with ``//`` in it, and how to list the objects around them.
 
-A page of a list that has such a name in it cannot be had, so that whoever may write into a bucket could hide its cores.
+A page of a list that has such a name in it cannot be had. So somebody who may write into a bucket could hide its cores.
 """
 
 from __future__ import annotations

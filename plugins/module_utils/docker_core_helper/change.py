@@ -74,7 +74,7 @@ class Change:
             yield
         except (OSError, SettingError):
             with self.undoing(kernel.KERNEL):
-                # Nobody may be sent to a socket at which nobody waits: a resident helper has set the pattern when it started.
+                # Nobody may be sent to a socket at which nobody waits: a server has set the pattern when it started.
                 gone = self.live["core_pattern"] == SOCKET_PATTERN and not self.server.is_active()
                 kernel.set_live(self.live, kernel.NAMES[:1] if gone else tuple(reversed(kernel.NAMES)))
             for path, content in self.own_files.items():

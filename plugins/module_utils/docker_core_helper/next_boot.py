@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds who sets the kernel's values at the next boot: the files of sysctl.d(5) in their order, and services."""
+"""Finds what sets the kernel's values at the next boot: the files of sysctl.d(5) in their order, and services."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ class NextBoot:
         return found
 
     def conflicts(self, file: str, wanted: dict[str, str]) -> list[str]:
-        """Return a line for each who would win over our ``file`` and the ``wanted`` values: who, where, and the remedy."""
+        """Return a line for each file or service that wins over our ``file`` and the ``wanted`` values, with the remedy."""
         found = []
         for place, line in self.stronger(file, wanted):
             after = "last of all" if place[0] else f"after {os.path.basename(file)}"

@@ -24,7 +24,7 @@ class Owner(NamedTuple):
     # A part of the program or socket in the patterns that it sets.
     mark: str
     # The service that sets the pattern whenever it starts, even when its package is upgraded. Without one, files of sysctl.d(5)
-    # set the pattern, which next_boot.py finds whoever has written them.
+    # set the pattern, which next_boot.py finds, whatever program has written them.
     service: str = ""
     # Whether systemd's own units start the service: without an [Install] section, `systemctl disable` does nothing to it.
     is_static: bool = False
@@ -50,7 +50,7 @@ OWNERS = (
     # As a program, by /usr/lib/sysctl.d/50-coredump.conf.
     Owner("systemd-coredump", "/systemd-coredump"),
     ONEAGENT,
-    # Our own, resident: docs/socket.md.
+    # Our own server: docs/socket.md.
     Owner("docker_core_helper serve", "@/run/docker_core_helper/core.sock"),
 )
 
@@ -65,7 +65,7 @@ def socket_of(pattern: str) -> str:
 
 
 def owner_of(pattern: str) -> str:
-    """Return who gets the cores by a pattern, for people; "" if the pattern says that itself."""
+    """Return which program or service gets the cores by a pattern, for people; "" if the pattern says that itself."""
     name = next((owner.name for owner in OWNERS if owner.has_set(pattern)), "")
     socket = socket_of(pattern)
     if socket:

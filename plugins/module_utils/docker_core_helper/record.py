@@ -21,7 +21,7 @@ def parse(text: str, path: str) -> dict[str, Any]:
     except (ValueError, TypeError, LookupError, AttributeError):
         pass
     raise SettingError(
-        f"{path} does not tell the values from before the first run any more: restore it, or write"
+        f"{path} does not hold the values from before the first run any more: restore it, or write"
         f" {json.dumps(DEFAULTS)} into it"
     )
 

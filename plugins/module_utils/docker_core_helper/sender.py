@@ -198,7 +198,7 @@ class Sender:
         if self.systemctl and os.path.exists(self.timer):
             self._run(f"systemctl disable {TIMER}", self.systemctl, "disable", *(["--now"] if runs else []), TIMER)
             if runs:
-                # One that sends a core just now is the user's, who could not be deleted.
+                # A process that sends a core just now belongs to the user, which could not be deleted then.
                 self._run(f"systemctl stop {SERVICE}", self.systemctl, "stop", SERVICE)
                 # A unit that has failed would be listed until the next boot.
                 self.module.run_command([self.systemctl, "reset-failed", SERVICE])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The resident helper on a host: the units of systemd that start it at the kernel's core-dump socket; docs/socket.md."""
+"""The server on a host: the units of systemd that start it at the kernel's core-dump socket; docs/socket.md."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PROPERTIES = ("LoadState", "ActiveState", "UnitFileState", "NeedDaemonReload", "
 
 
 class Server:
-    """What of the resident helper is on the host, and the change to what is wanted."""
+    """What of the server is on the host, and the change to what is wanted."""
 
     def __init__(self, module: AnsibleModule, encoding: str = "utf-8") -> None:
         """Look at the units; ``encoding`` is that of their contents. Changes nothing."""
@@ -46,17 +46,17 @@ class Server:
         return dict(zip(self.paths, (socket, service)))
 
     def why_not(self) -> str:
-        """Return why this host cannot have a resident helper, "" if it can. The kernel itself is asked, not its version."""
+        """Return why this host cannot have a server, "" if it can. The kernel itself is asked, not its version."""
         if not kernel.has_sockets():
             return "its kernel knows no core-dump socket, which Linux 6.17 and newer have"
         return "" if self.systemctl else "systemd does not run there"
 
     def is_active(self) -> bool:
-        """Return whether the resident helper runs, by what systemd says."""
+        """Return whether the server runs, by what systemd says."""
         return bool(self.systemctl) and self._states()[SERVICE]["ActiveState"] == "active"
 
     def steps(self, wanted: dict[str, str | None], library: str | None) -> list[dict[str, str]]:
-        """Return what is to be changed, as --diff shows it. ``library`` is what the resident helper must have loaded."""
+        """Return what is to be changed, as --diff shows it. ``library`` is what the server must have loaded."""
         steps = []
         for path, content in wanted.items():
             before = self.before[path]
@@ -72,7 +72,7 @@ class Server:
         return steps
 
     def change(self, wanted: dict[str, str | None]) -> None:
-        """Bring the units to what is wanted, and have the resident helper run or end.
+        """Bring the units to what is wanted, and have the server run or end.
 
         The live pattern must be another one than that of the socket: then no crash comes while nobody would accept it. Raises
         SettingError, and leaves the units as they were.
@@ -92,7 +92,7 @@ class Server:
 
     def _install(self, units: dict[str, str | None]) -> None:
         if files.read(self.paths[0], self.encoding) not in (None, units[self.paths[0]]):
-            # Another socket: this one goes, once everybody who waits there was accepted.
+            # Another socket: this one goes, once each crash that waits there was accepted.
             self._systemctl("stop", SERVICE)
             self._systemctl("stop", SOCKET)
         for path, content in units.items():
@@ -110,7 +110,7 @@ class Server:
         if not paths:
             return
         if self.systemctl:
-            # In this order: a socket with somebody who waits would start the service again.
+            # In this order: a socket at which a crash waits would start the service again.
             for name in (SERVICE, SOCKET):
                 if self._states()[name]["LoadState"] == "loaded":
                     self._systemctl("stop", name)

@@ -18,7 +18,7 @@ BREAKS: Breaks = {
     ),
     "socket: whoever connects is taken for a crash": (
         [("kernel_socket.py", "if info is None or info.coredump is None:", "if info is None:")],
-        "who_connects_and_does_not_crash",
+        "that_connects_and_does_not_crash",
     ),
     "socket: the login of whoever has started the server is kept": (
         [("serve.py", "    forget_login()\n", ""), ("worker.py", "        be_ordinary()\n", "")],

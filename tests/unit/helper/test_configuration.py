@@ -116,7 +116,7 @@ def test_a_wrong_program_is_not_lent(read: Read, value: bytes, problem: str) -> 
     assert "line 1 skipped: " in configuration.problems[0] and problem in configuration.problems[0]
 
 
-def test_without_a_handler_nothing_is_handed_on(read: Read) -> None:
+def test_without_a_handler_nothing_is_passed_on(read: Read) -> None:
     configuration = read(b"")
     assert (configuration.chain, configuration.chain_containers) == ([], False)
     assert read(b'DOCKERCOREHELPER_CHAIN=""\n').chain == []
@@ -131,7 +131,7 @@ def test_a_handler_that_is_no_absolute_path_is_skipped(read: Read) -> None:
 
 
 @pytest.mark.parametrize(("value", "on"), [(b"1", True), (b'"1"', True), (b"0", False)])
-def test_containers_are_handed_on_only_by_a_clear_word(read: Read, value: bytes, on: bool) -> None:
+def test_containers_are_passed_on_only_by_a_clear_word(read: Read, value: bytes, on: bool) -> None:
     configuration = read(b"DOCKERCOREHELPER_CHAIN_CONTAINERS=" + value)
     assert (configuration.chain_containers, configuration.problems) == (on, [])
 

@@ -143,18 +143,18 @@ def test_a_process_that_is_missing_is_refused_with_a_diagnosis(stage: Stage) -> 
 
 
 @pytest.mark.parametrize(
-    ("of_the_host", "is_of_the_host", "handed_on"),
+    ("of_the_host", "is_of_the_host", "passed_on"),
     [(False, True, True), (False, False, False), (True, False, True), (True, True, True)],
 )
 def test_the_handler_of_the_host_has_what_is_the_hosts(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch, of_the_host: bool, is_of_the_host: bool, handed_on: bool
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, of_the_host: bool, is_of_the_host: bool, passed_on: bool
 ) -> None:
     monkeypatch.setattr(runtime, "is_of_the_host", lambda process: is_of_the_host)
     stage.error = Withheld("never", stage.process, of_the_host)
     stage.configuration.chain, stage.configuration.problems = [b"/handler"], ["a problem"]
     with pytest.raises(Withheld, match="never"):
         stage.deliver()
-    if handed_on:
+    if passed_on:
         # It has a slot, a deadline and a log of its own; where it cannot be executed, the helper has its own again.
         assert stage.done == [
             *(("warning", "a problem"), "release", ("alarm", 0), "stream", ("execute", [b"/handler"], stage)),
@@ -544,11 +544,11 @@ def test_a_core_that_nobody_wants_goes_nowhere_but_to_the_previous_handler_of_th
 
 
 @pytest.mark.parametrize(
-    ("chain_containers", "absent", "handed_on"),
+    ("chain_containers", "absent", "passed_on"),
     [(True, True, True), (False, True, False), (True, False, False)],
 )
-def test_a_container_without_a_delegate_is_handed_on_where_that_is_configured(
-    deliveries: Deliveries, monkeypatch: pytest.MonkeyPatch, chain_containers: bool, absent: bool, handed_on: bool
+def test_a_container_without_a_delegate_is_passed_on_where_that_is_configured(
+    deliveries: Deliveries, monkeypatch: pytest.MonkeyPatch, chain_containers: bool, absent: bool, passed_on: bool
 ) -> None:
     configuration = deliveries.stage.configuration
     configuration.chain, configuration.chain_containers = [b"/handler"], chain_containers
@@ -562,7 +562,7 @@ def test_a_container_without_a_delegate_is_handed_on_where_that_is_configured(
 
     monkeypatch.setattr(deliver.PreviousHandler, "attempt", attempt)
     assert deliveries.deliver() == (0 if absent else 1)
-    assert len(given) == handed_on
+    assert len(given) == passed_on
 
 
 class Kept:

@@ -164,7 +164,9 @@ def test_the_first_process_of_the_container_stays_and_tells_how_the_server_has_e
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_who_is_told_to_end_has_the_server_end(monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
+def test_a_parent_that_gets_a_signal_has_the_server_end(
+    monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
     monkeypatch.setattr(host, "join", lambda: None)
 
     def first() -> object:

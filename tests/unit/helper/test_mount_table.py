@@ -166,7 +166,7 @@ def test_a_visit_that_does_not_end_is_ended_and_is_the_last_one(stuck: Stuck) ->
     core, writing = os.pipe()
     opened = os.listdir("/proc/self/fd")
     began = time.monotonic()
-    assert "whoever enters its mount namespace has to wait" in stuck.told()
+    assert "a process that enters its mount namespace has to wait" in stuck.told()
     assert 0.4 < time.monotonic() - began < 10
     pid, *inherited = json.loads(stuck.found.read_text())
     with pytest.raises(ChildProcessError):

@@ -151,8 +151,8 @@ class Lines:
         self.lines = self
         self.written: list[str] = []
 
-    def handed_on(self, crash: object, process: object, handler: bytes) -> None:
-        self.written.append(f"handed on to {handler.decode()}")
+    def pass_to_handler(self, crash: object, process: object, handler: bytes) -> None:
+        self.written.append(f"passed to the previous handler {handler.decode()}")
 
     def warning(self, text: str) -> None:
         self.written.append(text)
@@ -192,19 +192,19 @@ def test_a_handler_that_cannot_be_executed_leaves_this_process_as_it_was(
     same, lines = in_child(attempt)
     assert same
     assert [line.partition(":")[0] for line in lines] == [
-        f"handed on to {garbage}",
-        f"not handed on to '{garbage}'",
-        "not handed on to '/missing'",
-        "not handed on to '/'",
+        f"passed to the previous handler {garbage}",
+        f"not passed to the previous handler '{garbage}'",
+        "not passed to the previous handler '/missing'",
+        "not passed to the previous handler '/'",
     ]
     assert "No such file or directory: install it again, or correct DOCKERCOREHELPER_CHAIN in /etc/" in lines[2]
 
 
 class Stage:
-    """deliver.deliver with a process of ours, and what is handed on."""
+    """deliver.deliver with a process of ours, and what is passed on."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, root: int) -> None:
-        self.handed_on: list[list[bytes]] = []
+        self.passed_on: list[list[bytes]] = []
         self.descriptor = 9
         self.slot: list[Any] = []
         self.root = root
@@ -216,7 +216,7 @@ class Stage:
         monkeypatch.setattr(_signal, "alarm", lambda seconds: 60 - seconds)
         monkeypatch.setattr(deliver.CoreFile, "attempt", lambda *words: delivery.Outcome(delivery.ABSENT))
         monkeypatch.setattr(
-            previous_handler, "execute", lambda core, crash, process, words, log: self.handed_on.append(words)
+            previous_handler, "execute", lambda core, crash, process, words, log: self.passed_on.append(words)
         )
 
     def examine(self, crash: Crash) -> Any:
@@ -239,7 +239,7 @@ class Stage:
         """The core again, where the handler could not be executed."""
 
     def release(self) -> bytes:
-        """The slot, which what is handed on does not hold."""
+        """The slot, which what is passed on does not hold."""
         self.slot.append("released")
         return b"record"
 
@@ -253,47 +253,47 @@ def stage(monkeypatch: pytest.MonkeyPatch, root: int) -> Stage:
     return Stage(monkeypatch, root)
 
 
-def test_a_crash_of_the_host_is_handed_on_where_that_is_configured(crash: Crash, stage: Stage) -> None:
+def test_a_crash_of_the_host_is_passed_on_where_that_is_configured(crash: Crash, stage: Stage) -> None:
     assert stage.run(crash, []) == 0
-    assert (stage.handed_on, stage.slot) == ([], [])
+    assert (stage.passed_on, stage.slot) == ([], [])
     stage.run(crash, [b"/handler"])
-    assert stage.handed_on == [[b"/handler"]]
+    assert stage.passed_on == [[b"/handler"]]
     # It could not be executed here, so that the helper goes on with its slot.
     assert stage.slot == ["released", b"record"]
 
 
-def test_a_set_id_program_is_handed_on_and_else_refused(crash: Crash, stage: Stage) -> None:
+def test_a_set_id_program_is_passed_on_and_else_refused(crash: Crash, stage: Stage) -> None:
     stage.refusal = Withheld("never delegated", stage.found)
     for words in ([], [b"/handler"]):
         with pytest.raises(Refused, match="never delegated"):
             stage.run(crash, words)
-    assert stage.handed_on == [[b"/handler"]]
+    assert stage.passed_on == [[b"/handler"]]
     stage.refusal = Withheld("never delegated", crashed(root=stage.root, namespaces=[("pid", 0, 9), ("mnt", 0, 9)]))
     with pytest.raises(Refused, match="never delegated"):
         stage.run(crash, [b"/handler"])
-    assert len(stage.handed_on) == 1
+    assert len(stage.passed_on) == 1
 
 
-def test_a_process_of_the_host_in_a_containers_files_is_handed_on_and_else_refused(crash: Crash, stage: Stage) -> None:
+def test_a_process_of_the_host_in_a_containers_files_is_passed_on_and_else_refused(crash: Crash, stage: Stage) -> None:
     stage.found = crashed(root=stage.root, namespaces=[("mnt", 0, 9)], container_id="f" * 64)
     stage.refusal = Withheld("of another container", stage.found)
     with pytest.raises(Refused, match="another container"):
         stage.run(crash, [b"/handler"])
-    assert stage.handed_on == []
+    assert stage.passed_on == []
     stage.refusal = Withheld("of another container", stage.found, of_the_host=True)
     with pytest.raises(Refused, match="another container"):
         stage.run(crash, [b"/handler"])
-    assert stage.handed_on == [[b"/handler"]]
+    assert stage.passed_on == [[b"/handler"]]
 
 
-def test_a_process_that_could_not_be_verified_is_not_handed_on(crash: Crash, stage: Stage) -> None:
+def test_a_process_that_could_not_be_verified_is_not_passed_on(crash: Crash, stage: Stage) -> None:
     stage.refusal = Refused("its pid was reused")
     with pytest.raises(Refused, match="reused"):
         stage.run(crash, [b"/handler"])
-    assert stage.handed_on == []
+    assert stage.passed_on == []
 
 
-def test_a_container_is_not_handed_on(crash: Crash, stage: Stage) -> None:
+def test_a_container_is_not_passed_on(crash: Crash, stage: Stage) -> None:
     stage.found = crashed(root=stage.root, namespaces=[("pid", linux.CLONE_NEWPID, 9)])
     assert stage.run(crash, [b"/handler"]) == 0
-    assert stage.handed_on == []
+    assert stage.passed_on == []

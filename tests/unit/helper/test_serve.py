@@ -200,7 +200,7 @@ def test_nobody_waits_for_the_terminal_of_a_server() -> None:
 PR_SET_TIMERSLACK, PR_GET_TIMERSLACK = 29, 30
 
 
-def test_the_login_of_whoever_has_started_the_server_is_forgotten(
+def test_the_login_in_which_the_server_was_started_is_forgotten(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     login = tmp_path / "loginuid"

@@ -252,7 +252,7 @@ def greet(connection: _socket.socket) -> None:
     assert connection.recv(16) == struct.pack("=IIQ", 16, 0, 9)
 
 
-def test_who_waits_longer_than_the_timeout_is_told(stage: Stage) -> None:
+def test_a_crash_that_waits_longer_than_the_timeout_has_a_line(stage: Stage) -> None:
     stage.configuration.write_text("DOCKERCOREHELPER_PIPE_LIMIT=2\nDOCKERCOREHELPER_TIMEOUT=1\n")
     stage.serve()
     stage.crash(1)
@@ -292,7 +292,7 @@ def test_who_does_not_crash_and_who_is_a_delegate_is_refused(stage: Stage, conta
     assert after.recv(1) == b"x"
 
 
-def test_who_connects_in_vain_a_thousand_times_is_told_now_and_then(stage: Stage) -> None:
+def test_a_thousand_connections_without_a_crash_have_a_line_now_and_then(stage: Stage) -> None:
     stage.serve()
     for _ in range(20):
         crashes = [stage.crash(0) for _ in range(50)]
@@ -460,7 +460,7 @@ def told_to_end_while_one_waits(stage: Stage) -> tuple[_socket.socket, _socket.s
     return connections
 
 
-def test_a_server_that_is_told_to_end_handles_who_waits_first(stage: Stage) -> None:
+def test_a_server_that_gets_sigterm_handles_the_waiting_crashes_first(stage: Stage) -> None:
     first, second = told_to_end_while_one_waits(stage)
     both_are_handled_and_the_server_ends(stage, first, second)
 
@@ -548,7 +548,7 @@ def first_line(path: Path) -> str:
     return path.read_text().partition("\n")[0]
 
 
-def test_the_pattern_is_that_of_the_socket_from_ready_to_the_end_and_who_waits_comes_after(
+def test_the_pattern_is_that_of_the_socket_from_ready_to_the_end_and_waiting_crashes_come_after(
     stage: Stage, core_pattern: Path
 ) -> None:
     stage.configuration.write_text("DOCKERCOREHELPER_PIPE_LIMIT=2\n")
@@ -608,7 +608,7 @@ def test_a_server_that_fails_gives_the_pattern_back(
     assert first_line(core_pattern) == "|/before %P"
 
 
-def test_a_server_that_cannot_give_the_pattern_back_says_so_and_handles_who_waits(
+def test_a_server_that_cannot_restore_the_pattern_says_so_and_handles_waiting_crashes(
     stage: Stage, core_pattern: Path
 ) -> None:
     core_pattern.write_text(f"@@{stage.path}\n")

@@ -90,7 +90,7 @@ def test_a_user_with_many_containers_has_a_share_too() -> None:
     assert len(served) == 49 and "other" in served
 
 
-def test_who_waits_leaves_places_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_holder_that_waits_leaves_places_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waiting, "MOST_WAITING", 16)
     queue = Queue()
     for _ in range(8):

@@ -27,7 +27,7 @@ class Pattern:
         self.kept = f"{path}{KEPT}"
 
     def install(self) -> "bytes | None":
-        """Set ours, and return the pattern that ``give_back`` will set: that which is in force now.
+        """Set ours, and return the pattern that ``restore`` will set: that which is in force now.
 
         If a server that was killed has left ours in force, it is the one that this server had found, None where that is not
         known any more. Raises Failed or OSError; then nothing has changed.
@@ -86,7 +86,7 @@ class Pattern:
             posix.close(file)
         posix.rename(part, self.kept)
 
-    def give_back(self) -> bool:
+    def restore(self) -> bool:
         """Set the previous pattern, and tell whether that was to be done: not where somebody else has set another one.
 
         Raises Failed or OSError where it is not known, or cannot be set.

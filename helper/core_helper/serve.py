@@ -104,7 +104,7 @@ def restore(path: str, log: Log) -> int:
         if host.is_elsewhere():
             load(elsewhere=True)
             host.join()
-        if Pattern(path).give_back():
+        if Pattern(path).restore():
             log.lines.warning(
                 f"the server at the core-dump socket {path} was killed: the previous pattern is set again"
             )

@@ -43,7 +43,8 @@ REST = 1.0  # Seconds until the next worker is started after one that has ended 
 PRECEDENCE = 0.05
 # Seconds without another crash after which nobody goes by the pattern of the socket any more, once the previous one is set.
 LINGER, LONGEST_LINGER = 0.1, 5.0
-STRANGERS = "0 whoever connects and does not crash"  # Their lines are counted under this name; see holders.log_name.
+# The names under which lines are counted; see holders.log_name.
+STRANGERS = "0 processes that connect and do not crash"
 OWN = "0 the server itself"
 
 
@@ -166,7 +167,7 @@ class Server:
     def stop(self, number: int, frame: object) -> None:
         """Handle a signal that ends the server: the second one ends it at once."""
         if self.stopping:
-            self.give_back()
+            self.restore_pattern()
             posix._exit(EXIT_NOT_DELIVERED)
         self.stopping = True
 
@@ -181,7 +182,7 @@ class Server:
             self.notifier.send(b"READY=1\nSTATUS=Waits for crashes, with %b" % library)
             while not self.stopping:
                 self.turn()
-            if self.give_back() or not self.is_followed():
+            if self.restore_pattern() or not self.is_followed():
                 self.receive_last()
             self.listening = False
             self.poll.unregister(self.listener.fileno())
@@ -189,7 +190,7 @@ class Server:
             while self.queue.groups:
                 self.turn()
         finally:
-            self.give_back()
+            self.restore_pattern()
 
     def install(self) -> None:
         """Have the kernel announce crashes at the socket, if that is up to this server. Raises Failed or OSError."""
@@ -204,11 +205,11 @@ class Server:
         else:
             lines.info(f"kernel.core_pattern names this socket; at the end it will be {shown(before)} again")
 
-    def give_back(self) -> bool:
+    def restore_pattern(self) -> bool:
         """Set the previous pattern, and tell whether that was done now."""
         pattern, self.pattern = self.pattern, None
         try:
-            return pattern is not None and pattern.give_back()
+            return pattern is not None and pattern.restore()
         except (Failed, OSError) as error:
             self.failed = True
             self.say(f"kernel.core_pattern still names the socket of a server that ends: {error}")

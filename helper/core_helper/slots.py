@@ -237,7 +237,10 @@ def check_share(owner: int, group: str, of_group: int, of_owner: int, used: int,
         raise TooMany(whose, of_group, free, limit)
     if (last and of_owner) or not may_add(of_owner, free, OWNER_WEIGHT):
         raise TooMany(
-            f"user {owner}" if owner > holders.NOBODY else f"whoever had root make {whose}", of_owner, free, limit
+            f"user {owner}" if owner > holders.NOBODY else f"the user for whom root has made {whose}",
+            of_owner,
+            free,
+            limit,
         )
 
 

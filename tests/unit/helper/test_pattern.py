@@ -57,7 +57,7 @@ def test_the_pattern_is_ours_and_then_that_of_before(kernel: Kernel, before: byt
     assert ours.install() == before
     assert kernel.get() == kernel.ours
     assert kernel.kept.read_bytes() == before + b"\n" and kernel.kept.stat().st_mode & 0o777 == 0o600
-    assert ours.give_back()
+    assert ours.restore()
     assert kernel.get() == before
     assert sorted(path.name for path in kernel.path.parent.iterdir()) == ["core.sock"]
 
@@ -76,7 +76,7 @@ def test_what_a_killed_server_has_left_is_not_taken_for_the_pattern_of_before(ke
     Pattern(str(kernel.path)).install()
     following = Pattern(str(kernel.path))
     assert following.install() == PIPE
-    assert following.give_back() and kernel.get() == PIPE
+    assert following.restore() and kernel.get() == PIPE
 
 
 def test_the_file_of_a_killed_server_gives_way_to_what_the_host_has_set_since(kernel: Kernel) -> None:
@@ -84,14 +84,14 @@ def test_the_file_of_a_killed_server_gives_way_to_what_the_host_has_set_since(ke
     kernel.set(b"core")
     following = Pattern(str(kernel.path))
     assert following.install() == b"core"
-    assert following.give_back() and kernel.get() == b"core"
+    assert following.restore() and kernel.get() == b"core"
 
 
 def test_a_pattern_that_somebody_else_has_set_stays(kernel: Kernel) -> None:
     ours = Pattern(str(kernel.path))
     ours.install()
     kernel.set(b"|/other %P")
-    assert not ours.give_back()
+    assert not ours.restore()
     assert kernel.get() == b"|/other %P" and not kernel.kept.exists()
 
 
@@ -100,7 +100,7 @@ def test_a_server_whose_pattern_of_before_nobody_knows_serves_and_leaves_its_own
     ours = Pattern(str(kernel.path))
     assert ours.install() is None
     with pytest.raises(Failed, match="is missing"):
-        ours.give_back()
+        ours.restore()
     assert kernel.get() == kernel.ours
 
 
@@ -113,7 +113,7 @@ def test_a_line_that_is_no_pattern_is_not_set(kernel: Kernel, content: bytes | N
     ours.install()
     kernel.kept.write_bytes(kernel.ours + b"\n" if content is None else content)
     with pytest.raises(Failed, match="does not hold a pattern"):
-        ours.give_back()
+        ours.restore()
     assert kernel.get() == kernel.ours and kernel.kept.exists()
 
 
@@ -144,7 +144,7 @@ def test_a_file_that_others_than_root_may_have_made_is_not_believed(kernel: Kern
     ours.install()
     change(kernel.kept)
     with pytest.raises(Failed, match="only root may"):
-        ours.give_back()
+        ours.restore()
     assert kernel.get() == kernel.ours
 
 

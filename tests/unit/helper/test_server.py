@@ -565,15 +565,15 @@ def test_who_crashes_while_the_pattern_is_given_back_is_handled(
     stage: Stage, core_pattern: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel has read the pattern of the socket, and connects when that is in force no more."""
-    real = pattern.Pattern.give_back
+    real = pattern.Pattern.restore
 
-    def give_back(ours: pattern.Pattern) -> bool:
+    def restore(ours: pattern.Pattern) -> bool:
         done = real(ours)
         (stage.directory / "given").touch()
         wait_for((stage.directory / "connected").exists)
         return done
 
-    monkeypatch.setattr(pattern.Pattern, "give_back", give_back)
+    monkeypatch.setattr(pattern.Pattern, "restore", restore)
     stage.serve()
     os.kill(stage.pid, signal.SIGTERM)
     wait_for((stage.directory / "given").exists)

@@ -89,7 +89,9 @@ def test_a_refusal_names_no_user_for_whoever_had_root_make_a_container(
         return str(in_child(refusal))
 
     monkeypatch.setattr(slots, "OWNER_WEIGHT", 1)
-    assert str(in_child(nested)).startswith("whoever had root make container 2 has 1 crashes in flight, and 1 of 2")
+    assert str(in_child(nested)).startswith(
+        "the user for whom root has made container 2 has 1 crashes in flight, and 1 of 2"
+    )
 
 
 def test_a_group_of_another_owner_is_another_group(file: Path) -> None:

@@ -12,6 +12,7 @@ SOCKET_PATTERN = "@@/run/docker_core_helper/core.sock"
 SERVICE, SOCKET = "docker-core-helper.service", "docker-core-helper.socket"
 WRITTEN = "# Written by the Ansible role docker_core_helper\n"
 UNITS = {"socket": f"{WRITTEN}[Socket]\n", "service": f"{WRITTEN}[Service]\n"}
+HELPER = "/opt/bin/docker_core_helper"
 LIBRARY = "/opt/lib/docker_core_helper/2f7c0d1e9a34"
 # The service sets the pattern when it starts, as its ExecStartPost does, and that of the next boot when it ends.
 SYSTEMCTL = """#!/bin/sh
@@ -67,6 +68,13 @@ class HostOfServer:
         (kernel.root / "core_modes").write_text("file\npipe\nsocket\n")
         monkeypatch.setattr(shared("places"), "UNITS", str(self.units))
         monkeypatch.setattr(shared("programs"), "PATH", str(self.bin))
+        read = shared("files").read
+
+        def read_here(path: str, *words: Any, **options: Any) -> Any:
+            return None if path == HELPER else read(path, *words, **options)
+
+        # The helper that this machine may have is none of the host's.
+        monkeypatch.setattr(shared("files"), "read", read_here)
 
     def run(self, mode: str = "socket", state: str = "present", **changed: Any) -> dict[str, Any]:
         """Run the module and return its result."""

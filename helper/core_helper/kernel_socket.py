@@ -27,6 +27,7 @@ MARK = _struct.Struct("=I")
 ACCEPTED = 0
 KERNEL, WAIT = 1, 8
 GONE = "a process that is gone has connected to the core-dump socket: it was killed, or does not crash"
+CLOSED = "the core-dump socket was closed at the other end: the process was killed before its core was written"
 PATIENCE = 5.0  # Seconds for the kernel to say what it has to say before the core.
 PAGE = 4096
 CORE_LIMIT = "Max core file size"  # Its row in /proc/PID/limits; proc_pid_limits(5).
@@ -99,6 +100,13 @@ def faulting_thread(pid: int) -> "int | None":
 
 def greet(connection: _socket.socket) -> None:
     """Have the kernel write the core, and keep the process until the connection is closed. Raises Refused."""
+    try:
+        _greet(connection)
+    except (BrokenPipeError, ConnectionResetError):
+        raise Refused(CLOSED) from None
+
+
+def _greet(connection: _socket.socket) -> None:
     limit = time.monotonic() + PATIENCE
     size, size_of_answer, offered = MESSAGE.unpack(_receive(connection, SIZE, limit))
     if size < SIZE or size_of_answer < SIZE or offered & (KERNEL | WAIT) != KERNEL | WAIT:
@@ -122,6 +130,8 @@ def _receive(connection: _socket.socket, count: int, limit: float) -> bytes:
         part = b""
         if poll.poll(max(0.0, limit - time.monotonic()) * 1000):
             part = connection.recv(min(count - len(content), PAGE))
+        if not part and has_ended(connection):
+            raise Refused(CLOSED)
         if not part:
             raise Refused(f"the core-dump socket got {len(content)} bytes where the kernel says {count}")
         content += part

@@ -102,9 +102,18 @@ def test_a_peer_that_says_too_little_is_not_waited_for(
     if ends:
         pair.kernel.shutdown(1)
     began = time.monotonic()
-    with pytest.raises(Refused, match="bytes where the kernel says"):
+    with pytest.raises(Refused, match="was killed before its core" if ends else "bytes where the kernel says"):
         kernel_socket.greet(pair.ours)
     assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("told", [b"", REQUEST])
+def test_a_process_that_was_killed_meanwhile_is_named_as_such(pair: Pair, told: bytes) -> None:
+    pair.kernel.send(told) if told else None
+    # The end of the kernel's connection, before and after its request was read.
+    pair.kernel.close()
+    with pytest.raises(Refused, match="was killed before its core"):
+        kernel_socket.greet(pair.ours)
 
 
 def test_an_answer_that_the_kernel_does_not_accept_is_told(pair: Pair) -> None:

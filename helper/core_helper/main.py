@@ -150,12 +150,19 @@ def handle(
         code = deliver.deliver(source, crash, configuration, slot, log, began)
     except (Refused, OSError) as error:
         if not (log.holder and quota.leaves_out(log.holder)):
-            log.lines.refuse(crash, runtime.whereabouts(crash.pid), str(error))
+            log.lines.refuse(crash, whereabouts_of(crash), str(error))
     for problem in configuration.problems:
         log.lines.warning(problem)
     if not source.drained and source.release(crash):
         log.lines.warning(f"pid={crash.pid}: killed: it did not end when nobody read its core any more")
     return code
+
+
+def whereabouts_of(crash: Crash) -> "tuple[bytes, str]":
+    """Return name and container of the process for the log, empty where its number may be that of another one by now."""
+    found = runtime.whereabouts(crash.pid)
+    known = crash.handle is not None and procfs.is_process_of(crash.handle, crash.pid)
+    return found if known else (b"", "-")
 
 
 def open_pidfd(crash: Crash) -> "int | None":

@@ -188,6 +188,11 @@ def parse_auxv(auxv: bytes) -> "tuple[int, dict[int, int]]":
     raise ValueError("no auxiliary vector")
 
 
+def is_process_of(pidfd: int, pid: int) -> bool:
+    """Tell whether ``pid`` is still the number of the process of an opened pidfd: nobody else can have it then."""
+    return parse_status(read_path(f"/proc/self/fdinfo/{pidfd}")).get("Pid") == str(pid)
+
+
 def still_dumping(status: bytes) -> bool:
     """Tell whether the process of this /proc/PID/status is being dumped; the kernel escapes the name that it chose."""
     return b"\nCoreDumping:\t1\n" in status

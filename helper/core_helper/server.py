@@ -417,6 +417,8 @@ class Server:
         logged = not quota.leaves_out(holder)
         # Asked before the process may go.
         whereabouts = runtime.whereabouts(job.crash.pid) if logged else (b"", "-")
+        if job.begun or kernel_socket.has_ended(job.connection):
+            whereabouts = b"", "-"  # It may be gone, and another process may have its number.
         job.connection.close()
         if logged:
             self.log_of(holder).lines.refuse(job.crash, whereabouts, reason)

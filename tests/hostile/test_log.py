@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from hostile.observe import lines_of, wait_until
-from hostile.options import ADMINISTRATOR
-from support import lab
-from support.containers import MakeCrash, read_log
+from hostile.groups import move
+from hostile.observe import LIMIT, is_dumping, kill_dumper, lines_of, pid_of, processes_of, wait_until
+from hostile.options import ADMINISTRATOR, ENDLESS
+from support import door, lab
+from support.containers import Container, MakeCrash, read_log
 from support.hosts import HELPER
 from support.records import is_whole
 
@@ -75,6 +80,85 @@ def test_attack_15_a_user_of_the_host_names_a_control_group_after_a_container(
     wait_until(is_told, "the crash of the user was not handled")
     assert not [line for line in written if f"container={other.identifier[:12]}" in line]
     assert [line for line in written if f"container=1000:{other.identifier[:12]}" in line]
+
+
+# Whoever makes processes all the time has one of them get that pid in the end; root of the host can ask for it.
+SUCCESSOR = """
+import ctypes, os, signal, sys, time
+pid, namespace = int(sys.argv[1]), os.open(sys.argv[2], os.O_RDONLY)
+sys.stdin.readline()
+assert ctypes.CDLL(None).setns(namespace, 0) == 0
+for _ in range(500):
+    open("/proc/sys/kernel/ns_last_pid", "w").write(str(pid - 1))
+    child = os.fork()
+    if child == 0:
+        time.sleep(60)
+        os._exit(0)
+    if os.path.exists(f"/proc/{pid}"):
+        print("taken", flush=True)
+        sys.stdin.readline()
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+"""
+
+
+@contextmanager
+def taken_by(container: Container, pid: int) -> Iterator[None]:
+    """A process of a container has that pid of the host."""
+    wait_until(lambda: not Path(f"/proc/{pid}").exists(), "the process is not gone")
+    first = pid_of(container)
+    words = [sys.executable, "-c", SUCCESSOR, str(pid), f"/proc/{first}/ns/pid"]
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin is not None and process.stdout is not None
+    move(process.pid, first)
+    try:
+        print(file=process.stdin, flush=True)
+        assert process.stdout.readline() == "taken\n"
+        yield
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        process.kill()
+        process.wait()
+
+
+def test_attack_15_another_container_has_the_pid_of_a_process_that_was_killed(
+    attack: MakeCrash, hold: Callable[..., Path], refusal: Callable[[str], str]
+) -> None:
+    other = attack("wait=/out/go", options=("--detach",))
+    directory = hold("-F%F -I%I -d%d", before=("verification", "examine"))
+    container = attack("keep=60", "tiny", options=("--detach",))
+    wait_until((directory / "held").exists, "no helper")
+    dumper = max(pid for pid, words in processes_of(container) if words.startswith("crasher"))
+    kill_dumper(container)
+    with taken_by(other, dumper):
+        (directory / "go").touch()
+        line = refusal(f"pid={dumper} ")
+    assert "is not dumping core" in line
+    assert other.identifier[:12] not in line
+
+
+@pytest.mark.skipif(not door.BY_SOCKET, reason="only there does a crash wait for a slot")
+@pytest.mark.usefixtures("patient_enough")
+def test_attack_15_another_container_has_the_pid_of_a_process_that_was_killed_while_it_waited(
+    siege: MakeCrash, refusal: Callable[[str], str]
+) -> None:
+    other = siege("wait=/out/go", options=("--detach",))
+    full = siege("leave=60", f"fork={LIMIT}", "tiny", options=ENDLESS)
+    wait_until(lambda: sum(is_dumping(pid) for pid, _ in processes_of(full)) >= LIMIT, "the slots are not used")
+    lab.output("docker", "exec", "--detach", full.name, "crasher", "keep=60", "tiny")
+
+    def waiting() -> list[int]:
+        return [pid for pid, words in processes_of(full) if words == "crasher keep=60 tiny" and is_dumping(pid)]
+
+    wait_until(waiting, "it does not crash")
+    time.sleep(0.5)  # Until the server has it.
+    (dumper,) = waiting()
+    os.kill(dumper, signal.SIGKILL)
+    with taken_by(other, dumper):
+        time.sleep(20)
+        line = refusal(f"pid={dumper} ")
+    assert "core not delivered, 0 bytes" in line
+    assert other.identifier[:12] not in line
 
 
 def test_attack_12_the_output_of_the_delegate_is_bounded(attack: MakeCrash) -> None:

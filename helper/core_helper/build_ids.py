@@ -19,6 +19,7 @@ NT_FILE, NT_GNU_BUILD_ID = 0x46494C45, 3
 LONGEST_NOTES = 8 << 20  # Bytes; 65,536 mappings with short paths take less.
 LONGEST_ID = 64
 MOST_FILES = 4096
+LONGEST_LIST = 1 << 18  # Bytes of JSON, in which a byte of a path may take six: whoever lists cores reads that of each.
 FIRST_PAGE = 4096
 # What Python says of numbers that lead nowhere.
 MALFORMED = (ValueError, IndexError, OverflowError, _struct.error)  # type: ignore[attr-defined]
@@ -74,12 +75,19 @@ def of_core(core: int) -> "dict[str, str]":
 
     ``core`` is the opened file. What cannot be read is left out. Raises OSError.
     """
+    import json
+
     found: dict[str, str] = {}
+    room = LONGEST_LIST
     try:
         for path, page in _first_pages(core):
             build_id = _of_page(page)
-            if build_id and len(found) < MOST_FILES:
-                found.setdefault(path.decode("utf-8", "backslashreplace"), build_id)
+            name = path.decode("utf-8", "backslashreplace")
+            if build_id and name not in found and len(found) < MOST_FILES:
+                room -= len(json.dumps({name: build_id}))
+                if room < 0:
+                    break
+                found[name] = build_id
     except MALFORMED:
         pass  # Cut off, or no core at all.
     return found

@@ -94,10 +94,17 @@ def _parser() -> argparse.ArgumentParser:
 
 def list_cores(kept_in: store.Store, options: argparse.Namespace) -> None:
     """Print all cores, as a table or as JSON."""
-    cores = cores_of(kept_in)
+    damaged: list[str] = []
+    cores = cores_of(kept_in, damaged)
     if options.json:
         print(json.dumps(cores, indent=1, sort_keys=True))
-        return
+    else:
+        print_table(cores)
+    refuse(damaged)
+
+
+def print_table(cores: "list[dict[str, object]]") -> None:
+    """Print a row for each core."""
     rows = [COLUMNS, *(row_of(core) for core in cores)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
     for row in rows:
@@ -124,8 +131,10 @@ def send_cores(kept_in: store.Store, options: argparse.Namespace) -> None:
 
     with kept_in.lock:
         kept_in.expire(options.configuration)
-    cores = [find(kept_in, name) for name in options.id] or cores_of(kept_in)
+    damaged: list[str] = []
+    cores = [find(kept_in, name) for name in options.id] or cores_of(kept_in, damaged)
     sender.send(kept_in, cores, options.configuration, bool(options.id))
+    refuse(damaged)
 
 
 def get_core(kept_in: store.Store, options: argparse.Namespace) -> None:
@@ -196,8 +205,14 @@ def copy(blocks: "Iterable[bytes]", file: int, holes: bool) -> str:
     return digest.hexdigest()
 
 
-def cores_of(kept_in: store.Store) -> "list[dict[str, object]]":
-    """Return what is known of each core, the oldest first. Raises Problem where that is damaged."""
+def refuse(damaged: "list[str]") -> None:
+    """Raise Problem if the JSON files of some cores are damaged, when the others have had what they should."""
+    if damaged:
+        raise Problem(f"{', '.join(damaged)}: damaged: delete it with its core")
+
+
+def cores_of(kept_in: store.Store, damaged: "list[str]") -> "list[dict[str, object]]":
+    """Return what is known of each core, the oldest first; add the JSON files that nobody can read to ``damaged``."""
     cores = []
     with kept_in.lock:
         entries = kept_in.entries()
@@ -210,7 +225,8 @@ def cores_of(kept_in: store.Store) -> "list[dict[str, object]]":
         except FileNotFoundError:
             continue  # Deleted meanwhile.
         except ValueError:
-            raise Problem(f"{directory}/{entry.key}{store.JSON}: damaged: delete it with its core") from None
+            damaged.append(f"{directory}/{entry.key}{store.JSON}")  # It must not cost the other cores anything.
+            continue
         # The path is for playbooks/collect.yml, which fetches the file as it lies here.
         lies_at = os.path.join(directory, str(known["file"]))
         cores.append({**known, "bytes": entry.bytes, "id": entry.key.rpartition(".")[2], "path": lies_at})
@@ -219,8 +235,10 @@ def cores_of(kept_in: store.Store) -> "list[dict[str, object]]":
 
 def find(kept_in: store.Store, name: str) -> "dict[str, object]":
     """Return what is known of the core whose id or key is ``name``. Raises Problem."""
-    found = [core for core in cores_of(kept_in) if name in (core["id"], core["key"])]
+    damaged: list[str] = []
+    found = [core for core in cores_of(kept_in, damaged) if name in (core["id"], core["key"])]
     if not found:
+        refuse([path for path in damaged if f"{name}{store.JSON}" in path])
         raise Problem(f"{name}: there is no such core: see docker_core_helper cores list")
     if len(found) > 1:
         raise Problem(f"{name}: there are several such cores: give the whole key")

@@ -158,7 +158,8 @@ class Custody:
     def finish_later(self, source: "KernelPipe", crash: "Crash") -> None:
         """Have another process finish what is kept, when the faulting process is gone: nobody waits for that. Raises OSError.
 
-        It does not wait for long: a process that another one traces may stay for ever.
+        It does not wait for long: a process that another one traces may stay for ever. Only one process waits, and looks at the
+        cores of all after that.
         """
         if posix.fork():
             return
@@ -166,12 +167,16 @@ class Custody:
             posix.setsid()
             posix.nice(IDLE)
             source.close()
+            # All that will be written of it is there. Whoever waits already looks at it after that.
+            fcntl.flock(self.file, fcntl.LOCK_UN)
+            turn = self.store.turn(store.WAITING)
+            if turn is None:
+                return
             if crash.handle is not None:
                 poll = select.poll()
                 poll.register(crash.handle, select.POLLIN)
                 poll.poll(PATIENCE * 1000)
-            # All that will be written of it is there.
-            fcntl.flock(self.file, fcntl.LOCK_UN)
+            posix.close(turn)
             from core_helper import finishing
 
             finishing.finish_all(self.store, self.configuration)

@@ -16,7 +16,7 @@ import sys
 import time
 from subprocess import DEVNULL, Popen, SubprocessError, TimeoutExpired
 
-from core_helper import linux, privileges, start, store
+from core_helper import linux, privileges, procfs, start, store
 from core_helper.configuration import ALWAYS, CONFIGURATION, NotOfRoot, open_of_root
 from core_helper.cores import Problem
 from core_helper.relay import EXIT_KEEP
@@ -314,7 +314,7 @@ class Started:
                 code = self.program.wait(LOOK)
                 break
             now = time.monotonic()
-            found = os.lseek(self.file, 0, os.SEEK_CUR)
+            found = self.position()
             if found != position:
                 position, moved = found, now
             if now > moved + timeout:
@@ -329,6 +329,18 @@ class Started:
         if code:
             return Problem(f"it ended with exit code {code}" if code > 0 else f"it was killed by signal {-code}")
         return None if self.has_read_all() else Problem("it ended with exit code 0, and had not read all")
+
+    def position(self) -> int:
+        """Return how far the program has read: of the core, where zstd can tell that; else of the file.
+
+        A few bytes of that file may be gigabytes of the core.
+        """
+        if self.zstd is not None:
+            with contextlib.suppress(OSError, ValueError):
+                for line in procfs.read_path(f"/proc/{self.zstd.pid}/io").splitlines():
+                    if line.startswith(b"wchar:"):
+                        return int(line.split()[1])
+        return os.lseek(self.file, 0, os.SEEK_CUR)
 
     def has_read_all(self) -> bool:
         """Tell whether the program has read the whole core. It has ended."""

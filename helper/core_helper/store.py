@@ -3,6 +3,7 @@
     DIRECTORY/GROUP/KEY.core             the core; KEY.core.zst if it is compressed
     DIRECTORY/GROUP/KEY.json             what is known of it: a core without this file is not listed
     DIRECTORY/GROUP/KEY.json.pending     the same of a core that is being delivered, in case its helper is killed
+    DIRECTORY/.waiting                   locked by the process that waits until it may compress cores
     DIRECTORY/.finishing                 locked by the process that compresses cores
     DIRECTORY/.sending                   locked by the process that sends cores
     DIRECTORY/GROUP/.KEY.EXPECTED.part   a core that is being written, and how many bytes it may take
@@ -30,7 +31,7 @@ PATIENCE, PAUSE = 10.0, 0.005  # Seconds.
 EAGAIN = 11
 LONGEST_JSON = 1 << 24  # Bytes: the build ids of all the files that a process may have mapped.
 MODE, MODE_WHEN_FINISHED, MODE_OF_DIRECTORY = 0o600, 0o400, 0o700
-FINISHING, SENDING = ".finishing", ".sending"  # Files whose locks say who does that.
+WAITING, FINISHING, SENDING = ".waiting", ".finishing", ".sending"  # Files whose locks say who does that.
 
 
 class Unusable(Exception):
@@ -220,9 +221,15 @@ def announce(group: int, key: str, facts: "dict[str, object]") -> None:
 
     file = create_file(group, key + PENDING)
     try:
-        posix.write(file, json.dumps({**facts, "boot": _boot()}).encode())
+        _write_all(file, json.dumps({**facts, "boot": _boot()}).encode())
     finally:
         posix.close(file)
+
+
+def _write_all(file: int, content: bytes) -> None:
+    """Write all of it, or raise OSError: on a full disk, a single write(2) may take a part."""
+    while content:
+        content = content[posix.write(file, content) :]
 
 
 def _boot() -> str:
@@ -277,7 +284,7 @@ def describe(group: int, key: str, facts: "dict[str, object]") -> None:
         pass
     file = create_file(group, name)
     try:
-        posix.write(file, json.dumps(facts, indent=1, sort_keys=True).encode() + b"\n")
+        _write_all(file, json.dumps(facts, indent=1, sort_keys=True).encode() + b"\n")
         posix.fsync(file)
         posix.rename(name, key + JSON, src_dir_fd=group, dst_dir_fd=group)
         try:

@@ -23,8 +23,11 @@
  *   limits         changes resource limits, umask, nice and oom_score_adj
  *   memory=MIB     fills that much memory
  *   mapped=MIB     maps a file of that size, whose pages it never reads, and has them dumped
+ *   build-ids=COUNT  maps that many programs, each with a build id, below directories of very long names
  *   inflate=MIB    has that much in memory, which is the same MiB again and again and is not dumped
  *   traced=COUNT   that many children go on, whose end the parent stops: they have crashed, and stay
+ *   thread-traced=COUNT  the same, a moment after each other, but the parent traces only a second thread of each, and stops its end
+ *   compressible=MIB  fills that much memory with the same byte
  *   reserve=TIB    reserves that much memory and never uses it
  *   untouched=MIB  the same in mebibytes
  *   modest         processor 0 alone, and scheduled when nobody else wants to be
@@ -90,6 +93,7 @@
 #include "syscalls.h"
 
 #include <dirent.h>
+#include <elf.h>
 #include <sys/user.h>
 #include <grp.h>
 #include <linux/aio_abi.h>
@@ -771,6 +775,40 @@ static void map_file(size_t size)
 	write_file("/proc/self/coredump_filter", "0x37");
 }
 
+/* What a core says of them, the host notes beside it; as JSON, each byte of these names takes six. */
+static void map_programs_of_long_names(int count)
+{
+	static const struct {
+		Elf64_Ehdr header;
+		Elf64_Phdr segment;
+		Elf64_Nhdr note;
+		char name[4], id[20];
+	} program = {
+		{.e_ident = ELFMAG "\2\1\1", .e_type = ET_DYN, .e_phoff = sizeof(Elf64_Ehdr), .e_phentsize = sizeof(Elf64_Phdr),
+		 .e_phnum = 1},
+		{.p_type = PT_NOTE, .p_offset = sizeof(Elf64_Ehdr) + sizeof(Elf64_Phdr), .p_filesz = 12 + 4 + 20},
+		{4, 20, NT_GNU_BUILD_ID}, "GNU", "12345678901234567890"};
+	char name[256];
+	memset(name, 1, 255);
+	name[255] = 0;
+	for (int depth = 0; depth < 15; depth++) {
+		must(mkdir(name, 0755), "mkdir");
+		must(chdir(name), "chdir");
+	}
+	for (int number = 0; number < count; number++) {
+		snprintf(name, sizeof name, "%d", number);
+		int opened = open(name, O_CREAT | O_RDWR, 0755);
+		if (write(opened, &program, sizeof program) != sizeof program)
+			fail(name);
+		volatile char *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE, opened, 0);
+		if (page == MAP_FAILED)
+			fail(name);
+		page[sizeof program] = 1;
+		close(opened);
+	}
+	must(chdir("/"), "chdir");
+}
+
 /* It costs one MiB of the container's memory, and counts in full for what the process has in memory. */
 static void inflate(size_t mebibytes)
 {
@@ -783,6 +821,46 @@ static void inflate(size_t mebibytes)
 			fail("mmap");
 		must(madvise(memory, 1 << 20, MADV_DONTDUMP), "madvise");
 	}
+}
+
+static __attribute__((noreturn)) void *tell_and_wait(void *pipe)
+{
+	pid_t own = syscall(SYS_gettid);
+	if (write(*(int *)pipe, &own, sizeof own) != sizeof own)
+		fail("write");
+	for (;;)
+		pause();
+}
+
+/* The thread that crashes goes, and the process stays. */
+static void trace_second_threads(int count)
+{
+	for (int i = 0; i < count; i++) {
+		int told[2], go[2];
+		pid_t second;
+		char byte = 0;
+		must(pipe(told) | pipe(go), "pipe");
+		pid_t child = fork();
+		must(child, "fork");
+		if (child == 0) {
+			pthread_t thread;
+			if (pthread_create(&thread, NULL, tell_and_wait, &told[1]) || read(go[0], &byte, 1) != 1)
+				fail("thread");
+			return;
+		}
+		if (read(told[0], &second, sizeof second) != sizeof second)
+			fail("read");
+		must(ptrace(PTRACE_SEIZE, second, NULL, PTRACE_O_TRACEEXIT), "seize");
+		if (write(go[1], &byte, 1) != 1)
+			fail("write");
+		for (int end = 0; end < 2; end++) {
+			close(told[end]);
+			close(go[end]);
+		}
+		usleep(50000);
+	}
+	for (;;)
+		pause();
 }
 
 /* Each child is traced from before it crashes, and told to stop before it ends. */
@@ -1632,6 +1710,13 @@ static void act(char **actions)
 			fill_memory(strtoul(value, NULL, 10) << 20);
 		else if (IS("mapped"))
 			map_file(strtoul(value, NULL, 10) << 20);
+		else if (IS("thread-traced"))
+			trace_second_threads(atoi(value));
+		else if (IS("compressible")) {
+			size_t size = strtoul(value, NULL, 10) << 20;
+			memset(malloc(size), 7, size);
+		} else if (IS("build-ids"))
+			map_programs_of_long_names(atoi(value));
 		else if (IS("inflate"))
 			inflate(strtoul(value, NULL, 10));
 		else if (IS("traced"))

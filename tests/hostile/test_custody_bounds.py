@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from hostile.keeping import Keep, bytes_in, content_of, is_finished, kept_in
-from hostile.observe import helpers, running, wait_until
+from hostile.observe import LIMIT, helpers, running, wait_until
 from support import lab
 from support.containers import Container, MakeCrash, wait_for_log
 from support.hosts import HELPER
@@ -172,3 +172,59 @@ def test_attack_22_many_small_cores_and_a_crash_loop_cost_nobody_else_a_core(att
         lab.output("docker", "kill", storm.name)
     wait_until(lambda: not running(), "the helpers do not end", 120)
     assert ": delivered " in lines
+
+
+def test_attack_22_the_names_of_files_of_one_container_do_not_hide_the_cores_of_others(
+    attack: MakeCrash, keep: Keep
+) -> None:
+    # Each byte of these names takes six in what is noted of the core: more than anybody reads.
+    store = keep("undelivered")
+    other = attack("delegate=none", "memory=1")
+    other.log("kept on this host")
+    attack("delegate=none", "build-ids=850").log("kept on this host")
+    wait_until(lambda: len(list(store.glob("*/*.zst"))) == 2 and not running(), "not finished", 60)
+    assert max(file.stat().st_size for file in store.glob("*/*.json")) < MIB
+    assert len(listed(other)) == 1
+
+
+def test_attack_22_threads_that_stay_leave_no_process_of_ours_for_each_crash(attack: MakeCrash, keep: Keep) -> None:
+    # The thread that crashed is gone, so that the process holds no slot; but it is still there.
+    keep("undelivered")
+    actions = ("delegate=none", "wait=/out/go", "fork=8", "thread-traced=60", "tiny")
+    container = attack(*actions, options=("--detach",))
+    (container.records / "go").touch()
+    most = 0
+    limit = time.monotonic() + 15
+    while time.monotonic() < limit:
+        most = max(most, sum(map(is_left, running())))
+        time.sleep(0.2)
+    lab.output("docker", "kill", container.name)
+    wait_until(lambda: not running(), "a process of ours stays", 60)
+    assert most <= LIMIT // 2, f"{most} processes of ours without a slot"
+
+
+def is_left(process: Path) -> bool:
+    """Whether a process of ours has a session of its own, which the kernel gives to no helper."""
+    with suppress(OSError):
+        fields = (process / "stat").read_text().rpartition(")")[2].split()
+        return (
+            fields[3] == process.name and (process / "ns/pid").stat().st_ino == Path("/proc/self/ns/pid").stat().st_ino
+        )
+    return False
+
+
+def test_attack_22_a_sender_that_reads_on_in_a_compressed_core_of_holes_is_not_taken_for_one_that_hangs(
+    attack: MakeCrash, keep: Keep, sender: Path
+) -> None:
+    # 128 KiB of the compressed core are 4 GiB of the core.
+    slow = sender.with_name("slow")
+    slow.write_text("#!/bin/sh\nwhile [ $(head -c 20000000 | wc -c) -gt 0 ]; do sleep 0.1; done; exit 1\n")
+    slow.chmod(0o755)
+    store = keep("undelivered", sender=str(slow))
+    attack("delegate=none", "untouched=5000", "compressible=1").log("kept on this host")
+    other = attack("delegate=none", "memory=1")
+    other.log("kept on this host")
+    wait_until(lambda: len(list(store.glob("*/*.zst"))) == 2 and not running(), "not compressed", 120)
+    sending = subprocess.run([HELPER, "cores", "send"], check=False, capture_output=True, text=True)
+    assert f"{other.name}." in sending.stderr, sending.stderr
+    assert "read nothing" not in sending.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import struct
 from pathlib import Path
@@ -107,6 +108,19 @@ def test_a_path_that_is_no_text_becomes_text(tmp_path: Path) -> None:
     notes = note("<", b"CORE", build_ids.NT_FILE, mapped(64, "<", [(0x1000, 0, b"/\xff")]))
     core = core_of(tmp_path, elf(64, "<", [(4, 0, notes), (1, 0x1000, library(64, "<", b"\1"))]))
     assert build_ids.of_core(core) == {"/\\xff": "01"}
+
+
+def test_long_names_leave_room_for_whoever_reads_the_list(tmp_path: Path) -> None:
+    # As JSON, each byte takes six.
+    paths = [b"/%d/" % number + b"\1" * 4000 for number in range(100)]
+    addresses = [0x1000 * (number + 1) for number in range(100)]
+    notes = note(
+        "<", b"CORE", build_ids.NT_FILE, mapped(64, "<", [(at, 0, path) for at, path in zip(addresses, paths)])
+    )
+    segments = [(1, at, library(64, "<", b"\1")) for at in addresses]
+    found = build_ids.of_core(core_of(tmp_path, elf(64, "<", [(4, 0, notes), *segments])))
+    assert 1 < len(found) < 100
+    assert len(json.dumps(found)) <= build_ids.LONGEST_LIST
 
 
 @pytest.mark.parametrize(

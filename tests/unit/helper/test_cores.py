@@ -150,7 +150,7 @@ def test_what_is_not_there_is_named_and_nothing_is_deleted(directory: Path, caps
     put(directory, "node.aaaa")
     assert run(directory, "remove", "aaaa", "cccc") == 1
     assert "cccc: there is no such core" in capsys.readouterr().err
-    assert len(cores.cores_of(store.Store(str(directory)))) == 1
+    assert len(cores.cores_of(store.Store(str(directory)), [])) == 1
 
 
 def test_an_id_that_two_cores_have_is_not_enough(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,7 +159,7 @@ def test_an_id_that_two_cores_have_is_not_enough(directory: Path, capsys: pytest
     assert run(directory, "remove", "aaaa") == 1
     assert "give the whole key" in capsys.readouterr().err
     assert run(directory, "remove", "one.aaaa") == 0
-    assert [core["key"] for core in cores.cores_of(store.Store(str(directory)))] == ["two.aaaa"]
+    assert [core["key"] for core in cores.cores_of(store.Store(str(directory)), [])] == ["two.aaaa"]
 
 
 def test_a_damaged_description_is_named(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,6 +167,18 @@ def test_a_damaged_description_is_named(directory: Path, capsys: pytest.CaptureF
     file.with_name("node.aaaa.json").write_text("{")
     assert run(directory, "list") == 1
     assert f"{file.with_name('node.aaaa.json')}: damaged" in capsys.readouterr().err
+
+
+def test_a_damaged_description_hides_no_other_core(
+    directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(directory, "node.aaaa").with_name("node.aaaa.json").write_text("{")
+    put(directory, "node.bbbb")
+    assert run(directory, "list") == 1
+    assert "bbbb" in capsys.readouterr().out
+    assert run(directory, "get", "bbbb", tmp_path / "file") == 0
+    assert run(directory, "get", "node.aaaa", tmp_path / "other") == 1
+    assert "damaged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [(), ("fetch",), ("get", "aaaa"), ("remove",)])

@@ -383,3 +383,23 @@ def test_the_lock_of_what_a_link_leads_to_says_nothing(kept: Store, tmp_path: Pa
     with open(tmp_path / "elsewhere") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert not kept.is_held(kept.entries()[0])
+
+
+def test_a_description_that_the_disk_takes_in_part_replaces_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = os.open(tmp_path, os.O_RDONLY)
+    store.describe(group, "key", {"size": 1})
+    before = (tmp_path / "key.json").read_text()
+    real = posix.write
+    left = [10]
+
+    def write(file: int, content: bytes) -> int:
+        if not left:
+            raise OSError(28, "No space left on device")
+        return real(file, content[: left.pop()])
+
+    monkeypatch.setattr(posix, "write", write)
+    with pytest.raises(OSError, match="No space left"):
+        store.describe(group, "key", {"size": 2})
+    assert (tmp_path / "key.json").read_text() == before

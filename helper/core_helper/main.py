@@ -103,8 +103,10 @@ def receive(words: "list[str]", source: KernelPipe, log: Log, began: float) -> i
 
 
 def is_gone(crash: Crash) -> bool:
-    """Tell whether there is no process of that number any more."""
+    """Tell whether the process is gone: another one that has its number now must not pay for the crash."""
     try:
+        if crash.pidfd is not None:
+            return not procfs.is_process_of(crash.pidfd, crash.pid)
         posix.stat(f"/proc/{crash.pid}")
     except FileNotFoundError:
         return True

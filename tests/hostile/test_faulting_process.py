@@ -39,7 +39,7 @@ def take_pid(pid: int, *actions: str, environment: dict[str, str]) -> subprocess
         ("-d%d", "wait=/nowhere", "is not dumping core"),
         ("-d%d", "tiny", "is younger than its own crash"),
         # Such a helper is younger than the successor, as one is whose start took as long as a tick of the kernel's clock.
-        ("-F%F -d%d", "tiny", "the pidfd of the kernel is not of process"),
+        ("-F%F -d%d", "tiny", "is gone: it was killed or frozen, or its pid was reused"),
     ],
 )
 def test_attack_07_the_pid_is_reused_before_the_helper_looks(

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from core_helper import quota
 from hostile.groups import move
 from hostile.observe import LIMIT, is_dumping, kill_dumper, lines_of, pid_of, processes_of, wait_until
 from hostile.options import ADMINISTRATOR, ENDLESS
@@ -135,6 +136,23 @@ def test_attack_15_another_container_has_the_pid_of_a_process_that_was_killed(
         line = refusal(f"pid={dumper} ")
     assert "is not dumping core" in line
     assert other.identifier[:12] not in line
+
+
+def test_attack_22_a_process_that_was_killed_costs_whoever_has_its_pid_nothing(
+    attack: MakeCrash, hold: Callable[..., Path], refusal: Callable[[str], str]
+) -> None:
+    # A machine without a free processor starts the helper late.
+    other = attack("wait=/out/go", options=("--detach",))
+    directory = hold("-F%F -I%I -d%d")
+    container = attack("keep=60", "tiny", options=("--detach",))
+    wait_until((directory / "held.1").exists, "no helper")
+    dumper = max(pid for pid, words in processes_of(container) if words.startswith("crasher"))
+    kill_dumper(container)
+    with taken_by(other, dumper):
+        (directory / "go.1").touch()
+        line = refusal(f"pid={dumper} ")
+    assert other.identifier not in Path(quota.FILE).read_bytes().decode("latin-1"), "it has paid for the line"
+    assert f"process {dumper} is gone" in line
 
 
 @pytest.mark.skipif(not door.BY_SOCKET, reason="only there does a crash wait for a slot")

@@ -10,8 +10,19 @@ BREAKS: Breaks = {
         "attack_07",
     ),
     "07 the pidfd of the kernel is not compared": (
-        [("verification.py", 'if procfs.parse_status(fdinfo).get("Pid") != str(crash.pid):', "if False:")],
+        [
+            ("main.py", "            return not procfs.is_process_of(crash.pidfd, crash.pid)\n", "            pass\n"),
+            ("verification.py", 'if procfs.parse_status(fdinfo).get("Pid") != str(crash.pid):', "if False:"),
+        ],
         "attack_07_the_pid",
+    ),
+    "07 the number alone tells whether the process is gone": (
+        [("main.py", "            return not procfs.is_process_of(crash.pidfd, crash.pid)\n", "            pass\n")],
+        "attack_22_a_process_that_was_killed_costs",
+    ),
+    "15 the log names whoever has the number": (
+        [("main.py", '    return found if known else (b"", "-")', "    return found")],
+        "attack_15_another_container_has_the_pid",
     ),
     "07 the process is not verified again": (
         [("verification.py", "    if not procfs.still_dumping(", "    if False and not procfs.still_dumping(")],

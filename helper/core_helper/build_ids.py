@@ -19,7 +19,7 @@ NT_FILE, NT_GNU_BUILD_ID = 0x46494C45, 3
 LONGEST_NOTES = 8 << 20  # Bytes; 65,536 mappings with short paths take less.
 LONGEST_ID = 64
 MOST_FILES = 4096
-LONGEST_LIST = 1 << 18  # Bytes of JSON, in which a byte of a path may take six: whoever lists cores reads that of each.
+LONGEST_LIST = 1 << 16  # Bytes of JSON, in which a byte of a path may take six: whoever lists cores reads those of all.
 FIRST_PAGE = 4096
 # What Python says of numbers that lead nowhere.
 MALFORMED = (ValueError, IndexError, OverflowError, _struct.error)  # type: ignore[attr-defined]

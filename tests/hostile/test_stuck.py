@@ -192,8 +192,11 @@ def started_for_crashes() -> list[Path]:
     found = []
     for directory in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            parent = int((directory / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent in parents and os.readlink(directory / "exe") and door.name_of(directory) != door.IDLE:
+            if (
+                door.parent_of(int(directory.name)) in parents
+                and os.readlink(directory / "exe")
+                and door.name_of(directory) != door.IDLE
+            ):
                 found.append(directory)
     return found
 

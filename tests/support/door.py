@@ -105,9 +105,18 @@ def end(name: str) -> None:
     wait_until(lambda: not named(name), f"{name} does not end", 60)
 
 
-def servers() -> list[int]:
-    """The pid of the server."""
-    return named(SERVER)
+def servers(name: str = SERVER) -> list[int]:
+    """The pid of the server. A worker has the ``name`` of the server, too, before it has one of its own."""
+    found = named(name)
+    return [pid for pid in found if parent_of(pid) not in found]
+
+
+def parent_of(pid: int) -> int:
+    """The parent of a process, 0 where the process has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
 
 
 def named(name: str) -> list[int]:

@@ -407,3 +407,41 @@ def test_paths_of_a_core_lead_nowhere_else(shop: Shop, desk: Desk, tmp_path: Pat
     assert any("/../" in one for one in elfcore.of_file(changed).files)
     assert desk.run("info", changed).status == Exit.MISSING_PROGRAM
     assert sorted(one.name for one in desk.directory.iterdir()) == [".cache", "evil.core"]
+
+
+@pytest.mark.parametrize("program", ["gdb", "lldb"])
+def test_paths_of_a_core_are_no_commands_and_steer_no_terminal(
+    shop: Shop, desk: Desk, tmp_path: Path, program: str
+) -> None:
+    path = str(shop.program.relative_to(shop.root))
+    # lldb takes each line of -o for a command.
+    evil = "\x1b[2J\nplatform shell id\n/".ljust(len(path), "x")
+    changed = desk.directory / "evil.core"
+    changed.write_bytes(shop.core.read_bytes().replace(f"/{path}\0".encode(), f"/{evil}\0".encode()))
+    sysroot, tools = tmp_path / "sysroot", tmp_path / "tools"
+    (sysroot / evil).parent.mkdir(parents=True)
+    shutil.copy(shop.program, sysroot / evil)
+    tools.mkdir()
+    (tools / program).symlink_to("/bin/true")
+    desk.variables["PATH"] = f"{tools}:{os.environ['PATH']}"
+    words = ["debug", changed, "--sysroot", sysroot, *(["--lldb"] if program == "lldb" else [])]
+    command = desk.good(*words, "--json").json["command"]
+    assert any("platform shell id" in word for word in command)
+    assert not any(character < " " for word in command for character in word)
+    printed = desk.good(*words, "--print")
+    assert len(printed.out.splitlines()) == 1
+    assert "\x1b" not in printed.out + printed.err
+
+
+def test_the_name_of_a_core_is_no_command_of_lldb(shop: Shop, desk: Desk, tmp_path: Path) -> None:
+    store, tools = tmp_path / "store", tmp_path / "tools"
+    store.mkdir()
+    tools.mkdir()
+    (tools / "lldb").symlink_to("/bin/true")
+    desk.variables["PATH"] = f"{tools}:{os.environ['PATH']}"
+    shutil.copy(shop.core, store / "\x1b[2J\nplatform shell id\n.core")
+    done = desk.run("debug", "last", "--from", store, "--lldb", "--print")
+    assert (done.status, done.out, len(done.err.splitlines())) == (Exit.USAGE, "", 1)
+    assert "lldb takes no such name" in done.err
+    assert "\x1b" not in done.err
+    assert "\x1b" not in desk.good("debug", "last", "--from", store, "--print").out

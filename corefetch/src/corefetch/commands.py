@@ -317,7 +317,7 @@ def debug(words: Words, settings: Settings) -> int:
             ui.print_json({"command": command, "problems": found.problems, "hints": found.hints})
             return Exit.DONE
         if words.print:
-            print(shlex.join(command))
+            print(plain(shlex.join(command)))
             return Exit.DONE
         for problem in found.problems:
             ui.say(problem)

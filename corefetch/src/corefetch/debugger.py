@@ -118,7 +118,11 @@ def _directories(found: Gathered) -> list[Path]:
 
 
 def _quoted(path: Path) -> str:
-    """Return a path as lldb reads it."""
+    """Return a path as lldb reads it. Raises Failure: a command ends with its line, and another one would follow."""
+    if plain(str(path)) != str(path):
+        raise Failure(
+            f"{path}: lldb takes no such name", "corefetch get brings the core under another name", Exit.USAGE
+        )
     return '"' + str(path).replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 

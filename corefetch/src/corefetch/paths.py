@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from corefetch.text import plain
+
 MOST_LINKS = 40
 
 
 def safe(path: str) -> str:
-    """Return a path of the container, relative to its root and without a way out of it."""
-    return "/".join(part for part in path.split("/") if part not in ("", ".", "..")) or "unnamed"
+    """Return a path of the container, relative to its root and without a way out of it.
+
+    It becomes a word of a debugger's command, which ends with its line, and is shown.
+    """
+    return plain("/".join(part for part in path.split("/") if part not in ("", ".", ".."))) or "unnamed"
 
 
 def resolve(root: Path, path: str) -> Path | None:

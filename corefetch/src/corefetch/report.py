@@ -224,7 +224,7 @@ def show(report: Report, console: Console) -> None:
             console.print()
             console.print(Text(title, style="bold"))
             for line in lines:
-                console.print(Text(f"- {line}"), soft_wrap=True)
+                console.print(Text(plain(f"- {line}")), soft_wrap=True)
 
 
 def folded(traces: list[Trace]) -> list[tuple[list[int | None], Trace]]:

@@ -40,7 +40,7 @@ def errors() -> Console:
 
 def say(text: str) -> None:
     """Say a line beside the result."""
-    errors().print(Text(f"corefetch: {text}"))
+    errors().print(Text(plain(f"corefetch: {text}")))
 
 
 def print_json(value: Any) -> None:

@@ -731,11 +731,16 @@ send() {
     persist put "$object" "$file"
 }
 
-# waits NAME: whether that file of the spool is a core of this user. Those of others may be links to anything, or forged.
+# owned NAME: whether that file of the spool is one of this user. Those of others may be links to anything, or forged.
+owned() {
+    [ -f "$spool/$1" ] && [ ! -L "$spool/$1" ] && [ -O "$spool/$1" ]
+}
+
+# waits NAME: whether that file of the spool is a core of this user.
 waits() {
     case $1 in
     .* | *[!A-Za-z0-9._-]*) return 1 ;;
-    *.core | *.core.*) [ -f "$spool/$1" ] && [ ! -L "$spool/$1" ] && [ -O "$spool/$1" ] ;;
+    *.core | *.core.*) owned "$1" ;;
     *) return 1 ;;
     esac
 }
@@ -746,7 +751,7 @@ flush() {
     for waiting in $(ls -rt "$spool"); do
         waits "$waiting" || continue
         facts=${waiting%.core*}.json
-        if ! send "$spool/$waiting" "$base$waiting" || { [ -f "$spool/$facts" ] && ! send "$spool/$facts" "$base$facts"; }; then
+        if ! send "$spool/$waiting" "$base$waiting" || { owned "$facts" && ! send "$spool/$facts" "$base$facts"; }; then
             fail "$code" "$base$waiting" "$blame" "$remedy; it waits in $spool/$waiting"
         fi
         rm -f "$spool/$waiting" "$spool/$facts"

@@ -116,6 +116,26 @@ def test_what_others_put_into_the_spool_is_neither_sent_nor_deleted(
     assert sorted(path.name for path in public_cores.iterdir()) == ["forged.core", "forged.json", "link.core"]
 
 
+@pytest.mark.parametrize("kind", ["forged", "link"])
+def test_facts_that_another_user_puts_beside_a_core_of_the_spool_are_not_sent(
+    public_image: Image, public_cores: Path, public: Path, users: list[int], kind: str
+) -> None:
+    store, secret, facts = public / "store", public / "secret", public_cores / "own.json"
+    store.mkdir()
+    store.chmod(0o777)
+    public_image.program("rclone", TAKES)
+    secret.write_text("of the user who crashed")
+    secret.chmod(0o600)
+    os.chown(secret, users[1], users[1])
+    # The name of a core can be seen as soon as it is written.
+    facts.write_text("{}") if kind == "forged" else facts.symlink_to(secret)
+    os.chown(facts, users[0], users[0], follow_symlinks=False)
+    environment = {"CORE_SPOOL": str(public_cores), "STORE": str(store)}
+    result = public_image.run("s3://bucket", environment=environment, CORE_KEY="own", user=users[1])
+    assert (result.returncode, [path.name for path in store.iterdir() if path.name != "order"]) == (0, ["own.core"])
+    assert os.listdir(public_cores) == ["own.json"]
+
+
 @pytest.mark.parametrize("known", [{"CORE_SIZE": "1000"}, {"CORE_SPOOL": "/proc/nowhere"}])
 def test_a_spool_that_is_not_needed_or_not_there_is_not_used(
     image: Image, store: Path, spool: Path, known: dict[str, str]

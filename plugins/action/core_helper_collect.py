@@ -353,7 +353,9 @@ class ActionModule(ActionBase):
             cores = [Core(dict(known)) for known in answer["cores"]]
         except (AttributeError, KeyError, OverflowError, OSError, TypeError, ValueError) as error:
             return failure(f"its answer makes no sense: {type(error).__name__}: {error}")
-        problems = self.collect(cores) if self._task.args.get("directory") else []
+        # One core of which nobody can read what is known costs the others nothing.
+        problems = [str(answer["problem"])] if answer.get("problem") else []
+        problems += self.collect(cores) if self._task.args.get("directory") else []
         rows = [core.row for core in cores]
         changed = any(row["collected"] in ("now", "would be") or "removed" in row for row in rows)
         failed = failure("; ".join(problems)) if problems else {}

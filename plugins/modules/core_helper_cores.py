@@ -70,6 +70,11 @@ cores:
   type: list
   elements: dict
   sample: [{key: shop-1.box.shop.shop.17.20261129T183440Z.919eb8c9e6bc, size: 26214400}]
+problem:
+  description: Why that is not all, such as a core of which nobody can read what is known; empty if it is all.
+  returned: if O(step=list)
+  type: str
+  sample: ""
 data:
   description: The part, compressed by zlib, as Base64.
   returned: if O(step=read)
@@ -111,8 +116,8 @@ class CoresError(Exception):
     """What cannot be done. The text names the object and the remedy."""
 
 
-def helper(bin_dir: str, *words: str) -> bytes:
-    """Run a command of the helper, and return what it prints. Raises CoresError where it fails."""
+def helper(bin_dir: str, *words: str) -> tuple[bytes, str]:
+    """Run a command of the helper, and return what it prints, and why it has failed, "" if it has not. Raises CoresError."""
     program = os.path.join(bin_dir, HELPER)
     try:
         result = subprocess.run(
@@ -123,23 +128,26 @@ def helper(bin_dir: str, *words: str) -> bytes:
         )
     except OSError as error:
         raise CoresError(f"{program} does not run: {error.strerror}") from None
-    if result.returncode:
-        said = result.stderr.decode("utf-8", "backslashreplace").strip()[-LONGEST_MESSAGE:]
-        raise CoresError(
-            f"{program} cores {words[0]} ended with exit code {result.returncode}: {said or 'it said nothing'}"
-        )
-    return result.stdout
+    if not result.returncode:
+        return result.stdout, ""
+    said = result.stderr.decode("utf-8", "backslashreplace").strip()[-LONGEST_MESSAGE:]
+    return (
+        result.stdout,
+        f"{program} cores {words[0]} ended with exit code {result.returncode}: {said or 'it said nothing'}",
+    )
 
 
 def list_cores(bin_dir: str) -> dict[str, Any]:
-    """Return what the helper knows of each core. Raises CoresError where it does not say that."""
+    """Return what the helper knows of each core, and why that is not all. Raises CoresError where it does not say that."""
     if not os.path.exists(os.path.join(bin_dir, HELPER)):
         return {"installed": False, "cores": []}
+    said, problem = helper(bin_dir, "list", "--json")
     try:
-        cores = json.loads(helper(bin_dir, "list", "--json"))
+        cores = json.loads(said)
     except ValueError:
-        raise CoresError(f"{bin_dir}/{HELPER} cores list --json says no JSON: install the helper again") from None
-    return {"installed": True, "cores": cores}
+        nothing = f"{bin_dir}/{HELPER} cores list --json says no JSON: install the helper again"
+        raise CoresError(problem or nothing) from None
+    return {"installed": True, "cores": cores, "problem": problem}
 
 
 def opened(path: str) -> int:
@@ -203,7 +211,9 @@ def main() -> None:
         elif step == "checksum":
             result = checksum_of(path)
         elif parameters["keys"] and not module.check_mode:
-            helper(parameters["bin_dir"], "remove", *parameters["keys"])
+            _said, problem = helper(parameters["bin_dir"], "remove", *parameters["keys"])
+            if problem:
+                raise CoresError(problem)
     except CoresError as error:
         module.fail_json(msg=str(error))
     except OSError as error:

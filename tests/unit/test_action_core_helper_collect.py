@@ -330,6 +330,16 @@ def test_two_runs_do_not_write_one_file(controller: Controller, host: Host) -> N
         assert controller.names() == [".core.part"]
 
 
+def test_a_core_that_the_host_cannot_describe_costs_no_other_core(controller: Controller, host: Host) -> None:
+    host.put()
+    real = host.answer
+    host.answer = lambda **words: {**real(**words), "problem": "b.json: damaged"}  # type: ignore[method-assign]
+    result = controller.collect()
+    assert (result["failed"], result["problems"]) == (True, ["b.json: damaged"])
+    assert [row["collected"] for row in result["cores"]] == ["now"]
+    assert controller.core.exists()
+
+
 HOSTILE = ("../../x", "a/b", "", ".", "..", ".hidden", "-rf", "a\nb", "a b", "\x1b[2J", "é", "x" * 300)
 
 

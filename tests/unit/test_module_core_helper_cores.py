@@ -69,7 +69,13 @@ def test_what_is_no_file_is_not_read(module: Any, tmp_path: Path) -> None:
 
 def test_the_list_is_that_of_the_helper(module: Any, tmp_path: Path) -> None:
     bin_dir = helper(tmp_path, """[ "$*" = "cores list --json" ] && echo '[{"key": "a"}]'""")
-    assert module.list_cores(bin_dir) == {"installed": True, "cores": [{"key": "a"}]}
+    assert module.list_cores(bin_dir) == {"installed": True, "cores": [{"key": "a"}], "problem": ""}
+
+
+def test_a_list_that_is_not_all_has_the_others_and_the_reason(module: Any, tmp_path: Path) -> None:
+    found = module.list_cores(helper(tmp_path, """echo '[{"key": "a"}]'; echo b.json: damaged >&2; exit 1"""))
+    assert found["cores"] == [{"key": "a"}]
+    assert found["problem"].endswith("docker_core_helper cores list ended with exit code 1: b.json: damaged")
 
 
 def test_a_host_without_helper_says_so(module: Any, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Iterator
 
+MAGIC = b"\x7fELF"
 PT_LOAD, PT_NOTE = 1, 4
 NT_FILE, NT_GNU_BUILD_ID = 0x46494C45, 3
 LONGEST_NOTES = 8 << 20  # Bytes; 65,536 mappings with short paths take less.
@@ -31,7 +32,7 @@ class Format:
     def __init__(self, ident: bytes) -> None:
         """Take the first 16 bytes. Raises ValueError where they are not those of an ELF file."""
         orders, words = {1: "<", 2: ">"}, {1: "I", 2: "Q"}
-        if ident[:4] != b"\x7fELF" or ident[4] not in words or ident[5] not in orders:
+        if ident[:4] != MAGIC or ident[4] not in words or ident[5] not in orders:
             raise ValueError("no ELF file")
         self.order = orders[ident[5]]
         self.word = words[ident[4]]
@@ -78,16 +79,23 @@ def of_core(core: int) -> "dict[str, str]":
     import json
 
     found: dict[str, str] = {}
+    looked_at: set[bytes] = set()
     room = LONGEST_LIST
     try:
         for path, page in _first_pages(core):
+            if path in looked_at or not page.startswith(MAGIC):
+                continue
+            looked_at.add(path)
             build_id = _of_page(page)
-            name = path.decode("utf-8", "backslashreplace")
-            if build_id and name not in found and len(found) < MOST_FILES:
+            if build_id:
+                name = path.decode("utf-8", "backslashreplace")
                 room -= len(json.dumps({name: build_id}))
                 if room < 0:
                     break
                 found[name] = build_id
+            # A page may be made to be read for milliseconds, and 65,536 of them for minutes: the cores of all wait for that.
+            if len(looked_at) == MOST_FILES:
+                break
     except MALFORMED:
         pass  # Cut off, or no core at all.
     return found

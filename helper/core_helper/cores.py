@@ -224,7 +224,7 @@ def cores_of(kept_in: store.Store, damaged: "list[str]") -> "list[dict[str, obje
             known = kept_in.known_of(entry)
         except FileNotFoundError:
             continue  # Deleted meanwhile.
-        except ValueError:
+        except (OSError, ValueError):
             damaged.append(f"{directory}/{entry.key}{store.JSON}")  # It must not cost the other cores anything.
             continue
         # The path is for playbooks/collect.yml, which fetches the file as it lies here.

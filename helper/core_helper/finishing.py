@@ -31,8 +31,8 @@ def finish_all(kept_in: store.Store, configuration: "Configuration") -> None:
         tried.add(entry.key)
         try:
             _finish(kept_in, entry, configuration)
-        except OSError:
-            # Deleted meanwhile. Or it stays as it is.
+        except (OSError, ValueError):
+            # Deleted meanwhile. Or nobody can read what is known of it. Or it stays as it is.
             kept_in.forget_group(entry.group)
         finally:
             posix.close(turn)
@@ -47,7 +47,10 @@ def _unfinished(kept_in: store.Store) -> "list[store.Entry]":
 
 
 def _finish(kept_in: store.Store, entry: store.Entry, configuration: "Configuration") -> None:
-    """Compress a core, and add its checksum and build ids to what is known of it. Raises OSError."""
+    """Compress a core, and add its checksum and build ids to what is known of it. Raises OSError, or ValueError.
+
+    Those say that the core stays as it is, and nothing about others.
+    """
     group = kept_in.group(entry.group)
     plain, compressed = entry.key + store.CORE, entry.key + store.COMPRESSED
     part, file, result = "", -1, -1

@@ -123,6 +123,26 @@ def test_long_names_leave_room_for_whoever_reads_the_list(tmp_path: Path) -> Non
     assert len(json.dumps(found)) <= build_ids.LONGEST_LIST
 
 
+def test_only_so_many_pages_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[bytes] = []
+
+    def look(page: bytes) -> str:
+        looked_at.append(page)
+        return ""
+
+    monkeypatch.setattr(build_ids, "MOST_FILES", 3)
+    monkeypatch.setattr(build_ids, "_of_page", look)
+    # One file that is mapped very often, data, and other files.
+    paths = [b"/same"] * 10 + [b"/data"] + [b"/%d" % number for number in range(10)]
+    addresses = [0x1000 * (number + 1) for number in range(len(paths))]
+    notes = note(
+        "<", b"CORE", build_ids.NT_FILE, mapped(64, "<", [(at, 0, path) for at, path in zip(addresses, paths)])
+    )
+    segments = [(1, at, b"data" if path == b"/data" else library(64, "<", b"\1")) for at, path in zip(addresses, paths)]
+    assert build_ids.of_core(core_of(tmp_path, elf(64, "<", [(4, 0, notes), *segments]))) == {}
+    assert len(looked_at) == 3
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"\x7fELF", b"\x7fELF\2\1" + bytes(10), b"\x7fELF\2\1" + b"\xff" * 200, b"x" * 5000]
 )

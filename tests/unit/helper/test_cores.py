@@ -169,10 +169,15 @@ def test_a_damaged_description_is_named(directory: Path, capsys: pytest.CaptureF
     assert f"{file.with_name('node.aaaa.json')}: damaged" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("readable", [True, False])
 def test_a_damaged_description_hides_no_other_core(
-    directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], readable: bool
 ) -> None:
-    put(directory, "node.aaaa").with_name("node.aaaa.json").write_text("{")
+    note = put(directory, "node.aaaa").with_name("node.aaaa.json")
+    note.write_text("{")
+    if not readable:
+        note.unlink()
+        note.symlink_to("nowhere")
     put(directory, "node.bbbb")
     assert run(directory, "list") == 1
     assert "bbbb" in capsys.readouterr().out

@@ -282,6 +282,20 @@ def test_a_compressor_that_fails_leaves_the_plain_core(
     assert known_of(kept_in)["file"] == "key.core"
 
 
+def test_a_core_whose_note_nobody_can_read_keeps_no_other_from_being_finished(
+    kept_in: store.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finishing, "COMPRESSORS", ())
+    kept = sealed(kept_in, b"core" * MIB)
+    group = Path(kept_in.path, "group")
+    # It is the smallest one, and so the first.
+    (group / "damaged.core").write_bytes(b"core")
+    (group / "damaged.json").write_bytes(bytes(300))
+    finishing.finish_all(kept_in, kept.configuration)
+    finished = {entry.key: entry.finished for entry in kept_in.entries()}
+    assert finished == {"key": True, "damaged": False}
+
+
 def shell(monkeypatch: pytest.MonkeyPatch, directory: Path, text: str) -> None:
     """Have a shell script compress."""
     zstd = directory / "zstd"

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import random
 import re
+import struct
 import time
 from pathlib import Path
 
 import pytest
 from corefetch import elfcore, symbols
-from support.cores import Shop, run
+from support.cores import HEADER, PT_NOTE, SEGMENT, Shop, run
 
 
 def test_a_core_says_all_of_the_crash(shop: Shop) -> None:
@@ -127,6 +129,28 @@ def test_a_core_of_very_many_mappings_is_read_soon(shop: Shop) -> None:
     begin = time.process_time()
     elfcore._identify(said, memory)
     assert time.process_time() - begin < 20
+
+
+def with_notes(kind: int, segments: int, notes: bytes) -> bytes:
+    """Return an ELF file of very many segments, which all have the same notes."""
+    begin = HEADER.size + SEGMENT.size * segments
+    ident = b"\x7fELF\x02\x01\x01" + bytes(9)
+    header = HEADER.pack(ident, kind, 62, 1, 0, HEADER.size, 0, 0, HEADER.size, SEGMENT.size, segments, 0, 0, 0)
+    return header + SEGMENT.pack(PT_NOTE, 4, begin, 0, 0, len(notes), len(notes), 4) * segments + notes
+
+
+def test_notes_that_are_in_very_many_segments_are_read_soon() -> None:
+    begin = time.process_time()
+    elfcore.of_beginning(with_notes(4, 4000, bytes(12 * 1000)))
+    # As many files as are looked at may have such a page.
+    assert elfcore.build_id_of(io.BytesIO(with_notes(3, 36, bytes(2016)).ljust(4096, b"\0"))) == ""
+    assert time.process_time() - begin < 5
+
+
+@pytest.mark.parametrize(("length", "found"), [(20, "61" * 20), (64, "61" * 64), (65, ""), (200, "")])
+def test_a_build_id_that_could_name_no_file_is_none(length: int, found: str) -> None:
+    notes = struct.pack("<3I", 4, length, 3) + b"GNU\0" + b"a" * length + bytes(-length % 4)
+    assert elfcore.build_id_of(io.BytesIO(with_notes(3, 1, notes))) == found
 
 
 def test_symbols_and_lines_are_told_apart(shop: Shop, tmp_path: Path) -> None:

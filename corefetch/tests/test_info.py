@@ -424,7 +424,7 @@ def test_paths_of_a_core_are_no_commands_and_steer_no_terminal(
     tools.mkdir()
     (tools / program).symlink_to("/bin/true")
     desk.variables["PATH"] = f"{tools}:{os.environ['PATH']}"
-    words = ["debug", changed, "--sysroot", sysroot, *(["--lldb"] if program == "lldb" else [])]
+    words: list[str | Path] = ["debug", changed, "--sysroot", sysroot, *(["--lldb"] if program == "lldb" else [])]
     command = desk.good(*words, "--json").json["command"]
     assert any("platform shell id" in word for word in command)
     assert not any(character < " " for word in command for character in word)

@@ -184,8 +184,11 @@ def test_what_a_container_has_chosen_does_not_steer_the_terminal(desk: Desk, ful
     assert len(done.out.splitlines()) == 8
 
 
+LONG = words(CORE_SIGNAL_NAME="SIGABRT", padding="x" * (1 << 20))
+
+
 @pytest.mark.parametrize(
-    "content", ["[" * 100_000, "{", "[]", "7", '{"facts": 7, "build_ids": [1], "sha256": {}}', "\x00"]
+    "content", [LONG, "[" * 100_000, "{", "[]", "7", '{"facts": 7, "build_ids": [1], "sha256": {}}', "\x00"]
 )
 def test_a_json_file_that_makes_no_sense_hides_no_core(desk: Desk, full: S3, content: str) -> None:
     (full.directory / "shop" / f"{key('aaaaaaaaaaa1')}.json").write_text(content)

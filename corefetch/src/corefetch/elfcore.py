@@ -42,8 +42,10 @@ MALFORMED = (
 )
 # As many as the helper identifies.
 MOST_FILES, MOST_LINKS, LONGEST_NAME = 4096, 4096, 4096
-# Some for each thread.
-MOST_NOTES = 1 << 18
+# Some for each thread; and those of a program or a library, which has a few. In sum: a stranger may have the same notes in each
+# of very many segments.
+MOST_NOTES, MOST_NOTES_OF_FILE = 1 << 18, 64
+LONGEST_ID = 128  # Digits, of which a directory of the cache is named.
 LARGEST = 1 << 64
 LIBRARY = re.compile(r"\.so(\.|$)")
 PN_XNUM = 0xFFFF
@@ -244,9 +246,11 @@ def _read(file: Any, content: Any, length: int) -> CoreFacts:
     auxiliary: dict[int, int] = {}
     order = "<" if file.little_endian else ">"
     format = order + ("Q" if facts.word == 8 else "I")
+    left = MOST_NOTES
     for segment in notes:
         try:
-            for note in _notes(segment):
+            for note in _notes(segment, left):
+                left -= 1
                 _note(facts, note, order, auxiliary)
         except MALFORMED:
             pass  # Cut off: what stands before that counts.
@@ -327,9 +331,9 @@ def _identify(facts: CoreFacts, memory: _Memory) -> None:
                 facts.others.add(one.path)
 
 
-def _notes(segment: Any) -> Iterator[Any]:
-    """Yield the notes of a segment of notes, which pyelftools has a class for."""
-    yield from islice(segment.iter_notes(), MOST_NOTES)
+def _notes(segment: Any, most: int) -> Iterator[Any]:
+    """Yield the notes of a segment of notes, at most so many; pyelftools has a class for such a segment."""
+    yield from islice(segment.iter_notes(), most)
 
 
 def build_id_of(stream: Any) -> str:
@@ -338,13 +342,15 @@ def build_id_of(stream: Any) -> str:
     Go has build ids of its own, of any characters. One of these becomes ``go-`` and a checksum.
     """
     page = bytearray(stream.read(4096))
-    of_go = ""
+    of_go, left = "", MOST_NOTES_OF_FILE
     with _stream(page) as file:
         for segment in ELFFile(file).iter_segments():
             if segment.header.p_type == "PT_NOTE" and segment.header.p_offset + segment.header.p_filesz <= len(page):
-                for note in _notes(segment):
+                for note in _notes(segment, left):
+                    left -= 1
                     if note["n_name"] == "GNU" and note["n_type"] == "NT_GNU_BUILD_ID":
-                        return str(note["n_desc"])
+                        found = str(note["n_desc"])
+                        return found if len(found) <= LONGEST_ID else ""
                     if note["n_name"] == "Go" and note["n_type"] == GO_BUILD_ID:
                         of_go = f"{GO}{hashlib.sha256(_data(note['n_desc'])).hexdigest()[:40]}"
     return of_go

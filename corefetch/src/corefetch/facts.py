@@ -11,7 +11,8 @@ from typing import Any
 from corefetch import elfcore, keys, text
 from corefetch.stores import Entry
 
-LONGEST = 16 << 20  # Bytes of a JSON file: the build ids of all the files that a process may have mapped.
+# Bytes of a JSON file: helper and uploader write less. As Python has it, it may take 25 times as much memory, for each row.
+LONGEST = 1 << 19
 
 
 @dataclass

@@ -56,7 +56,18 @@ def log_name(owner: int, group: str) -> str:
 
 
 def holder_of(crash: "Crash") -> Holder:
-    """Return to whom the crash belongs. The process is not verified yet: another one in its place is refused later."""
+    """Return to whom the crash belongs, nobody known if the process is gone: another one may have its number by now.
+
+    Without a pidfd of the kernel's, the process is not verified yet: another one in its place is refused later.
+    """
+    found = _holder_of(crash)
+    if crash.handle is not None and not procfs.is_process_of(crash.handle, crash.pid):
+        return named("unknown", None)
+    return found
+
+
+def _holder_of(crash: "Crash") -> Holder:
+    """Return to whom the crash belongs, by the number of the process."""
     opened: list[int] = []
     try:
         task = procfs.task_of(crash.pid, crash.tid)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from core_helper import holders, runtime, slots
+from core_helper import holders, linux, runtime, slots
 from core_helper.crash import Crash
 from unit.helper.support import crash_of
 from unit.helper.world import OTHER_ID, World, keeps_descriptors
@@ -44,6 +46,19 @@ def test_a_container_of_an_engine_is_one_whatever_namespaces_its_processes_have_
         assert holder(pid) == (f"container {ID}", -1)
     world.process(20, cgroup=f"/docker/{ID}")
     assert holder(20) == (f"container {ID}", -1)
+
+
+def test_whoever_has_the_number_of_a_process_that_is_gone_does_not_pay() -> None:
+    child = subprocess.Popen(["sleep", "100"])
+    crash = Crash(child.pid, 4711, 0)
+    crash.handle = linux.pidfd_open(child.pid)
+    assert holders.holder_of(crash).name != "unknown"
+    child.kill()
+    child.wait()
+    # As if this process had got the number.
+    crash.pid = os.getpid()
+    assert holders.holder_of(crash).group == "-1 unknown"
+    os.close(crash.handle)
 
 
 def test_the_containers_of_a_pod_are_one(world: World, maker: dict[str, int | None]) -> None:

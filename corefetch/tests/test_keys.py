@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import datetime, timezone
 
 import pytest
@@ -66,3 +67,10 @@ def test_the_ending_says_how_a_core_lies_there(path: str, stem: str, packed: str
 @pytest.mark.parametrize("path", ["k.json", "k.core.zst.part", "k.core.new", ".core", "p/.core", "core", "k.core/x"])
 def test_what_is_no_core_is_none(path: str) -> None:
     assert keys.name_of(path) is None
+
+
+def test_a_key_of_very_many_dots_is_read_soon() -> None:
+    begin = time.process_time()
+    for _ in range(50):
+        assert keys.read(f"{'a.' * 480}z.17.20260101T000000Z.0123456789ab").thread == "z"
+    assert time.process_time() - begin < 1

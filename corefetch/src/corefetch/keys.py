@@ -97,8 +97,9 @@ def _names(names: str) -> tuple[str, str, str, str]:
     program, thread = next(
         (
             (program, thread)
-            for thread in range(1, len(parts) - 2)
-            for program in range(thread, len(parts) - 1 - thread)
+            # With a dot before each byte. A stranger may give an object a name of a thousand dots.
+            for thread in range(1, min(len(parts) - 2, LONGEST_THREAD + 2))
+            for program in range(thread, min(len(parts) - 1 - thread, LONGEST_PROGRAM + 2))
             if ".".join(parts[-program - thread : -thread])[:LONGEST_THREAD] == ".".join(parts[-thread:])
         ),
         (1, 1),

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from typing import Callable, Iterable, Iterator
 
 EXIT_OK, EXIT_FAILED = 0, 1
+LONGEST_PROGRAM = 60
 COLUMNS = ("ID", "TIME", "SIZE", "ON DISK", "SIGNAL", "PROGRAM", "CONTAINER", "STATE")
 
 
@@ -251,13 +252,15 @@ def row_of(core: "dict[str, object]") -> "tuple[str, ...]":
     assert isinstance(facts, dict)
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(int(facts["CORE_TIME"])))
     where = facts.get("CORE_CONTAINER_NAME") or str(core["group"])
+    program = printable(facts["CORE_EXE"] or facts["CORE_COMM"])
     return (
         str(core["id"]),
         when,
         amount(core["size"]),
         amount(core["bytes"]),
         facts["CORE_SIGNAL_NAME"] or facts["CORE_SIGNAL"] or "-",
-        printable(facts["CORE_EXE"] or facts["CORE_COMM"]),
+        # A long one would make the lines of all others long, too.
+        program if len(program) <= LONGEST_PROGRAM else "..." + program[3 - LONGEST_PROGRAM :],
         printable(where if len(where) < 40 else where[:36] + "..."),
         "truncated" if core["truncated"] else "whole",
     )

@@ -88,6 +88,16 @@ def test_the_table_has_a_line_for_each_core_and_steers_no_terminal(
     assert second.split()[0] == "bbbb" and second.endswith("truncated")
 
 
+def test_a_long_path_makes_the_lines_of_others_no_longer(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    facts = {"CORE_TIME": "86400", "CORE_SIGNAL_NAME": "SIGSEGV", "CORE_EXE": "/\x1b" * 2000 + "/shop"}
+    put(directory, "node.aaaa", facts=facts)
+    put(directory, "node.bbbb")
+    assert run(directory, "list") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) < 160
+    assert "  ..." in lines[1] and "/\\x1b/shop  " in lines[1]
+
+
 def test_all_that_is_known_is_told_to_programs(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     put(directory, "node.aaaa")
     run(directory, "list", "--json")

@@ -180,6 +180,25 @@ def test_what_is_stripped_in_the_cache_hides_no_other_copy(
     assert "total_of" in desk.good("info", "last").out
 
 
+def test_what_an_image_says_counts_for_its_own_cores_alone(
+    desk: Desk, place: Path, shop: Shop, docker: Path, tmp_path: Path
+) -> None:
+    """Anybody can give a file the build id of another one."""
+    forged = tmp_path / "forged"
+    shutil.copytree(shop.root, forged, symlinks=True)
+    there = forged / shop.program.relative_to(shop.root)
+    there.write_bytes(there.read_bytes().replace(b"total_of\0", b"planted!\0"))
+    program = docker / "docker"
+    program.write_text(program.read_text().replace("shop:1.0", "forged:1.0"))
+    (docker / "image").symlink_to(forged)
+    assert "planted!" in desk.good("info", "last", "--image", "forged:1.0").out
+    (docker / "image").unlink()
+    (docker / "image").symlink_to(shop.root)
+    program.write_text(program.read_text().replace("forged:1.0", "shop:1.0"))
+    out = desk.good("info", "last").out
+    assert "total_of" in out and "planted" not in out
+
+
 def test_ctrl_c_leaves_no_container_and_no_directory(desk: Desk, place: Path, docker: Path) -> None:
     (docker / "log.slow").touch()
     process = subprocess.Popen(

@@ -40,9 +40,13 @@ class Cache:
             ) from None
         return path
 
-    def of_build_id(self, build_id: str, kind: str) -> Path:
-        """Return where the ``executable`` or the ``debuginfo`` of a build id has its place."""
-        return self.path / "build-id" / build_id / kind
+    def of_build_id(self, build_id: str, kind: str, image: str = "") -> Path:
+        """Return where the ``executable`` or the ``debuginfo`` of a build id has its place, which an ``image`` may have given.
+
+        Anybody can give a file the build id of another one: so each image has places of its own.
+        """
+        of_image = f".{hashlib.sha256(image.encode()).hexdigest()[:24]}" if image else ""
+        return self.path / "build-id" / build_id / f"{kind}{of_image}"
 
     def asked(self, build_id: str) -> list[str]:
         """Return the images that were asked for a build id."""

@@ -135,18 +135,22 @@ class _Gathering:
         return [
             one
             for one in self.found.files
-            if one.source == "cache" and one.state in ("stripped", "functions") and not self.debug_of(one).is_file()
+            if one.source == "cache" and one.state in ("stripped", "functions") and not self.cached(one, "debuginfo")
         ]
 
-    def debug_of(self, one: Mapped) -> Path:
-        """Return where the cache has the debug information of a file."""
-        return self.cache.of_build_id(one.build_id, "debuginfo")
+    def cached(self, one: Mapped, kind: str) -> Path | None:
+        """Return what the cache has of a file: from a debuginfod server, or from the image of this very core."""
+        if not one.build_id:
+            return None
+        places = [
+            self.cache.of_build_id(one.build_id, kind, image) for image in dict.fromkeys(("", self.sources.image))
+        ]
+        return next((place for place in places if place.is_file()), None)
 
     def run(self) -> None:
         """Ask all sources."""
         for one in self.lacking:
-            cached = self.cache.of_build_id(one.build_id, "executable") if one.build_id else None
-            if cached and cached.is_file():
+            if cached := self.cached(one, "executable"):
                 one.use(cached, "cache")
         if self.sources.sysroot:
             self.from_sysroot(self.sources.sysroot)
@@ -205,7 +209,7 @@ class _Gathering:
                 path = self.copy(image, one.path, one.build_id or "unknown", "executable", one.build_id)
                 if path:
                     self.accept(one, path, "image")
-                if one.build_id and one.file and not one.contents.lines and not self.debug_of(one).exists():
+                if one.build_id and one.file and not one.contents.lines and not self.cached(one, "debuginfo"):
                     # An image may have its debug information where Debian's packages put it.
                     inside = f"/{DEBUG}/.build-id/{one.build_id[:2]}/{one.build_id[2:]}.debug"
                     self.copy(image, inside, one.build_id, "debuginfo", one.build_id)
@@ -223,7 +227,7 @@ class _Gathering:
         known = symbols.read(copied)
         if not build_id or known.build_id != build_id:
             return copied
-        kept = self.cache.of_build_id(place, kind)
+        kept = self.cache.of_build_id(place, kind, self.sources.image)
         if kept.is_file() and symbols.read(kept).says >= known.says:
             return copied
         self.cache.directory(*kept.parent.relative_to(self.cache.path).parts)
@@ -243,8 +247,7 @@ class _Gathering:
         """Find the debug information of files that have none themselves."""
         wanted = [one for one in self.found.files if one.build_id and not one.contents.lines]
         for one in wanted:
-            cached = self.debug_of(one)
-            if cached.is_file():
+            if cached := self.cached(one, "debuginfo"):
                 one.debug, one.debug_source = cached, "cache"
         self.from_directories([one for one in wanted if not one.debug])
         left = [one for one in wanted if not one.debug]

@@ -222,6 +222,22 @@ def test_an_interrupted_copy_of_a_file_says_that_nothing_stays(desk: Desk) -> No
     assert left(desk) == ["store"]
 
 
+@pytest.mark.parametrize(("owner", "mode"), [(4711, 0o600), (-1, 0o666)])
+def test_nothing_comes_into_a_file_that_another_user_has_made(desk: Desk, place: Path, owner: int, mode: int) -> None:
+    if os.geteuid():
+        pytest.skip("only root can give a file away")
+    stat = (place / f"{KEY}.core.zst").stat()
+    version = f"{KEY}.core.zst\n{stat.st_size}\n{int(stat.st_mtime)}"
+    part = desk.directory / f".{KEY}.core.{hashlib.sha256(version.encode()).hexdigest()[:12]}.part"
+    part.touch()
+    part.chmod(mode)
+    os.chown(part, owner, -1)
+    done = desk.run("get", "last")
+    assert (done.status, done.out) == (Exit.FAILED, "")
+    assert f"{part.name}: not the user's alone: delete it" in done.err
+    assert part.read_bytes() == b""
+
+
 def test_another_core_under_the_same_name_begins_anew(desk: Desk, place: Path) -> None:
     (place / f"{OTHER}.core").write_bytes(b"x" * 1000)
     desk.good("get", "d1b5")

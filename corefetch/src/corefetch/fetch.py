@@ -120,7 +120,11 @@ def _part_of(core: Core, path: Path) -> Path:
 
 
 def _lock(file: int, part: Path) -> None:
-    """Make sure that nobody else brings the same core. Raises Failure."""
+    """Make sure that the file is the user's own, and that nobody else brings the same core. Raises Failure."""
+    found = os.fstat(file)
+    if found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        # Whoever has created it, in a directory for all, could read there what a core holds.
+        raise Failure(f"{part}: not the user's alone", "delete it, or say another place by --output")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

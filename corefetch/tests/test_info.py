@@ -464,3 +464,16 @@ def test_the_name_of_a_core_is_no_command_of_lldb(shop: Shop, desk: Desk, tmp_pa
     assert "lldb takes no such name" in done.err
     assert "\x1b" not in done.err
     assert "\x1b" not in desk.good("debug", "last", "--from", store, "--print").out
+
+
+def test_no_file_of_a_container_is_a_program_of_gdb(shop: Shop, desk: Desk, tmp_path: Path) -> None:
+    path = str(shop.program.relative_to(shop.root))
+    evil = f"usr/lib/debug/{'x' * (len(path) - 21)}-gdb.py"
+    changed, sysroot = desk.directory / "evil.core", tmp_path / "sysroot"
+    changed.write_bytes(shop.core.read_bytes().replace(f"/{path}\0".encode(), f"/{evil}\0".encode()))
+    (sysroot / evil).parent.mkdir(parents=True)
+    shutil.copy(shop.program, sysroot / evil)
+    command = desk.good("debug", changed, "--sysroot", sysroot, "--json").json["command"]
+    (root,) = [word.partition("set sysroot ")[2] for word in command if word.startswith("set sysroot ")]
+    assert evil in " ".join(command)
+    assert not Path(root, evil).exists()

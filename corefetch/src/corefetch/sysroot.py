@@ -309,7 +309,9 @@ def _link(found: Gathered, said: CoreFacts) -> None:
         *by_path.items(),
         *((name, by_path[target]) for name, target in said.links.items() if target in by_path),
     ]:
-        if one.file:
+        # Below DEBUG, gdb also looks for programs of its own, and executes them as soon as anybody has added anything to its
+        # auto-load safe-path.
+        if one.file and not found.inside(path).is_relative_to(found.root / DEBUG):
             paths.symlink(one.file, found.inside(path))
     for one in found.files:
         if one.debug:

@@ -17,17 +17,21 @@ if TYPE_CHECKING:
 HASHED = 1 << 20
 COMPRESSORS = ("/usr/bin/zstd", "/bin/zstd", "/usr/local/bin/zstd")
 SPARE = 1 << 16  # For JSON files.
+COST = 1 << 24  # To finish the smallest core takes as long as to read so many bytes.
 
 
 def finish_all(kept_in: store.Store, configuration: "Configuration") -> None:
     """Finish each core that nobody has finished yet: one process at a time, whatever the number of crashes. Raises OSError."""
     tried: set[str] = set()
+    read: dict[str, int] = {}
     while unfinished := [entry for entry in _unfinished(kept_in) if entry.key not in tried]:
         turn = kept_in.turn(store.FINISHING)
         if turn is None:
             return  # Whoever has the turn looks once more when it has given that up.
-        # The smallest one: a core of nothing but holes may have terabytes, all of which are read.
-        entry = min(unfinished, key=lambda entry: entry.size)
+        # The smallest one: a core of nothing but holes may have terabytes, all of which are read. What was read for a group
+        # counts, too: one that crashes in a loop must not keep others waiting.
+        entry = min(unfinished, key=lambda entry: read.get(entry.group, 0) + entry.size)
+        read[entry.group] = read.get(entry.group, 0) + entry.size + COST
         tried.add(entry.key)
         try:
             _finish(kept_in, entry, configuration)

@@ -296,6 +296,32 @@ def test_a_core_whose_note_nobody_can_read_keeps_no_other_from_being_finished(
     assert finished == {"key": True, "damaged": False}
 
 
+def test_small_cores_of_a_loop_do_not_keep_a_large_one_of_others_waiting(
+    kept_in: store.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished: list[str] = []
+
+    def entry(group: str, key: str, size: int) -> store.Entry:
+        made = store.Entry(group, key)
+        made.size = size
+        return made
+
+    def unfinished(kept_in: store.Store) -> list[store.Entry]:
+        if len(finished) == 50:
+            return []
+        return [
+            entry("loop", f"small-{len(finished)}", 1000),
+            entry("loop", "holes", 1 << 40),
+            entry("other", "large", 100 * MIB),
+        ]
+
+    monkeypatch.setattr(finishing, "_unfinished", unfinished)
+    monkeypatch.setattr(finishing, "_finish", lambda kept_in, entry, configuration: finished.append(entry.key))
+    finishing.finish_all(kept_in, Configuration())
+    assert finished.index("large") < 10
+    assert "holes" not in finished
+
+
 def shell(monkeypatch: pytest.MonkeyPatch, directory: Path, text: str) -> None:
     """Have a shell script compress."""
     zstd = directory / "zstd"

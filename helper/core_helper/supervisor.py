@@ -103,6 +103,12 @@ def _attend(
         child.close()
     except BaseException as error:
         result.error = error
+        try:
+            # The input of a delegate ends with this process, and the delegate would take that for the end of the core.
+            if child.ending.acquire(blocking=False):
+                _end(child, process)
+        except OSError:
+            pass
     finished.release()
 
 

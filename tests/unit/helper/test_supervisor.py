@@ -152,6 +152,26 @@ def test_an_error_of_the_thread_that_attends_to_the_child_is_the_supervisors(mon
         supervise(lambda child: os._exit(0), timeout=0.5)
 
 
+def test_an_error_in_the_middle_of_a_core_lets_no_delegate_take_that_for_its_end(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    splice, moved = relay.Relay._splice, [0]
+
+    def broken(self: relay.Relay) -> int:
+        if moved[0] > LONG // 4:
+            raise OSError(5, "Input/output error")  # As of the disk on which the host keeps the core.
+        moved[0] += (count := splice(self))
+        return count
+
+    monkeypatch.setattr(relay.Relay, "_splice", broken)
+    script = 'echo $$ >"$2"; cat >"$0"; mv "$0" "$1"'
+    part, core, pid = tmp_path / "part", tmp_path / "core", tmp_path / "pid"
+    with pytest.raises(AssertionError, match="Input/output error"):
+        deliver(shell(script, part, core, pid), bytes(LONG))
+    assert is_gone(int(pid.read_text()))
+    assert part.stat().st_size > 0 and not core.exists()
+
+
 @pytest.fixture
 def immortal(monkeypatch: pytest.MonkeyPatch) -> None:
     """No signal of the supervisor ends a process: as if it hung in a file system that does not answer."""

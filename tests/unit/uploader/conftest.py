@@ -80,8 +80,9 @@ def users() -> list[int]:
 
 @pytest.fixture
 def limited_user() -> int | None:
-    """A user for whom RLIMIT_NPROC counts; for root it does not."""
-    return USERS[0] if os.getuid() == 0 else None
+    """A user for whom RLIMIT_NPROC counts; for root it does not. Each worker has one of its own, with no other processes."""
+    beside = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    return max(USERS) + 1 + beside if os.getuid() == 0 else None
 
 
 @pytest.fixture

@@ -95,8 +95,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def list_cores(kept_in: store.Store, options: argparse.Namespace) -> None:
     """Print all cores, as a table or as JSON."""
-    damaged: list[str] = []
-    cores = cores_of(kept_in, damaged)
+    cores, damaged = cores_of(kept_in)
     if options.json:
         print(json.dumps(cores, indent=1, sort_keys=True))
     else:
@@ -132,8 +131,7 @@ def send_cores(kept_in: store.Store, options: argparse.Namespace) -> None:
 
     with kept_in.lock:
         kept_in.expire(options.configuration)
-    damaged: list[str] = []
-    cores = [find(kept_in, name) for name in options.id] or cores_of(kept_in, damaged)
+    cores, damaged = ([find(kept_in, name) for name in options.id], []) if options.id else cores_of(kept_in)
     sender.send(kept_in, cores, options.configuration, bool(options.id))
     refuse(damaged)
 
@@ -212,9 +210,10 @@ def refuse(damaged: "list[str]") -> None:
         raise Problem(f"{', '.join(damaged)}: damaged: delete it with its core")
 
 
-def cores_of(kept_in: store.Store, damaged: "list[str]") -> "list[dict[str, object]]":
-    """Return what is known of each core, the oldest first; add the JSON files that nobody can read to ``damaged``."""
-    cores = []
+def cores_of(kept_in: store.Store) -> "tuple[list[dict[str, object]], list[str]]":
+    """Return what is known of each core, the oldest first, and the JSON files that nobody can read."""
+    cores: list[dict[str, object]] = []
+    damaged: list[str] = []
     with kept_in.lock:
         entries = kept_in.entries()
     for entry in sorted(entries, key=lambda entry: entry.time):
@@ -231,13 +230,13 @@ def cores_of(kept_in: store.Store, damaged: "list[str]") -> "list[dict[str, obje
         # The path is for playbooks/collect.yml, which fetches the file as it lies here.
         lies_at = os.path.join(directory, str(known["file"]))
         cores.append({**known, "bytes": entry.bytes, "id": entry.key.rpartition(".")[2], "path": lies_at})
-    return cores
+    return cores, damaged
 
 
 def find(kept_in: store.Store, name: str) -> "dict[str, object]":
     """Return what is known of the core whose id or key is ``name``. Raises Problem."""
-    damaged: list[str] = []
-    found = [core for core in cores_of(kept_in, damaged) if name in (core["id"], core["key"])]
+    cores, damaged = cores_of(kept_in)
+    found = [core for core in cores if name in (core["id"], core["key"])]
     if not found:
         refuse([path for path in damaged if f"{name}{store.JSON}" in path])
         raise Problem(f"{name}: there is no such core: see docker_core_helper cores list")

@@ -190,7 +190,12 @@ def parse_auxv(auxv: bytes) -> "tuple[int, dict[int, int]]":
 
 def is_process_of(pidfd: int, pid: int) -> bool:
     """Tell whether ``pid`` is still the number of the process of an opened pidfd: nobody else can have it then."""
-    return parse_status(read_path(f"/proc/self/fdinfo/{pidfd}")).get("Pid") == str(pid)
+    return shows_process(read_path(f"/proc/self/fdinfo/{pidfd}"), pid)
+
+
+def shows_process(fdinfo: bytes, pid: int) -> bool:
+    """Tell whether this /proc/PID/fdinfo is that of a pidfd of the process ``pid``, which still has that number."""
+    return parse_status(fdinfo).get("Pid") == str(pid)
 
 
 def still_dumping(status: bytes) -> bool:

@@ -301,9 +301,6 @@ class Server:
         try:
             crash.limit = kernel_socket.core_limit(crash.pid)
             job = Job(connection, crash, holders.holder_of(crash))
-            gone = kernel_socket.has_ended(connection)
-            if gone:
-                raise Refused(kernel_socket.GONE)  # The number may be another process's, which would pay for the crash.
         finally:
             posix.close(crash.handle or -1)  # The worker asks for one of its own.
         job.patience = time.monotonic() + self.bounds.patience

@@ -143,7 +143,7 @@ def verify_age(crash: "Crash", stat: bytes, own_stat: bytes) -> None:
 
 def verify_pidfd(crash: "Crash", fdinfo: bytes) -> None:
     """Raise Refused unless the kernel's pidfd (%F) is of the process that was opened."""
-    if procfs.parse_status(fdinfo).get("Pid") != str(crash.pid):
+    if not procfs.shows_process(fdinfo, crash.pid):
         raise Refused(f"the pidfd of the kernel is not of process {crash.pid}")
 
 

@@ -122,18 +122,25 @@ def taken_by(container: Container, pid: int) -> Iterator[None]:
         process.wait()
 
 
+def killed_while_held(
+    attack: MakeCrash, other: Container, refusal: Callable[[str], str], held: Path, go: Path
+) -> tuple[int, str]:
+    """A process is killed while its helper waits for ``go``, and ``other`` gets its pid: that pid, and the line about it."""
+    container = attack("keep=60", "tiny", options=("--detach",))
+    wait_until(held.exists, "no helper")
+    dumper = max(pid for pid, words in processes_of(container) if words.startswith("crasher"))
+    kill_dumper(container)
+    with taken_by(other, dumper):
+        go.touch()
+        return dumper, refusal(f"pid={dumper} ")
+
+
 def test_attack_15_another_container_has_the_pid_of_a_process_that_was_killed(
     attack: MakeCrash, hold: Callable[..., Path], refusal: Callable[[str], str]
 ) -> None:
     other = attack("wait=/out/go", options=("--detach",))
     directory = hold("-F%F -I%I -d%d", before=("verification", "examine"))
-    container = attack("keep=60", "tiny", options=("--detach",))
-    wait_until((directory / "held").exists, "no helper")
-    dumper = max(pid for pid, words in processes_of(container) if words.startswith("crasher"))
-    kill_dumper(container)
-    with taken_by(other, dumper):
-        (directory / "go").touch()
-        line = refusal(f"pid={dumper} ")
+    _dumper, line = killed_while_held(attack, other, refusal, directory / "held", directory / "go")
     assert "is not dumping core" in line
     assert other.identifier[:12] not in line
 
@@ -144,13 +151,7 @@ def test_attack_22_a_process_that_was_killed_costs_whoever_has_its_pid_nothing(
     # A machine without a free processor starts the helper late.
     other = attack("wait=/out/go", options=("--detach",))
     directory = hold("-F%F -I%I -d%d")
-    container = attack("keep=60", "tiny", options=("--detach",))
-    wait_until((directory / "held.1").exists, "no helper")
-    dumper = max(pid for pid, words in processes_of(container) if words.startswith("crasher"))
-    kill_dumper(container)
-    with taken_by(other, dumper):
-        (directory / "go.1").touch()
-        line = refusal(f"pid={dumper} ")
+    dumper, line = killed_while_held(attack, other, refusal, directory / "held.1", directory / "go.1")
     assert other.identifier not in Path(quota.FILE).read_bytes().decode("latin-1"), "it has paid for the line"
     assert f"process {dumper} is gone" in line
 

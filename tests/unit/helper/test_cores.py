@@ -160,7 +160,7 @@ def test_what_is_not_there_is_named_and_nothing_is_deleted(directory: Path, caps
     put(directory, "node.aaaa")
     assert run(directory, "remove", "aaaa", "cccc") == 1
     assert "cccc: there is no such core" in capsys.readouterr().err
-    assert len(cores.cores_of(store.Store(str(directory)), [])) == 1
+    assert len(cores.cores_of(store.Store(str(directory)))[0]) == 1
 
 
 def test_an_id_that_two_cores_have_is_not_enough(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -169,7 +169,7 @@ def test_an_id_that_two_cores_have_is_not_enough(directory: Path, capsys: pytest
     assert run(directory, "remove", "aaaa") == 1
     assert "give the whole key" in capsys.readouterr().err
     assert run(directory, "remove", "one.aaaa") == 0
-    assert [core["key"] for core in cores.cores_of(store.Store(str(directory)), [])] == ["two.aaaa"]
+    assert [core["key"] for core in cores.cores_of(store.Store(str(directory)))[0]] == ["two.aaaa"]
 
 
 def test_a_damaged_description_is_named(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:

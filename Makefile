@@ -14,6 +14,8 @@ VENV = .venv
 BIN := $(CURDIR)/$(VENV)/bin
 # The engine, the kernel's settings and the rollout need root. Programs that run as root write no bytecode into the clone.
 AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo) env PATH="$(BIN):$(PATH)" PYTHONDONTWRITEBYTECODE=1
+# Many tests wait most of the time: with two for each processor a run takes half as long.
+WORKERS = $(shell echo $$((2 * $$(nproc))))
 SHELL_SCRIPTS = $(wildcard .ci/run container_scripts/*.sh tests/*.sh tests/*/*.sh tools/*.sh)
 
 help: ## list the targets
@@ -41,7 +43,7 @@ lint: venv lint-ansible ## ruff, mypy, shellcheck, yamllint, ansible-lint
 	$(BIN)/yamllint --strict .
 
 unit: venv .cache/azurite/complete ## the tests that need no root; those of the helper on three of the Pythons 3.8 to 3.14 found, with ALL=1 on each
-	$(BIN)/python -m pytest --numprocesses auto --ignore tests/unit/helper tests/unit tests/fuzz
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal --ignore tests/unit/helper tests/unit tests/fuzz
 	tests/unit.sh $(if $(ALL),all)
 
 unit-sid: ## the unit tests that need no engine on Debian sid's Python 3.14 and ansible-core, about a minute
@@ -70,8 +72,11 @@ unit-ansible: venv
 molecule: venv .cache/corefetch/complete ## the helper on this machine, with real crashes in Docker containers; ARGS=converge for one action alone
 	@$(AS_ROOT) tests/molecule.sh $(if $(ARGS),default $(ARGS))
 
+# These two set the kernel's core pattern, so they run one after the other.
+FLEET_CRASHES = tests/fleet/test_canary.py tests/fleet/test_collect.py
 test-fleet: packages venv ## rollout, gate and rollback with simulated hosts, which of them were touched, and the canary with real crashes
-	@$(AS_ROOT) python -m pytest -v -s tests/fleet
+	@$(AS_ROOT) python -m pytest -v --numprocesses auto --dist worksteal $(FLEET_CRASHES:%=--ignore %) tests/fleet
+	@$(AS_ROOT) python -m pytest -v $(FLEET_CRASHES)
 
 test-hostile: packages venv ## every attack of tests/hostile, with real containers on this machine
 	@$(AS_ROOT) python -u tests/hostile/run.py

@@ -37,9 +37,9 @@ for minor in $found; do
 	fi
 	versions="$versions 3.$minor"
 done
-# As many at once as there are processors. What each says is shown when it has ended, in one piece.
+# Two at once for each processor, since many tests wait. What each says is shown when it has ended, in one piece.
 # shellcheck disable=SC2016
-echo "$versions" | xargs -n 1 -P "$(nproc)" sh -c '
+echo "$versions" | xargs -n 1 -P "$((2 * $(nproc)))" sh -c '
 	status=0
 	output=$(".cache/unit/$0/bin/python" -m pytest -q tests/unit/helper 2>&1) || status=$?
 	printf "Python %s:\n%s\n" "$0" "$output"

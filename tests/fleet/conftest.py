@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from support.tables import Row, pytest_terminal_summary, row  # noqa: F401 (pytest finds them here)
 
 PROJECT = Path(__file__).resolve().parents[2]
 PLAYBOOK = Path(sys.executable).with_name("ansible-playbook")
@@ -43,8 +46,13 @@ def play(words: list[str | Path], directory: Path, environment: dict[str, str], 
 class Fleet:
     """The inventory, the record of the controller, and a directory for each host."""
 
-    def __init__(self, directory: Path) -> None:
-        """Make a fleet that nobody has touched, and the role with the stand-in for its modules."""
+    def __init__(self, directory: Path, show: Callable[..., None]) -> None:
+        """Make a fleet that nobody has touched, and the role with the stand-in for its modules.
+
+        ``show`` gets a number and the hosts, whenever somebody asks which hosts were touched.
+        """
+        self.show = show
+        self.runs = 0
         self.directory = directory
         self.variables: dict[str, dict[str, Any]] = {host: {} for host in HOSTS}
         self.record = directory / "rollout"
@@ -88,12 +96,13 @@ class Fleet:
         return play([*words, PROJECT / "playbooks" / playbook], self.directory, settings, 300)
 
     def touched(self) -> list[str]:
-        """Return which hosts were touched since the last call, in that order, and print them."""
+        """Return which hosts were touched since the last call, in that order, and have the table at the end show them."""
         path = self.directory / "touched"
         lines = path.read_text().splitlines() if path.exists() else []
         path.unlink(missing_ok=True)
         hosts = list(dict.fromkeys(line.split()[0] for line in lines))
-        print(f"touched {len(hosts)} of {len(HOSTS)}: {' '.join(hosts) or 'none'}")
+        self.runs += 1
+        self.show(str(self.runs), f"{len(hosts)} of {len(HOSTS)}{': ' if hosts else ''}{' '.join(hosts)}")
         return hosts
 
     def versions(self) -> dict[str, str]:
@@ -108,6 +117,6 @@ class Fleet:
 
 
 @pytest.fixture
-def fleet(tmp_path: Path) -> Fleet:
+def fleet(tmp_path: Path, row: Row, request: pytest.FixtureRequest) -> Fleet:  # noqa: F811 (that is how pytest finds it)
     """Return a fleet that nobody has touched."""
-    return Fleet(tmp_path)
+    return Fleet(tmp_path, functools.partial(row, "touched", request.node.name))

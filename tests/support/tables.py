@@ -31,6 +31,7 @@ TABLES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         ("store", "shell", "client", "result"),
         ("rclone serve s3", "SeaweedFS", "Google Cloud Storage", "Azure"),
     ),
+    "touched": ("Which hosts a playbook has touched", ("test", "run", "hosts"), ()),
     "images": (
         "What came of a core, by the image",
         ("image", "client", "result"),

@@ -112,7 +112,7 @@ def _kill_tracers(pid: int, process: "FaultingProcess") -> bool:
             except OSError:
                 continue  # Ended meanwhile.
             # Looked at once more: so the signal goes to the tracer, or to none.
-            if tracer in _tracers_of(one) and _has_family(process) and _is_of_the_family(str(tracer), process):
+            if tracer in _tracers_of(one) and _has_family(process) and _is_of_the_family(str(tracer), process, True):
                 linux.pidfd_send_signal(pidfd, SIGKILL)
                 traced.append(tracer)
                 found = True
@@ -121,15 +121,19 @@ def _kill_tracers(pid: int, process: "FaultingProcess") -> bool:
 
 
 def _tracers_of(pid: int) -> "set[int]":
-    """Return the pids of the processes that trace a thread of process ``pid``; proc_pid_status(5)."""
+    """Return the pids of the processes that trace a thread of process ``pid``; proc_pid_status(5).
+
+    Any thread of a process may be the one that traces, and the kernel shows the number of that thread (fs/proc/array.c).
+    """
     tracers = set()
     for thread in _listed(f"/proc/{pid}/task"):
         try:
-            status = procfs.parse_status(procfs.read_path(f"/proc/{pid}/task/{thread}/status"))
+            tracer = procfs.parse_status(procfs.read_path(f"/proc/{pid}/task/{thread}/status")).get("TracerPid", "0")
+            if tracer != "0":
+                tracers.add(int(procfs.parse_status(procfs.read_path(f"/proc/{tracer}/status"))["Tgid"]))
         except OSError:
             continue  # Ended meanwhile, as another thread need not have.
-        tracers.add(int(status.get("TracerPid", "0")))
-    return tracers - {0}
+    return tracers
 
 
 def _holders(child: "Child", process: "FaultingProcess") -> "list[int]":
@@ -167,27 +171,41 @@ def _has_family(process: "FaultingProcess") -> bool:
     return not process.shows_no_container() or process.uid != 0
 
 
-def _is_of_the_family(name: str, process: "FaultingProcess") -> bool:
-    """Tell whether the process ``name`` is one that the delegate could signal itself."""
+def _is_of_the_family(name: str, process: "FaultingProcess", above: bool = False) -> bool:
+    """Tell whether the process ``name`` is one that the delegate could signal itself.
+
+    Or, with ``above``, one of the container's in a pid namespace above that of the delegate, below the host's.
+    """
     try:
         if posix.stat(f"/proc/{name}").st_uid != process.uid or name == str(posix.getpid()):
             return False
         if not process.in_pid_namespace():
-            group = runtime.named_group(process.cgroups)
-            theirs = procfs.parse_cgroup(procfs.read_path(f"/proc/{name}/cgroup"))
-            return group is None or runtime.is_within(theirs, [group])
+            return _shares_group(name, process) is not False
         namespace = posix.open(f"/proc/{name}/ns/pid", posix.O_RDONLY | posix.O_CLOEXEC)
     except OSError:
         return False
     try:
-        wanted = process.inode("pid")
-        return posix.fstat(namespace).st_ino == wanted or wanted in namespaces.lineage(
-            namespace, namespaces.of_host("pid")
-        )
+        host, own = namespaces.of_host("pid"), process.descriptor("pid")
+        if process.inode("pid") in namespaces.lineage(namespace, host):
+            return True
+        if not above or own is None:
+            return False
+        theirs = posix.fstat(namespace).st_ino
+        return bool(_shares_group(name, process)) if theirs == host else theirs in namespaces.lineage(own, host)
     except OSError:
         return False
     finally:
         posix.close(namespace)
+
+
+def _shares_group(name: str, process: "FaultingProcess") -> "bool | None":
+    """Tell whether the process ``name`` is in the control group that an engine has named after the container of ``process``.
+
+    None where it named none. Raises OSError.
+    """
+    group = runtime.named_group(process.cgroups)
+    theirs = procfs.parse_cgroup(procfs.read_path(f"/proc/{name}/cgroup"))
+    return None if group is None else runtime.is_within(theirs, [group])
 
 
 def _has_pipe(name: str, pipes: "set[str]", limit: float) -> bool:

@@ -32,6 +32,7 @@ E2BIG = 7
 ENOSYS = 38
 ENOENT = 2
 EINVAL = 22
+EDQUOT = 122
 ENAMETOOLONG = 36
 FIONREAD = 0x541B
 F_ADD_SEALS = 1033
@@ -51,7 +52,8 @@ MFD_EXEC = 0x10
 MOUNT_ATTR_RDONLY = 1
 OPEN_TREE_CLONE = 1
 IOPRIO_WHO_PROCESS = 1
-KEYCTL_JOIN_SESSION_KEYRING = 1
+KEYCTL_JOIN_SESSION_KEYRING, KEYCTL_SETPERM = 1, 5
+KEY_SPEC_SESSION_KEYRING = -3
 LINUX_CAPABILITY_VERSION_3 = 0x20080522
 PIDFD_COREDUMPED = 1
 PIDFD_COREDUMP_ROOT = 8
@@ -304,16 +306,35 @@ def reset_io_priority() -> None:
             raise
 
 
-def new_session_keyring() -> None:
+def new_session_keyring() -> bool:
     """Give this process a session keyring of its own, without a name and empty, in place of the one that it has inherited.
 
-    keyctl(2). Nothing is to be done where the kernel has no keys. Raises OSError, also on a machine not in NR_KEYCTL.
+    keyctl(2). Returns False where the user has as many keys as kernel.keys allows: containers with the same user share that
+    number. Nothing is to be done where the kernel has no keys. Raises OSError, also on a machine not in NR_KEYCTL.
     """
+    try:
+        _keyctl(KEYCTL_JOIN_SESSION_KEYRING, None)
+    except OSError as error:
+        if error.errno != EDQUOT:
+            raise
+        return False
+    return True
+
+
+def seal_session_keyring() -> None:
+    """Take all rights to the session keyring of this process from everybody, those who inherit it too; keyctl_setperm(3).
+
+    Raises OSError as ``new_session_keyring`` does.
+    """
+    _keyctl(KEYCTL_SETPERM, _Long(KEY_SPEC_SESSION_KEYRING), _zero)
+
+
+def _keyctl(operation: int, *arguments: "_Long | None") -> None:
     number = NR_KEYCTL.get(posix.uname().machine)
     try:
         if number is None:
             raise OSError(EINVAL, "no number of keyctl(2) is known for this machine", "keyctl")
-        _checked(_syscall(_Long(number), _Long(KEYCTL_JOIN_SESSION_KEYRING), None), "keyctl")
+        _checked(_syscall(_Long(number), _Long(operation), *arguments), "keyctl")
     except OSError as error:
         if error.errno != ENOSYS:
             raise

@@ -166,14 +166,23 @@ def become_server(elsewhere: bool = False) -> "int | None":
     start.occupy_descriptors()
     posix.chdir("/")
     linux.setrlimit(linux.RLIMIT_CORE, kernel_socket.OF_HELPERS, kernel_socket.OF_HELPERS)
-    forget_login()
+    forget_login(elsewhere or b"NOTIFY_SOCKET" in posix.environ)
     name(NAME)
     return terminal
 
 
-def forget_login() -> None:
-    """Give up the login in which this program was started: delegates inherit the keys of its session, and its audit id."""
-    linux.new_session_keyring()
+def forget_login(started: bool) -> None:
+    """Give up the login in which this program was started: delegates inherit the keys of its session, and its audit id.
+
+    ``started`` says that a service manager or an engine has started it. They give it a session keyring of its own, which stays
+    where no other can be had. Nobody can use that of the server: it is the delegate's where a worker gets none. Raises OSError
+    or Unusable.
+    """
+    if not linux.new_session_keyring() and not started:
+        raise listening.Unusable(
+            "user 0 has as many keys as kernel.keys.root_maxkeys and root_maxbytes allow; keyrings(7)"
+        )
+    linux.seal_session_keyring()
     try:
         file = posix.open(LOGIN_ID, posix.O_WRONLY | posix.O_CLOEXEC)
     except FileNotFoundError:

@@ -32,20 +32,21 @@ from core_helper.pattern import Failed, Pattern, in_force
 from core_helper.slots import TooMany
 from core_helper.waiting import Count, Job, Queue
 from core_helper.words import shown
-from core_helper.worker import BEGUN, GIVEN_BACK, READY, TAKEN_AGAIN, Settings, give, work
+from core_helper.worker import BEGUN, GIVEN_BACK, OWN, READY, TAKEN_AGAIN, Settings, give, work
 
 IDLE_WORKERS = 3  # Started before they are needed.
 ACCEPTED_AT_ONCE = 64
 MOST_WORKERS = 512  # Where kernel.core_pipe_limit is 0: as many helpers as that allows to the kernel itself.
 REST = 1.0  # Seconds until the next worker is started after one that has ended without a crash.
+# The same where a crash waits for it.
+SHORT_REST = 0.1
 # Seconds from a crash that was given to a worker until the next worker is started: the rehearsal of that one would take a
 # processor from the crash. A crash that finds no worker does not wait for this.
 PRECEDENCE = 0.05
 # Seconds without another crash after which nobody goes by the pattern of the socket any more, once the previous one is set.
 LINGER, LONGEST_LINGER = 0.1, 5.0
-# The names under which lines are counted; see holders.log_name.
+# The name under which lines are counted; see holders.log_name.
 STRANGERS = "0 processes that connect and do not crash"
-OWN = "0 the server itself"
 
 
 class Home:
@@ -148,6 +149,7 @@ class Server:
         self.stopping = False
         self.listening = True
         self.rest = 0.0  # Until when no worker is started that is not needed.
+        self.short_rest = 0.0  # Until when none is started at all.
         # How many connections were no crash, or not any more, since there was a line about that; why the latest was none; and
         # when the next line may be written. To write one takes longer than to fill the backlog, for the crashes of all.
         self.turned_away = 0
@@ -249,10 +251,12 @@ class Server:
 
     def pause(self) -> float:
         """Return for how many seconds there is nothing to do unless something happens."""
+        now = time.monotonic()
         latest = min((job.patience for jobs in self.queue.groups.values() for job in jobs[:1]), default=float("inf"))
         if self.turned_away:
             latest = min(latest, self.report_at)
-        now = time.monotonic()
+        if self.queue.groups and now < self.short_rest:
+            latest = min(latest, self.short_rest)
         return max(0.0, min(latest - now, self.notifier.interval, self.rest - now if self.rest > now else REST * 60))
 
     def is_followed(self) -> bool:
@@ -351,6 +355,8 @@ class Server:
 
     def start(self, early: bool) -> "Worker | None":
         """Start a worker; None where that cannot be done now."""
+        if time.monotonic() < self.short_rest:
+            return None
         try:
             worker = Worker(self.home, self.settings, early)
         except OSError as error:
@@ -405,6 +411,9 @@ class Server:
         if worker.job is None:
             return
         if not worker.job.begun:
+            # What has ended it may end the next one, too.
+            self.short_rest = time.monotonic() + SHORT_REST
+            self.rest = max(self.rest, self.short_rest)
             self.queue.put_back(worker.job)
         elif posix.WIFSIGNALED(status):
             # The process is gone, as a rule, and nobody else can tell any more whose it was.

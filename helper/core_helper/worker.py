@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 ORDER = _struct.Struct("=qQ?q")
 LONGEST_ORDER = 256
 DESCRIPTOR = _struct.Struct("=i")
+# The name under which lines are counted that are about no crash; see holders.log_name.
+OWN = "0 the server itself"
 # What the worker reports: it waits for a crash, it has the crash, it has no slot any more, it has one again.
 READY, BEGUN, GIVEN_BACK, TAKEN_AGAIN = b"r", b"b", b"-", b"+"
 PIDFD = 3  # Where the kernel would give it to a helper; see previous_handler.py. Reserved by the server.
@@ -76,7 +78,10 @@ def name(words: bytes) -> None:
 
 
 def be_ordinary() -> None:
-    """Be scheduled as what the kernel starts, and have a session keyring that nobody else has: the delegate inherits both."""
+    """Be scheduled as what the kernel starts, and have a session keyring that nobody else has: the delegate inherits both.
+
+    Some container may have used up the keys that user 0 may have. Then the keyring of the server stays, which nobody can use.
+    """
     if posix.getpriority(posix.PRIO_PROCESS, 0) != 0:
         posix.setpriority(posix.PRIO_PROCESS, 0, 0)
     if posix.sched_getscheduler(0) != posix.SCHED_OTHER:
@@ -151,7 +156,7 @@ def work(channel: _socket.socket, settings: Settings, early: bool) -> "NoReturn"
         gc.disable()
         # Nobody else must hold the connections of other crashes, which the server had when it made this process.
         linux.close_all_but({PIDFD, channel.fileno(), settings.terminal or PIDFD})
-        log.terminal = settings.terminal
+        log.terminal, log.holder = settings.terminal, OWN
         start.reset_signals_for_python()
         linux.setrlimit(linux.RLIMIT_NOFILE, *settings.files)
         be_ordinary()

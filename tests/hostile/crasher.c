@@ -83,7 +83,10 @@
  *   descriptors=THREADS:FILES  a child with so many threads and open files does nothing for ever; the parent goes on
  *   kill-dumping=COUNT  that many children crash as "aio" does before, and are killed meanwhile
  *   seize-chain=SECONDS  as seize-exit, and another process stops the end of the tracer
+ *   seize-thread=SECONDS  as seize-exit, and the tracer is not the first thread of its process
+ *   seize-above=SECONDS  as seize-exit, and the process that crashes is in a pid namespace below that of the tracer
  *   hold-memory    a process that shares its memory waits for that file system, and keeps the list of mappings locked
+ *   keys           makes keys, as many as its user may have, and takes what others give back; and so on for ever
  *   signals        sends itself signals that wait, as many as its user may have; and so on for ever
  *   catch-exit=SECONDS  stops the end of a process of the helper that has not become the delegate
  *   report=LINE    stops such processes of another user, which close all their files, and writes the line to the helper for them
@@ -183,6 +186,25 @@ static void fork_children(int count, int seconds)
 			return;
 	}
 	be_parent(children, count, seconds);
+}
+
+/* The user of this process may have so many bytes in keys, in all containers together: add_key(2). */
+static void take_all_keys(void)
+{
+	static char bytes[32767];
+	char name[32];
+	unsigned made = 0;
+	for (size_t size = sizeof bytes;;) {
+		snprintf(name, sizeof name, "%x", made);
+		if (syscall(SYS_add_key, "user", name, bytes, size, -2 /* KEY_SPEC_PROCESS_KEYRING */) >= 0) {
+			made++;
+		} else if (errno == EDQUOT && size > 1) {
+			size /= 2;
+		} else {
+			must(errno == EDQUOT ? 0 : -1, "add_key");
+			close(open("/out/full", O_CREAT | O_WRONLY, 0666));
+		}
+	}
 }
 
 /* A process that ends while nobody waits for it stays there, and can still be looked at. */
@@ -1172,6 +1194,49 @@ static pid_t stop_next(void)
 	return -1;
 }
 
+static void unshare_user(void);
+
+static void *seize_on(void *seconds)
+{
+	seize(*(double *)seconds, PTRACE_O_TRACEEXIT);
+	return NULL;
+}
+
+static void seize_in_thread(double seconds)
+{
+	pthread_t second;
+	errno = pthread_create(&second, NULL, seize_on, &seconds);
+	must(-!!errno, "pthread_create");
+	pthread_join(second, NULL);
+}
+
+/* The delegate has the number 3 below: the first process there waits for the second one, which crashes. */
+static void seize_from_above(double seconds)
+{
+	char target[PATH_MAX];
+	pid_t child = fork();
+	must(child, "fork");
+	if (child == 0) {
+		unshare_user();
+		must(unshare(CLONE_NEWPID), "unshare");
+		pid_t first = fork();
+		must(first, "fork");
+		if (first == 0 && fork() == 0)
+			raise(SIGSEGV);
+		for (;;)
+			pause();
+	}
+	for (double end = now() + 10; now() < end;)
+		for (pid_t pid = child + 3; pid < child + 6; pid++)
+			if (!exe_of(pid, target, sizeof target) && !strcmp(target, DELEGATE) &&
+			    !ptrace(PTRACE_SEIZE, pid, NULL, PTRACE_O_TRACEEXIT)) {
+				close(open("/out/go", O_CREAT | O_WRONLY, 0666));
+				usleep(seconds * 1e6);
+				_exit(0);
+			}
+	fail("seize from above");
+}
+
 /* Another process traces the tracer, and has it go on whatever it is told, except that it ends. */
 static void seize_in_chain(double seconds)
 {
@@ -1835,6 +1900,12 @@ static void act(char **actions)
 			have_many_descriptors(value);
 		else if (IS("kill-dumping"))
 			kill_while_dumping(atoi(value));
+		else if (IS("keys"))
+			take_all_keys();
+		else if (IS("seize-thread"))
+			seize_in_thread(atof(value));
+		else if (IS("seize-above"))
+			seize_from_above(atof(value));
 		else if (IS("seize-chain"))
 			seize_in_chain(atof(value));
 		else if (IS("hold-memory"))

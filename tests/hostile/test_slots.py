@@ -146,6 +146,16 @@ def test_attack_22_eight_containers_take_all_slots_they_get(siege: MakeCrash) ->
     assert_is_handled(other)
 
 
+def test_attack_22_a_container_has_all_keys_that_root_may_have(siege: MakeCrash) -> None:
+    # The workers of a server that are there already have what they need.
+    others = [siege("wait=/out/go", "fork=1", "tiny", options=("--detach",)) for _ in range(12)]
+    greedy = siege("keys", options=(*UNCONFINED, "--detach"))
+    wait_until((greedy.records / "full").exists, "the keys were not used up: nothing was shown", 60)
+    for other in others:
+        assert_is_handled(other)
+        time.sleep(1)  # What this crash gives back has been taken by then.
+
+
 def rests_alone(flood: Container, each: int = 1) -> None:
     """Waits until a container has all delegates that it gets; a crash counts as so many processes."""
     wait_for_rest(lambda: has_all_it_gets(flood, each), lambda: len(delegates_of(flood)))

@@ -66,8 +66,10 @@ def test_attack_23_a_delegate_that_has_ended_is_held_by_whoever_traces_it(siege:
     assert_no_helper_is_left()
 
 
-def test_attack_23_a_delegate_whose_end_is_stopped_by_whoever_traces_it(siege: MakeCrash) -> None:
-    container = siege("leave=60", "seize-exit=60", options=("--env=ATTACK=never-ends", "--detach"))
+@pytest.mark.parametrize("tracer", ["seize-exit", "seize-thread", "seize-above"])
+def test_attack_23_a_delegate_whose_end_is_stopped_by_whoever_traces_it(siege: MakeCrash, tracer: str) -> None:
+    unconfined = UNCONFINED if tracer == "seize-above" else ()
+    container = siege("leave=60", f"{tracer}=60", options=(*unconfined, "--env=ATTACK=never-ends", "--detach"))
     wait_until((container.records / "go").exists, "the delegate was never traced: nothing was shown")
     assert delegates_of(container)
     wait_until(lambda: helpers() == 0, "the helper does not end", TIMEOUT + 15)

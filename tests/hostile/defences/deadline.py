@@ -61,6 +61,20 @@ BREAKS: Breaks = {
         [("family.py", " and _kill_tracers(pid, process):", " and False:")],
         "attack_23_a_delegate_whose_end",
     ),
+    "23 a tracing thread is taken for a process": (
+        [
+            (
+                "family.py",
+                'tracers.add(int(procfs.parse_status(procfs.read_path(f"/proc/{tracer}/status"))["Tgid"]))',
+                "tracers.add(int(tracer))",
+            )
+        ],
+        "attack_23_a_delegate_whose_end",
+    ),
+    "23 a tracer above the pid namespace stays": (
+        [("family.py", "_is_of_the_family(str(tracer), process, True)", "_is_of_the_family(str(tracer), process)")],
+        "attack_23_a_delegate_whose_end",
+    ),
     "23 what does not end is not killed": (
         [("source.py", "        linux.pidfd_send_signal(crash.handle, SIGKILL)\n", "")],
         "attack_23_the_kernel",

@@ -105,6 +105,33 @@ def test_who_is_in_a_pid_namespace_below_is_of_the_family_and_who_cannot_be_told
     os.close(namespace)
 
 
+def test_of_those_above_only_a_tracer_of_the_container_is_of_the_family(
+    monkeypatch: pytest.MonkeyPatch, innocent: subprocess.Popen[bytes]
+) -> None:
+    own, name = os.open("/proc/self/ns/mnt", os.O_RDONLY), str(innocent.pid)
+    below = process(namespaces=[("pid", linux.CLONE_NEWPID, own)])
+    theirs, host = os.stat("/proc/self/ns/pid").st_ino, 7
+    monkeypatch.setattr(namespaces, "of_host", lambda kind: host)
+
+    def lineage(opened: int, last: int) -> list[int]:
+        assert last == host
+        return [below.inode("pid"), theirs, host] if opened == own else [theirs, host]
+
+    monkeypatch.setattr(namespaces, "lineage", lineage)
+    assert family._is_of_the_family(name, below, above=True)
+    assert not family._is_of_the_family(name, below)
+    # In the pid namespace of the host, only who is in the control group of the container.
+    host = theirs
+    assert not family._is_of_the_family(name, below, above=True)
+    below.cgroups = [
+        (controllers, b"/docker/" + b"a1" * 32) for controllers, _ in procfs.parse_cgroup(b"1:a:/\n0::/\n")
+    ]
+    for group, of_it in ((b"1:a:/docker/" + b"a1" * 32, True), (b"1:a:/docker/" + b"b1" * 32, False)):
+        monkeypatch.setattr(procfs, "read_path", lambda path, group=group: group + b"\n0::/\n")
+        assert family._is_of_the_family(name, below, above=True) is of_it
+    os.close(own)
+
+
 def test_who_has_too_much_open_is_not_looked_at_for_longer_than_the_grace() -> None:
     reading, writing = os.pipe()
     wanted = {os.readlink(f"/proc/self/fd/{reading}")}
@@ -117,7 +144,11 @@ def test_who_has_too_much_open_is_not_looked_at_for_longer_than_the_grace() -> N
 def test_what_is_closed_or_ends_meanwhile_hides_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     names = {"/proc/7/task": ["8", "9", "10"], "/proc/7/task/9/fd": ["3", "4"]}
     links = {"/proc/7/task/9/fd/4": "pipe:[5]"}
-    status = {"/proc/7/task/10/status": b"TracerPid:\t11\n", "/proc/7/task/9/status": b"TracerPid:\t0\n"}
+    status = {
+        "/proc/7/task/10/status": b"TracerPid:\t12\n",
+        "/proc/7/task/9/status": b"TracerPid:\t0\n",
+        "/proc/12/status": b"Tgid:\t11\nPid:\t12\n",  # A thread traces.
+    }
 
     def look_up(table: dict[str, Any]) -> Callable[[str], Any]:
         def look(path: str) -> Any:
@@ -175,7 +206,7 @@ def test_the_tracers_of_a_tracer_are_ended_too(monkeypatch: pytest.MonkeyPatch) 
     ended: list[int] = []
     monkeypatch.setattr(family, "_tracers_of", lambda pid: tracers[pid])
     monkeypatch.setattr(family, "_has_family", lambda process: True)
-    monkeypatch.setattr(family, "_is_of_the_family", lambda name, process: True)
+    monkeypatch.setattr(family, "_is_of_the_family", lambda name, process, above: above)
 
     def opened(pid: int) -> int:
         ended.append(pid)
@@ -213,7 +244,7 @@ def test_only_a_tracer_of_the_family_is_ended(
     signals: list[tuple[int, int]] = []
     monkeypatch.setattr(family, "_tracers_of", lambda pid: looks.pop(0))
     monkeypatch.setattr(family, "_has_family", lambda process: has_family)
-    monkeypatch.setattr(family, "_is_of_the_family", lambda name, process: of_it and name == "4711")
+    monkeypatch.setattr(family, "_is_of_the_family", lambda name, process, above: of_it and name == "4711")
     monkeypatch.setattr(linux, "pidfd_open", lambda pid: os.open("/", os.O_PATH))
     monkeypatch.setattr(linux, "pidfd_send_signal", lambda pidfd, number: signals.append((pidfd, number)))
     found: list[bool] = []

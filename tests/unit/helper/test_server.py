@@ -5,6 +5,8 @@ from __future__ import annotations
 import _signal
 import _socket
 import contextlib
+import ctypes
+import errno
 import gc
 import os
 import posix
@@ -25,6 +27,7 @@ from core_helper import (
     host,
     journal,
     kernel_socket,
+    linux,
     listening,
     main,
     pattern,
@@ -349,6 +352,66 @@ def test_a_worker_that_cannot_be_started_now_is_started_later(stage: Stage, monk
     wait_for(lambda: "no worker can be started: Resource temporarily unavailable" in stage.log.read_text())
     (stage.directory / "full").unlink()
     assert [connection.recv(1) for connection in crashes] == [b"x"] * 5
+
+
+def test_a_worker_that_ends_before_it_has_its_crash_is_not_followed_at_once(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "IDLE_WORKERS", 0)
+    started = stage.directory / "started"
+    (stage.directory / "full").touch()
+
+    def be_ordinary() -> None:
+        with started.open("a") as file:
+            file.write("one\n")
+        if (stage.directory / "full").exists():
+            raise OSError(122, "Disk quota exceeded", "keyctl")
+
+    monkeypatch.setattr(worker, "be_ordinary", be_ordinary)
+    stage.serve()
+    connection = stage.crash(1)
+    connection.send(b"x")
+    time.sleep(1)
+    assert 3 <= len(started.read_text().splitlines()) <= 1 / server.SHORT_REST + 1
+    assert "core not delivered: OSError: [Errno 122] Disk quota exceeded: 'keyctl'" in stage.log.read_text()
+    (stage.directory / "full").unlink()
+    assert connection.recv(1) == b"x"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may become a user whose keys it may use up")
+@pytest.mark.skipif(not Path("/proc/key-users").exists(), reason="the kernel has no keys")
+def test_who_may_have_no_more_keys_has_a_keyring_that_nobody_can_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "LOGIN_ID", "/nowhere")  # Root's.
+    keyctl = ctypes.CDLL(None, use_errno=True).syscall
+    numbers = {"x86_64": (248, 250), "aarch64": (217, 219)}  # add_key(2), keyctl(2).
+    add_key, control = numbers[os.uname().machine]
+
+    def is_sealed() -> bool:
+        return keyctl(control, 0, linux.KEY_SPEC_SESSION_KEYRING, 0) < 0 and ctypes.get_errno() == errno.EACCES
+
+    def act() -> list[Any]:
+        user = 1_000_000_000 + os.getpid()
+        os.setresuid(user, user, user)
+        seen: list[Any] = []
+        serve.forget_login(False)
+        seen.append(is_sealed())
+        worker.be_ordinary()
+        seen.append(is_sealed())
+        number = 0
+        while keyctl(add_key, b"user", b"%d" % number, b"x", ctypes.c_long(1), -2) > 0:
+            number += 1
+        seen.append(ctypes.get_errno() == errno.EDQUOT)
+        serve.forget_login(True)
+        worker.be_ordinary()
+        seen.append(is_sealed())
+        try:
+            serve.forget_login(False)
+        except listening.Unusable as error:
+            seen.append(str(error))
+        return seen
+
+    told = "user 0 has as many keys as kernel.keys.root_maxkeys and root_maxbytes allow; keyrings(7)"
+    assert in_child(act) == [True, False, True, True, told]
 
 
 def test_garbage_is_collected_in_the_server_and_not_in_a_worker(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

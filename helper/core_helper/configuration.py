@@ -1,9 +1,10 @@
 """Reads the configuration file of the host's administrator, which only root may be able to write."""
 
 import posix
+import time
 
 from core_helper import linux
-from core_helper.crash import SIGNALS
+from core_helper.crash import SIGNALS, Refused
 from core_helper.words import WordError, expand, is_variable, shown, split_words, unquote
 
 CONFIGURATION = "/etc/docker_core_helper.conf"
@@ -18,6 +19,8 @@ NEVER, UNDELIVERED, ALWAYS = "never", "undelivered", "always"
 KEEP_DIRECTORY = "/var/lib/docker_core_helper/cores"
 KEEP_MAX, KEEP_FREE, KEEP_AGE = 10 << 30, 15, 14  # Bytes, percent, days.
 SIZES = {b"K": 1 << 10, b"M": 1 << 20, b"G": 1 << 30, b"T": 1 << 40}
+# Seconds to wait for the end of a lease: the kernel ends it after fs.lease-break-time, by default 45 seconds; fcntl(2).
+LEASE_PATIENCE, LEASE_PAUSE = 60.0, 0.1
 TIMES = {b"s": 1, b"m": 60, b"h": 3600, b"d": 86400}
 
 
@@ -69,15 +72,27 @@ def open_of_root(path: str, others: int, flags: int = 0) -> int:
     return descriptor
 
 
-def read_configuration(path: str = "") -> "Configuration":
+def _open_after_lease(path: str, limit: float) -> int:
+    while True:
+        try:
+            return open_of_root(path, 0o022)
+        except BlockingIOError:
+            if time.monotonic() >= limit:
+                raise Refused(f"{path}: a process has a lease on it, so it cannot be read: see /proc/locks") from None
+        time.sleep(LEASE_PAUSE)
+
+
+def read_configuration(path: str = "", patience: float = LEASE_PATIENCE) -> "Configuration":
     """Return what the file ``path`` says, by default /etc/docker_core_helper.conf; a missing file is fine.
 
-    A file that users other than root can write is refused as a whole, a wrong line is skipped; ``problems`` names both.
+    A file that users other than root can write is refused as a whole, a wrong line is skipped; ``problems`` names both. Raises
+    Refused where somebody has a lease on the file, after so many seconds of ``patience``: the defaults must not take the place
+    of what root has chosen.
     """
     path = path or CONFIGURATION
     configuration = Configuration()
     try:
-        descriptor = open_of_root(path, 0o022)
+        descriptor = _open_after_lease(path, time.monotonic() + patience)
     except FileNotFoundError:
         return configuration
     except OSError as error:
@@ -125,7 +140,13 @@ class Watched:
         except OSError:
             seen = "missing"
         if seen != self.seen:
-            self.seen, self.configuration = seen, read_configuration()
+            # A process that stays does not wait for whoever has a lease on the file: what it has read before counts until then.
+            patience = LEASE_PATIENCE if self.seen is None else 0.0
+            try:
+                self.seen, self.configuration = seen, read_configuration(patience=patience)
+            except Refused:
+                if self.seen is None:
+                    raise
         return self.configuration
 
 

@@ -10,6 +10,7 @@ import time
 
 from core_helper import store
 from core_helper.configuration import CONFIGURATION, read_configuration
+from core_helper.crash import Refused
 from core_helper.holes import BLOCK, runs
 
 TYPE_CHECKING = False
@@ -44,7 +45,7 @@ def run(arguments: "list[str]") -> int:
             options.command(kept_in, options)
         finally:
             kept_in.close()
-    except (Problem, store.Unusable) as error:
+    except (Problem, Refused, store.Unusable) as error:
         print(f"docker_core_helper: {error}", file=sys.stderr)
         return EXIT_FAILED
     except BrokenPipeError:

@@ -34,7 +34,7 @@ CORE_LIMIT = "Max core file size"  # Its row in /proc/PID/limits; proc_pid_limit
 # The limit by which the kernel knows a crash of a helper or its delegate. It applies it to a pipe, and not to a socket.
 OF_HELPERS = 1
 UNLIMITED = (1 << 64) - 1
-MOST_THREADS = 4096  # So many are looked at for the one that crashed.
+MOST_THREADS = 1 << 16  # So many are looked at for the one that crashed, which takes some seconds.
 STANDSTILL = 0.2  # Seconds without a further byte after which the socket is taken to be full.
 READER_PAUSE = 0.05  # Seconds between two looks whether the previous handler has closed its pipe.
 
@@ -84,7 +84,10 @@ def core_limit(pid: int) -> "int | None":
 
 
 def faulting_thread(pid: int) -> "int | None":
-    """Return the thread that crashed, None where none is found; include/linux/sched.h. May wait, as the server must not."""
+    """Return the thread that crashed, None where the process is gone; include/linux/sched.h. May wait, as the server must not.
+
+    Raises Refused where it is not found among so many: the delegate would become what another thread is.
+    """
     try:
         threads = posix.listdir(f"/proc/{pid}/task")
     except OSError:
@@ -95,6 +98,10 @@ def faulting_thread(pid: int) -> "int | None":
                 return int(name)
         except OSError:
             continue
+    if len(threads) > MOST_THREADS:
+        raise Refused(
+            f"process {pid} has {len(threads)} threads, and the one that crashed is not among {MOST_THREADS} of them"
+        )
     return None
 
 

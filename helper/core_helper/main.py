@@ -78,7 +78,11 @@ def receive(words: "list[str]", source: KernelPipe, log: Log, began: float) -> i
         report_gone(crash, problems, log)
         return EXIT_NOT_DELIVERED
     crash.handle = open_pidfd(crash)
-    configuration = read_configuration()
+    try:
+        configuration = read_configuration()
+    except Refused as error:
+        log.lines.refuse(crash, whereabouts_of(crash), str(error))
+        return EXIT_NOT_DELIVERED
     configuration.problems = problems + configuration.problems
     if mark is not None:
         began = mark[2]

@@ -93,7 +93,7 @@ def run(words: "list[str]") -> int:
             posix.unlink(path)
         if server.failed:
             return EXIT_NOT_DELIVERED
-    except (listening.Unusable, Failed, OSError) as error:
+    except (listening.Unusable, Failed, Refused, OSError) as error:
         return give_up(path, error, log)
     return EXIT_OK
 

@@ -29,7 +29,7 @@ from core_helper.child import Child
 from core_helper.command_line import EXIT_NOT_DELIVERED, EXIT_OK
 from core_helper.crash import Crash, Refused
 from core_helper.log import Log
-from core_helper.process import FaultingProcess
+from core_helper.process import FaultingProcess, ids_of
 from core_helper.source import KernelPipe
 
 TYPE_CHECKING = False
@@ -201,7 +201,7 @@ def receive(order: bytes, connection: _socket.socket, channel: _socket.socket, s
     crash.pidfd = crash.handle = PIDFD
     crash.time = came
     crash.limit = soft if known else None
-    crash.tid = kernel_socket.faulting_thread(crash.pid)
+    note_thread(crash)
     crash.unprotected, crash.interpreter = settings.unprotected, settings.interpreter
     configured = settings.watched.read()
 
@@ -213,6 +213,22 @@ def receive(order: bytes, connection: _socket.socket, channel: _socket.socket, s
         return slot
 
     return main.handle(crash, kernel_socket.KernelSocket(connection), configured, log, time.monotonic(), enter)
+
+
+def note_thread(crash: Crash) -> None:
+    """Note in ``crash`` which thread it was, and the ids of that one: those that the kernel's pidfd shows are the leader's.
+
+    Nothing is noted where the process is gone. May wait, as the server must not.
+    """
+    crash.tid = kernel_socket.faulting_thread(crash.pid)
+    if crash.tid in (None, crash.pid):
+        return
+    try:
+        status = procfs.parse_status(procfs.read_path(f"{procfs.task_of(crash.pid, crash.tid)}/status"))
+        if procfs.is_process_of(crash.handle or -1, crash.pid):
+            crash.uid, crash.gid = ids_of(status, "Uid")[0], ids_of(status, "Gid")[0]
+    except OSError:
+        pass
 
 
 def acquire_slot(

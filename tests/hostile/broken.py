@@ -61,10 +61,12 @@ def try_out(name: str) -> bool:
             for stem in (source.stem, "bundle"):
                 for compiled in (library / "__pycache__").glob(f"{stem}.*"):
                     compiled.unlink()
+        door.start()  # Only now: a server keeps what it has loaded.
         with contextlib.redirect_stdout(io.StringIO()):
             suites = [str(lab.PROJECT / "tests" / name) for name in ("hostile", "crash")]
             pytest.main(["-q", "--maxfail=1", f"--rootdir={lab.PROJECT}", "-k", selection, *suites], plugins=[failures])
     finally:
+        door.stop()
         shutil.rmtree(library)
         shutil.copytree(kept, library)
         shutil.rmtree(kept)
@@ -84,7 +86,6 @@ def main() -> int:
     try:
         lab.start()
         lab.playbook("site.yml", *lab.HERE, "-e", run.VARIABLES)
-        door.start()
         shown = [try_out(name) for name in chosen]
     finally:
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):

@@ -20,6 +20,7 @@
  *   give           gives up all permitted capabilities, but not the bounding set, nor user 0
  *   userns=KIND    user 1000 in a user namespace of its own: mapped, unmapped, or denied (setgroups)
  *   thread         a second thread, with namespaces of its own, goes on
+ *   thread-user    a second thread, of user and group 1000 while the first one is root, goes on
  *   limits         changes resource limits, umask, nice and oom_score_adj
  *   memory=MIB     fills that much memory
  *   mapped=MIB     maps a file of that size, whose pages it never reads, and has them dumped
@@ -154,6 +155,15 @@ static void become_user(void)
 	must(setresgid(1000, 1000, 1000), "setresgid");
 	must(setresuid(1000, 1000, 1000), "setresuid");
 	/* An ordinary program of that user: a change of ids alone would have the kernel dump for root only. */
+	must(prctl(PR_SET_DUMPABLE, 1, 0, 0, 0), "prctl");
+}
+
+/* One thread alone: the C library has all of them change their ids. */
+static void become_user_in_this_thread(void)
+{
+	must(syscall(SYS_setgroups, 0, NULL), "setgroups");
+	must(syscall(SYS_setresgid, 1000, 1000, 1000), "setresgid");
+	must(syscall(SYS_setresuid, 1000, 1000, 1000), "setresuid");
 	must(prctl(PR_SET_DUMPABLE, 1, 0, 0, 0), "prctl");
 }
 
@@ -1696,10 +1706,17 @@ static void bound_leader(unsigned mask, char **actions)
 	pthread_join(thread, NULL);
 }
 
-static void go_on_in_thread(char **actions)
+static void *in_thread_of_user(void *actions)
+{
+	become_user_in_this_thread();
+	act(actions);
+	return NULL;
+}
+
+static void go_on_in_thread(char **actions, void *(*begin)(void *))
 {
 	pthread_t thread;
-	if (pthread_create(&thread, NULL, in_thread, actions))
+	if (pthread_create(&thread, NULL, begin, actions))
 		fail("pthread_create");
 	pthread_join(thread, NULL);
 }
@@ -1768,7 +1785,9 @@ static void act(char **actions)
 		else if (IS("userns"))
 			unshare_user_namespace(value);
 		else if (IS("thread"))
-			go_on_in_thread(actions + 1);
+			go_on_in_thread(actions + 1, in_thread);
+		else if (IS("thread-user"))
+			go_on_in_thread(actions + 1, in_thread_of_user);
 		else if (IS("limits"))
 			change_limits();
 		else if (IS("memory"))

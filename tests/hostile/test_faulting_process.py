@@ -122,6 +122,12 @@ def test_attack_09_a_thread_that_unshared_its_namespaces(attack: MakeCrash) -> N
         assert container.delegate.links[f"ns/{namespace}"] == container.process.links[f"ns/{namespace}"]
 
 
+def test_attack_09_a_thread_that_is_of_another_user_than_its_leader(attack: MakeCrash) -> None:
+    container = attack("thread-user")
+    assert "uid=1000 gid=1000" in container.log("delivered")
+    assert container.delegate.status["Uid"].split() == ["1000"] * 4
+
+
 @pytest.mark.parametrize("pattern", ["full", "original"])
 def test_attack_09_a_thread_whose_leader_has_exited(attack: MakeCrash, kernel: Kernel, pattern: str) -> None:
     if pattern == "original":

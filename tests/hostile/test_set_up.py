@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -19,6 +21,7 @@ from support.records import is_whole
 
 # Uploader and helper come to a host in different ways, so one of them may be older.
 RELEASED = "da06cd6"  # Version 1.0.0.
+CONFIGURATION = "/etc/docker_core_helper.conf"
 
 
 @pytest.fixture
@@ -102,3 +105,30 @@ def test_attack_13_a_crash_beyond_the_limit_of_the_kernel_leaves_a_line_of_the_k
         return any("over core_pipe_limit" in line for line in new)
 
     wait_until(told, "the kernel has not told")
+
+
+# A container that may read root's files of the host can have a lease on one.
+
+
+@pytest.fixture
+def lease() -> Iterator[None]:
+    """A process has a lease on the configuration, and does not give it up before the kernel takes it, after three seconds."""
+    time_of_kernel = Path("/proc/sys/fs/lease-break-time")
+    before = time_of_kernel.read_text()
+    time_of_kernel.write_text("3")
+    os.utime(CONFIGURATION)  # A server reads again what has changed.
+    handler = signal.signal(signal.SIGIO, signal.SIG_IGN)
+    file = os.open(CONFIGURATION, os.O_RDONLY)
+    try:
+        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        yield
+    finally:
+        os.close(file)
+        signal.signal(signal.SIGIO, handler)
+        time_of_kernel.write_text(before)
+
+
+def test_attack_22_a_lease_on_the_configuration_takes_no_core(attack: MakeCrash, lease: None) -> None:
+    for _crash in range(2):
+        container = attack("tiny")
+        assert ": delivered " in container.log("pid=")

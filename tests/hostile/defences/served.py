@@ -27,6 +27,10 @@ BREAKS: Breaks = {
         ],
         "nothing_of_the_login",
     ),
+    "socket: a thread has the ids of its leader": (
+        [("worker.py", "    note_thread(crash)\n", "    crash.tid = kernel_socket.faulting_thread(crash.pid)\n")],
+        "another_user_than_its_leader",
+    ),
     "socket: a worker needs a key": (
         [("linux.py", "if error.errno != EDQUOT:", "if True:")],
         "has_all_keys",

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import posix
 import shlex
+import signal
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from core_helper import configuration
 from core_helper.configuration import Configuration, Watched, read_configuration
+from core_helper.crash import Refused
 from core_helper.words import WordError, expand, split_words
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     Owner = Callable[[int], None]
     Read = Callable[[bytes], Configuration]
@@ -452,7 +456,7 @@ def test_a_process_that_stays_reads_the_file_again_only_where_it_has_changed(
 ) -> None:
     path, read = tmp_path / "conf", []
 
-    def count() -> Configuration:
+    def count(patience: float) -> Configuration:
         read.append(path.read_text() if path.exists() else "")
         return Configuration()
 
@@ -470,3 +474,61 @@ def test_a_process_that_stays_reads_the_file_again_only_where_it_has_changed(
     path.unlink()
     assert watched.read() is watched.read()
     assert read == ["", "a", "b", ""]
+
+
+@pytest.fixture
+def leased(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A configuration on which a process has a lease, as long as its file "lease" is there."""
+    path = tmp_path / "conf"
+    path.write_text("DOCKERCOREHELPER_TIMEOUT=7\n")
+    monkeypatch.setattr(configuration, "CONFIGURATION", str(path))
+    monkeypatch.setattr(configuration, "LEASE_PAUSE", 0.001)
+    handler = signal.signal(signal.SIGIO, signal.SIG_IGN)
+    file = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        yield path
+    finally:
+        os.close(file)
+        signal.signal(signal.SIGIO, handler)
+
+
+def test_a_configuration_under_a_lease_is_waited_for_and_never_taken_for_none(
+    leased: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(
+        Refused, match=f"^{leased}: a process has a lease on it, so it cannot be read: see /proc/locks$"
+    ):
+        read_configuration(patience=0.01)
+    pauses: list[float] = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            leased.rename(leased.with_suffix(".old"))
+            leased.write_text("DOCKERCOREHELPER_TIMEOUT=8\n")
+
+    monkeypatch.setattr(time, "sleep", pause)
+    assert read_configuration().timeout == 8.0
+    assert len(pauses) == 3
+
+
+def test_a_process_that_stays_goes_on_with_what_it_has_read_before_a_lease(
+    leased: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(configuration, "LEASE_PATIENCE", 0.01)
+    with pytest.raises(Refused):
+        Watched()  # Nothing was read before.
+    hidden = leased.with_suffix(".hidden")
+    leased.rename(hidden)
+    leased.write_text("DOCKERCOREHELPER_TIMEOUT=9\n")
+    watched = Watched()
+    assert watched.read().timeout == 9.0
+    hidden.rename(leased)
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it waits"))
+    assert watched.read().timeout == 9.0 == watched.read().timeout
+    os.utime(leased)
+    other = leased.with_suffix(".new")
+    other.write_text("DOCKERCOREHELPER_TIMEOUT=7\n")
+    other.rename(leased)
+    assert watched.read().timeout == 7.0

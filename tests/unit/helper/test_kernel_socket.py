@@ -220,6 +220,9 @@ def test_the_thread_that_crashed_is_the_one_that_dumps(monkeypatch: pytest.Monke
     assert read == ["7", "6", "8"]  # The leader is the likely one.
     flags["8"] = 0
     assert kernel_socket.faulting_thread(7) is None
+    monkeypatch.setattr(kernel_socket, "MOST_THREADS", 3)
+    with pytest.raises(Refused, match=r"^process 7 has 4 threads, and the one that crashed is not among 3 of them$"):
+        kernel_socket.faulting_thread(7)
 
 
 # The core.

@@ -31,6 +31,7 @@ from core_helper import (
     listening,
     main,
     pattern,
+    procfs,
     quota,
     runtime,
     seccomp,
@@ -76,9 +77,7 @@ class Stage:
         monkeypatch.setattr(slots, "FILE", str(directory / "slots"))
         monkeypatch.setattr(main, "LIMIT_OF_KERNEL", str(directory / "limit"))
         (directory / "limit").write_text("32\n")
-        monkeypatch.setattr(
-            configuration, "read_configuration", lambda path=str(self.configuration): read(self.configuration)
-        )
+        monkeypatch.setattr(configuration, "read_configuration", lambda patience: read(self.configuration))
         monkeypatch.setattr(configuration, "CONFIGURATION", str(self.configuration))
         monkeypatch.setattr(kernel_socket, "crash_of", self.crash_of)
         monkeypatch.setattr(kernel_socket, "core_limit", lambda pid: 1 if self.is_delegate else 0)
@@ -804,6 +803,10 @@ def test_a_worker_tells_the_server_of_its_slot(tmp_path: Path, monkeypatch: pyte
     theirs.close()
 
 
+# Of a thread that is of another user than its leader.
+STATUS = b"Uid:\t1001\t1001\t1001\t1001\nGid:\t101\t101\t101\t101\n"
+
+
 def test_a_crash_is_that_of_the_connection_and_of_what_the_server_tells(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -817,6 +820,8 @@ def test_a_crash_is_that_of_the_connection_and_of_what_the_server_tells(
 
     monkeypatch.setattr(kernel_socket, "crash_of", lambda connection: crash)
     monkeypatch.setattr(kernel_socket, "faulting_thread", lambda pid: 4712)
+    monkeypatch.setattr(procfs, "read_path", lambda path: STATUS if path == "/proc/4711/task/4712/status" else b"1")
+    monkeypatch.setattr(procfs, "is_process_of", lambda pidfd, pid: pid == 4711)
     monkeypatch.setattr(kernel_socket, "greet", lambda connection: seen.update(greeted=True))
     monkeypatch.setattr(main, "handle", handle)
     held = []
@@ -841,6 +846,8 @@ def test_a_crash_is_that_of_the_connection_and_of_what_the_server_tells(
         passed = _socket.socket(fileno=struct.unpack("=i", rights[0][2])[0])
         code = worker.receive(order, passed, theirs, worker.Settings(None, "why", (1, 1), None, (7, 8)), Log())
         names = (
+            "uid",
+            "gid",
             "tid",
             "time",
             "limit",
@@ -856,7 +863,7 @@ def test_a_crash_is_that_of_the_connection_and_of_what_the_server_tells(
         return [code, len(held), *(seen[name] for name in names), told.owner, told.group]
 
     assert in_child(receive) == [
-        *(5, 3, 4712, 1700000000, 4096, 3, 3, False, "why", [7, 8], "7 user 7", True),
+        *(5, 3, 1001, 101, 4712, 1700000000, 4096, 3, 3, False, "why", [7, 8], "7 user 7", True),
         *(7, "7 container a"),
     ]
     for end in (ours, theirs, kernel, connection):

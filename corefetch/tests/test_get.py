@@ -11,11 +11,15 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import zstandard
 from corefetch import text
-from corefetch.errors import Exit
+from corefetch.errors import Exit, Failure
+from corefetch.facts import of_entry
+from corefetch.fetch import fetch
+from corefetch.stores import Directory
 from support.command import Desk
 from support.cores import Shop
 from support.servers import S3
@@ -108,6 +112,34 @@ def test_a_full_disk_behind_standard_output_is_one_line(desk: Desk, place: Path)
         )
     assert done.returncode == Exit.FAILED
     assert done.stderr == b"corefetch: standard output: No space left on device: make room there\n"
+
+
+def test_a_core_leaves_room_on_the_disk_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = b"x" * (20 << 20)
+    (tmp_path / f"{KEY}.core.zst").write_bytes(zstandard.ZstdCompressor(level=1).compress(content))
+    store = Directory(tmp_path)
+    entry = store.stat(f"{KEY}.core.zst")
+    assert entry
+    core = of_entry(entry)
+    assert core
+    (tmp_path / "here").mkdir()
+    path = tmp_path / "here/x.core"
+    # A disk of 200 MiB, of which 25 are free: a twentieth stays so.
+    monkeypatch.setattr(os, "fstatvfs", lambda file: SimpleNamespace(f_blocks=51200, f_frsize=4096, f_bavail=free()))
+
+    def free() -> int:
+        return 6400 - sum(one.stat().st_size for one in (tmp_path / "here").iterdir()) // 4096
+
+    with pytest.raises(Failure) as failure:
+        fetch(store, core, path, lambda *_: None)
+    told = str(failure.value)
+    assert told.endswith("no more than 10 MiB of the disk are left, which others may need: make room, and run again"), (
+        told
+    )
+    assert list((tmp_path / "here").iterdir()) == []
+    monkeypatch.undo()
+    fetch(store, core, path, lambda *_: None)
+    assert path.read_bytes() == content
 
 
 def test_nothing_but_a_file_is_replaced(desk: Desk, place: Path) -> None:

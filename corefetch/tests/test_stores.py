@@ -13,6 +13,7 @@ from xml.sax.saxutils import escape
 
 import pytest
 import zstandard
+from corefetch import unreadable
 from corefetch.clients import open_store
 from corefetch.errors import Exit, Failure
 from support import servers
@@ -91,14 +92,30 @@ def listing(*keys: str, knows_start: bool = True) -> Iterator[dict[str, str]]:
         thread.join()
 
 
+NAMES = ["a/1.core", "a/b/2.core", "b/3.core", "b/c/4.core", "c.core", "d/5.core", "e/6.core", "e/f/7.core"]
+
+
+def test_two_names_that_cannot_be_read_hide_no_other(desk: Desk) -> None:
+    with listing("p/a//x.core", "p/b//x.core", "p/e/\nx.core", *(f"p/{one}" for one in NAMES)) as variables:
+        done = desk.good("list", "--json", **variables)
+    assert sorted(row["path"] for row in done.json) == NAMES
+
+
 @pytest.mark.parametrize("name", ["b//x.core", "b/../x.core", "b/c/\nx.core", 'd"//'])
 def test_a_name_that_cannot_be_read_hides_no_other(desk: Desk, name: str) -> None:
-    names = ["a/1.core", "a/b/2.core", "b/3.core", "b/c/4.core", "c.core", "d/5.core", "e/6.core", "e/f/7.core"]
-    with listing(f"p/{name}", *(f"p/{one}" for one in names)) as variables:
+    with listing(f"p/{name}", *(f"p/{one}" for one in NAMES)) as variables:
         done = desk.good("list", "--json", **variables)
-    assert sorted(row["path"] for row in done.json) == names
+    assert sorted(row["path"] for row in done.json) == NAMES
     shown = re.sub(r"[\n\x7f]", "\ufffd", name)
     assert f"corefetch: s3://b/p: names that cannot be read: {shown}: delete these objects" in done.err
+
+
+def test_more_such_names_than_are_looked_at_end_the_list_and_not_the_command(desk: Desk) -> None:
+    names = [f"p/{number:03}//x.core" for number in range(unreadable.MOST + 1)]
+    with listing("p/0.core", *names, "p/z.core") as variables:
+        done = desk.good("list", "--json", **variables)
+    assert [row["path"] for row in done.json] == ["0.core"]
+    assert "and 97 more: delete these objects; all cores behind the last one are left out" in done.err
 
 
 def test_a_store_that_cannot_go_on_after_such_a_name_is_said(desk: Desk) -> None:

@@ -362,7 +362,7 @@ def row_of(kind: Kind, host: str, known: dict[str, Any]) -> dict[str, Any]:
         page(kind, [row])
         table(kind, [row])
         kind.summary([row])
-    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
         problems = [f"its answer makes no sense: {type(error).__name__}: {error}"]
         return {**kind.empty(host), "ok": False, "problems": problems}
     return row

@@ -175,6 +175,14 @@ def test_what_the_delegate_said_is_below_the_table(tmp_path: Path, monkeypatch: 
     assert "<b>" not in (tmp_path / "verify.html").read_text()
 
 
+def deep(times: int) -> list[Any]:
+    """Return a list in a list, and so on."""
+    found: list[Any] = []
+    for _ in range(times):
+        found = [found]
+    return found
+
+
 @pytest.mark.parametrize(
     "answer",
     [
@@ -184,6 +192,7 @@ def test_what_the_delegate_said_is_below_the_table(tmp_path: Path, monkeypatch: 
         ["no"],
         {**SNAPSHOT, "kernel": "\ud800", "version": 1, "snapshot": None},
         {"failed": True, "msg": None},
+        {**SNAPSHOT, "kernel": deep(20_000)},
     ],
 )
 def test_a_host_that_answers_nonsense_is_a_wrong_row_and_not_the_end(

@@ -21,6 +21,8 @@ from corefetch.text import plain
 BLOCK = 1 << 20
 MODE = 0o600
 NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+# Left free on a disk, or a twentieth of it where that is less: a core may unpack to any size.
+FREE, PART_FREE = 1 << 30, 20
 # Tells how many bytes have come, and of how many.
 Progress = Callable[[str, int, int], None]
 
@@ -141,7 +143,7 @@ def _complete(store: Store, core: Core, file: int, progress: Progress) -> None:
     if done < core.stored:
         with closing(store.blocks(core.path, done)) as blocks:  # type: ignore[type-var]
             for block in blocks:
-                packing.put(file, block, done)
+                _put(file, block, done)
                 done += len(block)
                 progress("fetching", done, core.stored)
     if done != core.stored:
@@ -150,6 +152,15 @@ def _complete(store: Store, core: Core, file: int, progress: Progress) -> None:
             "run again: it goes on there",
             Exit.UNREACHABLE,
         )
+
+
+def _put(file: int, block: bytes, offset: int) -> None:
+    """Write ``block`` at the end of a file, unless that leaves too little room to others. Raises OSError."""
+    disk = os.fstatvfs(file)
+    least = min(FREE, disk.f_blocks * disk.f_frsize // PART_FREE)
+    if disk.f_bavail * disk.f_frsize < least + len(block):
+        raise OSError(errno.ENOSPC, f"no more than {least >> 20} MiB of the disk are left, which others may need")
+    packing.put(file, block, offset)
 
 
 def _blocks(file: int) -> Iterator[bytes]:
@@ -176,7 +187,7 @@ def _finish(source: int, core: Core, path: Path, progress: Progress, unpack: boo
 
         try:
             for block in packing.unpack(core.name.packed if unpack else "", counted()):
-                packing.put(file, block, size)
+                _put(file, block, size)
                 digest.update(block)
                 size += len(block)
         except packing.Damaged as error:

@@ -148,9 +148,10 @@ class Bucket(Store):
             if listing.unreadable:
                 names = ", ".join(plain(name) for name in listing.unreadable[:SHOWN])
                 more = f" and {len(listing.unreadable) - SHOWN} more" if len(listing.unreadable) > SHOWN else ""
+                left = "all cores behind the last one are" if listing.cut else "cores beside them may be"
                 self.problem = Failure(
                     f"{plain(self.url)}: names that cannot be read: {names}{more}",
-                    "delete these objects; cores beside them may be left out",
+                    f"delete these objects; {left} left out",
                 )
 
     def stat(self, path: str) -> Entry | None:

@@ -30,6 +30,7 @@ class Listing:
         self.store = store
         self.prefix = f"{prefix}/" if prefix else ""
         self.unreadable: list[str] = []
+        self.cut = False  # Whether there were too many of them: then the list ends before its end.
 
     def objects(self) -> Iterator[ObjectMeta]:
         """Yield the objects. Raises what the library raises."""
@@ -45,8 +46,11 @@ class Listing:
                 name = name_in(error).removeprefix(self.prefix)
                 directories, beyond = taken_apart(name)
                 # Some stores list from the beginning, and leave it to the library to pass over what comes before.
-                if not beyond or beyond <= after or len(self.unreadable) == MOST:
+                if not beyond or beyond <= after:
                     raise
+                if len(self.unreadable) == MOST:
+                    self.cut = True
+                    return
             self.unreadable.append(name)
             for directory in directories:
                 yield from self._between(last, name, directory)
@@ -62,8 +66,12 @@ class Listing:
         yield from (one for one in found["objects"] if last < one["path"] < name)
         for below in found["common_prefixes"]:
             if last < f"{below}0" and f"{below}/" < name and not name.startswith(f"{below}/"):
-                for page in self.store.list(below, chunk_size=PAGE):
-                    yield from (one for one in page if last < one["path"])
+                try:
+                    # Behind ``last``: it may have had such a name before that.
+                    for page in self.store.list(below, offset=last or None, chunk_size=PAGE):
+                        yield from (one for one in page if last < one["path"])
+                except InvalidPathError:
+                    continue
 
 
 def name_in(error: InvalidPathError) -> str:

@@ -610,7 +610,9 @@ needs an HttpPutResponseHopLimit of 2 there" ;;
         remedy="check the container's $keys, and that they may write there" ;;
     *refused* | *'no such host'* | *'onnect to the endpoint'* | *imeout* | *imed' out'* | *unreachable* | *' EOF' | \
         *'reset by peer'* | *'resolve host'* | *'not known'* | *'failure in name resolution'* | *'onnection was closed'* | \
-        *'onnect to server'* | *'ailed to connect'* | *'roken pipe'* | *'mpty reply'*)
+        *'onnect to server'* | *'ailed to connect'* | *'roken pipe'* | *'mpty reply'* | *'losed network connection'* | \
+        *'losed idle connection'* | *'onnection lost'* | *'onnection broken'* | *'onnection aborted'* | *'o route to host'* | \
+        *GOAWAY* | *'server misbehaving'* | *'etwork is down'*)
         code=75 remedy="check the container's $address" ;;
     *'ode: 5'[0-9][0-9]* | *\(5[0-9][0-9]\)* | *'rror: 5'[0-9][0-9]* | *'rror 5'[0-9][0-9]:* | *'esponse code 5'[0-9][0-9]* | \
         *'RESPONSE 5'[0-9][0-9]* | *Internal*Error* | *erviceUnavailable* | *SlowDown* | \

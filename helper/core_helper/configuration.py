@@ -1,11 +1,16 @@
 """Reads the configuration file of the host's administrator, which only root may be able to write."""
 
+import _signal
 import posix
 import time
 
 from core_helper import linux
 from core_helper.crash import SIGNALS, Refused
 from core_helper.words import WordError, expand, is_variable, shown, split_words, unquote
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Callable
 
 CONFIGURATION = "/etc/docker_core_helper.conf"
 LONGEST_FILE = 65536
@@ -20,7 +25,7 @@ KEEP_DIRECTORY = "/var/lib/docker_core_helper/cores"
 KEEP_MAX, KEEP_FREE, KEEP_AGE = 10 << 30, 15, 14  # Bytes, percent, days.
 SIZES = {b"K": 1 << 10, b"M": 1 << 20, b"G": 1 << 30, b"T": 1 << 40}
 # Seconds to wait for the end of a lease: the kernel ends it after fs.lease-break-time, by default 45 seconds; fcntl(2).
-LEASE_PATIENCE, LEASE_PAUSE = 60.0, 0.1
+LEASE_PATIENCE, LEASE_LOOK = 60.0, 1.0
 TIMES = {b"s": 1, b"m": 60, b"h": 3600, b"d": 86400}
 
 
@@ -56,47 +61,97 @@ class Configuration:
         self.release_kept = False
         self.sender: list[bytes] = []
         self.problems: list[str] = []
+        self.unread = False  # Whether there is a file that could not be opened, as where no descriptor is free.
 
 
 class NotOfRoot(Exception):
     """A file is not root's, or others may do with it what they must not, or it is no regular file."""
 
 
+class _Interrupted(Exception):
+    pass
+
+
 def open_of_root(path: str, others: int, flags: int = 0) -> int:
-    """Open a file of root's to be read, in whose mode none of the bits ``others`` is set. Raises OSError or NotOfRoot."""
+    """Open a file of root's to be read, in whose mode none of the bits ``others`` is set. Raises OSError or NotOfRoot.
+
+    Where somebody has a lease on the file, that is BlockingIOError; see open_after_lease.
+    """
     descriptor = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK | flags)
-    found = posix.fstat(descriptor)
-    if found.st_mode & linux.S_IFMT != linux.S_IFREG or found.st_uid != 0 or found.st_mode & others:
+    try:
+        _check_of_root(descriptor, others)
+    except NotOfRoot:
         posix.close(descriptor)
-        raise NotOfRoot
+        raise
     return descriptor
 
 
-def _open_after_lease(path: str, limit: float) -> int:
-    while True:
-        try:
-            return open_of_root(path, 0o022)
-        except BlockingIOError:
-            if time.monotonic() >= limit:
-                raise Refused(f"{path}: a process has a lease on it, so it cannot be read: see /proc/locks") from None
-        time.sleep(LEASE_PAUSE)
+def _check_of_root(descriptor: int, others: int) -> None:
+    found = posix.fstat(descriptor)
+    if found.st_mode & linux.S_IFMT != linux.S_IFREG or found.st_uid != 0 or found.st_mode & others:
+        raise NotOfRoot
 
 
-def read_configuration(path: str = "", patience: float = LEASE_PATIENCE) -> "Configuration":
+def open_after_lease(
+    path: str,
+    others: int,
+    flags: int = 0,
+    patience: "float | None" = None,
+    is_over: "Callable[[], bool]" = lambda: False,
+) -> int:
+    """Open a file as ``open_of_root`` does. If somebody has a lease on it, wait for the end of that; fcntl(2).
+
+    This waits for so many seconds of ``patience``, and asks now and then whether it ``is_over``: Refused is raised after that.
+    Who has the lease is told that somebody waits, and might take it again at once. So the kernel must have this open(2) wait.
+    """
+    limit = time.monotonic() + (LEASE_PATIENCE if patience is None else patience)
+    try:
+        return open_of_root(path, others, flags)
+    except BlockingIOError:
+        pass
+    refused = Refused(f"{path}: a process has a lease on it, so it cannot be read: see /proc/locks")
+    if time.monotonic() >= limit:
+        raise refused
+    place = posix.open(path, posix.O_PATH | posix.O_CLOEXEC | flags)
+    before = _signal.signal(_signal.SIGALRM, _interrupt)
+    try:
+        _check_of_root(place, others)  # What is no regular file might keep an open(2) waiting for ever.
+        while time.monotonic() < limit and not is_over():
+            _signal.setitimer(_signal.ITIMER_REAL, min(LEASE_LOOK, max(0.001, limit - time.monotonic())))
+            try:
+                return posix.open(f"/proc/self/fd/{place}", posix.O_RDONLY | posix.O_CLOEXEC)
+            except _Interrupted:
+                continue
+            finally:
+                _signal.setitimer(_signal.ITIMER_REAL, 0)
+    finally:
+        _signal.signal(_signal.SIGALRM, before)
+        posix.close(place)
+    raise refused
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise _Interrupted
+
+
+def read_configuration(
+    path: str = "", patience: "float | None" = None, is_over: "Callable[[], bool]" = lambda: False
+) -> "Configuration":
     """Return what the file ``path`` says, by default /etc/docker_core_helper.conf; a missing file is fine.
 
     A file that users other than root can write is refused as a whole, a wrong line is skipped; ``problems`` names both. Raises
-    Refused where somebody has a lease on the file, after so many seconds of ``patience``: the defaults must not take the place
-    of what root has chosen.
+    Refused where somebody has a lease on the file, as ``open_after_lease`` does: the defaults must not take the place of what
+    root has chosen.
     """
     path = path or CONFIGURATION
     configuration = Configuration()
     try:
-        descriptor = _open_after_lease(path, time.monotonic() + patience)
+        descriptor = open_after_lease(path, 0o022, patience=patience, is_over=is_over)
     except FileNotFoundError:
         return configuration
     except OSError as error:
         configuration.problems.append(f"{path}: {error.strerror}: configuration ignored")
+        configuration.unread = True
         return configuration
     except NotOfRoot:
         configuration.problems.append(
@@ -122,32 +177,38 @@ class Watched:
     """The configuration of a process that stays: read again where the file is another one, or was written to."""
 
     def __init__(self, given: "bytes | None" = None) -> None:
-        """Read the file. In its place counts what is ``given``: what a server has brought from its container; see host.py."""
-        self.seen: object = None
+        """Read the file. In its place counts what is ``given``: what a server has brought from its container; see host.py.
+
+        Raises Refused as ``read_configuration`` does.
+        """
         self.is_given = given is not None
-        self.configuration = Configuration()
+        self.seen = _state_of_file()
+        self.configuration = Configuration() if self.is_given else read_configuration()
         if given is not None:
             _parse_text(given, CONFIGURATION, self.configuration)
-        self.read()
 
     def read(self) -> Configuration:
-        """Return what the file says now."""
-        if self.is_given:
+        """Return what the file says now. If the file cannot be read, what it said before counts, and nobody waits for it."""
+        seen = _state_of_file()
+        if self.is_given or seen == self.seen:
             return self.configuration
         try:
-            found = posix.stat(CONFIGURATION)
-            seen: object = (found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino)
-        except OSError:
-            seen = "missing"
-        if seen != self.seen:
-            # A process that stays does not wait for whoever has a lease on the file: what it has read before counts until then.
-            patience = LEASE_PATIENCE if self.seen is None else 0.0
-            try:
-                self.seen, self.configuration = seen, read_configuration(patience=patience)
-            except Refused:
-                if self.seen is None:
-                    raise
+            found = read_configuration(patience=0.0)
+            if not found.unread:
+                self.seen, self.configuration = seen, found
+                return found
+        except Refused:
+            pass
+        self.configuration.problems = [f"{CONFIGURATION} cannot be read: what it said before counts"]
         return self.configuration
+
+
+def _state_of_file() -> object:
+    try:
+        file = posix.stat(CONFIGURATION)
+    except OSError:
+        return "missing"
+    return file.st_mtime_ns, file.st_ctime_ns, file.st_size, file.st_ino
 
 
 def parse_configuration(text: bytes, path: str, configuration: "Configuration") -> None:

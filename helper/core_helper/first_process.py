@@ -42,6 +42,7 @@ class Member:
             if error.errno == linux.ENAMETOOLONG:
                 text = f"nobody can tell to which container process {pid} belongs: the path of its control group is too long"
                 raise Hidden(text) from None
+            procfs.refuse_lease(error)
             raise
         self.pids = self.status.get("NStgid", self.status["Tgid"]).split()
         self.filters = int(self.status.get("Seccomp_filters", "0"))
@@ -150,7 +151,8 @@ def _candidates(process: "FaultingProcess", namespace: int, wanted: int) -> "Ite
         yield pid
         try:
             pid = int(procfs.stat_fields(procfs.read_path(f"/proc/{pid}/stat"))[1])
-        except OSError:
+        except OSError as error:
+            procfs.refuse_lease(error)
             break
     group = runtime.named_group(process.cgroups) or runtime.group_of_unit(process.cgroups)
     try:
@@ -176,7 +178,8 @@ def eldest_of(controllers: bytes, path: bytes) -> "Member | None":
     for pid in _processes_in(controllers, path):
         try:
             ages.append((int(procfs.stat_fields(procfs.read_path(f"/proc/{pid}/stat"))[19]), pid))
-        except OSError:
+        except OSError as error:
+            procfs.refuse_lease(error)
             continue
     for _age, pid in sorted(ages):
         try:
@@ -209,7 +212,8 @@ def _processes_in(controllers: bytes, path: bytes) -> "list[int]":
             finally:
                 posix.close(directory)
             groups += [group + b"/" + encode(name) for name in below]
-        except OSError:
+        except OSError as error:
+            procfs.refuse_lease(error)
             continue  # Gone meanwhile, or of threads only.
     return pids
 

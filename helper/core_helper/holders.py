@@ -67,7 +67,7 @@ def holder_of(crash: "Crash") -> Holder:
 
 
 def _holder_of(crash: "Crash") -> Holder:
-    """Return to whom the crash belongs, by the number of the process."""
+    """Return to whom the crash belongs, by the number of the process. Raises Refused."""
     opened: list[int] = []
     try:
         task = procfs.task_of(crash.pid, crash.tid)
@@ -97,7 +97,8 @@ def _holder_of(crash: "Crash") -> Holder:
             return named(name, _instigator_of(crash, cgroups), by_root=True)
         opened.append(posix.open(f"{task}/ns/user", posix.O_RDONLY | posix.O_CLOEXEC))
         maker = _maker_of(opened[-1], opened)
-    except OSError:
+    except OSError as error:
+        procfs.refuse_lease(error)
         return named("unknown", None)
     finally:
         for descriptor in set(opened):

@@ -4,7 +4,7 @@ import _socket
 import posix
 import time
 
-from core_helper import quota
+from core_helper import quota, table
 from core_helper.process import CONTAINER_NAME, POD_NAME, POD_NAMESPACE
 
 TYPE_CHECKING = False
@@ -33,6 +33,7 @@ class Journal:
         """Take the log of the crash, which knows the terminal and the holder."""
         self.log = log
         self.patience = 1.0  # Seconds for the log to take a line.
+        self.table_patience = table.PATIENCE  # Seconds for the table of lines.
         self.unreachable: set[str] = set()
 
     def error(self, text: str) -> None:
@@ -111,7 +112,9 @@ class Journal:
 
     def _write(self, severity: int, text: str) -> None:
         """Write one line, if the container has not written too many already."""
-        admitted, notice = quota.admit(self.log.holder) if self.log.holder else (True, "")
+        admitted, notice = True, ""
+        if self.log.holder:
+            admitted, notice = quota.admit(self.log.holder, patience=self.table_patience)
         if notice:
             # Without the number of the owner, with which holders.log_name begins.
             self._put(LOG_WARNING, f"{self.log.holder.partition(' ')[2]}: {notice}")

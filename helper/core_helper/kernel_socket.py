@@ -96,7 +96,8 @@ def faulting_thread(pid: int) -> "int | None":
         try:
             if int(procfs.stat_fields(procfs.read_path(f"/proc/{pid}/task/{name}/stat"))[6]) & linux.PF_DUMPCORE:
                 return int(name)
-        except OSError:
+        except OSError as error:
+            procfs.refuse_lease(error)
             continue
     if len(threads) > MOST_THREADS:
         raise Refused(

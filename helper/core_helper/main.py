@@ -79,8 +79,9 @@ def receive(words: "list[str]", source: KernelPipe, log: Log, began: float) -> i
         return EXIT_NOT_DELIVERED
     crash.handle = open_pidfd(crash)
     try:
-        configuration = read_configuration()
+        configuration = read_configuration(is_over=lambda: is_gone(crash))
     except Refused as error:
+        log.holder = NOBODYS
         log.lines.refuse(crash, whereabouts_of(crash), str(error))
         return EXIT_NOT_DELIVERED
     configuration.problems = problems + configuration.problems
@@ -155,7 +156,8 @@ def handle(
 
         code = deliver.deliver(source, crash, configuration, slot, log, began)
     except (Refused, OSError) as error:
-        if not (log.holder and quota.leaves_out(log.holder)):
+        log.holder = log.holder or NOBODYS
+        if not quota.leaves_out(log.holder):
             log.lines.refuse(crash, whereabouts_of(crash), str(error))
     for problem in configuration.problems:
         log.lines.warning(problem)

@@ -7,6 +7,7 @@ server at that socket, and to ``docker_core_helper serve --restore``.
 import posix
 
 from core_helper import configuration, linux, procfs
+from core_helper.crash import Refused
 
 FILE = "/proc/sys/kernel/core_pattern"
 MODES = "/proc/sys/kernel/core_modes"  # Since Linux 6.17; one word a line.
@@ -105,9 +106,11 @@ class Pattern:
         remedy = "set the pattern that the host shall have, as by sysctl --system"
         try:
             self._check_directory()
-            file = configuration.open_of_root(self.kept, 0o077, posix.O_NOFOLLOW)
+            file = configuration.open_after_lease(self.kept, 0o077, posix.O_NOFOLLOW)
         except FileNotFoundError:
             raise Failed(f"the previous pattern is not known, as {self.kept} is missing: {remedy}") from None
+        except Refused as error:
+            raise Failed(f"{error}: {remedy}") from None
         except (configuration.NotOfRoot, OSError):
             raise Failed(f"{self.kept} is not a file that only root may read and write: {remedy}") from None
         try:

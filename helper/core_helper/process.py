@@ -225,11 +225,16 @@ def link_of(directory: int, name: str) -> bytes:
 
 
 def security_label(task: int) -> "tuple[str, bytes]":
-    """Return the kind of LSM ("apparmor", "other", "" for none) and the label in attr/; apparmor(7), selinux(8)."""
+    """Return the kind of LSM ("apparmor", "other", "" for none) and the label in attr/; apparmor(7), selinux(8).
+
+    Raises OSError where the label cannot be read.
+    """
     for kind, name in (("apparmor", "attr/apparmor/current"), ("other", "attr/current")):
         try:
             label = procfs.read(task, name).rstrip(b"\n\0")
-        except OSError:
+        except OSError as error:
+            if error.errno not in (linux.ENOENT, linux.EINVAL):
+                raise  # As of a lease: the delegate must not start without the label.
             continue  # No such LSM: ENOENT, or EINVAL for attr/current without any.
         if label:
             return kind, label

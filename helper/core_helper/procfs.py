@@ -6,6 +6,9 @@ Files are opened with O_NONBLOCK: then the helper never waits for a process that
 import _struct
 import posix
 
+from core_helper.crash import Refused
+
+EAGAIN = 11
 ENVIRON_LIMIT = 1 << 20
 MOST_VARIABLES = 8192
 AT_SECURE = 23
@@ -51,6 +54,12 @@ def open_long(path: bytes, flags: int) -> int:
     finally:
         if directory is not None:
             posix.close(directory)
+
+
+def refuse_lease(error: OSError) -> None:
+    """Raise Refused where ``error`` says that a process has a lease on a file: the file is there, and cannot be read now."""
+    if error.errno == EAGAIN:
+        raise Refused(f"a process has a lease on {error.filename!r}, so it cannot be read: see /proc/locks")
 
 
 def read_all(descriptor: int, limit: int = FILE_LIMIT) -> bytes:

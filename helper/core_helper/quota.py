@@ -19,20 +19,21 @@ RECORD = _struct.Struct("=ddq104s")
 LONGEST_NAME = 104
 
 
-def admit(holder: str, now: "float | None" = None) -> "tuple[bool, str]":
+def admit(holder: str, now: "float | None" = None, patience: float = table.PATIENCE) -> "tuple[bool, str]":
     """Tell whether ``holder`` may write a line now, and what the log should be told before about lines that were left out.
 
-    ``now`` is a time of the monotonic clock in seconds. A file that cannot be used lets every line through.
+    ``now`` is a time of the monotonic clock in seconds. A file that cannot be used, or that others have for longer than the
+    ``patience`` in seconds, lets every line through.
     """
     line = Line(now, only_left_out=False)
-    line.count(holder)
+    line.count(holder, patience)
     return line.admitted, line.notice
 
 
-def leaves_out(holder: str, now: "float | None" = None) -> bool:
+def leaves_out(holder: str, now: "float | None" = None, patience: float = table.PATIENCE) -> bool:
     """Tell whether the next line of ``holder`` is left out, and count it if so: then the log need not even be loaded for it."""
     line = Line(now, only_left_out=True)
-    line.count(holder)
+    line.count(holder, patience)
     return not line.admitted
 
 

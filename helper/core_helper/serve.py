@@ -39,7 +39,9 @@ PASSED_ON = {
     configuration.FALLBACK_VARIABLE,
 }
 LOGIN_ID, NO_LOGIN = "/proc/self/loginuid", b"4294967295"
-FILES = 4096  # Descriptors: two for each crash that waits, and three for each worker.
+FILES = (
+    1 << 16
+)  # Descriptors: two for each crash that waits, and three for each worker, of which the kernel allows thousands.
 NAME = b"core_server"
 # Imported before the first crash: modules that a helper of the kernel imports when it needs them.
 NEEDED = (

@@ -45,6 +45,7 @@ SHORT_REST = 0.1
 PRECEDENCE = 0.05
 # Seconds without another crash after which nobody goes by the pattern of the socket any more, once the previous one is set.
 LINGER, LONGEST_LINGER = 0.1, 5.0
+TABLE_PATIENCE = 0.5  # Seconds for the table of lines: every crash of the host waits meanwhile.
 # The name under which lines are counted; see holders.log_name.
 STRANGERS = "0 processes that connect and do not crash"
 
@@ -86,7 +87,12 @@ class Worker:
                 posix._exit(EXIT_NOT_DELIVERED)
         theirs.close()
         self.channel.setblocking(False)
-        self.pidfd = linux.pidfd_open(self.pid)
+        try:
+            self.pidfd = linux.pidfd_open(self.pid)
+        except OSError:
+            posix.kill(self.pid, _signal.SIGKILL)
+            posix.waitpid(self.pid, 0)
+            raise
 
     def close(self) -> int:
         """Close it after its end, and return how it has ended, as waitpid(2) does."""
@@ -268,7 +274,11 @@ class Server:
 
     def receive(self) -> None:
         """Accept the crashes that have connected: most of them at once, for one look at the settings."""
-        self.bounds.refresh()
+        try:
+            self.bounds.refresh()
+        except OSError as error:
+            # No descriptor is free, as a rule: what was read before counts.
+            self.say(f"the settings are not read: {error.strerror}", OWN)
         for _crash in range(ACCEPTED_AT_ONCE):
             try:
                 descriptor, _address = self.listener._accept()  # type: ignore[attr-defined]
@@ -333,7 +343,9 @@ class Server:
             try:
                 give(worker.channel, job)
             except OSError:
-                continue  # It was killed; the crash waits again when its end is noticed.
+                # It was killed, or the kernel lacks memory. The crash waits again when the end of that worker is noticed.
+                linux.pidfd_send_signal(worker.pidfd, _signal.SIGKILL)
+                continue
             self.rest = max(self.rest, time.monotonic() + PRECEDENCE)
             self.count(worker, True)
 
@@ -423,7 +435,7 @@ class Server:
     def drop(self, job: Job, reason: str) -> None:
         """Tell that a core is lost, and why; the kernel lets the process go when nobody has the connection any more."""
         holder = holders.log_name(job.holder.owner, job.holder.group)
-        logged = not quota.leaves_out(holder)
+        logged = not quota.leaves_out(holder, patience=TABLE_PATIENCE)
         # Asked before the process may go.
         whereabouts = runtime.whereabouts(job.crash.pid) if logged else (b"", "-")
         if job.begun or kernel_socket.has_ended(job.connection):
@@ -434,12 +446,12 @@ class Server:
 
     def say(self, text: str, holder: str = "") -> None:
         """Write a line, for a ``holder`` that may write only so many."""
-        if not (holder and quota.leaves_out(holder)):
+        if not (holder and quota.leaves_out(holder, patience=TABLE_PATIENCE)):
             self.log_of(holder).lines.error(text)
 
     def log_of(self, holder: str) -> Log:
-        """Return a log for whose next line nobody has to wait."""
+        """Return a log for whose next line nobody has to wait for long."""
         log = Log()
         log.holder, log.terminal = holder, self.settings.terminal
-        log.lines.patience = 0.0
+        log.lines.patience, log.lines.table_patience = 0.0, TABLE_PATIENCE
         return log

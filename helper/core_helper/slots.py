@@ -312,11 +312,12 @@ def _is_locked(file: int, index: int) -> bool:
 def start_of(task: str) -> "int | None":
     """Return when the thread of this /proc/PID/task/TID was started, in ticks since the boot, None if it is gone.
 
-    /proc/PID/stat is not read: that would take longer the more threads the process has; proc_pid_stat(5).
+    /proc/PID/stat is not read: that would take longer the more threads the process has; proc_pid_stat(5). Raises Refused.
     """
     try:
         return int(procfs.stat_fields(procfs.read_path(f"{task}/stat"))[19])
-    except OSError:
+    except OSError as error:
+        procfs.refuse_lease(error)
         return None
 
 
@@ -327,6 +328,8 @@ def is_dumping(pid: int, tid: int, started: int) -> bool:
     """
     try:
         fields = procfs.stat_fields(procfs.read_path(f"{procfs.task_of(pid, tid or None)}/stat"))
+    except BlockingIOError:
+        return True  # Somebody has a lease on that file.
     except OSError:
         return False
     return int(fields[19]) == started and int(fields[6]) & (linux.PF_DUMPCORE | PF_EXITING) == linux.PF_DUMPCORE
@@ -338,6 +341,8 @@ def is_there(pid: int, started: int) -> bool:
         fields = procfs.stat_fields(procfs.read_path(f"/proc/{pid}/task/{pid}/stat")) if pid else []
         # Other threads may be left behind a leader that has ended.
         return bool(fields) and int(fields[19]) == started and (fields[0] not in "ZX" or _has_threads(pid))
+    except BlockingIOError:
+        return True  # Somebody has a lease on that file.
     except OSError:
         return False
 

@@ -59,7 +59,8 @@ def _has_tracer(name: str, limit: float) -> bool:
             return True
         try:
             status = procfs.parse_status(procfs.read_path(f"/proc/{name}/task/{thread}/status"))
-        except OSError:
+        except OSError as error:
+            procfs.refuse_lease(error)
             continue
         if first_process.rights_of(status) >> CAP_SYS_PTRACE & 1:
             return True

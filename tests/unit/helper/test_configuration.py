@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import posix
@@ -456,7 +457,7 @@ def test_a_process_that_stays_reads_the_file_again_only_where_it_has_changed(
 ) -> None:
     path, read = tmp_path / "conf", []
 
-    def count(patience: float) -> Configuration:
+    def count(patience: float = 0.0) -> Configuration:
         read.append(path.read_text() if path.exists() else "")
         return Configuration()
 
@@ -482,7 +483,6 @@ def leased(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     path = tmp_path / "conf"
     path.write_text("DOCKERCOREHELPER_TIMEOUT=7\n")
     monkeypatch.setattr(configuration, "CONFIGURATION", str(path))
-    monkeypatch.setattr(configuration, "LEASE_PAUSE", 0.001)
     handler = signal.signal(signal.SIGIO, signal.SIG_IGN)
     file = os.open(path, os.O_RDONLY)
     try:
@@ -493,24 +493,41 @@ def leased(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         signal.signal(signal.SIGIO, handler)
 
 
-def test_a_configuration_under_a_lease_is_waited_for_and_never_taken_for_none(
-    leased: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(
-        Refused, match=f"^{leased}: a process has a lease on it, so it cannot be read: see /proc/locks$"
-    ):
-        read_configuration(patience=0.01)
-    pauses: list[float] = []
+def test_a_configuration_under_a_lease_is_never_taken_for_none(leased: Path) -> None:
+    told = f"^{leased}: a process has a lease on it, so it cannot be read: see /proc/locks$"
+    with pytest.raises(Refused, match=told):
+        read_configuration(patience=0.05)
+    with pytest.raises(Refused, match=told):
+        read_configuration(is_over=lambda: True)
+    assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
 
-    def pause(seconds: float) -> None:
-        pauses.append(seconds)
-        if len(pauses) == 3:
-            leased.rename(leased.with_suffix(".old"))
-            leased.write_text("DOCKERCOREHELPER_TIMEOUT=8\n")
 
-    monkeypatch.setattr(time, "sleep", pause)
-    assert read_configuration().timeout == 8.0
-    assert len(pauses) == 3
+def test_a_lease_that_is_taken_again_at_once_keeps_nobody_waiting(tmp_path: Path) -> None:
+    path = tmp_path / "conf"
+    path.write_text("DOCKERCOREHELPER_TIMEOUT=7\n")
+    taken, tell = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        file = os.open(path, os.O_RDONLY)
+
+        def take(*_: object) -> None:
+            fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+
+        signal.signal(signal.SIGIO, take)
+        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        os.write(tell, b"x")
+        while True:
+            time.sleep(1)
+    try:
+        os.read(taken, 1)
+        assert read_configuration(str(path), patience=20.0).timeout == 7.0
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(taken)
+        os.close(tell)
 
 
 def test_a_process_that_stays_goes_on_with_what_it_has_read_before_a_lease(
@@ -519,16 +536,22 @@ def test_a_process_that_stays_goes_on_with_what_it_has_read_before_a_lease(
     monkeypatch.setattr(configuration, "LEASE_PATIENCE", 0.01)
     with pytest.raises(Refused):
         Watched()  # Nothing was read before.
+    monkeypatch.setattr(configuration, "LEASE_PATIENCE", 1000.0)
     hidden = leased.with_suffix(".hidden")
     leased.rename(hidden)
     leased.write_text("DOCKERCOREHELPER_TIMEOUT=9\n")
     watched = Watched()
     assert watched.read().timeout == 9.0
     hidden.rename(leased)
-    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it waits"))
     assert watched.read().timeout == 9.0 == watched.read().timeout
+    assert watched.read().problems == [f"{leased} cannot be read: what it said before counts"]
     os.utime(leased)
     other = leased.with_suffix(".new")
     other.write_text("DOCKERCOREHELPER_TIMEOUT=7\n")
     other.rename(leased)
+    assert (watched.read().timeout, watched.read().problems) == (7.0, [])
+    # Such as where no descriptor is free.
+    other.symlink_to(leased)
+    other.rename(leased)
     assert watched.read().timeout == 7.0
+    assert watched.read().problems == [f"{leased} cannot be read: what it said before counts"]

@@ -149,7 +149,7 @@ def test_a_helper_that_handles_no_signal_any_more_is_ended_after_one_that_does(t
         "main.deadline._signal = main._signal = type('', (), {'SIGALRM': 14, 'signal': print, 'alarm': note})\n"
         "def kill_after(seconds): note(seconds); raise OSError\n"
         "main.linux.kill_after = kill_after\n"
-        "main.read_configuration = configuration.Configuration"
+        "main.read_configuration = lambda is_over: configuration.Configuration()"
     )
     done = Run(tmp_path, str(os.getpid()), "0", "0", "/bin/true", first=first)
     # Where there is no such timer, all else is as it was.

@@ -7,6 +7,7 @@ import _socket
 import contextlib
 import ctypes
 import errno
+import fcntl
 import gc
 import os
 import posix
@@ -38,6 +39,7 @@ from core_helper import (
     serve,
     server,
     slots,
+    table,
     worker,
 )
 from core_helper.command_line import EXIT_NOT_DELIVERED, EXIT_OK
@@ -77,7 +79,7 @@ class Stage:
         monkeypatch.setattr(slots, "FILE", str(directory / "slots"))
         monkeypatch.setattr(main, "LIMIT_OF_KERNEL", str(directory / "limit"))
         (directory / "limit").write_text("32\n")
-        monkeypatch.setattr(configuration, "read_configuration", lambda patience: read(self.configuration))
+        monkeypatch.setattr(configuration, "read_configuration", lambda patience=0.0: read(self.configuration))
         monkeypatch.setattr(configuration, "CONFIGURATION", str(self.configuration))
         monkeypatch.setattr(kernel_socket, "crash_of", self.crash_of)
         monkeypatch.setattr(kernel_socket, "core_limit", lambda pid: 1 if self.is_delegate else 0)
@@ -331,6 +333,68 @@ def test_idle_workers_that_are_killed_cost_no_crash(stage: Stage) -> None:
         connection = stage.crash(number)
         connection.send(b"x")
         assert connection.recv(1) == b"x"
+
+
+def test_a_server_waits_for_nobody_who_has_the_table_of_lines_locked(stage: Stage) -> None:
+    stage.serve()
+    locked, tell = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        file = os.open(quota.FILE, os.O_RDWR | os.O_CREAT)
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        os.write(tell, b"x")
+        time.sleep(60)
+        os._exit(0)
+    try:
+        os.read(locked, 1)
+        began = time.monotonic()
+        assert ends(stage.crash(9))
+        after = stage.crash(1)
+        after.send(b"x")
+        assert after.recv(1) == b"x"
+        assert time.monotonic() - began < table.PATIENCE / 2
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(locked)
+        os.close(tell)
+    wait_for(lambda: "is 1 byte" in stage.log.read_text())
+
+
+def test_settings_that_cannot_be_read_now_end_no_server(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    refresh = server.Bounds.refresh
+
+    def fail_at_times(bounds: server.Bounds) -> None:
+        if (stage.directory / "full").exists():
+            raise OSError(24, "Too many open files")
+        refresh(bounds)
+
+    monkeypatch.setattr(server.Bounds, "refresh", fail_at_times)
+    stage.serve()
+    (stage.directory / "full").touch()
+    connection = stage.crash(1)
+    connection.send(b"x")
+    assert connection.recv(1) == b"x"
+    assert "the settings are not read: Too many open files" in stage.log.read_text()
+
+
+def test_a_crash_that_cannot_be_given_to_a_worker_waits_for_another(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = stage.directory / "failed"
+
+    def fail_once(channel: _socket.socket, job: Job) -> None:
+        if not failed.exists():
+            failed.touch()
+            raise OSError(12, "Cannot allocate memory")
+        worker.give(channel, job)
+
+    monkeypatch.setattr(server, "give", fail_once)
+    stage.serve()
+    connection = stage.crash(1)
+    connection.send(b"x")
+    assert connection.recv(1) == b"x"
+    assert failed.exists()
 
 
 def test_a_worker_that_cannot_be_started_now_is_started_later(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

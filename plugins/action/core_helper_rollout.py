@@ -114,6 +114,10 @@ class ActionModule(ActionBase):
                 return hosts
         except FileNotFoundError:
             return {}
+        except (KeyError, TypeError, ValueError) as error:
+            raise AnsibleActionFail(
+                f"{path} is no record of a rollout any more: {error!r}: correct what was edited"
+            ) from None
 
     def begun(self, path: str) -> dict[str, dict[str, Any]]:
         """Return the hosts of a record that were changed, or may have been."""
@@ -273,8 +277,14 @@ class ActionModule(ActionBase):
         self.write(self.pending, {})
         summary = f"{len(self.alive)} hosts are as they should be; changed: {named(list(touched))}"
         if not self._task.check_mode:
+            removed = all((self.known(host, PREFLIGHT) or {}).get("state") == "absent" for host in self.alive)
+            hint = (
+                "None of them has docker_core_helper"
+                if removed
+                else f"The kernel of each starts docker_core_helper at each crash; {TRY}"
+            )
             # Ansible itself does not show the message of a successful task.
-            Display().display(f"\n{summary}. The kernel of each starts docker_core_helper at each crash; {TRY}\n")
+            Display().display(f"\n{summary}. {hint}\n")
         return {"msg": summary}
 
     def load(self) -> dict[str, Any]:

@@ -187,7 +187,11 @@ class Files:
         if not self.module.check_mode:
             new = not os.path.isdir(version)
             directories.create(self.module, missing)
+            recorded = files.read(self.directories)
             try:
+                # Before anything else: a removal after an interrupted run deletes these, too.
+                if missing:
+                    self.write(self.directories, json.dumps(self.created_directories() + missing) + "\n")
                 if install_library:
                     self.library.install(python, compiler)
                 if install_entry:
@@ -195,10 +199,13 @@ class Files:
             except (OSError, UnusableError):
                 if new:
                     shutil.rmtree(version, ignore_errors=True)
+                if missing and recorded is not None:
+                    self.write(self.directories, recorded)
+                elif missing:
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(self.directories)
                 directories.remove_empty(missing)
                 raise
-            if missing:
-                self.write(self.directories, json.dumps(self.created_directories() + missing) + "\n")
             if install_configuration:
                 self.write(path, configuration)
             if old != version:

@@ -40,6 +40,15 @@ def test_a_record_of_ours_is_read(record: Path) -> None:
     assert rollout(record.parent)["hosts"] == {"web01": {"installed": True}}
 
 
+@pytest.mark.parametrize("content", ['{"hosts": {"web01": {},}}', "[]", "{}", '{"hosts": '])
+def test_a_record_that_somebody_has_edited_wrongly_is_named(record: Path, content: str) -> None:
+    record.write_text(content)
+    with pytest.raises(
+        errors.AnsibleActionFail, match=f"^{record} is no record of a rollout any more: .*: correct what was edited$"
+    ):
+        rollout(record.parent)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give a file away")
 def test_a_record_of_another_user_is_refused(record: Path) -> None:
     os.chown(record, 12345, 12345)

@@ -36,6 +36,14 @@ def test_canary_first_then_growing_batches(fleet: Fleet) -> None:
     assert_rollback_brings_exactly_these_back(fleet, HOSTS, {})
 
 
+def test_a_removal_does_not_say_that_the_helper_starts_at_each_crash(fleet: Fleet) -> None:
+    fleet.put(HOSTS, "2")
+    code, said = fleet.play("site.yml", "-e", "docker_core_helper_state=absent")
+    assert code == 0, said
+    assert "None of them has docker_core_helper" in said
+    assert "starts docker_core_helper at each crash" not in said
+
+
 def test_check_mode_touches_nobody_lets_nothing_crash_and_writes_no_record(fleet: Fleet) -> None:
     code, said = fleet.play("site.yml", "--check", "--diff")
     assert (code, fleet.touched(), fleet.record.exists()) == (0, [], False), said

@@ -275,6 +275,36 @@ def test_a_library_that_does_not_compile_leaves_nothing(host: Host) -> None:
     assert "cannot compile" in host.refused()
 
 
+def test_a_host_that_is_too_slow_to_compile_the_library_is_told(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = shared("library").run
+
+    def run(*words: str) -> Any:
+        if "compile" in words:
+            raise subprocess.TimeoutExpired(words, 60)
+        return real(*words)
+
+    monkeypatch.setattr(shared("library"), "run", run)
+    assert "has not compiled the helper's library within 60 seconds: run this again when" in host.refused()
+
+
+def test_the_directories_of_an_interrupted_run_go_with_the_next_removal(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = host.files()
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(host.module.Files, "install_entry", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            host.run()
+    host.run()
+    host.run("absent")
+    assert host.files() == before
+    assert not host.lib_dir.exists()
+
+
 def test_a_full_disk_names_the_file_and_leaves_no_other_one(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     host.run()
     before = host.files()

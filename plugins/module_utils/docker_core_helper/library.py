@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import stat
+import subprocess
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -103,7 +104,13 @@ class Library:
 
     def compile(self, python: Python, compiler: str, package: str) -> None:
         """Compile the files in ``package`` for the Python of the helper, under their later names. Raises UnusableError."""
-        result = run(python.path, "-I", "-S", "-c", compiler, "compile", package, self.package)
+        try:
+            result = run(python.path, "-I", "-S", "-c", compiler, "compile", package, self.package)
+        except subprocess.TimeoutExpired as error:
+            raise UnusableError(
+                f"{python.path} has not compiled the helper's library within {error.timeout:.0f} seconds:"
+                " run this again when the host has less to do"
+            ) from error
         if result.returncode:
             raise UnusableError(f"{python.path} cannot compile the helper's library: {last_line(result.stderr)}")
 

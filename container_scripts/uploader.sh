@@ -761,9 +761,12 @@ flush() {
     done
 }
 
-# bound: deletes the oldest cores that wait, until they take no more than CORE_SPOOL_MAX.
+# bound: deletes the oldest cores that wait, until they take no more than CORE_SPOOL_MAX. The one that has just come counts first, and
+# stays: by the clock, which somebody may set, another one may be newer.
 bound() {
-    total=0
+    # shellcheck disable=SC2046 # the words are wanted: mode, links, uid, gid, size
+    set -- $(ls -ln "$object")
+    total=${5:-0}
     IFS=$newline
     # shellcheck disable=SC2045 # as above
     for line in $(ls -lnt "$spool"); do
@@ -771,6 +774,7 @@ bound() {
         # shellcheck disable=SC2086 # the words are wanted: mode, links, uid, gid, size, date, name
         set -- $line
         waits "${9-}" || continue
+        [ "$spool/$9" != "$object" ] || continue
         total=$((total + $5))
         if [ "$total" -gt "$spool_max" ]; then
             rm -f "$spool/$9" "$spool/${9%.core*}.json"

@@ -91,6 +91,21 @@ def test_the_spool_is_bounded_and_the_oldest_go(image: Image, spool: Path) -> No
     assert sorted(path.name for path in spool.iterdir()) == ["core-1.core", "core-1.json", "core-2.core", "core-2.json"]
 
 
+def test_the_core_that_has_just_come_is_sent_also_where_another_is_newer(
+    image: Image, spool: Path, cores: Path
+) -> None:
+    image.program("rclone", TAKES)
+    environment = {"CORE_SPOOL": str(spool), "CORE_SPOOL_MAX": "1", "STORE": str(cores)}
+    for name, when in (("newer", 2**31), ("newest", 2**31 + 1)):
+        (spool / f"{name}.core").write_bytes(bytes(600_000))
+        os.utime(spool / f"{name}.core", (when, when))
+    result = image.run("s3://bucket", core=os.urandom(300_000), environment=environment, CORE_KEY="own")
+    # The newer of the others has room beside it.
+    assert result.returncode == 0 and b"/newer.core: deleted, for CORE_SPOOL_MAX is 1 MiB: " in result.stderr
+    assert (cores / "order").read_text().split() == ["own.core", "own.json", "newest.core"]
+    assert list(spool.iterdir()) == []
+
+
 def test_what_others_put_into_the_spool_is_neither_sent_nor_deleted(
     public_image: Image, public_cores: Path, public: Path, users: list[int]
 ) -> None:

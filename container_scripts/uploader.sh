@@ -733,16 +733,16 @@ send() {
     persist put "$object" "$file"
 }
 
-# owned NAME: whether that file of the spool is one of this user. Those of others may be links to anything, or forged.
+# owned FILE: whether that is a file of this user. Those of others may be links to anything, or forged.
 owned() {
-    [ -f "$spool/$1" ] && [ ! -L "$spool/$1" ] && [ -O "$spool/$1" ]
+    [ -f "$1" ] && [ ! -L "$1" ] && [ -O "$1" ]
 }
 
 # waits NAME: whether that file of the spool is a core of this user.
 waits() {
     case $1 in
     .* | *[!A-Za-z0-9._-]*) return 1 ;;
-    *.core | *.core.*) owned "$1" ;;
+    *.core | *.core.*) owned "$spool/$1" ;;
     *) return 1 ;;
     esac
 }
@@ -753,7 +753,7 @@ flush() {
     for waiting in $(ls -rt "$spool"); do
         waits "$waiting" || continue
         facts=${waiting%.core*}.json
-        if ! send "$spool/$waiting" "$base$waiting" || { owned "$facts" && ! send "$spool/$facts" "$base$facts"; }; then
+        if ! send "$spool/$waiting" "$base$waiting" || { owned "$spool/$facts" && ! send "$spool/$facts" "$base$facts"; }; then
             fail "$code" "$base$waiting" "$blame" "$remedy; it waits in $spool/$waiting"
         fi
         rm -f "$spool/$waiting" "$spool/$facts"
@@ -998,12 +998,24 @@ file_of_facts() {
     create "${object##*/}" && printf '%s\n' "$describe" 2>/dev/null >"$temporary"
 }
 
+# of_a_part FACTS CORE: whether FACTS are this user's, of a first upload of the same core that was cut off, and CORE is the whole.
+# Only a name that the helper has made is one that no other core has.
+of_a_part() {
+    [ -n "${CORE_KEY-}" ] && owned "$1" && IFS= read -r line 2>/dev/null <"$1" || return 1
+    line=${line#'{"core": "'}
+    case ${2##*/}:${line%%\"*} in
+    *.truncated:*) return 1 ;;
+    "$key.core"*":$key.core"*.truncated) return 0 ;;
+    *) return 1 ;;
+    esac
+}
+
 # Beside the core; without these facts the core is still a core, so a failure is only reported.
 write_facts() {
     rm -f "$temporary"
     describe "${object##*/}"
     core=$object object=${object%.core*}.json
-    if ! file_of_facts || ! place "$object"; then
+    if ! file_of_facts || { of_a_part "$object" "$core" && ! rm -f "$object"; } || ! place "$object"; then
         say "$object" "cannot be written" "see who else writes there, and make room"
     fi
     rm -f "$temporary"

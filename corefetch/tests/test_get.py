@@ -363,6 +363,20 @@ def test_a_core_is_deleted_with_what_is_known_of_it(desk: Desk, place: Path) -> 
     assert desk.run("rm", "last", "--yes").status == Exit.NOT_FOUND
 
 
+@pytest.mark.parametrize("whole", [f"{KEY}.core", f"{KEY}.core.zst", f"{KEY}.core.gz"])
+def test_a_part_of_a_core_is_deleted_without_what_is_known_of_the_whole(desk: Desk, place: Path, whole: str) -> None:
+    (core,) = place.glob("*.core*")
+    core.rename(place / whole)
+    part = f"{KEY}.core.zst.truncated"
+    (place / part).write_bytes(b"part")
+    assert desk.good("rm", part, "--yes").out == f"{part}\n"
+    assert sorted(path.name for path in place.iterdir()) == [whole, f"{KEY}.json"]
+    (place / part).write_bytes(b"part")
+    (place / whole).unlink()
+    desk.good("rm", part, "--yes")
+    assert list(place.glob("*")) == []
+
+
 @pytest.mark.parametrize(
     ("answer", "status", "files"), [("y\n", 0, 0), ("n\n", Exit.FAILED, 2), ("\n", Exit.FAILED, 2)]
 )

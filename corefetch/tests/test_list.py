@@ -97,6 +97,15 @@ def test_cores_are_listed_with_the_newest_first(desk: Desk, full: S3) -> None:
     assert rows[None]["container"] == "old-host"
 
 
+def test_a_part_of_a_core_and_the_whole_have_one_json_file(desk: Desk, tmp_path: Path) -> None:
+    one = key("bbbbbbbbbbb2")
+    for name in (f"{one}.core.zst", f"{one}.core.zst.truncated"):
+        (tmp_path / name).write_bytes(b"no core")
+    (tmp_path / f"{one}.json").write_text(words())
+    rows = desk.good("list", "--json", "--from", str(tmp_path)).json
+    assert sorted((row["pod"], row["truncated"]) for row in rows) == [("cart-0", False), ("cart-0", True)]
+
+
 @pytest.mark.parametrize(
     ("choice", "expected"),
     [

@@ -347,9 +347,13 @@ def remove(words: Words, settings: Settings) -> int:
             raise Failure("nothing is deleted", "", Exit.FAILED)
     removed: list[dict[str, Any]] = []
     for student, core in chosen:
+        # What was cut off may lie beside the whole core, whose JSON file that is then.
+        stays = core.name.truncated and any(
+            student.store.stat(f"{core.name.stem}.core{packed}") for packed in ("", ".zst", ".gz")
+        )
         # The core first: a JSON file alone is not listed, and is no secret.
         student.store.remove(core.path)
-        if core.name.stem != core.path:
+        if core.name.stem != core.path and not stays:
             student.store.remove(core.name.stem + keys.FACTS)
         removed.append({"key": core.key, "path": core.path})
         if not words.json:

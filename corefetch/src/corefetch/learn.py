@@ -22,17 +22,23 @@ BEGINNINGS = (96 << 10, 1 << 20, 16 << 20)
 
 
 def cores_of(store: Store) -> Iterator[Core]:
-    """Yield the cores of a store, each with the path of its JSON file, if that comes next in the order of the names."""
-    waiting: Core | None = None
+    """Yield the cores of a store, each with the path of its JSON file, if that comes next in the order of the names.
+
+    A core and what an earlier upload has left of it have one JSON file.
+    """
+    waiting: list[Core] = []
     for entry in store.entries():
-        if waiting and entry.path == waiting.name.stem + keys.FACTS:
-            waiting.json = entry.path
+        if waiting and entry.path == waiting[0].name.stem + keys.FACTS:
+            for core in waiting:
+                core.json = entry.path
             continue
-        if waiting:
-            yield waiting
-        waiting = of_entry(entry) or None
-    if waiting:
-        yield waiting
+        found = of_entry(entry)
+        if waiting and (not found or found.name.stem != waiting[0].name.stem):
+            yield from waiting
+            waiting = []
+        if found:
+            waiting.append(found)
+    yield from waiting
 
 
 class Student:

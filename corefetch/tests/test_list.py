@@ -20,8 +20,8 @@ import pytest
 import zstandard
 from corefetch import facts, learn, listing
 from corefetch.cache import Cache
-from corefetch.errors import Exit
-from corefetch.stores import Entry, Store, explain
+from corefetch.errors import Exit, Failure
+from corefetch.stores import Directory, Entry, Store, explain
 from support.command import Desk
 from support.cores import Shop
 from support.servers import S3
@@ -95,6 +95,36 @@ def test_cores_are_listed_with_the_newest_first(desk: Desk, full: S3) -> None:
     assert rows["bbbbbbbbbbb2"]["program"] == "/srv/cart.bin"
     assert (rows["bbbbbbbbbbb2"]["pod"], rows["bbbbbbbbbbb2"]["container"]) == ("cart-0", "sidecar")
     assert rows[None]["container"] == "old-host"
+
+
+def test_a_link_that_somebody_puts_beside_a_core_is_not_followed(desk: Desk, tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    one = key("bbbbbbbbbbb2")
+    (place / f"{one}.core").write_bytes(b"no core")
+    (tmp_path / "elsewhere.json").write_text(words())
+    (place / f"{one}.json").symlink_to(tmp_path / "elsewhere.json")
+    for core in ("last", f"{one}.core", place / f"{one}.core"):
+        assert desk.good("info", "--facts", "--json", core, "--from", place).json["pod"] is None
+
+
+def test_a_link_is_a_core_only_where_the_user_names_it(desk: Desk, tmp_path: Path, shop: Shop) -> None:
+    one = f"{key('bbbbbbbbbbb2')}.core"
+    (tmp_path / one).symlink_to(shop.core)
+    assert desk.run("info", "--facts", one, "--from", tmp_path).status == Exit.NOT_FOUND
+    assert desk.good("info", "--facts", "--json", tmp_path / one).json["signal"] == "SIGSEGV"
+    desk.good("get", tmp_path / one)
+    assert (desk.directory / one).read_bytes() == shop.core.read_bytes()
+
+
+def test_a_file_beside_a_core_is_read_to_a_bound_whatever_it_says(tmp_path: Path) -> None:
+    store = Directory(Path("/proc/self"))
+    found = store.stat("maps")
+    assert found and found.size == 0 and store.read("maps", 100) is None
+    assert store.read("comm", 100) == Path("/proc/self/comm").read_bytes()
+    (tmp_path / "link").symlink_to("/proc/self/comm")
+    with pytest.raises(Failure, match="symbolic links"):
+        list(Directory(tmp_path).blocks("link"))
 
 
 def test_a_part_of_a_core_and_the_whole_have_one_json_file(desk: Desk, tmp_path: Path) -> None:

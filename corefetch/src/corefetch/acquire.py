@@ -56,7 +56,7 @@ def resolve(
 
 def local(path: Path, cache: Cache) -> tuple[Student, Core]:
     """Return the core in a file of any name. Raises Failure."""
-    store = Directory(path.absolute().parent)
+    store = Directory(path.absolute().parent, named=path.name)
     entry = store.stat(path.name)
     if entry is None:
         raise Failure(f"{path}: no file", "", Exit.NOT_FOUND)

@@ -15,7 +15,7 @@ from typing import BinaryIO
 from corefetch import packing
 from corefetch.errors import Exit, Failure, Interrupted
 from corefetch.facts import Core
-from corefetch.stores import Store
+from corefetch.stores import Directory, Store
 from corefetch.text import plain
 
 BLOCK = 1 << 20
@@ -46,8 +46,8 @@ def fetch(store: Store, core: Core, path: Path, progress: Progress, unpack: bool
     local = store.local(core.path)
     part = _part_of(core, path)
     try:
-        if local is not None:
-            with open(local, "rb") as source:
+        if isinstance(store, Directory):
+            with store.opened(core.path) as source:
                 return _finish(source.fileno(), core, path, progress, unpack)
         file = os.open(part, NEW_FILE, MODE)
         try:

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from corefetch.errors import Exit, Failure
 from corefetch.text import plain
@@ -67,11 +67,15 @@ class Store(ABC):
 
 
 class Directory(Store):
-    """A directory of this machine, in the order of the names."""
+    """A directory of this machine, in the order of the names.
 
-    def __init__(self, path: Path) -> None:
+    Others may have put there what they like. So a symbolic link is no object, but for the file that the user has ``named``.
+    """
+
+    def __init__(self, path: Path, named: str = "") -> None:
         """Take the directory. Raises Failure."""
         self.path = path.absolute()
+        self.named = named
         self.url = self.path.as_uri()
         if not self.path.is_dir():
             raise Failure(f"{self.path}: no such directory", "say another store by --from", Exit.NOT_FOUND)
@@ -102,19 +106,38 @@ class Directory(Store):
         if ".." in path.split("/"):
             return None
         try:
-            return _entry(path, (self.path / path).stat()) if (self.path / path).is_file() else None
+            file = self.path / path
+            if not file.is_file() or (file.is_symlink() and path != self.named):
+                return None
+            return _entry(path, file.stat())
         except OSError as error:
             raise _of_os(error) from None
 
     def blocks(self, path: str, offset: int = 0) -> Iterator[bytes]:
         """Read a file."""
         try:
-            with open(self.path / path, "rb") as file:
+            with self.opened(path) as file:
                 file.seek(offset)
                 while block := file.read(BLOCK):
                     yield block
         except OSError as error:
             raise _of_os(error) from None
+
+    def read(self, path: str, most: int) -> bytes | None:
+        """Read a small file, which may not say how long it is."""
+        if self.stat(path) is None:
+            return None
+        try:
+            with self.opened(path) as file:
+                content = file.read(most + 1)
+        except OSError as error:
+            raise _of_os(error) from None
+        return content if len(content) <= most else None
+
+    def opened(self, path: str) -> BinaryIO:
+        """Open a file. Raises OSError, also where somebody has put a link there meanwhile."""
+        follow = 0 if path == self.named else os.O_NOFOLLOW
+        return open(self.path / path, "rb", opener=lambda name, flags: os.open(name, flags | follow))
 
     def remove(self, path: str) -> None:
         """Delete a file."""

@@ -68,7 +68,8 @@ def test_what_is_opened_is_close_on_exec() -> None:
 
 def test_a_directory_is_opened_as_one_and_only_to_name_what_is_in_it() -> None:
     for found in opens():
-        if found.where in MAGIC_LINKS:
+        if found.where in MAGIC_LINKS or found.where == ("configuration", "open_after_lease", ""):
+            # The second one is a file of root's, which is looked at before it is opened.
             assert found.flags == {"O_PATH", "O_CLOEXEC"}
         elif found.where[2] in DIRECTORIES or found.flags & {"O_PATH", "O_DIRECTORY"}:
             assert "O_DIRECTORY" in found.flags, found.where

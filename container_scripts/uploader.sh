@@ -709,7 +709,7 @@ stream() {
 
 # persist VERB OBJECT FILE: asks that with FILE as stdin, with longer and longer pauses while the store is away; or fails.
 persist() {
-    pause=1
+    pause=1 blame="$3 cannot be read"
     until ask "$1" "$2" <"$3"; do
         remedy "$blame"
         [ "$code" -eq 75 ] && [ "$pause" -lt "$patience" ] || return
@@ -754,6 +754,8 @@ flush() {
         waits "$waiting" || continue
         facts=${waiting%.core*}.json
         if ! send "$spool/$waiting" "$base$waiting" || { owned "$spool/$facts" && ! send "$spool/$facts" "$base$facts"; }; then
+            # Another crash of the same user may have sent it meanwhile.
+            waits "$waiting" || continue
             fail "$code" "$base$waiting" "$blame" "$remedy; it waits in $spool/$waiting"
         fi
         rm -f "$spool/$waiting" "$spool/$facts"

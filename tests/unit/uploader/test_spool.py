@@ -106,6 +106,20 @@ def test_the_core_that_has_just_come_is_sent_also_where_another_is_newer(
     assert list(spool.iterdir()) == []
 
 
+def test_what_another_crash_has_sent_meanwhile_is_no_failure(image: Image, spool: Path, cores: Path) -> None:
+    taken = (
+        f'case "$*" in *old.core*) rm -f {spool}/old.*; cat >/dev/null; echo "connection refused" >&2; exit 1 ;; esac\n'
+    )
+    image.program("rclone", taken + TAKES)
+    image.program("sleep", "exit 0\n")
+    environment = {"CORE_SPOOL": str(spool), "STORE": str(cores)}
+    (spool / "old.core").write_bytes(b"old")
+    os.utime(spool / "old.core", (1, 1))
+    result = image.run("s3://bucket", environment=environment, CORE_KEY="own")
+    assert result.returncode == 0, result.stderr
+    assert (cores / "order").read_text().split() == ["own.core", "own.json"]
+
+
 def test_what_others_put_into_the_spool_is_neither_sent_nor_deleted(
     public_image: Image, public_cores: Path, public: Path, users: list[int]
 ) -> None:

@@ -359,6 +359,7 @@ def row_of(kind: Kind, host: str, known: dict[str, Any]) -> dict[str, Any]:
     """Return the row of a host, even if somebody has taken the host over and it answers nonsense: the others need theirs."""
     try:
         row = kind.make(host, known)
+        json.dumps(row, allow_nan=False)
         page(kind, [row])
         table(kind, [row])
         kind.summary([row])

@@ -202,6 +202,7 @@ def deep(times: int) -> list[Any]:
         {**SNAPSHOT, "kernel": "\ud800", "version": 1, "snapshot": None},
         {"failed": True, "msg": None},
         {**SNAPSHOT, "kernel": deep(20_000)},
+        {**SNAPSHOT, "kernel": float("inf")},
     ],
 )
 def test_a_host_that_answers_nonsense_is_a_wrong_row_and_not_the_end(

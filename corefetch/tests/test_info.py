@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from corefetch import elfcore, engine, text
+from corefetch import elfcore, engine, symbols, text
 from corefetch.errors import Exit, Failure
 from support import servers
 from support.command import Desk
 from support.cores import PROGRAMS, Shop, run
-from support.servers import S3
+from support.servers import S3, answering
 
 KEY = "node-7.shop-1.shop.shop.7775.20261129T180000Z.0f3a9c27d1b4"
 LINE = next(n for n, line in enumerate((PROGRAMS / "shop.c").read_text().splitlines(), 1) if "/* CRASH */" in line)
@@ -261,6 +261,26 @@ def test_debuginfod_serves_what_is_stripped(
         assert {one["source"] for one in files if one["path"].endswith("/app/shop")} == {"cache"}
     # All is here now.
     assert "total_of" in desk.good("info", "last", DEBUGINFOD_URLS=url).out
+
+
+def test_what_a_server_sends_that_is_of_another_build_id_is_neither_taken_nor_kept(
+    desk: Desk, place: Path, shop: Shop, tmp_path: Path
+) -> None:
+    """Such as the page of a network that wants a login."""
+    # The second run finds there what an older version has kept.
+    kept = desk.directory / ".cache/corefetch/build-id" / symbols.read(shop.program).build_id
+    with answering(200, b"<html>Please log in</html>") as url:
+        for again in (False, True):
+            told = without_functions(desk, DEBUGINFOD_URLS=url)
+            assert re.search(rf"- {url}: what it sends is not of build id [0-9a-f]{{12}} and of \d+ more: see", told)
+            kept.mkdir(parents=True, exist_ok=True)
+            for kind in ("executable", "debuginfo"):
+                assert again or not (kept / kind).exists()
+                (kept / kind).write_bytes(b"<html>Please log in</html>")
+        assert "total_of" in desk.good("info", "last", "--sysroot", str(shop.root), DEBUGINFOD_URLS=url).out
+    with answering(200, shop.program.read_bytes()) as url:
+        assert "total_of" in desk.good("info", "last", DEBUGINFOD_URLS=url).out
+        assert symbols.is_of(kept / "executable", kept.name)
 
 
 def test_a_debuginfod_that_is_away_is_said(desk: Desk, place: Path) -> None:

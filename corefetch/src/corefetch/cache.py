@@ -93,11 +93,13 @@ class Cache:
 @contextmanager
 def _beside(path: Path) -> Iterator[IO[bytes]]:
     """Yield a file beside ``path`` that takes its name at the end."""
-    number, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=".new")
-    try:
-        with os.fdopen(number, "wb") as file:
+    with tempfile.NamedTemporaryFile(
+        dir=path.parent, prefix=f".{path.name[:100]}.", suffix=".new", delete=False
+    ) as file:
+        try:
             yield file
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+            file.close()
+            os.replace(file.name, path)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise

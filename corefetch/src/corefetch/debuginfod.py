@@ -9,7 +9,7 @@ import urllib.request
 from pathlib import Path
 from typing import IO
 
-from corefetch import __version__
+from corefetch import __version__, symbols
 from corefetch.cache import Cache
 from corefetch.elfcore import GO
 from corefetch.text import plain
@@ -17,6 +17,10 @@ from corefetch.text import plain
 SECONDS = 30
 BLOCK = 1 << 20
 HOUR = 3600  # Seconds for which a server need not be asked again for what it does not have.
+
+
+class _AnotherError(Exception):
+    """What a server has sent is not of the build id it was asked for, such as the page of a network that wants a login."""
 
 
 class Servers:
@@ -27,13 +31,15 @@ class Servers:
         self.urls = [url.rstrip("/") for url in urls if url.startswith(("http://", "https://"))]
         self.cache = cache
         self.problems: dict[str, str] = {}
+        # By the URL: the build ids for which it has sent something else.
+        self.others: dict[str, list[str]] = {}
 
     def fetch(self, build_id: str, kind: str) -> bool:
         """Put the ``executable`` or the ``debuginfo`` of a build id into the cache. Tells whether it is there."""
         if build_id.startswith(GO):
             return False
         path = self.cache.of_build_id(build_id, kind)
-        if path.exists():
+        if symbols.is_of(path, build_id):
             return True
         absent = self.cache.of_build_id(build_id, f"{kind}.absent")
         known = _known(absent)
@@ -46,7 +52,12 @@ class Servers:
                 )
                 with urllib.request.urlopen(request, timeout=SECONDS) as answer, self.cache.new(path) as file:
                     _copy(answer, file, answer.length)
+                    file.flush()
+                    if not symbols.is_of(Path(file.name), build_id):
+                        raise _AnotherError
                 return True
+            except _AnotherError:
+                self.others.setdefault(url, []).append(build_id)
             except urllib.error.HTTPError as error:
                 if error.code == 404:
                     known.append(url)

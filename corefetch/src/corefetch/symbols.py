@@ -6,7 +6,7 @@ import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from corefetch import elfcore
 from elftools.elf.elffile import ELFFile
@@ -37,19 +37,34 @@ def read(path: Path) -> Contents:
     """Look into a file. What is no ELF file has nothing."""
     try:
         with open(path, "rb") as stream:
-            build_id = elfcore.build_id_of(stream)
-            file = ELFFile(stream)
+            build_id, file = _identified(stream)
             names = {section.name for section in file.iter_sections()}
             comment = file.get_section_by_name(".comment")
             said = comment.data()[:LONGEST_COMMENT] if comment else b""
             return Contents(
-                build_id=build_id or _note(file),
+                build_id=build_id,
                 symbols=".symtab" in names or ".gnu_debugdata" in names,
                 lines=bool(names & {".debug_line", ".zdebug_line"}),
                 language=_language(file, names, said),
             )
     except (OSError, *elfcore.MALFORMED):
         return Contents()
+
+
+def is_of(path: Path, build_id: str) -> bool:
+    """Tell whether there is an ELF file of that build id."""
+    try:
+        with open(path, "rb") as stream:
+            return bool(build_id) and _identified(stream)[0] == build_id
+    except (OSError, *elfcore.MALFORMED):
+        return False
+
+
+def _identified(stream: IO[bytes]) -> tuple[str, ELFFile]:
+    """Return the build id of an ELF file, and the file. Raises OSError or any of elfcore.MALFORMED."""
+    build_id = elfcore.build_id_of(stream)
+    file = ELFFile(stream)
+    return build_id or _note(file), file
 
 
 def _note(file: ELFFile) -> str:

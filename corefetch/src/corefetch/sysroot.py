@@ -145,7 +145,7 @@ class _Gathering:
         places = [
             self.cache.of_build_id(one.build_id, kind, image) for image in dict.fromkeys(("", self.sources.image))
         ]
-        return next((place for place in places if place.is_file()), None)
+        return next((place for place in places if symbols.is_of(place, one.build_id)), None)
 
     def run(self) -> None:
         """Ask all sources."""
@@ -167,6 +167,12 @@ class _Gathering:
         if self.sources.servers:
             for url, problem in self.sources.servers.problems.items():
                 self.found.problems.append(f"{plain(url)}: {problem}: see DEBUGINFOD_URLS and the network")
+            for url, ids in self.sources.servers.others.items():
+                more = f" and of {len(ids) - 1} more" if len(ids) > 1 else ""
+                self.found.problems.append(
+                    f"{plain(url)}: what it sends is not of build id {ids[0][:12]}{more}: see whether DEBUGINFOD_URLS leads "
+                    "to a debuginfod server, and whether the network wants a login"
+                )
 
     def from_sysroot(self, root: Path) -> None:
         """Take files of a directory that has the container's files."""
@@ -182,7 +188,7 @@ class _Gathering:
         """Take files of this machine, if they are the very ones."""
         for one in self.lacking + self.poor:
             path = Path(one.path)
-            if one.build_id and path.is_file() and symbols.read(path).build_id == one.build_id:
+            if symbols.is_of(path, one.build_id):
                 self.accept(one, path, "this machine")
 
     def accept(self, one: Mapped, path: Path, source: str) -> None:
@@ -276,7 +282,7 @@ class _Gathering:
         for directory in places:
             for one in wanted:
                 path = directory / ".build-id" / one.build_id[:2] / f"{one.build_id[2:]}.debug"
-                if not one.debug and path.is_file():
+                if not one.debug and symbols.is_of(path, one.build_id):
                     one.debug, one.debug_source = path, str(directory)
         for directory in self.sources.symbols:
             if not directory.is_dir():

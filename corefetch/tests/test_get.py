@@ -406,3 +406,32 @@ def test_a_user_is_asked_before_a_core_is_deleted(
 def test_a_file_is_a_core_too(desk: Desk, shop: Shop) -> None:
     done = desk.good("get", shop.core, "--packed", "-o", "copy.core")
     assert (desk.directory / done.out.strip()).read_bytes() == shop.core.read_bytes()
+
+
+@pytest.mark.parametrize("words", [".", "/", "..", "*", ".core", "core.zst", ".zst", "s3://cores/shop/"])
+def test_a_word_that_every_core_has_names_none(desk: Desk, place: Path, words: str) -> None:
+    done = desk.run("rm", "--yes", "--", words)
+    assert (done.status, done.out, done.err.count("\n")) in ((Exit.USAGE, "", 1), (Exit.NOT_FOUND, "", 1))
+    assert (place / f"{KEY}.core.zst").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("rm", "--yes", ""),
+        ("rm", "--yes", "last", "--from", ""),
+        ("get", ""),
+        ("get", "last", "-o", ""),
+        ("info", ""),
+        ("info", "last", "--image", ""),
+        ("debug", "last", "--symbols", ""),
+        ("list", "--host", ""),
+        ("list", "--pod", ""),
+        ("list", "--program", ""),
+    ],
+)
+def test_an_empty_word_means_nothing(desk: Desk, place: Path, words: tuple[str, ...]) -> None:
+    done = desk.run(*words)
+    assert (done.status, done.out) == (Exit.USAGE, "")
+    assert done.err.endswith(": an empty word: see whether a variable is not set\n")
+    assert (place / f"{KEY}.core.zst").exists()

@@ -124,6 +124,7 @@ def parser() -> argparse.ArgumentParser:
         "--from",
         dest="source",
         metavar="STORE",
+        type=_word,
         help="s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX, file:///DIRECTORY, a directory, or a name that "
         "the configuration file gives to one; else COREFETCH_FROM, the configuration file, or ./rollout/cores of collect.yml",
     )
@@ -152,9 +153,11 @@ def parser() -> argparse.ArgumentParser:
         return found
 
     one = add("list", "list cores, the newest first", "list_cores")
-    one.add_argument("--host", metavar="NAME", help="of this host (a part of its name, or a pattern with * and ?)")
-    one.add_argument("--container", "--pod", metavar="NAME", help="of this container, pod or namespace")
-    one.add_argument("--program", metavar="NAME", help="of this program or thread")
+    one.add_argument(
+        "--host", metavar="NAME", type=_word, help="of this host (a part of its name, or a pattern with * and ?)"
+    )
+    one.add_argument("--container", "--pod", metavar="NAME", type=_word, help="of this container, pod or namespace")
+    one.add_argument("--program", metavar="NAME", type=_word, help="of this program or thread")
     one.add_argument("--signal", metavar="NAME", help="of this signal: SIGSEGV, segv or 11")
     one.add_argument(
         "--since", metavar="TIME", help="not before: 2h, 3d, yesterday, 2026-11-29, 2026-11-29T18:00 (UTC)"
@@ -176,7 +179,11 @@ def parser() -> argparse.ArgumentParser:
     one = add("get", "fetch a core into a file, unpacked, and compare its checksum", "get")
     _add_core(one)
     output = one.add_argument(
-        "-o", "--output", metavar="PATH", help="a file, a directory, or - for standard output (default: here)"
+        "-o",
+        "--output",
+        metavar="PATH",
+        type=_word,
+        help="a file, a directory, or - for standard output (default: here)",
     )
     output.complete = shtab.FILE  # type: ignore[attr-defined]
     one.add_argument("--packed", action="store_true", help="as it is in the store, not unpacked")
@@ -190,6 +197,7 @@ def parser() -> argparse.ArgumentParser:
         "--source",
         dest="source_directory",
         metavar="DIRECTORY",
+        type=_word,
         action="append",
         default=[],
         help="where gdb finds the source code",
@@ -198,7 +206,7 @@ def parser() -> argparse.ArgumentParser:
 
     one = add("rm", "delete cores from the store", "remove")
     cores = one.add_argument(
-        "cores", nargs="+", metavar="CORE", help="an ID, a part of a key, a path, a URL, last, or a file"
+        "cores", nargs="+", metavar="CORE", type=_word, help="an ID, a part of a key, a path, a URL, last, or a file"
     )
     cores.complete = shtab.FILE  # type: ignore[attr-defined]
     one.add_argument("--yes", action="store_true", help="do not ask")
@@ -213,7 +221,9 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_core(one: argparse.ArgumentParser) -> None:
     """Add the word that names a core."""
-    core = one.add_argument("core", metavar="CORE", help="an ID, a part of a key, a path, a URL, last, or a file")
+    core = one.add_argument(
+        "core", metavar="CORE", type=_word, help="an ID, a part of a key, a path, a URL, last, or a file"
+    )
     core.complete = shtab.FILE  # type: ignore[attr-defined]
 
 
@@ -224,18 +234,32 @@ def _add_sources(one: argparse.ArgumentParser) -> None:
         "found by their build ids, in this order: in the cache, in --sysroot, on this\n"
         "machine, in the image, by the debuginfod servers of DEBUGINFOD_URLS",
     )
-    group.add_argument("--image", metavar="NAME", help="the image to copy them from (default: that of the facts)")
-    group.add_argument("--engine", metavar="PROGRAM", help="docker or podman (default: the first that is there)")
-    sysroot = group.add_argument("--sysroot", metavar="DIRECTORY", help="a directory with the container's files")
+    group.add_argument(
+        "--image", metavar="NAME", type=_word, help="the image to copy them from (default: that of the facts)"
+    )
+    group.add_argument(
+        "--engine", metavar="PROGRAM", type=_word, help="docker or podman (default: the first that is there)"
+    )
+    sysroot = group.add_argument(
+        "--sysroot", metavar="DIRECTORY", type=_word, help="a directory with the container's files"
+    )
     symbols = group.add_argument(
         "--symbols",
         metavar="DIRECTORY",
+        type=_word,
         action="append",
         default=[],
         help="a directory with separate debug files, found by build id",
     )
     for option in (sysroot, symbols):
         option.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
+
+
+def _word(word: str) -> str:
+    """Read a word that is not empty, as a variable of a shell may be that is not set: it would mean all, or another."""
+    if not word:
+        raise argparse.ArgumentTypeError("an empty word: see whether a variable is not set")
+    return word
 
 
 def _count(word: str) -> int:

@@ -179,6 +179,9 @@ def folded(cores: Iterator[Core]) -> list[Group]:
 def find(student: Student, words: str, choice: Choice | None = None) -> Core:
     """Return the one core that is meant: by its path, by a part of its key, or by ``last``. Raises Failure."""
     store = student.store
+    if not any(one.isalnum() for one in words):
+        # Such as an empty variable of a shell: each key has that.
+        raise Failure(f"{text.plain(words)!r} names no core", "say its ID, or another part of its key", Exit.USAGE)
     if words == "last":
         found = newest((core for core in cores_of(store) if choice is None or choice.by_facts(core)), 1)
         if not found:
@@ -192,7 +195,7 @@ def find(student: Student, words: str, choice: Choice | None = None) -> Core:
     candidates: list[Core] = []
     number = 0
     for core in cores_of(store):
-        if words in core.path:
+        if _is_part(words, core):
             if words in (core.key, core.id):
                 return core
             number += 1
@@ -204,6 +207,11 @@ def find(student: Student, words: str, choice: Choice | None = None) -> Core:
         raise NoSuchCore(f"{store.url}: no core has {text.plain(words)!r} in its key", "see corefetch list")
     some = ", ".join(map(_told_apart, candidates)) + (", ..." if number > 3 else "")
     raise Failure(f"{text.plain(words)!r} is in {number} keys", f"say more of one: {text.plain(some)}", Exit.NOT_FOUND)
+
+
+def _is_part(words: str, core: Core) -> bool:
+    """Tell whether a word is a part of the path. A word such as ``.core`` alone says nothing, unless the key has it."""
+    return words in core.name.stem or (words in core.path and words not in core.path[len(core.name.stem) :])
 
 
 def _told_apart(core: Core) -> str:

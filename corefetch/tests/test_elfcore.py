@@ -6,6 +6,7 @@ import hashlib
 import io
 import random
 import re
+import resource
 import struct
 import time
 from pathlib import Path
@@ -13,6 +14,8 @@ from pathlib import Path
 import pytest
 from corefetch import elfcore, symbols
 from support.cores import HEADER, PT_NOTE, SEGMENT, Shop, run
+
+NT_AUXV, NT_FILE = 6, 0x46494C45
 
 
 def test_a_core_says_all_of_the_crash(shop: Shop) -> None:
@@ -144,6 +147,39 @@ def test_notes_that_are_in_very_many_segments_are_read_soon() -> None:
     elfcore.of_beginning(with_notes(4, 4000, bytes(12 * 1000)))
     # As many files as are looked at may have such a page.
     assert elfcore.build_id_of(io.BytesIO(with_notes(3, 36, bytes(2016)).ljust(4096, b"\0"))) == ""
+    assert time.process_time() - begin < 5
+
+
+def note(kind: int, data: bytes, size: int | None = None) -> bytes:
+    """Return a note of a core."""
+    size = len(data) if size is None else size
+    return struct.pack("<3I", 5, size, kind) + b"CORE".ljust(8, b"\0") + data + bytes(-len(data) % 4)
+
+
+@pytest.mark.parametrize("count", [1 << 40, 1 << 60, 100_000])
+def test_a_list_of_files_that_says_to_be_longer_than_its_note_is_left_out(count: int) -> None:
+    """And may be in very many segments."""
+    files = note(NT_FILE, struct.pack("<2Q", count, 4096))
+    begin, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    said = elfcore.of_beginning(with_notes(4, 60_000, files) + bytes(16 << 20))
+    assert said.mappings == []
+    assert time.process_time() - begin < 5
+    # KiB.
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
+
+
+def test_a_long_list_of_files_that_is_in_very_many_segments_is_read_once() -> None:
+    entries = b"".join(struct.pack("<3Q", n << 12, (n + 1) << 12, 0) for n in range(20_000))
+    files = note(NT_FILE, struct.pack("<2Q", 20_000, 4096) + entries + b"/a\0" * 20_000)
+    begin = time.process_time()
+    said = elfcore.of_beginning(with_notes(4, 4000, files))
+    assert (len(said.mappings), said.mappings[-1]) == (20_000, elfcore.Mapping(19_999 << 12, 20_000 << 12, 0, "/a"))
+    assert time.process_time() - begin < 5
+
+
+def test_a_note_that_is_longer_than_any_is_not_read() -> None:
+    begin = time.process_time()
+    elfcore.of_beginning(with_notes(4, 60_000, note(1, bytes(1 << 20)) + note(NT_AUXV, bytes(1 << 20))))
     assert time.process_time() - begin < 5
 
 

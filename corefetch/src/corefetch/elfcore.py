@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from elftools.common.exceptions import ELFError
 from elftools.construct import ConstructError
@@ -45,6 +45,12 @@ MOST_FILES, MOST_LINKS, LONGEST_NAME = 4096, 4096, 4096
 # Some for each thread; and those of a program or a library, which has a few. In sum: a stranger may have the same notes in each
 # of very many segments.
 MOST_NOTES, MOST_NOTES_OF_FILE = 1 << 18, 64
+# Segments of a core, and the files of its list: vm.max_map_count is 65,530, unless somebody has set more.
+MOST_MAPPINGS = 1 << 18
+# Bytes of the list of files, of which the kernel writes no more than that; and of any other note that is read.
+LONGEST_LIST, LONGEST_NOTE = 16 << 20, 4096
+NT_PRSTATUS, NT_PRPSINFO, NT_AUXV, NT_FILE = 1, 3, 6, 0x46494C45
+NT_GNU_BUILD_ID, NT_GO_BUILD_ID, GO = 3, 4, "go-"
 LONGEST_ID = 128  # Digits, of which a directory of the cache is named.
 LARGEST = 1 << 64
 LIBRARY = re.compile(r"\.so(\.|$)")
@@ -52,8 +58,6 @@ PN_XNUM = 0xFFFF
 DELETED = " (deleted)"
 AT_PHDR, AT_PHNUM = 3, 5
 PT_DYNAMIC, PT_PHDR, DT_DEBUG = 2, 6, 21
-# As pyelftools calls the number 4, whatever the name of the note is.
-GO_BUILD_ID, GO = "NT_GNU_GOLD_VERSION", "go-"
 # Where pr_reg begins in struct elf_prstatus, and which of its words is the program counter; linux/elfcore.h, asm/ptrace.h.
 COUNTERS = {
     "EM_X86_64": (112, 16),
@@ -236,24 +240,28 @@ def _read(file: Any, content: Any, length: int) -> CoreFacts:
     facts = CoreFacts(machine=file.header.e_machine, word=file.elfclass // 8, size=length)
     loads: list[tuple[int, int, int]] = []
     notes = []
-    for segment in file.iter_segments():
+    for segment in islice(file.iter_segments(), MOST_MAPPINGS):
         header = segment.header
         facts.expected = max(facts.expected, header.p_offset + header.p_filesz)
         if header.p_type == "PT_LOAD":
             loads.append((header.p_vaddr, header.p_offset, header.p_filesz))
         elif header.p_type == "PT_NOTE":
-            notes.append(segment)
+            notes.append((header.p_offset, min(header.p_offset + header.p_filesz, len(content))))
     auxiliary: dict[int, int] = {}
+    once: set[int] = set()
     order = "<" if file.little_endian else ">"
     format = order + ("Q" if facts.word == 8 else "I")
     left = MOST_NOTES
-    for segment in notes:
-        try:
-            for note in _notes(segment, left):
-                left -= 1
-                _note(facts, note, order, auxiliary)
-        except MALFORMED:
-            pass  # Cut off: what stands before that counts.
+    for begin, end in notes:
+        for note in notes_in(content, begin, end, order, left):
+            left -= 1
+            # The kernel writes one of each, but for those of threads. A stranger may have very many segments of the same one.
+            if note.name == b"CORE" and note.kind not in once:
+                once |= {note.kind} - {NT_PRSTATUS}
+                try:
+                    _note(facts, note.kind, note.read(content), order, auxiliary)
+                except MALFORMED:
+                    pass  # What makes no sense is left out.
     memory = _Memory(content, loads)
     _identify(facts, memory)
     _find_program(facts, auxiliary)
@@ -265,13 +273,10 @@ def _read(file: Any, content: Any, length: int) -> CoreFacts:
     return facts
 
 
-def _note(facts: CoreFacts, note: Any, order: str, auxiliary: dict[int, int]) -> None:
-    """Take what one note says."""
-    kind, content = note["n_type"], note["n_desc"]
-    if note["n_name"] != "CORE":
-        return
-    if kind == "NT_PRSTATUS":
-        data = _data(content)
+def _note(facts: CoreFacts, kind: int, data: bytes, order: str, auxiliary: dict[int, int]) -> None:
+    """Take what one note says. Raises any of MALFORMED."""
+    word = "Q" if facts.word == 8 else "I"
+    if kind == NT_PRSTATUS:
         (number,) = struct.unpack_from(f"{order}h", data, 12)
         (thread,) = struct.unpack_from(f"{order}i", data, 32 if facts.word == 8 else 24)
         if not facts.threads:
@@ -279,32 +284,31 @@ def _note(facts: CoreFacts, note: Any, order: str, auxiliary: dict[int, int]) ->
         counter = None
         if facts.machine in COUNTERS:
             begin, index = COUNTERS[facts.machine]
-            (counter,) = struct.unpack_from(order + ("Q" if facts.word == 8 else "I"), data, begin + index * facts.word)
+            (counter,) = struct.unpack_from(order + word, data, begin + index * facts.word)
         facts.threads.append(Thread(thread, counter))
-    elif kind == "NT_PRPSINFO":
-        facts.pid = content.pr_pid
-        facts.name = _text(content.pr_fname)
-        facts.arguments = _text(content.pr_psargs).rstrip()
-    elif kind == "NT_AUXV":
-        data = _data(content)
-        pair = order + ("2Q" if facts.word == 8 else "2I")
+    elif kind == NT_PRPSINFO:
+        # What comes before that differs between machines: pid, three numbers, 16 bytes of the name, 80 of the words.
+        pid, name, words = struct.unpack_from(f"{order}i12x16s80s", data, len(data) - 112 if len(data) >= 112 else 0)
+        facts.pid, facts.name, facts.arguments = pid, _text(name), _text(words).rstrip()
+    elif kind == NT_AUXV:
+        pair = f"{order}2{word}"
         for at in range(0, len(data) - struct.calcsize(pair) + 1, struct.calcsize(pair)):
             key, value = struct.unpack_from(pair, data, at)
             auxiliary.setdefault(key, value)
-    elif kind == "NT_FILE":
-        for entry, path in zip(content.Elf_Nt_File_Entry, content.filename, strict=False):
-            name = _text(path).removesuffix(DELETED)
-            facts.mappings.append(Mapping(entry.vm_start, entry.vm_end, entry.page_offset * content.page_size, name))
+    elif kind == NT_FILE:
+        count, page = struct.unpack_from(f"{order}2{word}", data)
+        entry, begin = struct.Struct(f"{order}3{word}"), 2 * facts.word
+        end = begin + count * entry.size
+        if count > MOST_MAPPINGS or end > len(data):
+            raise ValueError("a list of more files than it has room for")
+        paths = data[end:].split(b"\0", count)
+        for (first, last, offset), path in zip(entry.iter_unpack(data[begin:end]), paths, strict=False):
+            facts.mappings.append(Mapping(first, last, offset * page, _text(path).removesuffix(DELETED)))
 
 
-def _data(value: Any) -> bytes:
-    """Return bytes of pyelftools, which may be a text."""
-    return value if isinstance(value, bytes) else str(value).encode("latin-1", "replace")
-
-
-def _text(value: Any) -> str:
-    """Return a text of pyelftools, which may be bytes."""
-    return _data(value).split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
+def _text(data: bytes) -> str:
+    """Return a text that may end with a zero byte."""
+    return data.split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
 
 
 def _identify(facts: CoreFacts, memory: _Memory) -> None:
@@ -331,9 +335,37 @@ def _identify(facts: CoreFacts, memory: _Memory) -> None:
                 facts.others.add(one.path)
 
 
-def _notes(segment: Any, most: int) -> Iterator[Any]:
-    """Yield the notes of a segment of notes, at most so many; pyelftools has a class for such a segment."""
-    yield from islice(segment.iter_notes(), most)
+class Note(NamedTuple):
+    """A note, and where its data are."""
+
+    name: bytes
+    kind: int
+    begin: int
+    size: int
+
+    def read(self, content: Any) -> bytes:
+        """Return the data. Raises ValueError where they are longer than those of any such note."""
+        if self.size > (LONGEST_LIST if self.kind == NT_FILE else LONGEST_NOTE):
+            raise ValueError("a note that is too long")
+        return bytes(content[self.begin : self.begin + self.size])
+
+
+def notes_in(content: Any, begin: int, end: int, order: str, most: int) -> Iterator[Note]:
+    """Yield the notes between two places, at most so many, up to one that is cut off; elf(5).
+
+    pyelftools would read as much as a number in a note says, up to the end of the file.
+    """
+    header = struct.Struct(f"{order}3I")
+    for _ in range(most):
+        if begin + header.size > end:
+            return
+        length, size, kind = header.unpack_from(content, begin)
+        name = begin + header.size
+        data = name + length + -length % 4
+        if data + size > end:
+            return
+        yield Note(bytes(content[name : name + min(length, 16)]).split(b"\0", 1)[0], kind, data, size)
+        begin = data + size + -size % 4
 
 
 def build_id_of(stream: Any) -> str:
@@ -343,16 +375,19 @@ def build_id_of(stream: Any) -> str:
     """
     page = bytearray(stream.read(4096))
     of_go, left = "", MOST_NOTES_OF_FILE
-    with _stream(page) as file:
-        for segment in ELFFile(file).iter_segments():
-            if segment.header.p_type == "PT_NOTE" and segment.header.p_offset + segment.header.p_filesz <= len(page):
-                for note in _notes(segment, left):
+    with _stream(page) as beginning:
+        file = ELFFile(beginning)
+        order = "<" if file.little_endian else ">"
+        for segment in file.iter_segments():
+            begin, end = segment.header.p_offset, segment.header.p_offset + segment.header.p_filesz
+            if segment.header.p_type == "PT_NOTE" and end <= len(page):
+                for note in notes_in(page, begin, end, order, left):
                     left -= 1
-                    if note["n_name"] == "GNU" and note["n_type"] == "NT_GNU_BUILD_ID":
-                        found = str(note["n_desc"])
+                    if (note.name, note.kind) == (b"GNU", NT_GNU_BUILD_ID):
+                        found = note.read(page).hex()
                         return found if len(found) <= LONGEST_ID else ""
-                    if note["n_name"] == "Go" and note["n_type"] == GO_BUILD_ID:
-                        of_go = f"{GO}{hashlib.sha256(_data(note['n_desc'])).hexdigest()[:40]}"
+                    if (note.name, note.kind) == (b"Go", NT_GO_BUILD_ID):
+                        of_go = f"{GO}{hashlib.sha256(note.read(page)).hexdigest()[:40]}"
     return of_go
 
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 import re
 import shlex
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
 from corefetch import elfcore
 from elftools.elf.elffile import ELFFile
 
-LONGEST_COMMENT = 4096
+LONGEST_COMMENT, LONGEST_NOTES = 4096, 4096
 # Of the sections in which a program of Rust may say that it is one.
 MOST = 16 << 20
+# A program has some dozens. A stranger's may have as many as the file has room for.
+MOST_SECTIONS = 1 << 16
 # Where the standard library was built: a panic says where it was.
 RUSTC = re.compile(rb"/rustc/[0-9a-f]{40}/|/rustc-\d+\.\d+\.\d+[^/\0]*/library/")
+Sections = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -37,15 +41,12 @@ def read(path: Path) -> Contents:
     """Look into a file. What is no ELF file has nothing."""
     try:
         with open(path, "rb") as stream:
-            build_id, file = _identified(stream)
-            names = {section.name for section in file.iter_sections()}
-            comment = file.get_section_by_name(".comment")
-            said = comment.data()[:LONGEST_COMMENT] if comment else b""
+            build_id, sections = _identified(stream)
             return Contents(
                 build_id=build_id,
-                symbols=".symtab" in names or ".gnu_debugdata" in names,
-                lines=bool(names & {".debug_line", ".zdebug_line"}),
-                language=_language(file, names, said),
+                symbols=".symtab" in sections or ".gnu_debugdata" in sections,
+                lines=bool(sections.keys() & {".debug_line", ".zdebug_line"}),
+                language=_language(sections),
             )
     except (OSError, *elfcore.MALFORMED):
         return Contents()
@@ -60,40 +61,41 @@ def is_of(path: Path, build_id: str) -> bool:
         return False
 
 
-def _identified(stream: IO[bytes]) -> tuple[str, ELFFile]:
-    """Return the build id of an ELF file, and the file. Raises OSError or any of elfcore.MALFORMED."""
+def _identified(stream: IO[bytes]) -> tuple[str, Sections]:
+    """Return the build id of an ELF file, and its sections by their names. Raises OSError or any of elfcore.MALFORMED."""
     build_id = elfcore.build_id_of(stream)
     file = ELFFile(stream)
-    return build_id or _note(file), file
+    sections = {section.name: section for section in islice(file.iter_sections(), MOST_SECTIONS)}
+    return build_id or _note(sections, "<" if file.little_endian else ">"), sections
 
 
-def _note(file: ELFFile) -> str:
+def _note(sections: Sections, order: str) -> str:
     """Return the build id where its note is not in the first page, such as in a file of debug information."""
-    section: Any = file.get_section_by_name(".note.gnu.build-id")
-    if section is not None and section.header.sh_type == "SHT_NOTE":
-        for note in section.iter_notes():
-            if note["n_type"] == "NT_GNU_BUILD_ID":
-                return str(note["n_desc"])
+    data = _beginning(sections, ".note.gnu.build-id", LONGEST_NOTES)
+    for note in elfcore.notes_in(data, 0, len(data), order, elfcore.MOST_NOTES_OF_FILE):
+        if (note.name, note.kind) == (b"GNU", elfcore.NT_GNU_BUILD_ID):
+            return note.read(data).hex()
     return ""
 
 
-def _language(file: ELFFile, names: set[str], comment: bytes) -> str:
+def _language(sections: Sections) -> str:
     """Return the language, where another debugger than gdb knows more of it."""
-    if names & {".gopclntab", ".go.buildinfo", ".note.go.buildid"}:
+    if sections.keys() & {".gopclntab", ".go.buildinfo", ".note.go.buildid"}:
         return "Go"
-    if b"rustc" in comment or b"\0rust_eh_personality\0" in _beginning(file, ".strtab"):
+    comment = _beginning(sections, ".comment", LONGEST_COMMENT)
+    if b"rustc" in comment or b"\0rust_eh_personality\0" in _beginning(sections, ".strtab"):
         return "Rust"
     # What is stripped, such as a package of a distribution.
-    return "Rust" if RUSTC.search(_beginning(file, ".rodata")) else ""
+    return "Rust" if RUSTC.search(_beginning(sections, ".rodata")) else ""
 
 
-def _beginning(file: ELFFile, name: str) -> bytes:
+def _beginning(sections: Sections, name: str, most: int = MOST) -> bytes:
     """Return the beginning of a section, nothing if there is none."""
-    section: Any = file.get_section_by_name(name)
+    section = sections.get(name)
     if section is None or section.header.sh_type == "SHT_NOBITS":
         return b""
-    file.stream.seek(section.header.sh_offset)
-    return bytes(file.stream.read(min(section.header.sh_size, MOST)))
+    section.stream.seek(section.header.sh_offset)
+    return bytes(section.stream.read(min(section.header.sh_size, most)))
 
 
 # What else reads a core of a language, by the files that the process has mapped. Their words CORE and PROGRAM become paths.

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 from xml.sax.saxutils import escape
 
 import pytest
 import zstandard
-from corefetch import unreadable
+from corefetch import acquire, unreadable
+from corefetch.cache import Cache
 from corefetch.clients import open_store
+from corefetch.config import Settings
 from corefetch.errors import Exit, Failure
+from corefetch.stores import Directory
 from support import servers
 from support.command import Desk
 from support.cores import Shop
@@ -167,3 +174,63 @@ def test_a_fetch_goes_on_with_what_is_missing(
     assert store.read("nothing.json", 100) is None
     assert store.read(name, 100) is None
     store.remove("nothing.core")
+
+
+def nested(directory: Path, name: str, number: int) -> None:
+    """Make very many directories in each other, also deeper than a path can be long."""
+    at = os.open(directory, os.O_RDONLY)
+    for _ in range(number):
+        os.mkdir(name, dir_fd=at)
+        at, before = os.open(name, os.O_RDONLY, dir_fd=at), at
+        os.close(before)
+    os.close(at)
+
+
+def test_a_directory_that_cannot_be_read_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "store"
+    for name in ("a", "lost+found", "m", "n", "o", "z"):
+        (place / name).mkdir(parents=True)
+        (place / name / f"{KEY}.core").write_bytes(name.encode())
+    scandir = os.scandir
+
+    def refusing(path: Path) -> Any:
+        # The tests may run as root, who may read all.
+        if path.name in ("lost+found", "m", "n", "o"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    store = Directory(place)
+    assert [one.path for one in store.entries()] == [f"a/{KEY}.core", f"z/{KEY}.core"]
+    told = f"{place}: what cannot be read: {place}/lost+found (Permission denied), {place}/m (Permission denied), "
+    assert str(store.problem).startswith(f"{told}{place}/n (Permission denied) and 1 more: ask its owner")
+    acquire.resolve(Settings(), Cache(tmp_path / "cache"), str(place), "last")
+    assert told in capsys.readouterr().err
+    (place / "o").rename(tmp_path / "o")
+    with pytest.raises(Failure, match="Permission denied: ask its owner") as caught:
+        list(Directory(tmp_path / "o").entries())
+    assert caught.value.code == Exit.DENIED
+
+
+@pytest.mark.parametrize(("name", "number"), [("a", 1200), ("a" * 200, 30)])
+def test_directories_of_any_depth_hide_no_core(desk: Desk, name: str, number: int) -> None:
+    place = desk.directory / "store"
+    place.mkdir()
+    nested(place, name, number)
+    (place / f"{KEY}.core").write_bytes(b"")
+    try:
+        done = desk.good("list", "--json", "--from", "store")
+    finally:
+        subprocess.run(["rm", "-r", place], check=True)
+    assert [row["path"] for row in done.json] == [f"{KEY}.core"]
+    assert done.err.count("\n") == (len(name) > 1)
+    assert len(name) == 1 or "... (File name too long): ask its owner" in done.err
+
+
+def test_a_word_that_is_too_long_for_a_name_is_one_line(desk: Desk) -> None:
+    long = "a" * 300
+    for words in (("info", long), ("get", long), ("list", "--from", long), ("rm", "--yes", f"/{long}")):
+        done = desk.run(*words, COREFETCH_FROM=str(desk.directory))
+        assert (done.status != 0, done.err.count("\n")) == (True, 1)

@@ -34,7 +34,8 @@ def resolve(
             raise Failure(f"{plain(words)}: no core", "see corefetch list", Exit.NOT_FOUND)
         return Student(bucket, cache), core
     file = Path(words)
-    here = file.is_file()
+    # Of any other word, such as one that is too long for a name, Path.is_file raises OSError.
+    here = os.path.isfile(file)
     # A file with the name of a core is what get has brought: it need not come again.
     plainly = "/" in words or not settings.named(source) or (keys.name_of(words) is not None and not delete)
     if here and plainly:
@@ -49,6 +50,9 @@ def resolve(
         if isinstance(failure, NoSuchCore) and not delete:
             return local(file, cache)
         raise Failure(f"{failure}; {other}", "", failure.code) from None
+    finally:
+        if student.store.problem:
+            ui.say(str(student.store.problem))
     if here:
         ui.say(f"{plain(core.path)} of the store is meant; {other}")
     return student, core
@@ -101,7 +105,7 @@ def place_for(output: str | None, core: Core, unpack: bool) -> Path:
     if not output:
         return Path(name)
     path = Path(output).expanduser()
-    return path / name if output.endswith("/") or path.is_dir() else path
+    return path / name if output.endswith("/") or os.path.isdir(path) else path
 
 
 __all__ = ["Fetched", "local", "obtain", "place_for", "resolve"]

@@ -38,7 +38,7 @@ def open_store(url: str, options: Options | None = None) -> Store:
     """Open a store by its URL. Raises Failure."""
     options = options or Options()
     if "://" not in url:
-        if url.startswith(("/", ".", "~")) or Path(url).is_dir():
+        if url.startswith(("/", ".", "~")) or os.path.isdir(url):
             return Directory(Path(url).expanduser())
         raise Failure(
             f"no store: {plain(url)}", "say s3://BUCKET, gs://BUCKET, az://CONTAINER or file:///DIRECTORY", Exit.USAGE

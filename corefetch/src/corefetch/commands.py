@@ -232,11 +232,12 @@ def get(words: Words, settings: Settings) -> int:
     if words.output == STDOUT:
         return _pour(words, student, core)
     path = acquire.place_for(words.output, core, not words.packed)
-    if path.exists() and not path.is_file():
+    there = os.path.exists(path)
+    if there and not path.is_file():
         raise Failure(f"{path}: no file", "say another by --output, or - for standard output", Exit.USAGE)
-    if path.exists() and not words.force:
+    if there and not words.force:
         raise Failure(f"{path}: exists already", "say --force, or another place by --output", Exit.USAGE)
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise Failure(f"{path.parent}: no such directory", "create it, or say another by --output", Exit.USAGE)
     with ui.progress() as progress:
         done = fetch(student.store, core, path, progress, unpack=not words.packed)

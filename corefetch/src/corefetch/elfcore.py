@@ -303,7 +303,7 @@ def _note(facts: CoreFacts, kind: int, data: bytes, order: str, auxiliary: dict[
             raise ValueError("a list of more files than it has room for")
         paths = data[end:].split(b"\0", count)
         for (first, last, offset), path in zip(entry.iter_unpack(data[begin:end]), paths, strict=False):
-            facts.mappings.append(Mapping(first, last, offset * page, _text(path).removesuffix(DELETED)))
+            facts.mappings.append(Mapping(first, last, offset * page, _text(path[:LONGEST_NAME]).removesuffix(DELETED)))
 
 
 def _text(data: bytes) -> str:

@@ -19,7 +19,15 @@ def safe(path: str) -> str:
 
 
 def resolve(root: Path, path: str) -> Path | None:
-    """Return a file below ``root``, whose symbolic links are meant as the container sees them; None if it is not there."""
+    """Return a file below ``root``, whose symbolic links are meant as the container sees them; None if it cannot be had."""
+    try:
+        return _resolved(root, path)
+    except OSError:
+        return None  # Such as a name that is too long for one.
+
+
+def _resolved(root: Path, path: str) -> Path | None:
+    """Return a file below ``root``, None if it is not there. Raises OSError."""
     at, parts, steps = root, [one for one in path.split("/") if one], 0
     while parts:
         part = parts.pop(0)

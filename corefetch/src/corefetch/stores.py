@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from datetime import datetime, timezone
@@ -18,7 +19,7 @@ from obstore.exceptions import InvalidPathError
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
-SHOWN = 3
+SHOWN, LONGEST_SHOWN = 3, 200
 BLOCK = 1 << 20
 
 
@@ -77,29 +78,54 @@ class Directory(Store):
         self.path = path.absolute()
         self.named = named
         self.url = self.path.as_uri()
-        if not self.path.is_dir():
+        try:
+            there = stat.S_ISDIR(self.path.stat().st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            there = False
+        except OSError as error:
+            raise _of_os(error) from None
+        if not there:
             raise Failure(f"{self.path}: no such directory", "say another store by --from", Exit.NOT_FOUND)
 
     def entries(self) -> Iterator[Entry]:
-        """Yield all files."""
-        yield from self._walk("")
-
-    def _walk(self, below: str) -> Iterator[Entry]:
-        """Yield the files of a directory and of those in it; symbolic links lead nowhere."""
+        """Yield all files, also of the directories below; symbolic links lead nowhere. Of the others, ``problem`` says which."""
         try:
-            with os.scandir(self.path / below) as found:
-                names = sorted(found, key=lambda one: one.name)
+            levels = [("", self._names(""))]
         except OSError as error:
             raise _of_os(error) from None
-        for one in names:
+        # Such as lost+found of a volume, or what another user has put there. There may be very many.
+        unreadable: list[OSError] = []
+        number = 0
+        while levels:
+            below, names = levels[-1]
+            one = next(names, None)
+            if one is None:
+                levels.pop()
+                continue
             path = f"{below}{one.name}"
-            if one.is_dir(follow_symlinks=False):
-                yield from self._walk(f"{path}/")
-            elif one.is_file(follow_symlinks=False):
-                try:
+            try:
+                if one.is_dir(follow_symlinks=False):
+                    levels.append((f"{path}/", self._names(path)))
+                elif one.is_file(follow_symlinks=False):
                     yield _entry(path, one.stat(follow_symlinks=False))
-                except FileNotFoundError:
-                    continue
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                number += 1
+                if len(unreadable) < SHOWN:
+                    unreadable.append(error)
+        if unreadable:
+            names_of = ", ".join(f"{_shortened(str(one.filename))} ({one.strerror})" for one in unreadable)
+            more = f" and {number - SHOWN} more" if number > SHOWN else ""
+            self.problem = Failure(
+                f"{plain(str(self.path))}: what cannot be read: {names_of}{more}",
+                "ask its owner, become root, or name a directory below by --from; cores in there are left out",
+            )
+
+    def _names(self, path: str) -> Iterator[os.DirEntry[str]]:
+        """Return what is in a directory, in the order of the names. Raises OSError."""
+        with os.scandir(self.path / path) as found:
+            return iter(sorted(found, key=lambda one: one.name))
 
     def stat(self, path: str) -> Entry | None:
         """Ask for a file."""
@@ -319,10 +345,17 @@ def _entry(path: str, found: os.stat_result) -> Entry:
     return Entry(path, found.st_size, modified, f"{found.st_ino:x}-{found.st_mtime_ns:x}-{found.st_size:x}")
 
 
+def _shortened(path: str) -> str:
+    """Return a path for a message: of a long one, what it begins with."""
+    return plain(path if len(path) <= LONGEST_SHOWN else f"{path[:LONGEST_SHOWN]}...")
+
+
 def _of_os(error: OSError) -> Failure:
     """Return the failure that an error of the system means."""
     denied = isinstance(error, PermissionError)
     remedy = "ask its owner, or become root" if denied else ""
     return Failure(
-        f"{plain(str(error.filename or 'the disk'))}: {error.strerror}", remedy, Exit.DENIED if denied else Exit.FAILED
+        f"{_shortened(str(error.filename or 'the disk'))}: {error.strerror}",
+        remedy,
+        Exit.DENIED if denied else Exit.FAILED,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import subprocess
@@ -23,6 +24,7 @@ from corefetch.clients import open_store
 from corefetch.config import Settings
 from corefetch.errors import Exit, Failure
 from corefetch.stores import Directory
+from corefetch.text import plain
 from support import servers
 from support.command import Desk
 from support.cores import Shop
@@ -234,3 +236,40 @@ def test_a_word_that_is_too_long_for_a_name_is_one_line(desk: Desk) -> None:
     for words in (("info", long), ("get", long), ("list", "--from", long), ("rm", "--yes", f"/{long}")):
         done = desk.run(*words, COREFETCH_FROM=str(desk.directory))
         assert (done.status != 0, done.err.count("\n")) == (True, 1)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_name_that_is_no_utf_8_is_one_as_any_other(desk: Desk, shop: Shop, packed: bool) -> None:
+    place = desk.directory / "store"
+    place.mkdir()
+    core = Path(os.fsdecode(os.fsencode(place) + b"/\xff.core" + (b".zst" if packed else b"")))
+    content = shop.core.read_bytes()
+    core.write_bytes(zstandard.ZstdCompressor(level=1).compress(content) if packed else content)
+    (place / f"{KEY}.core").write_bytes(b"")
+    desk.variables["COREFETCH_FROM"] = str(place)
+    assert len(desk.good("list").out.splitlines()) == 3
+    (row,) = [one for one in desk.good("list", "--json").json if one["path"] == core.name]
+    assert row["signal"] == "SIGSEGV"
+    assert "total_of" in desk.good("info", core.name, "--sysroot", shop.root).out
+    got = subprocess.run(
+        desk.words("get", core.name, "-o", Path(os.fsdecode(b"\xfe.out"))),
+        check=True,
+        capture_output=True,
+        cwd=desk.directory,
+        env=desk.environment(),
+    )
+    assert got.stdout == b"\xfe.out\n"
+    assert (desk.directory / os.fsdecode(b"\xfe.out")).read_bytes() == content
+    desk.good("rm", "--yes", core.name)
+    assert not core.exists()
+
+
+@pytest.mark.parametrize("image", ["\ud800", "a\x00b", "a\nb"])
+def test_an_image_that_no_program_can_be_given_is_one_line(desk: Desk, shop: Shop, image: str) -> None:
+    place = desk.directory / "store"
+    place.mkdir()
+    (place / f"{KEY}.core").write_bytes(shop.core.read_bytes())
+    (place / f"{KEY}.json").write_text(json.dumps({"facts": {"CORE_IMAGE": image}}))
+    done = desk.run("info", "last", "--from", place, "--engine", "true")
+    assert (done.status, done.err) == (Exit.MISSING_PROGRAM, "")
+    assert f"- no image: {plain(image)}: say one by --image\n" in done.out

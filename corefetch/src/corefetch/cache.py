@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from corefetch.errors import Exit, Failure
+from corefetch.text import encoded
 
 MODE_OF_DIRECTORY = 0o700
 
@@ -45,7 +46,7 @@ class Cache:
 
         Anybody can give a file the build id of another one: so each image has places of its own.
         """
-        of_image = f".{hashlib.sha256(image.encode()).hexdigest()[:24]}" if image else ""
+        of_image = f".{hashlib.sha256(encoded(image)).hexdigest()[:24]}" if image else ""
         return self.path / "build-id" / build_id / f"{kind}{of_image}"
 
     def asked(self, build_id: str) -> list[str]:
@@ -63,7 +64,7 @@ class Cache:
 
     def of_core(self, url: str, etag: str, name: str) -> Path:
         """Return where a core of a store has its place."""
-        return self.path / "cores" / hashlib.sha256(f"{url}\n{etag}".encode()).hexdigest()[:24] / name
+        return self.path / "cores" / hashlib.sha256(encoded(f"{url}\n{etag}")).hexdigest()[:24] / name
 
     @contextmanager
     def new(self, path: Path) -> Iterator[IO[bytes]]:

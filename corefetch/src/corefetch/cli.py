@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import shlex
 import signal
@@ -310,6 +311,9 @@ def program() -> None:
     """Run as a program: every end is an exit code, and every failure is one line."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A path is printed as it is, also one that is no UTF-8.
+        sys.stdout.reconfigure(errors="surrogateescape")
     try:
         status = main()
         sys.stdout.flush()

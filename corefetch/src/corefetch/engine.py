@@ -85,7 +85,8 @@ class Image:
 @contextmanager
 def opened(engine: str, name: str) -> Iterator[Image]:
     """Yield the image of that name. The engine asks no registry for one that it does not have. Raises Failure."""
-    if name.startswith("-"):
+    # What a stranger's JSON has: such a word cannot be given to a program, or is several lines.
+    if name.startswith("-") or plain(name) != name:
         raise Failure(f"no image: {plain(name)}", "say one by --image", Exit.USAGE)
     # By a name of its own, it can be removed also where this ends before the engine has printed the id.
     container = f"corefetch-{secrets.token_hex(8)}"

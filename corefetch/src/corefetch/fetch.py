@@ -16,7 +16,7 @@ from corefetch import packing
 from corefetch.errors import Exit, Failure, Interrupted
 from corefetch.facts import Core
 from corefetch.stores import Directory, Store
-from corefetch.text import plain
+from corefetch.text import encoded, plain
 
 BLOCK = 1 << 20
 MODE = 0o600
@@ -118,7 +118,7 @@ def _what_stays(part: Path, core: Core, local: Path | None) -> str:
 
 def _part_of(core: Core, path: Path) -> Path:
     """Return the name of what has come: another one for another object, or for another content of the same."""
-    return path.with_name(f".{path.name[-200:]}.{hashlib.sha256(core.version.encode()).hexdigest()[:12]}.part")
+    return path.with_name(f".{path.name[-200:]}.{hashlib.sha256(encoded(core.version)).hexdigest()[:12]}.part")
 
 
 def _lock(file: int, part: Path) -> None:

@@ -88,7 +88,7 @@ class Directory(Store):
             raise Failure(f"{self.path}: no such directory", "say another store by --from", Exit.NOT_FOUND)
 
     def entries(self) -> Iterator[Entry]:
-        """Yield all files, also of the directories below; symbolic links lead nowhere. Of the others, ``problem`` says which."""
+        """Yield all files, also of the directories below; symbolic links lead nowhere. ``problem`` has what cannot be read."""
         try:
             levels = [("", self._names(""))]
         except OSError as error:

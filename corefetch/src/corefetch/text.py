@@ -20,6 +20,11 @@ def plain(text: str) -> str:
     )
 
 
+def encoded(text: str) -> bytes:
+    """Return any text in bytes: names of files that are no UTF-8, and JSON, may have characters that no encoding has."""
+    return text.encode("utf-8", "surrogatepass")
+
+
 def harmless(name: str) -> str:
     """Return a name of a store as the name of a file: no option, no hidden file, and nothing that steers a terminal."""
     return re.sub(r"^[.-]", "_", re.sub(r"[^A-Za-z0-9._-]", "_", name))[-LONGEST_NAME:] or "core"
@@ -52,7 +57,7 @@ def iso(time: datetime | None) -> str | None:
 def read_time(words: str, now: datetime | None = None) -> datetime:
     """Read a time, such as ``2h``, ``yesterday`` or ``2026-11-29T18:00`` (UTC unless it names another zone)."""
     now = now or datetime.now(timezone.utc)
-    if span := re.fullmatch(r"(\d+)([smhdw])", words):
+    if span := re.fullmatch(r"(\d{1,18})([smhdw])", words):
         try:
             return now - timedelta(seconds=int(span[1]) * SPANS[span[2]])
         except OverflowError:

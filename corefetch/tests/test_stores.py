@@ -12,17 +12,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 from xml.sax.saxutils import escape
 
 import pytest
 import zstandard
-from corefetch import acquire, unreadable
+from corefetch import acquire, stores, unreadable
 from corefetch.cache import Cache
 from corefetch.clients import open_store
 from corefetch.config import Settings
 from corefetch.errors import Exit, Failure
+from corefetch.facts import of_entry
 from corefetch.stores import Directory
 from corefetch.text import plain
 from support import servers
@@ -273,3 +275,11 @@ def test_an_image_that_no_program_can_be_given_is_one_line(desk: Desk, shop: Sho
     done = desk.run("info", "last", "--from", place, "--engine", "true")
     assert (done.status, done.err) == (Exit.MISSING_PROGRAM, "")
     assert f"- no image: {plain(image)}: say one by --image\n" in done.out
+
+
+@pytest.mark.parametrize(("seconds", "year"), [(1e12, 9999), (253402300799.9, 9999), (-1e12, 1), (0.0, 1970)])
+def test_a_file_of_any_time_is_listed(seconds: float, year: int) -> None:
+    """Not each file system has such times."""
+    known: Any = SimpleNamespace(st_mtime=seconds, st_mtime_ns=int(seconds * 1e9), st_size=1, st_ino=1)
+    (row,) = [one.row() for one in map(of_entry, [stores._entry("x.core", known)]) if one]
+    assert int(row["stored_at"].partition("-")[0]) == year

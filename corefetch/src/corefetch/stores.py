@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 SHOWN, LONGEST_SHOWN = 3, 200
 BLOCK = 1 << 20
+# The first and the last second of Python's years, since the Epoch.
+EARLIEST, LATEST = -62135596800, 253402300799
 
 
 class Entry(NamedTuple):
@@ -341,7 +343,8 @@ def explain(name: str, error: Exception) -> Failure:
 
 def _entry(path: str, found: os.stat_result) -> Entry:
     """Return what the file system says."""
-    modified = datetime.fromtimestamp(found.st_mtime, timezone.utc)
+    # Its owner may have set it to any.
+    modified = datetime.fromtimestamp(min(max(found.st_mtime, EARLIEST), LATEST), timezone.utc)
     return Entry(path, found.st_size, modified, f"{found.st_ino:x}-{found.st_mtime_ns:x}-{found.st_size:x}")
 
 

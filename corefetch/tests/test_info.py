@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import re
@@ -9,12 +11,18 @@ import shutil
 import signal
 import stat
 import subprocess
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import zstandard
-from corefetch import elfcore, engine, symbols, text
+from corefetch import elfcore, engine, symbols, sysroot, text
+from corefetch.cache import Cache
+from corefetch.debuginfod import Servers
 from corefetch.errors import Exit, Failure
 from support import servers
 from support.command import Desk
@@ -281,6 +289,41 @@ def test_what_a_server_sends_that_is_of_another_build_id_is_neither_taken_nor_ke
     with answering(200, shop.program.read_bytes()) as url:
         assert "total_of" in desk.good("info", "last", DEBUGINFOD_URLS=url).out
         assert symbols.is_of(kept / "executable", kept.name)
+
+
+@pytest.mark.parametrize("status", [200, 404])
+def test_a_full_disk_is_the_cache_s_own_trouble(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    cache = Cache(tmp_path / "cache")
+    kept = symbols.read(shop.program).build_id
+    said = elfcore.CoreFacts(program="/x/shop", build_ids={"/x/shop": kept, "/x/tax": "ab" * 20})
+    said.mappings = [elfcore.Mapping(n << 12, n + 1 << 12, 0, path) for n, path in enumerate(said.build_ids)]
+
+    @contextmanager
+    def opened(program: str, name: str) -> Iterator[SimpleNamespace]:
+        yield SimpleNamespace(open=lambda path: io.BytesIO(shop.program.read_bytes()))
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    told = f"{cache.path}: No space left on device: make room there, or name another by COREFETCH_CACHE"
+    with answering(status, shop.program.read_bytes()) as url, monkeypatch.context() as patch:
+        patch.setattr(tempfile, "NamedTemporaryFile", full)
+        patch.setattr(engine, "opened", opened)
+        sources = sysroot.Sources(image="shop:1.0", engine="true", servers=Servers([url], cache))
+        with sysroot.gathered(said, sources, cache) as found:
+            assert found.problems == [told]
+        patch.setattr(tempfile, "mkdtemp", full)
+        with pytest.raises(Failure, match=re.escape(told)), sysroot.gathered(said, sources, cache):
+            pass
+
+
+def test_a_debuginfod_that_ends_too_early_is_said(desk: Desk, place: Path, shop: Shop) -> None:
+    with answering(200, shop.program.read_bytes(), missing=1) as url:
+        told = without_functions(desk, DEBUGINFOD_URLS=url)
+    size = shop.program.stat().st_size
+    assert f"- {url}: it has sent {size} of {size + 1} bytes: see DEBUGINFOD_URLS and the network\n" in told
 
 
 def test_a_debuginfod_that_is_away_is_said(desk: Desk, place: Path) -> None:

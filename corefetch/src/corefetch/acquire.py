@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from corefetch import keys, ui
@@ -88,7 +89,9 @@ def obtain(
     cut = path.with_name(f"{path.name}.truncated")
     for kept in (path, cut):
         if kept.is_file():
-            os.utime(kept)
+            with suppress(OSError):
+                # What was used last is kept longest, unless the cache can only be read.
+                os.utime(kept)
             return kept
     cache.directory(*path.parent.relative_to(cache.path).parts)
     fetched = fetch(store, core, path, progress)

@@ -68,10 +68,19 @@ class Cache:
 
     @contextmanager
     def new(self, path: Path) -> Iterator[IO[bytes]]:
-        """Yield a file that becomes ``path`` when all is written, and nothing before."""
+        """Yield a file that becomes ``path`` when all is written, and nothing before. Raises Failure."""
         self.directory(*path.parent.relative_to(self.path).parts)
-        with _beside(path) as file:
+        with self.writing(), _beside(path) as file:
             yield file
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Make an error of the system, such as a full disk, the cache's own. Raises Failure."""
+        try:
+            yield
+        except OSError as error:
+            what = f"{self.path}: {error.strerror or error}"
+            raise Failure(what, "make room there, or name another by COREFETCH_CACHE") from None
 
     def make_room(self, most: int, but: Path) -> None:
         """Delete the cores that nobody has used for the longest time, until all of them take at most so many bytes."""

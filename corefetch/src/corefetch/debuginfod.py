@@ -35,7 +35,7 @@ class Servers:
         self.others: dict[str, list[str]] = {}
 
     def fetch(self, build_id: str, kind: str) -> bool:
-        """Put the ``executable`` or the ``debuginfo`` of a build id into the cache. Tells whether it is there."""
+        """Put the ``executable`` or the ``debuginfo`` of a build id into the cache; tell if it is there. Raises Failure."""
         if build_id.startswith(GO):
             return False
         path = self.cache.of_build_id(build_id, kind)
@@ -66,6 +66,7 @@ class Servers:
                 else:
                     self.problems[url] = f"it answers {error.code}"
             except (OSError, http.client.HTTPException) as error:
+                # None of the cache: that is a Failure.
                 reason = getattr(error, "reason", None) or error
                 self.problems[url] = plain(getattr(reason, "strerror", None) or str(reason) or type(reason).__name__)
         return False
@@ -80,10 +81,18 @@ def _known(absent: Path) -> list[str]:
 
 
 def _copy(answer: http.client.HTTPResponse, file: IO[bytes], length: int | None) -> None:
-    """Copy what comes. Raises OSError where the end is missing."""
+    """Copy what comes. Raises HTTPException where the server ends too early, and OSError where the cache takes no more."""
     done = 0
-    while block := answer.read(BLOCK):
+    while block := _read(answer):
         file.write(block)
         done += len(block)
     if length is not None and done != length:
-        raise OSError(f"it has sent {done} of {length} bytes")
+        raise http.client.HTTPException(f"it has sent {done} of {length} bytes")
+
+
+def _read(answer: http.client.HTTPResponse) -> bytes:
+    """Return what comes next. Raises HTTPException."""
+    try:
+        return answer.read(BLOCK)
+    except OSError as error:
+        raise http.client.HTTPException(error.strerror or str(error)) from None

@@ -72,7 +72,7 @@ class Student:
             try:
                 with self.cache.new(kept) as file:
                     file.write(json.dumps(_words(said)).encode())
-            except (Failure, OSError):
+            except Failure:
                 pass  # A full disk: then it is read again the next time.
         add_core(core, said)
         return said

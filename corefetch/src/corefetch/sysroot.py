@@ -104,7 +104,9 @@ def gathered(
     said: CoreFacts, sources: Sources, cache: Cache, progress: Callable[[str], None] = lambda text: None
 ) -> Iterator[Gathered]:
     """Gather all files that the core maps, and remove the directory of links at the end. Raises Failure."""
-    root = Path(tempfile.mkdtemp(dir=cache.directory("roots"), prefix="root."))
+    roots = cache.directory("roots")
+    with cache.writing():
+        root = Path(tempfile.mkdtemp(dir=roots, prefix="root."))
     found = Gathered(root, [Mapped(path, said.build_ids.get(path, "")) for path in said.files], [])
     try:
         _Gathering(found, sources, cache, progress).run()
@@ -227,7 +229,10 @@ class _Gathering:
         with image.open(path) as stream:
             if stream is None:
                 return None
-            with tempfile.NamedTemporaryFile(dir=self.found.root, prefix=".copied.", delete=False) as file:
+            with (
+                self.cache.writing(),
+                tempfile.NamedTemporaryFile(dir=self.found.root, prefix=".copied.", delete=False) as file,
+            ):
                 _copy(stream, file)
         copied = Path(file.name)
         known = symbols.read(copied)
@@ -237,7 +242,8 @@ class _Gathering:
         if kept.is_file() and symbols.read(kept).says >= known.says:
             return copied
         self.cache.directory(*kept.parent.relative_to(self.cache.path).parts)
-        os.replace(copied, kept)
+        with self.cache.writing():
+            os.replace(copied, kept)
         return kept
 
     def from_servers(self, servers: Servers) -> None:
@@ -265,8 +271,17 @@ class _Gathering:
 
     def _fetched(self, servers: Servers, wanted: list[Mapped], kind: str) -> Iterator[tuple[Mapped, Path]]:
         """Ask for that ``kind`` of each, several at once; yield those that the servers have, and where the cache has it."""
+
+        def fetch(one: Mapped) -> bool:
+            try:
+                return servers.fetch(one.build_id, kind)
+            except Failure as failure:
+                # The cache's own, such as a full disk: it is the same for all.
+                self.found.problems += {str(failure)} - {*self.found.problems}
+                return False
+
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            found = pool.map(lambda one: servers.fetch(one.build_id, kind), wanted)
+            found = pool.map(fetch, wanted)
             for one, there in zip(wanted, found, strict=True):
                 if there:
                     yield one, self.cache.of_build_id(one.build_id, kind)

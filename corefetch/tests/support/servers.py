@@ -115,13 +115,13 @@ def debuginfod(directory: Path, *served: Path) -> Iterator[str]:
 
 
 @contextmanager
-def answering(status: int, content: bytes) -> Iterator[str]:
-    """Run a server that answers all the same, and yield its URL."""
+def answering(status: int, content: bytes, missing: int = 0) -> Iterator[str]:
+    """Run a server that answers all the same, and yield its URL. Of each answer, so many bytes are missing."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(status)
-            self.send_header("Content-Length", str(len(content)))
+            self.send_header("Content-Length", str(len(content) + missing))
             self.end_headers()
             self.wfile.write(content)
 

@@ -177,6 +177,29 @@ def test_a_long_list_of_files_that_is_in_very_many_segments_is_read_once() -> No
     assert time.process_time() - begin < 5
 
 
+def test_forged_links_to_very_many_mappings_are_read_soon() -> None:
+    """Of a core that a container can have the kernel write."""
+    number, links, at = 65_000, elfcore.MOST_LINKS, 0x7F0000000000
+    entries = b"".join(struct.pack("<3Q", n << 12, n + 1 << 12, 0) for n in range(number))
+    files = note(NT_FILE, struct.pack("<2Q", number, 4096) + entries + b"/a\0" * number)
+    notes = note(NT_AUXV, struct.pack("<6Q", elfcore.AT_PHDR, at, elfcore.AT_PHNUM, 2, 0, 0)) + files
+    headers = SEGMENT.pack(elfcore.PT_PHDR, *[0] * 7) + SEGMENT.pack(elfcore.PT_DYNAMIC, 0, 0, 0x200, 0, 0, 0, 0)
+    # The dynamic section, r_debug, a name, and the list.
+    parts = {0: headers, 0x200: struct.pack("<2Q", elfcore.DT_DEBUG, at + 0x300), 0x400: b"/b\0"}
+    parts[0x300] = struct.pack("<2Q", 1, at + 0x1000)
+    last = number - 1 << 12
+    memory = bytearray(0x1000)
+    for place, part in parts.items():
+        memory[place : place + len(part)] = part
+    memory += b"".join(struct.pack("<4Q", 0, at + 0x400, last, at + 0x1000 + 32 * n) for n in range(1, links + 1))
+    content = bytearray(with_notes(4, 2, notes))
+    SEGMENT.pack_into(content, HEADER.size, 1, 4, len(content), at, at, len(memory), len(memory), 4)
+    begin = time.process_time()
+    said = elfcore.of_beginning(bytes(content + memory))
+    assert (len(said.mappings), said.links) == (number, {"/b": "/a"})
+    assert time.process_time() - begin < 5
+
+
 def test_a_note_that_is_longer_than_any_is_not_read() -> None:
     begin = time.process_time()
     elfcore.of_beginning(with_notes(4, 60_000, note(1, bytes(1 << 20)) + note(NT_AUXV, bytes(1 << 20))))

@@ -17,6 +17,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -132,14 +133,26 @@ class CoreFacts:
 
     def place(self, address: int) -> tuple[str, int] | None:
         """Return the file that is mapped at an address, and the distance from the first byte of its first mapping."""
-        for one in self.mappings:
-            if one.start <= address < one.end:
-                base = max(
-                    (m.start for m in self.mappings if m.path == one.path and m.offset == 0 and m.start <= address),
-                    default=None,
-                )
-                return one.path, address - base if base is not None else address - one.start + one.offset
-        return None
+        mappings, begins = self._places
+        at = bisect.bisect_right(mappings, address, key=lambda one: one.start) - 1
+        if at < 0 or address >= mappings[at].end:
+            return None
+        one = mappings[at]
+        base = bisect.bisect_right(begins.get(one.path, []), address) - 1
+        return one.path, address - (begins[one.path][base] if base >= 0 else one.start - one.offset)
+
+    @cached_property
+    def _places(self) -> tuple[list[Mapping], dict[str, list[int]]]:
+        """The mappings by their addresses, and where each file is mapped from its beginning on; all are known before that.
+
+        Sorted once: a container may have 65,530, and forge as many links as are followed. Each frame has an address, too.
+        """
+        mappings = sorted(self.mappings, key=lambda one: one.start)
+        begins: dict[str, list[int]] = {}
+        for one in mappings:
+            if not one.offset:
+                begins.setdefault(one.path, []).append(one.start)
+        return mappings, begins
 
 
 def special(path: str) -> bool:

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from corefetch import elfcore, symbols
+from corefetch import elfcore, paths, symbols
 from support.cores import HEADER, PT_NOTE, SEGMENT, Shop, run
 
 NT_AUXV, NT_FILE = 6, 0x46494C45
@@ -198,6 +198,14 @@ def test_forged_links_to_very_many_mappings_are_read_soon() -> None:
     said = elfcore.of_beginning(bytes(content + memory))
     assert (len(said.mappings), said.links) == (number, {"/b": "/a"})
     assert time.process_time() - begin < 5
+
+
+def test_a_path_that_is_longer_than_any_leads_nowhere(tmp_path: Path) -> None:
+    files = note(NT_FILE, struct.pack("<5Q", 1, 4096, 0, 4096, 0) + b"/" + b"a" * 200_000 + b"\0")
+    (path,) = [one.path for one in elfcore.of_beginning(with_notes(4, 1, files)).mappings]
+    # It becomes a word of a command, whose length has a bound.
+    assert len(path) == elfcore.LONGEST_NAME
+    assert paths.resolve(tmp_path, path) is None
 
 
 def test_a_note_that_is_longer_than_any_is_not_read() -> None:

@@ -102,7 +102,7 @@ def test_the_script_comes_into_a_directory_that_stands_for_the_root_and_stays_as
         result = play(playbook)
     finally:
         os.umask(before)
-    assert counted(result, "changed") == 2
+    assert counted(result, "changed") == 1
     script = tmp_path / "root/opt/bin/uploader.sh"
     assert script.read_bytes() == UPLOADER.read_bytes()
     assert script.stat().st_uid == os.getuid()
@@ -120,10 +120,57 @@ def test_the_script_comes_into_a_directory_that_stands_for_the_root_and_stays_as
 
 def test_check_mode_shows_the_script_and_writes_nothing(playbook: Path, tmp_path: Path) -> None:
     result = play(playbook, "--check", "--diff")
-    assert counted(result, "changed") == 2
+    assert counted(result, "changed") == 1
     assert counted(result, "failed") == 0
     assert "+#!/bin/sh" in result.stdout
     assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.parametrize("link", ["opt", "opt/bin"])
+@pytest.mark.parametrize("words", [(), ("--check",)])
+def test_no_link_in_the_directory_leads_out_of_it(
+    playbook: Path, tmp_path: Path, link: str, words: tuple[str, ...]
+) -> None:
+    victim = tmp_path / "victim"
+    victim.mkdir(mode=0o700)
+    path = tmp_path / "root" / link
+    path.parent.mkdir(parents=True, mode=0o750)
+    path.symlink_to(victim)
+    result = play(playbook, *words)
+    assert counted(result, "failed") == 1
+    said = " ".join((result.stdout + result.stderr).split())
+    assert f"{path} is a symbolic link, which is not followed" in said and "put a directory there, or build" in said
+    assert (list(victim.iterdir()), stat.S_IMODE(victim.stat().st_mode)) == ([], 0o700)
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "directory"])
+def test_what_has_the_name_of_the_script_is_replaced_and_not_followed(
+    playbook: Path, tmp_path: Path, kind: str
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(UPLOADER.read_bytes())
+    victim.chmod(0o755)
+    script = tmp_path / "root/opt/bin/uploader.sh"
+    script.parent.mkdir(parents=True)
+    if kind == "link":
+        script.symlink_to(victim)
+    elif kind == "pipe":
+        os.mkfifo(script)
+    else:
+        script.mkdir()
+    result = play(playbook)
+    if kind == "directory":
+        assert f"{script} is a directory: remove it" in " ".join((result.stdout + result.stderr).split())
+    else:
+        assert script.read_bytes() == UPLOADER.read_bytes() and stat.S_ISREG(script.lstat().st_mode)
+    assert [path.name for path in script.parent.iterdir()] == ["uploader.sh"]
+
+
+def test_a_path_that_leads_out_of_the_directory_is_refused(playbook: Path, tmp_path: Path) -> None:
+    result = play(playbook, "-e", "core_uploader_dest=/../uploader.sh")
+    said = " ".join((result.stdout + result.stderr).split())
+    assert "/../uploader.sh is no path of a program: correct core_uploader_dest" in said
+    assert not (tmp_path / "uploader.sh").exists()
 
 
 def test_the_script_may_have_another_place(playbook: Path, tmp_path: Path) -> None:

@@ -66,6 +66,10 @@ RESTING = (
     "pipe. The server does not run, or somebody has set the pattern of the pipe, as sysctl --system does: see systemctl status"
     " docker-core-helper.service; the next run of site.yml mends that"
 )
+UNHEARD = (
+    "{} is {}, and the kernel sends each core to its socket, where no server takes it: see systemctl status {}; the next"
+    " run of site.yml mends that"
+)
 # So many hosts are named in a line that is about many.
 NAMED = 5
 # A longer value is cut off on the terminal, not in the files.
@@ -206,13 +210,20 @@ class Row:
                 if was_set
                 else f"kernel.{name} is {shown} instead of {wanted!r}"
             )
+        pattern, is_unheard = live["core_pattern"], False
         for step in kernel.get("diff", []):
             if step["after_header"] in (*snapshot["files"], kernel.get("record")):
                 self.problems.append(f"not as the role writes it: {step['after_header']}")
-            elif step["after_header"] == SERVICE and re.search("disabled|version", step["before"]):
-                self.problems.append(f"{SERVICE} is {step['before'].strip()}")
-        pattern = live["core_pattern"]
-        if pattern == kernel.get("core_pattern"):
+            elif step["after_header"] == SERVICE:
+                state = step["before"].strip()
+                is_unheard = pattern == SOCKET and "active" not in state.split(", ")
+                if is_unheard:
+                    self.problems.append(UNHEARD.format(SERVICE, state, SERVICE))
+                elif re.search("disabled|version", state):
+                    self.problems.append(f"{SERVICE} is {state}")
+        if is_unheard:
+            self.values["pattern"] = "no server"
+        elif pattern == kernel.get("core_pattern"):
             self.values["pattern"] = as_wanted(pattern, pattern)
         elif pattern == at_boot:
             self.values["pattern"] = "pipe for now"

@@ -266,23 +266,36 @@ def test_both_ways_of_a_core_are_right_and_the_table_says_which(
     assert result.get("failed") is not is_right
 
 
+UNHEARD = "and the kernel sends each core to its socket, where no server takes it: see systemctl status"
+
+
 @pytest.mark.parametrize(
-    ("state", "problem"),
+    ("state", "live", "problem"),
     [
-        ("enabled, active, of another version", f"{SERVICE} is enabled, active, of another version"),
-        ("disabled, active", f"{SERVICE} is disabled, active"),
-        ("enabled, inactive", ""),
+        ("enabled, active, of another version", RESIDENT, f"{SERVICE} is enabled, active, of another version"),
+        ("disabled, active", RESIDENT, f"{SERVICE} is disabled, active"),
+        ("enabled, inactive", PIPE, ""),
+        ("enabled, failed", PIPE, ""),
+        ("enabled, inactive", RESIDENT, f"{SERVICE} is enabled, inactive, {UNHEARD}"),
+        ("enabled, failed", RESIDENT, f"{SERVICE} is enabled, failed, {UNHEARD}"),
+        ("enabled, activating", RESIDENT, f"{SERVICE} is enabled, activating, {UNHEARD}"),
+        ("disabled, failed", RESIDENT, f"{SERVICE} is disabled, failed, {UNHEARD}"),
+        ("enabled, inactive, of another version", RESIDENT, f"{SERVICE} is enabled, inactive, of another version, and"),
     ],
 )
-def test_a_resident_helper_that_will_not_be_there_or_is_another_one_is_a_problem(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, problem: str
+def test_a_resident_helper_that_is_not_there_or_is_another_one_is_a_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, live: str, problem: str
 ) -> None:
-    live = {"core_pattern": RESIDENT, "core_pipe_limit": "512"}
     step = {"after_header": SERVICE, "before_header": SERVICE, "before": f"{state}\n", "after": "enabled, active\n"}
     kernel = {"changed": True, "core_pattern": RESIDENT, "core_pattern_at_boot": PIPE, "diff": [step]}
-    answer = {**SNAPSHOT, "installed": True, "snapshot": {"files": {}, "live": live}}
-    _, shown = report(tmp_path, {"web01": answer}, monkeypatch, __docker_core_helper_found=kernel)
-    assert f"web01: {problem}" in shown if problem else "web01: " not in shown
+    values = {"files": {}, "live": {"core_pattern": live, "core_pipe_limit": "512"}}
+    answer = {**SNAPSHOT, "installed": True, "snapshot": values}
+    result, shown = report(tmp_path, {"web01": answer}, monkeypatch, __docker_core_helper_found=kernel)
+    assert f"\nweb01: {problem}" in shown if problem else "\nweb01: " not in shown
+    (row,) = json.loads((tmp_path / "verify.json").read_text())
+    assert row["ok"] is not bool(problem) and result.get("failed", False) is bool(problem)
+    nobody = UNHEARD.partition(":")[0] in shown or "inactive, of" in state
+    assert row["pattern"] == ("pipe for now" if live == PIPE else "no server" if nobody else "as wanted, socket")
 
 
 def test_that_set_id_programs_leave_no_core_is_a_warning_where_there_are_some_and_no_problem(

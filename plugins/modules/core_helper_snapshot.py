@@ -124,7 +124,7 @@ from ..module_utils.docker_core_helper.places import (  # noqa: E402
     library_of,
 )
 from ..module_utils.docker_core_helper.sender import Sender  # noqa: E402
-from ..module_utils.docker_core_helper.server import Server  # noqa: E402
+from ..module_utils.docker_core_helper.server import Server, not_brought_back  # noqa: E402
 from ..module_utils.docker_core_helper.usable_python import UnusableError  # noqa: E402
 
 SUID_DUMPABLE = "/proc/sys/fs/suid_dumpable"
@@ -347,10 +347,8 @@ def main() -> None:
         if parameters["snapshot"]:
             diff = restore(module, entry, sender, server, snapshot, parameters["snapshot"])
             snapshot = snapshot if module.check_mode else snapshot_of(paths)
-    except (RestoreError, SettingError, UnusableError) as error:
-        module.fail_json(msg=str(error))
-    except OSError as error:
-        module.fail_json(msg=f"{error.filename}: {error.strerror}")
+    except (RestoreError, SettingError, UnusableError, OSError) as error:
+        module.fail_json(msg="; ".join(filter(None, (files.reason(error), not_brought_back(server.not_undone)))))
     content = snapshot["files"][entry]
     suid_dumpable = (read(SUID_DUMPABLE) or "").strip()
     module.exit_json(

@@ -366,7 +366,12 @@ def test_a_resident_helper_that_does_not_come_back_leaves_crashes_to_the_pipe(se
     before = served.snapshot()["snapshot"]
     served.set_up("pipe")
     (served.bin / "fails").touch()
-    assert f"systemctl restart {SERVICE}" in served.snapshot(before)["msg"]
+    (served.bin / "systemctl").write_text(
+        (served.bin / "systemctl").read_text().replace("\nstop)\n", '\nstop)\n    echo "not today" >&2; exit 1\n')
+    )
+    message = served.snapshot(before)["msg"]
+    assert message.startswith(f"systemctl restart {SERVICE}")
+    assert f"; and these could not be brought back: {SERVICE}: systemctl stop {SERVICE}: not today" in message
     assert served.kernel.live == (f"|{served.entry} %P %u %g", "64")
 
 

@@ -112,8 +112,39 @@ def test_a_new_unit_that_does_not_come_up_leaves_the_old_one_running(host: HostO
 def test_where_neither_unit_comes_up_the_pipe_takes_crashes(host: HostOfServer) -> None:
     host.run()
     (host.bin / "fails").touch()
-    assert host.run(service=f"{UNITS['service']}New=1\n")["failed"]
+    result = host.run(service=f"{UNITS['service']}New=1\n")
+    assert result["failed"]
     assert host.kernel.live == (PATTERN, "64")
+    failed = f"systemctl restart {SERVICE}: Job for {SERVICE} failed.; journalctl --unit={SERVICE} says more"
+    assert result["msg"] == (
+        f"{failed}; and these could not be brought back: {SERVICE}: {failed}; kernel.core_pattern: no server waits at"
+        f" {SOCKET_PATTERN!r}, so it is {PATTERN!r}: run this again when that is fixed"
+    )
+
+
+def test_a_run_that_ends_before_it_changes_a_value_says_that_all_is_as_before(host: HostOfServer) -> None:
+    host.run()
+    (host.bin / f"active-{SERVICE}").unlink()
+    host.kernel.refuses = "core_pipe_limit"
+    result = host.run(pipe_limit=8)
+    assert result["failed"] and result["msg"].endswith("are as they were before")
+    assert host.kernel.live == (SOCKET_PATTERN, "64")
+
+
+@pytest.mark.parametrize("verb", ["stop", "disable", "daemon-reload"])
+def test_units_that_cannot_be_taken_away_again_are_named_and_the_record_stays(host: HostOfServer, verb: str) -> None:
+    (host.bin / "fails").touch()
+    script = (host.bin / "systemctl").read_text()
+    # Not while they are set up, but when that has failed.
+    fails = f'[ "$1 $(cat "$here/last")" != "{verb} restart" ] || {{ echo "not today" >&2; exit 1; }}'
+    remembers = '[ "$1" = show ] || [ -e "$here/last" ] && grep -q restart "$here/last" || echo "$1" >"$here/last"'
+    (host.bin / "last").touch()
+    (host.bin / "systemctl").write_text(script.replace("\ncase", f"\n{fails}\n{remembers}\ncase", 1))
+    result = host.run()
+    assert f"and these could not be brought back: {SERVICE}: systemctl {verb}" in result["msg"]
+    assert "not today" in result["msg"] and "as they were before" not in result["msg"]
+    assert host.kernel.record.exists()
+    assert host.kernel.live == ("core", "0")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from . import files, kernel
 from .kernel import SettingError
 from .places import SOCKET_PATTERN, is_ours
 from .record import Record
-from .server import Server
+from .server import Server, not_brought_back
 from .takeover import Takeover
 
 
@@ -37,7 +37,8 @@ class Change:
         self.own_files = {path: files.read(path) for path in own}
         # Our files that have another owner or mode than the role gives, even if their content is right.
         self.wrong_access = {path: files.wrong_access(path) for path in (*own, record.path)}
-        self.not_undone: list[str] = []
+        # The server notes there what it could not bring back itself.
+        self.not_undone = server.not_undone
 
     def refuse_files_of_others(self) -> None:
         """Raise SettingError if somebody else has written a file under a name of ours before the first run."""
@@ -77,6 +78,11 @@ class Change:
                 # Nobody may be sent to a socket at which nobody waits: a server has set the pattern when it started.
                 gone = self.live["core_pattern"] == SOCKET_PATTERN and not self.server.is_active()
                 kernel.set_live(self.live, kernel.NAMES[:1] if gone else tuple(reversed(kernel.NAMES)))
+                pattern = kernel.get("core_pattern")
+                if gone and pattern != SOCKET_PATTERN:
+                    self.not_undone.append(
+                        f"kernel.core_pattern: no server waits at {SOCKET_PATTERN!r}, so it is {pattern!r}"
+                    )
             for path, content in self.own_files.items():
                 with self.undoing(path):
                     if files.read(path) != content:
@@ -107,8 +113,7 @@ class Change:
 
     def outcome(self) -> str:
         """Return how a run that failed has left the host, for its message."""
-        if self.not_undone:
-            return (
-                f"and these could not be brought back: {'; '.join(self.not_undone)}: run this again when that is fixed"
-            )
-        return "the kernel's values and those of the next boot are as they were before"
+        return (
+            not_brought_back(self.not_undone)
+            or "the kernel's values and those of the next boot are as they were before"
+        )

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 
 from ansible.module_utils.basic import AnsibleModule
@@ -18,6 +17,11 @@ MODES = ("pipe", "socket", "auto")
 PROPERTIES = ("LoadState", "ActiveState", "UnitFileState", "NeedDaemonReload", "StatusText")
 
 
+def not_brought_back(what: list[str]) -> str:
+    """Return for the message of a run that failed what it could not undo, "" if it has undone all."""
+    return f"and these could not be brought back: {'; '.join(what)}: run this again when that is fixed" if what else ""
+
+
 class Server:
     """What of the server is on the host, and the change to what is wanted."""
 
@@ -28,6 +32,8 @@ class Server:
         # The socket comes first: the service needs it.
         self.paths = [os.path.join(places.UNITS, name) for name in (SOCKET, SERVICE)]
         self.before = {path: files.read(path, encoding) for path in self.paths}
+        # What could not be brought back after a change that has failed, and why.
+        self.not_undone: list[str] = []
         self.systemctl = program("systemctl") if next_boot.systemd_runs() else None
 
     def wanted(self, mode: str, socket: str | None, service: str | None) -> dict[str, str | None]:
@@ -75,7 +81,7 @@ class Server:
         """Bring the units to what is wanted, and have the server run or end.
 
         The live pattern must be another one than that of the socket: then no crash comes while nobody would accept it. Raises
-        SettingError, and leaves the units as they were.
+        SettingError, and leaves the units as they were, as far as ``not_undone`` does not say otherwise.
         """
         try:
             if self._are_wanted(wanted):
@@ -83,11 +89,13 @@ class Server:
             else:
                 self._remove()
         except (SettingError, OSError):
-            with contextlib.suppress(SettingError, OSError):
+            try:
                 if self._are_wanted(self.before):
                     self._install(self.before)
                 else:
                     self._remove()
+            except (SettingError, OSError) as error:
+                self.not_undone.append(f"{SERVICE}: {files.reason(error)}")
             raise
 
     def _install(self, units: dict[str, str | None]) -> None:

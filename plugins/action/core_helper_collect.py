@@ -46,6 +46,10 @@ CHECKSUM = re.compile(r"[0-9a-f]{64}")
 LONGEST_NAME = 80
 # What cannot be compressed is longer in the end, by less than a part of this.
 OVERHEAD = 128
+# What zstd says of a file that is not whole. Anything else, such as too little memory, is no fault of the file.
+DAMAGE = re.compile(
+    "premature end|unexpected end|unsupported format|unknown (header|frame)|checksum|corrupt", re.IGNORECASE
+)
 # A file cannot be larger.
 LARGEST = (1 << 63) - 1
 # Bytes that stay free on the disk of the controller.
@@ -131,27 +135,32 @@ def blocks_of(file: int) -> Iterator[bytes]:
 
 
 def decompressed(file: int) -> Iterator[bytes]:
-    """Yield the content of a file of zstd. Raises Problem."""
+    """Yield the content of a file of zstd. Raises Problem, and Damaged only if zstd says that the file is so."""
     os.lseek(file, 0, os.SEEK_SET)
     try:
-        zstd = subprocess.Popen(
-            ["zstd", "-d", "-q", "-c"], stdin=file, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        )
+        zstd = subprocess.Popen(["zstd", "-d", "-q", "-c"], stdin=file, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     except FileNotFoundError:
         raise Problem("it is compressed, and the controller has no zstd: install zstd, and run again") from None
-    assert zstd.stdout is not None
+    except OSError as error:
+        raise Problem(f"zstd does not start: {error.strerror}: what has come stays; run again") from None
+    assert zstd.stdout is not None and zstd.stderr is not None
     try:
         while True:
             block = zstd.stdout.read(BLOCK)
             if not block:
                 break
             yield block
+        said = " ".join(zstd.stderr.read(BLOCK).decode(errors="backslashreplace").split())
     finally:
         zstd.stdout.close()  # If the caller has ended this before, zstd ends, too.
         with zstd:
             pass
-    if zstd.returncode:
-        raise Damaged("zstd cannot decompress it")
+    code = zstd.returncode
+    if code > 0 and DAMAGE.search(said):
+        raise Damaged(f"zstd cannot decompress it: {said}")
+    if code:
+        said = said or (f"zstd was ended by signal {-code}" if code < 0 else f"zstd has ended with exit code {code}")
+        raise Problem(f"{said}: what has come stays; run again, and if that does not help, delete its .part")
 
 
 class Damaged(Problem):

@@ -292,6 +292,54 @@ def test_without_zstd_what_has_come_waits_for_it(
     assert len(host.offsets()) == 1
 
 
+WINDOW = "/*stdin*\\ : Decoding error (36) : Frame requires too much memory for decoding"
+MEMORY = "zstd: error 11 : Allocation error : not enough memory"
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("kill -KILL $$", "zstd was ended by signal 9: what has come stays"),
+        (f"echo '{WINDOW}\nUse --long=31' >&2; exit 1", f"{WINDOW} Use --long=31: what has come stays"),
+        (f"echo '{MEMORY}' >&2; exit 11", f"{MEMORY}: what has come stays"),
+        ("exit 127", "zstd has ended with exit code 127: what has come stays"),
+    ],
+)
+def test_a_zstd_that_fails_by_itself_costs_nothing_that_has_come(
+    controller: Controller, host: Host, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str, said: str
+) -> None:
+    host.put(compressed=True)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/zstd").write_text(f"#!/bin/sh\n{script}\n".replace("\\n", "\n"))
+    (tmp_path / "bin/zstd").chmod(0o755)
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", f"{tmp_path}/bin", prepend=":")
+        assert controller.refused() == f"{KEY}: {said}; run again, and if that does not help, delete its .part"
+        assert controller.names() == [".core.zst.part"]
+        (tmp_path / "bin/zstd").chmod(0o644)
+        patch.setenv("PATH", f"{tmp_path}/bin")
+        assert "zstd does not start: Permission denied: what has come stays" in controller.refused()
+    host.offsets()
+    assert controller.collect()["cores"][0]["collected"] == "now"
+    assert len(host.offsets()) == 1
+
+
+@pytest.mark.parametrize("how", ["cut", "other", "few", "bit"])
+def test_what_zstd_calls_damaged_is_deleted(controller: Controller, host: Host, how: str) -> None:
+    known = host.put(compressed=True)
+    whole = host.files[known["path"]]
+    middle = len(whole) // 2
+    host.files[known["path"]] = {
+        "cut": whole[:middle],
+        "other": b"no zstd at all",
+        "few": b"(\xb5",
+        "bit": whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
+    }[how]
+    problem = controller.refused()
+    assert "zstd cannot decompress it: " in problem and problem.endswith("what had come of it is deleted; run again")
+    assert controller.names() == []
+
+
 def test_the_disk_of_the_controller_is_not_filled(
     controller: Controller, host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:

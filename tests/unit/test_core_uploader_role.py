@@ -28,7 +28,7 @@ case "$1 $2" in
 "container inspect")
     [ -e "$STATE/container/$3" ] || { echo "Error: No such container: $3" >&2; exit 1; }
     echo "[{\\"State\\": {\\"Running\\": true}, \\"Config\\": {\\"Env\\": null}}]" ;;
-"cp "*:*) cp "$STATE/container/${2#*:/}" "$3" ;;
+"cp "*:*) [ "$3" = - ] && cd "$(dirname "$STATE/container/${2#*:/}")" && tar -c -f - uploader.sh ;;
 "cp "*)
     [ ! -e "$STATE/read-only" ] || { echo "Error: container rootfs is marked read-only" >&2; exit 1; }
     cp -r "$2" "$STATE/container/" ;;
@@ -41,6 +41,8 @@ case "$1 $2" in
 "run --rm" | "exec "*)
     echo "$*" >"$STATE/run"
     [ ! -e "$STATE/no-shell" ] || { printf 'docker: Error response\\nexec: /bin/sh: no such file\\n' >&2; exit 127; }
+    [ ! -e "$STATE/endless" ] || exec cat /dev/zero
+    echo /bin/sh
     cat "$STATE/client" 2>/dev/null || echo /usr/bin/rclone
     ;;
 *) exit 99 ;;
@@ -284,7 +286,9 @@ def test_an_image_without_a_client_of_s3_is_built_with_a_warning(engine: Engine)
         "Warning: new:1 has none of rclone, aws, s3cmd, curl, and the uploader needs one of them for a destination s3://:"
         " install one, or give the containers a directory as CORE_DESTINATION"
     ]
-    assert engine.said("run").startswith("run --rm --network=none --entrypoint=/bin/sh new:1 -c command -v rclone")
+    assert engine.said("run").startswith(
+        "run --rm --network=none --log-driver=none --entrypoint=/bin/sh new:1 -c echo /bin/sh;"
+    )
 
 
 def test_an_image_without_a_shell_is_built_with_a_warning(engine: Engine) -> None:
@@ -330,9 +334,36 @@ def test_a_running_container_gets_the_uploader_once(engine: Engine) -> None:
     assert counted(result, "failed") == 0 and "changed: [localhost]" in result.stdout.partition("[Copy it into")[2]
     script = engine.state / "container/opt/bin/uploader.sh"
     assert script.read_bytes() == UPLOADER.read_bytes() and stat.S_IMODE(script.stat().st_mode) == 0o755
-    assert engine.said("run").startswith("exec my-app /bin/sh -c command -v rclone")
+    assert engine.said("run").startswith("exec my-app /bin/sh -c echo /bin/sh; command -v rclone")
     again = put(engine, *words)
     assert "skipping: [localhost]" in again.stdout.partition("[Copy it into")[2].partition("TASK")[0]
+    assert not list(engine.temporary.glob("images.*"))
+
+
+@pytest.mark.parametrize("kind", ["directory", "sparse", "longer", "link"])
+def test_whatever_a_container_has_in_its_place_is_bounded(engine: Engine, kind: str) -> None:
+    script = engine.state / "container/opt/bin/uploader.sh"
+    (script if kind == "directory" else script.parent).mkdir(parents=True)
+    (engine.state / "container/my-app").mkdir()
+    if kind in ("directory", "sparse"):
+        large = script / "large" if kind == "directory" else script
+        large.touch()
+        os.truncate(large, 1 << 40)
+    elif kind == "longer":
+        script.write_bytes(UPLOADER.read_bytes() + b"#")
+    else:
+        script.symlink_to("/dev/zero")
+    (engine.state / "endless").touch()
+    result = put(engine, "-e", "images_container=my-app")
+    said = " ".join((result.stdout + result.stderr).split())
+    if kind == "directory":
+        assert (
+            counted(result, "failed") == 1 and "The uploader was not copied into my-app: cp: cannot overwrite" in said
+        )
+    else:
+        assert counted(result, "failed") == 0 and "changed: [localhost]" in said.partition("[Copy it into")[2]
+        assert "Warning: my-app cannot run /bin/sh, and without it there is no uploader: " in said
+        assert len(said) < 16384
     assert not list(engine.temporary.glob("images.*"))
 
 

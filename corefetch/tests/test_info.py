@@ -163,6 +163,44 @@ def test_an_engine_that_makes_no_container_is_said_with_the_remedy(tmp_path: Pat
         engine.opened(str(program), "shop:1.0").__enter__()
 
 
+@pytest.mark.parametrize(
+    ("hangs", "told"),
+    [
+        ("create|rm", "image shop:1.0: {0} does not answer: see whether it works"),
+        ("cp|rm", "/file of the image: {0} cp stopped: nothing came for 1 s: see whether the engine works"),
+        ("rm", "image shop:1.0: {0} does not answer: {0} rm --force --volumes {1} removes container {1}, if it is"),
+    ],
+)
+def test_an_engine_that_hangs_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hangs: str, told: str) -> None:
+    program = tmp_path / "docker"
+    program.write_text(f"#!/bin/sh\ncase $1 in {hangs}) exec sleep 20 ;; esac\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(engine, "LONGEST", 1)
+    container = f"corefetch-{'0' * 16}"
+    monkeypatch.setattr("secrets.token_hex", lambda size: "0" * 2 * size)
+    began = time.monotonic()
+    with (
+        pytest.raises(Failure) as failure,
+        engine.opened(str(program), "shop:1.0") as image,
+        image.open("/file") as file,
+    ):
+        assert file is None
+    assert str(failure.value).startswith(told.format(program, container))
+    assert failure.value.code == Exit.UNREACHABLE
+    assert time.monotonic() - began < 10
+
+
+def test_an_engine_that_is_slow_may_copy_for_any_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_bytes(b"x" * 20000)
+    program = tmp_path / "docker"
+    slow = "for n in 1 2 3 4; do head -c 10240; sleep 0.4; done"
+    program.write_text(f"#!/bin/sh\n[ $1 != cp ] || tar -c -C {tmp_path} file | ({slow})\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(engine, "LONGEST", 1)
+    with engine.opened(str(program), "shop:1.0") as image, image.open("/file") as file:
+        assert file is not None and file.read() == b"x" * 20000
+
+
 def test_the_files_are_fetched_once(desk: Desk, place: Path, shop: Shop, docker: Path) -> None:
     (docker / "image").symlink_to(shop.root)
     desk.good("info", "last")

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import io
+import os
 import posixpath
 import re
 import secrets
+import select
 import shlex
 import shutil
 import subprocess
 import tarfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from corefetch.errors import Exit, Failure
 from corefetch.programs import output_of
 from corefetch.text import plain
 
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
 ENGINES = ("docker", "podman")
-LONGEST = 60  # Seconds.
+# Seconds in which an engine answers. What it copies may be of any size, and goes on while bytes come.
+LONGEST = 60
 MOST_LINKS = 8
+REMOVE = ("rm", "--force", "--volumes")
+CHECK = "see whether the engine works"
 
 
 def choose(named: str) -> str:
@@ -30,6 +39,23 @@ def choose(named: str) -> str:
     raise Failure(
         f"there is no {named or 'docker or podman'}", "install one, or say --sysroot DIRECTORY", Exit.MISSING_PROGRAM
     )
+
+
+class _Copy(io.RawIOBase):
+    """What comes out of ``cp``, which may take any time as long as it does not stop."""
+
+    def __init__(self, pipe: int, what: str) -> None:
+        """Take the end of the pipe, and the words for a failure."""
+        self.pipe = pipe
+        self.what = what
+        self.ready = select.poll()
+        self.ready.register(pipe, select.POLLIN)
+
+    def readinto(self, block: WriteableBuffer) -> int:
+        """Read what has come, nothing at the end. Raises Failure."""
+        if not self.ready.poll(LONGEST * 1000):
+            raise Failure(f"{self.what} stopped: nothing came for {LONGEST} s", CHECK, Exit.UNREACHABLE)
+        return os.readv(self.pipe, [block])
 
 
 class Image:
@@ -70,16 +96,17 @@ class Image:
             assert copy.stdout is not None
             stack.callback(copy.stdout.close)
             archive = member = None
+            what = f"{plain(path)} of the image: {self.engine} cp"
             try:
-                archive = stack.enter_context(tarfile.open(fileobj=copy.stdout, mode="r|"))
+                pipe = _Copy(copy.stdout.fileno(), what)
+                archive = stack.enter_context(tarfile.open(fileobj=pipe, mode="r|"))
                 member = archive.next()
             except tarfile.ReadError:
                 pass  # It is not there, and the archive has no byte.
             try:
                 yield archive, member
             except tarfile.TarError as error:
-                what = f"{plain(path)} of the image: {self.engine} cp ended in the middle: {plain(str(error))}"
-                raise Failure(what, "see whether the engine works", Exit.UNREACHABLE) from None
+                raise Failure(f"{what} ended in the middle: {plain(str(error))}", CHECK, Exit.UNREACHABLE) from None
 
 
 @contextmanager
@@ -96,9 +123,19 @@ def opened(engine: str, name: str) -> Iterator[Image]:
         _run([engine, *words], LONGEST, name)
         yield Image(engine, container)
     finally:
+        removed = _remove(engine, container)
+    if not removed:
+        # Where something else has failed before, that says more.
+        remedy = f"{shlex.join([engine, *REMOVE, container])} removes container {container}, if it is still there"
+        raise Failure(f"image {plain(name)}: {engine} does not answer", remedy, Exit.UNREACHABLE)
+
+
+def _remove(engine: str, container: str) -> bool:
+    """Remove a container, if there is one. Tells whether the engine answers."""
+    try:
         # In a session of its own: Ctrl-C must not end what cleans up.
         subprocess.run(
-            [engine, "rm", "--force", "--volumes", container],
+            [engine, *REMOVE, container],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -106,6 +143,9 @@ def opened(engine: str, name: str) -> Iterator[Image]:
             timeout=LONGEST,
             check=False,
         )
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 def _run(words: list[str], seconds: int, image: str) -> None:

@@ -14,9 +14,11 @@ from corefetch.cli import parser
 from corefetch.errors import Exit
 from support import servers
 from support.command import Desk
+from support.cores import Shop
 from support.servers import S3
 
 PROJECT = Path(__file__).resolve().parents[2]
+KEY = "node-7.shop-1.shop.shop.7775.20261129T180000Z.0f3a9c27d1b4"
 COMMANDS = ("list", "info", "get", "debug", "rm", "completion")
 
 
@@ -204,3 +206,55 @@ def test_a_reader_that_has_had_enough_is_no_failure(desk: Desk) -> None:
     )
     assert done.stderr == ""
     assert done.stdout.splitlines()[-1] in ("0", str(int(Exit.NOBODY_READS)))
+
+
+FULL = [
+    ("list",),
+    ("list", "--json"),
+    ("list", "--group"),
+    ("info", "last"),
+    ("info", "last", "--facts"),
+    ("info", "last", "--json"),
+    ("get", "last", "--force"),
+    ("get", "last", "--output", "-"),
+    ("debug", "last", "--print"),
+    ("rm", "--yes", KEY),
+    ("completion", "bash"),
+    ("--help",),
+    ("list", "--help"),
+    ("--version",),
+]
+
+
+@pytest.mark.parametrize("words", FULL, ids=" ".join)
+def test_a_full_disk_behind_standard_output_is_one_line(desk: Desk, shop: Shop, words: tuple[str, ...]) -> None:
+    store = desk.directory / "cores"
+    store.mkdir()
+    shutil.copy(shop.core, store / f"{KEY}.core")
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            desk.words(*words),
+            cwd=desk.directory,
+            env=desk.environment(COREFETCH_FROM=str(store)),
+            check=False,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == Exit.FAILED, done.stderr
+    assert done.stderr.splitlines()[-1] == "corefetch: standard output: No space left on device: make room there"
+    assert "Traceback" not in done.stderr and "Exception" not in done.stderr
+
+
+def test_a_standard_output_that_is_closed_is_one_line(desk: Desk) -> None:
+    words = shlex.join(desk.words("list", "--from", "."))
+    done = subprocess.run(
+        ["bash", "-c", f"{words} >&-"],
+        cwd=desk.directory,
+        env=desk.environment(),
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (Exit.FAILED, 1)
+    assert done.stderr.startswith("corefetch: standard output is closed: ")

@@ -104,16 +104,6 @@ def test_standard_output_gets_a_core_unless_it_is_a_terminal(desk: Desk, place: 
     assert left(desk) == []
 
 
-def test_a_full_disk_behind_standard_output_is_one_line(desk: Desk, place: Path) -> None:
-    with open("/dev/full", "wb") as full:
-        words = desk.words("get", "last", "-o", "-")
-        done = subprocess.run(
-            words, cwd=desk.directory, env=desk.environment(), check=False, stdout=full, stderr=subprocess.PIPE
-        )
-    assert done.returncode == Exit.FAILED
-    assert done.stderr == b"corefetch: standard output: No space left on device: make room there\n"
-
-
 def test_a_core_leaves_room_on_the_disk_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = b"x" * (20 << 20)
     (tmp_path / f"{KEY}.core.zst").write_bytes(zstandard.ZstdCompressor(level=1).compress(content))

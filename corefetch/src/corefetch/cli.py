@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import os
 import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import shtab
 from corefetch import __version__, ui
 from corefetch.errors import Exit, Failure, Interrupted
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 LIMIT = 50
 EPILOG = """\
@@ -307,6 +311,40 @@ def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
+class _Output(io.FileIO):
+    """Standard output, whose errors are failures like others."""
+
+    def write(self, data: ReadableBuffer) -> int:
+        """Write. Raises Failure, and BrokenPipeError."""
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            _write_no_more()
+            remedy = (
+                "make room there"
+                if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+                else "write to another place"
+            )
+            raise Failure(f"standard output: {error.strerror}", remedy) from None
+
+
+def _output(known: TextIO) -> TextIO:
+    """Return standard output as it is known, but for its errors."""
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Output(known.fileno(), "wb", closefd=False)),
+        encoding=known.encoding,
+        errors=known.errors,
+        line_buffering=known.isatty(),
+    )
+
+
+def _write_no_more() -> None:
+    """Have nothing written that is left: it would fail once more at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
 def program() -> None:
     """Run as a program: every end is an exit code, and every failure is one line."""
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -315,7 +353,15 @@ def program() -> None:
         # A path is printed as it is, also one that is no UTF-8.
         sys.stdout.reconfigure(errors="surrogateescape")
     try:
-        status = main()
+        # Where it is closed, the first file that is opened would take its place.
+        if sys.stdout is None:
+            raise Failure("standard output is closed", "open it, or say >/dev/null")
+        sys.stdout = _output(sys.stdout)
+        try:
+            status = main()
+        except SystemExit as end:
+            # --help, or wrong words.
+            status = end.code if isinstance(end.code, int) else Exit.DONE
         sys.stdout.flush()
     except Failure as failure:
         ui.say(str(failure))
@@ -325,7 +371,7 @@ def program() -> None:
         ui.say(": ".join(["interrupted", *([str(interrupt)] if isinstance(interrupt, Interrupted) else [])]))
         status = Exit.INTERRUPTED
     except BrokenPipeError:
-        # The program that reads the output has ended. Nothing may be written at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        # The program that reads the output has ended.
+        _write_no_more()
         status = Exit.NOBODY_READS
     sys.exit(int(status))

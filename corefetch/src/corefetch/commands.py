@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import subprocess
 import sys
@@ -267,15 +266,8 @@ def _pour(words: Words, student: Student, core: Core) -> int:
         raise Failure("--output - goes with neither --json nor --force", "leave one out", Exit.USAGE)
     if sys.stdout.isatty():
         raise Failure("a core is nothing for a terminal", "say --output FILE, or put a | after it", Exit.USAGE)
-    try:
-        with ui.progress() as progress:
-            done = pour(student.store, core, sys.stdout.buffer, progress, unpack=not words.packed)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        # What is left to be written would fail once more at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        raise Failure(f"standard output: {error.strerror}", "make room there", Exit.FAILED) from None
+    with ui.progress() as progress:
+        done = pour(student.store, core, sys.stdout.buffer, progress, unpack=not words.packed)
     _say_of(done, core)
     if done.damaged:
         ui.say(f"{plain(core.path)}: its end is missing, what is there is written")

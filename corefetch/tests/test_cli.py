@@ -150,6 +150,15 @@ def test_a_wrong_configuration_file_is_one_line(desk: Desk, content: str) -> Non
     assert done.err.count("\n") == 1
 
 
+@pytest.mark.parametrize("value", ["inf", "nan", "-1", "1e300", "99999999999999999999"])
+def test_a_cache_of_no_size_names_file_and_key(desk: Desk, value: str) -> None:
+    file = desk.directory / "config.toml"
+    file.write_text(f"cache_max_gib = {value}")
+    done = desk.run("list", COREFETCH_CONFIG=str(file))
+    assert done.status == Exit.USAGE
+    assert done.err == f"corefetch: {file}: cache_max_gib is not a number from 0 to 8589934592: correct this file\n"
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -20,6 +20,7 @@ else:
 
 COLLECTED = "rollout/cores"  # Where playbooks/collect.yml puts cores.
 GIB = 1 << 30
+MOST_GIB = 1 << 33  # No disk is larger.
 WORDS = {"from", "endpoint", "region", "engine", "debuginfod", "symbols", "sysroot", "cache", "cache_max_gib", "stores"}
 
 
@@ -91,8 +92,8 @@ def load() -> Settings:
 
     sysroot = word("sysroot")
     room = known.get("cache_max_gib", 20)
-    if isinstance(room, bool) or not isinstance(room, (int, float)) or room < 0:
-        raise _wrong(path, "cache_max_gib", "a number")
+    if isinstance(room, bool) or not isinstance(room, (int, float)) or not 0 <= room <= MOST_GIB:
+        raise _wrong(path, "cache_max_gib", f"a number from 0 to {MOST_GIB}")
     cache = word("cache", "COREFETCH_CACHE") or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/corefetch"
     return Settings(
         source=word("from", "COREFETCH_FROM"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -44,6 +45,42 @@ Backtrace limit of 64 exceeded
     assert frames[4].address == 0xBB
     assert traces[1].more
     assert traces[0].frames[0].function == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ('f (s=0x1 ") at x:3") at a b.c:18', ('f (s=0x1 ") at x:3")', "a b.c", 18, "")),
+        ("f () from /x) at y", ("f ()", "", None, "/x) at y")),
+        ("f () at x) from /y:3", ("f () at x)", "", None, "/y:3")),
+        ("f () at x.c:3)", ("f () at x.c:3)", "", None, "")),
+        ("f () at x.c", ("f () at x.c", "", None, "")),
+        ("f () at  x.c:3", ("f () at  x.c:3", "", None, "")),
+        ("f () at x.c:" + "9" * 5000, ("f () at x.c:" + "9" * 5000, "", None, "")),
+        ("<signal handler called>", ("<signal handler called>", "", None, "")),
+    ],
+    ids=range(8),
+)
+def test_the_last_bracket_ends_a_function(text: str, parts: tuple[str, str, int | None, str]) -> None:
+    frame = debugger.read(f"Thread 1 (LWP 7):\n#0  0x1 in {text}", elfcore.CoreFacts())[0].frames[0]
+    function, _, arguments = parts[0].partition(" (")
+    assert (frame.function, frame.arguments) == (function, arguments.removesuffix(")"))
+    assert (frame.file, frame.line, frame.module) == parts[1:]
+
+
+@pytest.mark.parametrize("text", [") at a" * 40000 + ")x", ") from " * 40000 + "\0", "(" * 240000, " at a:3" * 40000])
+def test_a_long_line_takes_no_time(text: str) -> None:
+    began = time.process_time()
+    debugger.read(f"Thread 1 (LWP 7):\n#0  0x1 in {text}", elfcore.CoreFacts())
+    assert time.process_time() - began < 2
+
+
+@pytest.mark.parametrize("line", ["#{}  f ()", "#0  f () at x.c:{}", "Thread {} (LWP 1):", "Thread 1 (LWP {}):"])
+def test_a_number_of_any_length_is_none(line: str) -> None:
+    output = "Thread 1 (LWP 7):\n#0  0x1 in main ()\n" + line.format("1" * 5000)
+    traces = debugger.read(output, elfcore.CoreFacts())
+    assert traces[0].thread == 7
+    assert traces[0].frames[0].function == "main"
 
 
 @pytest.mark.parametrize(

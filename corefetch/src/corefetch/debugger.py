@@ -18,11 +18,13 @@ from corefetch.text import plain
 
 SECONDS = 300
 MOST_FRAMES = 64
-THREAD = re.compile(r"Thread (\d+) \((.*)\):")
-LWP = re.compile(r"(?:LWP|process) (\d+)")
-FRAME = re.compile(r"#(\d+)\s+(?:(0x[0-9a-f]+) in )?(.*)")
-# The arguments may have any text in them, so the last bracket counts.
-SOURCE = re.compile(r"(.*\)|[^()]*)(?: at (\S.*):(\d+)| from (\S.*))?")
+# Others choose what is in a core: no number is longer than those of gdb, and no expression reads a line again and again.
+THREAD = re.compile(r"Thread ([0-9]{1,10}) \((.*)\):")
+LWP = re.compile(r"(?:LWP|process) ([0-9]{1,10})(?![0-9])")
+FRAME = re.compile(r"#([0-9]{1,10})\s+(?:(0x[0-9a-f]{1,16}) in )?(.*)")
+# What stands between a function, with its arguments, and its place.
+BETWEEN = re.compile(r"(?<=\)) (at|from) (?=\S)")
+LINE = re.compile(r":([0-9]{1,10})")
 
 
 @dataclass
@@ -166,15 +168,32 @@ def _frame(found: re.Match[str], said: CoreFacts, trace: Trace) -> Frame:
     elif address is None and trace.frames:
         # The function above was made a part of this one.
         address = trace.frames[-1].address
-    parts = SOURCE.fullmatch(found[3]) or re.fullmatch(r"(.*)()()()", found[3])
-    assert parts is not None
-    function, _, arguments = parts[1].partition(" (")
+    called, file, line, module = _parts(found[3])
+    function, _, arguments = called.partition(" (")
     place = said.place(address) if address is not None else None
     frame = Frame(int(found[1]), address, plain(readable(function)), plain(arguments.rstrip().removesuffix(")")))
-    if parts[2]:
-        frame.file, frame.line = plain(parts[2]), int(parts[3])
-    frame.module = plain(place[0] if place else parts[4] or "")
+    if file:
+        frame.file, frame.line = plain(file), line
+    frame.module = plain(place[0] if place else module)
     if function == "??":
         frame.function = ""
         frame.module = f"{frame.module}+{place[1]:#x}" if place else ""
     return frame
+
+
+def _parts(text: str) -> tuple[str, str, int | None, str]:
+    """Return the function with its arguments, the file and the line, or else the module, which are in the text of a frame."""
+    colon = text.rfind(":")
+    line = LINE.fullmatch(text, colon) if colon >= 0 else None
+    found = None
+    if not text.endswith(")"):
+        for one in BETWEEN.finditer(text):
+            # The arguments may have any text in them, so the last bracket counts.
+            if one[1] == "from" or (line and one.end() < colon):
+                found = one
+    if found is None:
+        return text, "", None, ""
+    if found[1] == "from":
+        return text[: found.start()], "", None, text[found.end() :]
+    assert line is not None
+    return text[: found.start()], text[found.end() : colon], int(line[1]), ""

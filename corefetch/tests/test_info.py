@@ -20,8 +20,9 @@ from types import SimpleNamespace
 
 import pytest
 import zstandard
-from corefetch import elfcore, engine, symbols, sysroot, text
+from corefetch import acquire, elfcore, engine, symbols, sysroot, text
 from corefetch.cache import Cache
+from corefetch.config import Settings
 from corefetch.debuginfod import Servers
 from corefetch.errors import Exit, Failure
 from support import servers
@@ -422,6 +423,29 @@ def test_a_machine_without_gdb_shows_the_facts_all_the_same(desk: Desk, place: P
     assert "exit code 7: " in desk.good("info", "--help").out
     assert desk.run("debug", "last").status == Exit.MISSING_PROGRAM
     assert desk.run("debug", "last", "--lldb").status == Exit.MISSING_PROGRAM
+
+
+def test_a_cache_that_takes_nothing_is_said_with_what_names_another(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = Cache(tmp_path / "cache")
+    student, core = acquire.local(place / f"{KEY}.core.zst", cache)
+
+    def bring() -> Path:
+        return acquire.obtain(student.store, core, cache, Settings(), lambda *_: None)
+
+    def refuse(path: Path, *_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("corefetch.packing.put", lambda *_: refuse(tmp_path / "cache"))
+        with pytest.raises(Failure) as failure:
+            bring()
+    assert str(failure.value) == f"{tmp_path}/cache: Read-only file system: name another cache by COREFETCH_CACHE"
+    # One that holds the core already may be read only.
+    path = bring()
+    monkeypatch.setattr(os, "utime", refuse)
+    assert bring() == path
 
 
 def test_facts_alone_need_no_download(desk: Desk, place: Path, tmp_path: Path) -> None:

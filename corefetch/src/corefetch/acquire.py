@@ -19,6 +19,7 @@ from corefetch.listing import find
 from corefetch.stores import Directory, Store
 from corefetch.text import harmless, plain
 
+BY_CACHE = "name another cache by COREFETCH_CACHE"
 MAGIC = {b"\x28\xb5\x2f\xfd": ".zst", b"\x1f\x8b": ".gz"}
 
 
@@ -94,7 +95,7 @@ def obtain(
                 os.utime(kept)
             return kept
     cache.directory(*path.parent.relative_to(cache.path).parts)
-    fetched = fetch(store, core, path, progress)
+    fetched = fetch(store, core, path, progress, elsewhere=BY_CACHE)
     cache.make_room(settings.cache_max, fetched.path)
     if fetched.damaged:
         ui.say(f"{plain(core.path)}: its end is missing, what is there is shown")

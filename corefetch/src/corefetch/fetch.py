@@ -23,6 +23,7 @@ MODE = 0o600
 NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 # Left free on a disk, or a twentieth of it where that is less: a core may unpack to any size.
 FREE, PART_FREE = 1 << 30, 20
+BY_OUTPUT = "say another place by --output"
 # Tells how many bytes have come, and of how many.
 Progress = Callable[[str, int, int], None]
 
@@ -38,10 +39,13 @@ class Fetched:
     damaged: bool = False
 
 
-def fetch(store: Store, core: Core, path: Path, progress: Progress, unpack: bool = True) -> Fetched:
+def fetch(
+    store: Store, core: Core, path: Path, progress: Progress, unpack: bool = True, elsewhere: str = BY_OUTPUT
+) -> Fetched:
     """Bring a core to ``path``. What has come stays in a hidden file beside it until all is here.
 
-    A file of this machine is read again in place of that. Raises Failure, and Interrupted, which says what stays.
+    A file of this machine is read again in place of that. ``elsewhere`` says how the user names another place. Raises
+    Failure, and Interrupted, which says what stays.
     """
     local = store.local(core.path)
     part = _part_of(core, path)
@@ -51,7 +55,7 @@ def fetch(store: Store, core: Core, path: Path, progress: Progress, unpack: bool
                 return _finish(source.fileno(), core, path, progress, unpack)
         file = os.open(part, NEW_FILE, MODE)
         try:
-            _lock(file, part)
+            _lock(file, part, elsewhere)
             _complete(store, core, file, progress)
             try:
                 done = _finish(file, core, path, progress, unpack)
@@ -65,7 +69,7 @@ def fetch(store: Store, core: Core, path: Path, progress: Progress, unpack: bool
             os.close(file)
     except OSError as error:
         stays = "" if local else ": what has come stays"
-        remedy = f"make room, and run again{stays}" if error.errno == errno.ENOSPC else "say another place by --output"
+        remedy = f"make room, and run again{stays}" if error.errno == errno.ENOSPC else elsewhere
         raise Failure(f"{plain(str(error.filename or path))}: {error.strerror}", remedy) from None
     except KeyboardInterrupt:
         raise Interrupted(_what_stays(part, core, local)) from None
@@ -121,12 +125,12 @@ def _part_of(core: Core, path: Path) -> Path:
     return path.with_name(f".{path.name[-200:]}.{hashlib.sha256(encoded(core.version)).hexdigest()[:12]}.part")
 
 
-def _lock(file: int, part: Path) -> None:
+def _lock(file: int, part: Path, elsewhere: str) -> None:
     """Make sure that the file is the user's own, and that nobody else brings the same core. Raises Failure."""
     found = os.fstat(file)
     if found.st_uid != os.geteuid() or found.st_mode & 0o077:
         # Whoever has created it, in a directory for all, could read there what a core holds.
-        raise Failure(f"{part}: not the user's alone", "delete it, or say another place by --output")
+        raise Failure(f"{part}: not the user's alone", f"delete it, or {elsewhere}")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -195,7 +199,9 @@ def _finish(source: int, core: Core, path: Path, progress: Progress, unpack: boo
             damaged = True
             if not size:
                 raise Failure(
-                    f"{plain(core.path)}: {plain(str(error))}", "fetch it as it is by --packed", Exit.DAMAGED
+                    f"{plain(core.path)}: {plain(str(error))}",
+                    "corefetch get --packed fetches it as it is",
+                    Exit.DAMAGED,
                 ) from None
         verified = bool(core.sha256) and unpack and not core.truncated and not damaged
         if verified and digest.hexdigest() != core.sha256:

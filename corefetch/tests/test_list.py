@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import zstandard
-from corefetch import facts, learn, listing
+from corefetch import cli, facts, learn, listing
 from corefetch.cache import Cache
 from corefetch.errors import Exit, Failure
 from corefetch.stores import Directory, Entry, Store, explain
@@ -233,6 +233,29 @@ def test_a_json_file_that_makes_no_sense_hides_no_core(desk: Desk, full: S3, con
     (full.directory / "shop" / f"{key('aaaaaaaaaaa1')}.json").write_text(content)
     row = next(row for row in desk.good("list", "--json").json if row["id"] == "aaaaaaaaaaa1")
     assert (row["signal"], row["host"]) == ("SIGSEGV", "node-7")
+
+
+def test_a_core_that_cannot_be_read_hides_no_other_and_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for identity in ("aaaaaaaaaaa1", "aaaaaaaaaaa2"):
+        (tmp_path / f"{key(identity)}.core").touch()
+    (tmp_path / f"{key('aaaaaaaaaaa1')}.json").write_text(words(CORE_SIGNAL_NAME="SIGABRT"))
+    read = Directory.blocks
+
+    def blocks(store: Directory, path: str, offset: int = 0) -> Iterator[bytes]:
+        if "aaaaaaaaaaa2" in path:
+            raise Failure(f"{path}: Permission denied", "ask its owner, or become root", Exit.DENIED)
+        return read(store, path, offset)
+
+    monkeypatch.setattr(Directory, "blocks", blocks)
+    for name in ("XDG_CONFIG_HOME", "COREFETCH_CACHE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    for option, expected in (([], {"SIGABRT", None}), (["--signal", "ABRT"], {"SIGABRT"})):
+        assert cli.main(["list", "--json", "--from", str(tmp_path), *option]) == Exit.DONE
+        said = capsys.readouterr()
+        assert {row["signal"] for row in json.loads(said.out)} == expected
+        assert said.err.startswith("corefetch: some cores could not be read: ")
 
 
 @pytest.mark.parametrize(

@@ -39,9 +39,8 @@ PASSED_ON = {
     configuration.FALLBACK_VARIABLE,
 }
 LOGIN_ID, NO_LOGIN = "/proc/self/loginuid", b"4294967295"
-FILES = (
-    1 << 16
-)  # Descriptors: two for each crash that waits, and three for each worker, of which the kernel allows thousands.
+# Descriptors: two for each crash that waits, and three for each worker, of which the kernel's limit may allow thousands.
+FILES = 1 << 16
 NAME = b"core_server"
 # Imported before the first crash: modules that a helper of the kernel imports when it needs them.
 NEEDED = (

@@ -118,8 +118,8 @@ def test_the_server_is_a_process_of_the_host_and_the_first_process_of_its_contai
     inside, outside = first_process(server), door.servers()[0]
     assert parent_of(outside) == inside
     assert "docker" in Path(f"/proc/{outside}/cgroup").read_text()
-    assert memory([inside, outside, *door.named(door.IDLE)]) < 30
-    for worker in door.named(door.IDLE):
+    assert memory([inside, outside, *door.idle_workers()]) < 30
+    for worker in door.idle_workers():
         assert {line.rpartition(":")[2] for line in Path(f"/proc/{worker}/cgroup").read_text().splitlines()} == {"/"}
     # What is executed in the container later finds that, and not the host: the probe of the manifest, too.
     probe = ("grep", "-qx", OURS.rstrip("\n"), f"/proc/sys/{door.PATTERN}")

@@ -473,7 +473,7 @@ def test_a_delegate_has_nothing_of_the_login_in_which_the_server_was_started(
     assert (container.records / "nice").read_text() == "0\n"
     assert "idle" not in (container.records / "disk").read_text()
     assert (container.records / "slack").read_text() == "50000\n"
-    variables = [Path(f"/proc/{pid}/environ").read_bytes() for pid in door.servers() + door.named(door.IDLE)]
+    variables = [Path(f"/proc/{pid}/environ").read_bytes() for pid in door.servers() + door.idle_workers()]
     assert variables and not any(b"VARIABLE_OF_ROOT" in text for text in variables)
 
 

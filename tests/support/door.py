@@ -111,6 +111,12 @@ def servers(name: str = SERVER) -> list[int]:
     return [pid for pid in found if parent_of(pid) not in found]
 
 
+def idle_workers() -> list[int]:
+    """The pids of the workers that wait for a crash. One that rehearses has a child of the same name for a moment."""
+    there = servers()
+    return [pid for pid in named(IDLE) if parent_of(pid) in there]
+
+
 def parent_of(pid: int) -> int:
     """The parent of a process, 0 where the process has ended."""
     try:

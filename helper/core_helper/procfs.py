@@ -8,7 +8,6 @@ import posix
 
 from core_helper.crash import Refused
 
-EAGAIN = 11
 ENVIRON_LIMIT = 1 << 20
 MOST_VARIABLES = 8192
 AT_SECURE = 23
@@ -58,7 +57,7 @@ def open_long(path: bytes, flags: int) -> int:
 
 def refuse_lease(error: OSError) -> None:
     """Raise Refused where ``error`` says that a process has a lease on a file: the file is there, and cannot be read now."""
-    if error.errno == EAGAIN:
+    if isinstance(error, BlockingIOError):
         raise Refused(f"a process has a lease on {error.filename!r}, so it cannot be read: see /proc/locks")
 
 

@@ -331,11 +331,11 @@ class _Output(io.FileIO):
 
 
 def _output(known: TextIO) -> TextIO:
-    """Return standard output as it is known, but for its errors."""
+    """Return standard output as it is known, but for its errors. A path is printed as it is, also one that is no UTF-8."""
     return io.TextIOWrapper(
         io.BufferedWriter(_Output(known.fileno(), "wb", closefd=False)),
         encoding=known.encoding,
-        errors=known.errors,
+        errors="surrogateescape",
         line_buffering=known.isatty(),
     )
 
@@ -349,9 +349,6 @@ def program() -> None:
     """Run as a program: every end is an exit code, and every failure is one line."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A path is printed as it is, also one that is no UTF-8.
-        sys.stdout.reconfigure(errors="surrogateescape")
     try:
         # Where it is closed, the first file that is opened would take its place.
         if sys.stdout is None:

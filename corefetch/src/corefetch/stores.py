@@ -117,10 +117,9 @@ class Directory(Store):
                 if len(unreadable) < SHOWN:
                     unreadable.append(error)
         if unreadable:
-            names_of = ", ".join(f"{_shortened(str(one.filename))} ({one.strerror})" for one in unreadable)
-            more = f" and {number - SHOWN} more" if number > SHOWN else ""
+            shown = [f"{_shortened(str(one.filename))} ({one.strerror})" for one in unreadable]
             self.problem = Failure(
-                f"{plain(str(self.path))}: what cannot be read: {names_of}{more}",
+                f"{plain(str(self.path))}: what cannot be read: {_some(shown, number)}",
                 "ask its owner, become root, or name a directory below by --from; cores in there are left out",
             )
 
@@ -197,11 +196,10 @@ class Bucket(Store):
             raise self._failure(error) from None
         finally:
             if listing.unreadable:
-                names = ", ".join(plain(name) for name in listing.unreadable[:SHOWN])
-                more = f" and {len(listing.unreadable) - SHOWN} more" if len(listing.unreadable) > SHOWN else ""
+                shown = [plain(name) for name in listing.unreadable[:SHOWN]]
                 left = "all cores behind the last one are" if listing.cut else "cores beside them may be"
                 self.problem = Failure(
-                    f"{plain(self.url)}: names that cannot be read: {names}{more}",
+                    f"{plain(self.url)}: names that cannot be read: {_some(shown, len(listing.unreadable))}",
                     f"delete these objects; {left} left out",
                 )
 
@@ -346,6 +344,12 @@ def _entry(path: str, found: os.stat_result) -> Entry:
     # Its owner may have set it to any.
     modified = datetime.fromtimestamp(min(max(found.st_mtime, EARLIEST), LATEST), timezone.utc)
     return Entry(path, found.st_size, modified, f"{found.st_ino:x}-{found.st_mtime_ns:x}-{found.st_size:x}")
+
+
+def _some(shown: list[str], number: int) -> str:
+    """Return the names that are shown of so many, for a message."""
+    more = f" and {number - SHOWN} more" if number > SHOWN else ""
+    return f"{', '.join(shown)}{more}"
 
 
 def _shortened(path: str) -> str:

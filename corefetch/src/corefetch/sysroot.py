@@ -277,7 +277,8 @@ class _Gathering:
                 return servers.fetch(one.build_id, kind)
             except Failure as failure:
                 # The cache's own, such as a full disk: it is the same for all.
-                self.found.problems += {str(failure)} - {*self.found.problems}
+                if str(failure) not in self.found.problems:
+                    self.found.problems.append(str(failure))
                 return False
 
         with ThreadPoolExecutor(AT_ONCE) as pool:

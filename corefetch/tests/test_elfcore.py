@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from corefetch import elfcore, paths, symbols
+from corefetch import elf, elfcore, paths, symbols
 from support.cores import HEADER, PT_NOTE, SEGMENT, Shop, run
 
 NT_AUXV, NT_FILE = 6, 0x46494C45
@@ -146,7 +146,7 @@ def test_notes_that_are_in_very_many_segments_are_read_soon() -> None:
     begin = time.process_time()
     elfcore.of_beginning(with_notes(4, 4000, bytes(12 * 1000)))
     # As many files as are looked at may have such a page.
-    assert elfcore.build_id_of(io.BytesIO(with_notes(3, 36, bytes(2016)).ljust(4096, b"\0"))) == ""
+    assert elf.build_id_of(io.BytesIO(with_notes(3, 36, bytes(2016)).ljust(4096, b"\0"))) == ""
     assert time.process_time() - begin < 5
 
 
@@ -217,7 +217,7 @@ def test_a_note_that_is_longer_than_any_is_not_read() -> None:
 @pytest.mark.parametrize(("length", "found"), [(20, "61" * 20), (64, "61" * 64), (65, ""), (200, "")])
 def test_a_build_id_that_could_name_no_file_is_none(length: int, found: str) -> None:
     notes = struct.pack("<3I", 4, length, 3) + b"GNU\0" + b"a" * length + bytes(-length % 4)
-    assert elfcore.build_id_of(io.BytesIO(with_notes(3, 1, notes))) == found
+    assert elf.build_id_of(io.BytesIO(with_notes(3, 1, notes))) == found
 
 
 def test_symbols_and_lines_are_told_apart(shop: Shop, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import IO
 
 from corefetch import __version__, symbols
 from corefetch.cache import Cache
-from corefetch.elfcore import GO
+from corefetch.elf import GO
 from corefetch.text import plain
 
 SECONDS = 30

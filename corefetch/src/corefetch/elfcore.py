@@ -7,55 +7,30 @@ process. A core is what a stranger has written: whatever does not make sense is 
 from __future__ import annotations
 
 import bisect
-import hashlib
 import io
 import mmap
 import os
 import re
 import signal
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from elftools.common.exceptions import ELFError
-from elftools.construct import ConstructError
+from corefetch.elf import MALFORMED, NT_FILE, build_id_of, notes_in, stream_of
 from elftools.elf.elffile import ELFFile
 
-# What pyelftools and this module say of numbers that lead nowhere.
-MALFORMED = (
-    ELFError,
-    ConstructError,
-    ValueError,
-    IndexError,
-    KeyError,
-    OverflowError,
-    TypeError,
-    AttributeError,
-    UnicodeError,
-    struct.error,
-    MemoryError,
-    AssertionError,
-)
 # As many as the helper identifies.
 MOST_FILES, MOST_LINKS, LONGEST_NAME = 4096, 4096, 4096
-# Some for each thread; and those of a program or a library, which has a few. In sum: a stranger may have the same notes in each
-# of very many segments.
-MOST_NOTES, MOST_NOTES_OF_FILE = 1 << 18, 64
+# Some for each thread. In sum: a stranger may have the same notes in each of very many segments.
+MOST_NOTES = 1 << 18
 # Segments of a core, and the files of its list: vm.max_map_count is 65,530, unless somebody has set more.
 MOST_MAPPINGS = 1 << 18
-# Bytes of the list of files, of which the kernel writes no more than that; and of any other note that is read.
-LONGEST_LIST, LONGEST_NOTE = 16 << 20, 4096
-NT_PRSTATUS, NT_PRPSINFO, NT_AUXV, NT_FILE = 1, 3, 6, 0x46494C45
-NT_GNU_BUILD_ID, NT_GO_BUILD_ID, GO = 3, 4, "go-"
-LONGEST_ID = 128  # Digits, of which a directory of the cache is named.
+NT_PRSTATUS, NT_PRPSINFO, NT_AUXV = 1, 3, 6
 LARGEST = 1 << 64
 LIBRARY = re.compile(r"\.so(\.|$)")
-PN_XNUM = 0xFFFF
 DELETED = " (deleted)"
 AT_PHDR, AT_PHNUM = 3, 5
 PT_DYNAMIC, PT_PHDR, DT_DEBUG = 2, 6, 21
@@ -219,29 +194,10 @@ class _Memory:
         return self.read(address, LONGEST_NAME).split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
 
 
-@contextmanager
-def _stream(content: Any) -> Iterator[Any]:
-    """Yield a file of ``content``, whose header names no sections: cores have none, or so far at the end that they lack."""
-    if bytes(content[:4]) != b"\x7fELF":
-        raise ValueError("no ELF file")
-    wide = content[4] == 2
-    order = ">" if content[5] == 2 else "<"
-    (segments,) = struct.unpack_from(f"{order}H", content, 56 if wide else 44)
-    if segments != PN_XNUM:
-        # e_shoff, then e_shentsize is left alone, e_shnum and e_shstrndx.
-        struct.pack_into(f"{order}{'Q' if wide else 'I'}", content, 40 if wide else 32, 0)
-        struct.pack_into(f"{order}2H", content, 60 if wide else 48, 0, 0)
-    if isinstance(content, bytearray):
-        yield io.BytesIO(content)
-    else:
-        yield content
-
-
 def _of(content: Any, length: int) -> CoreFacts:
     """Read a core."""
     try:
-        with _stream(content) as stream:
-            return _read(ELFFile(stream), content, length)
+        return _read(ELFFile(stream_of(content)), content, length)
     except MALFORMED as error:
         raise ValueError(str(error) or type(error).__name__) from None
 
@@ -346,62 +302,6 @@ def _identify(facts: CoreFacts, memory: _Memory) -> None:
             # The core does not have that page.
             if not LIBRARY.search(one.path):
                 facts.others.add(one.path)
-
-
-class Note(NamedTuple):
-    """A note, and where its data are."""
-
-    name: bytes
-    kind: int
-    begin: int
-    size: int
-
-    def read(self, content: Any) -> bytes:
-        """Return the data. Raises ValueError where they are longer than those of any such note."""
-        if self.size > (LONGEST_LIST if self.kind == NT_FILE else LONGEST_NOTE):
-            raise ValueError("a note that is too long")
-        return bytes(content[self.begin : self.begin + self.size])
-
-
-def notes_in(content: Any, begin: int, end: int, order: str, most: int) -> Iterator[Note]:
-    """Yield the notes between two places, at most so many, up to one that is cut off; elf(5).
-
-    pyelftools would read as much as a number in a note says, up to the end of the file.
-    """
-    header = struct.Struct(f"{order}3I")
-    for _ in range(most):
-        if begin + header.size > end:
-            return
-        length, size, kind = header.unpack_from(content, begin)
-        name = begin + header.size
-        data = name + length + -length % 4
-        if data + size > end:
-            return
-        yield Note(bytes(content[name : name + min(length, 16)]).split(b"\0", 1)[0], kind, data, size)
-        begin = data + size + -size % 4
-
-
-def build_id_of(stream: Any) -> str:
-    """Return the build id of an ELF file, "" if it has none. Its first page is enough. Raises any of MALFORMED.
-
-    Go has build ids of its own, of any characters. One of these becomes ``go-`` and a checksum.
-    """
-    page = bytearray(stream.read(4096))
-    of_go, left = "", MOST_NOTES_OF_FILE
-    with _stream(page) as beginning:
-        file = ELFFile(beginning)
-        order = "<" if file.little_endian else ">"
-        for segment in file.iter_segments():
-            begin, end = segment.header.p_offset, segment.header.p_offset + segment.header.p_filesz
-            if segment.header.p_type == "PT_NOTE" and end <= len(page):
-                for note in notes_in(page, begin, end, order, left):
-                    left -= 1
-                    if (note.name, note.kind) == (b"GNU", NT_GNU_BUILD_ID):
-                        found = note.read(page).hex()
-                        return found if len(found) <= LONGEST_ID else ""
-                    if (note.name, note.kind) == (b"Go", NT_GO_BUILD_ID):
-                        of_go = f"{GO}{hashlib.sha256(note.read(page)).hexdigest()[:40]}"
-    return of_go
 
 
 def _find_program(facts: CoreFacts, auxiliary: dict[int, int]) -> None:

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from corefetch import elfcore
+from corefetch import elf
 from elftools.elf.elffile import ELFFile
 
 LONGEST_COMMENT, LONGEST_NOTES = 4096, 4096
@@ -48,7 +48,7 @@ def read(path: Path) -> Contents:
                 lines=bool(sections.keys() & {".debug_line", ".zdebug_line"}),
                 language=_language(sections),
             )
-    except (OSError, *elfcore.MALFORMED):
+    except (OSError, *elf.MALFORMED):
         return Contents()
 
 
@@ -57,13 +57,13 @@ def is_of(path: Path, build_id: str) -> bool:
     try:
         with open(path, "rb") as stream:
             return bool(build_id) and _identified(stream)[0] == build_id
-    except (OSError, *elfcore.MALFORMED):
+    except (OSError, *elf.MALFORMED):
         return False
 
 
 def _identified(stream: IO[bytes]) -> tuple[str, Sections]:
-    """Return the build id of an ELF file, and its sections by their names. Raises OSError or any of elfcore.MALFORMED."""
-    build_id = elfcore.build_id_of(stream)
+    """Return the build id of an ELF file, and its sections by their names. Raises OSError or any of elf.MALFORMED."""
+    build_id = elf.build_id_of(stream)
     file = ELFFile(stream)
     sections = {section.name: section for section in islice(file.iter_sections(), MOST_SECTIONS)}
     return build_id or _note(sections, "<" if file.little_endian else ">"), sections
@@ -72,8 +72,8 @@ def _identified(stream: IO[bytes]) -> tuple[str, Sections]:
 def _note(sections: Sections, order: str) -> str:
     """Return the build id where its note is not in the first page, such as in a file of debug information."""
     data = _beginning(sections, ".note.gnu.build-id", LONGEST_NOTES)
-    for note in elfcore.notes_in(data, 0, len(data), order, elfcore.MOST_NOTES_OF_FILE):
-        if (note.name, note.kind) == (b"GNU", elfcore.NT_GNU_BUILD_ID):
+    for note in elf.notes_in(data, 0, len(data), order, elf.MOST_NOTES):
+        if (note.name, note.kind) == (b"GNU", elf.NT_GNU_BUILD_ID):
             return note.read(data).hex()
     return ""
 

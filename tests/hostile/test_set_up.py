@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
-import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -17,6 +15,7 @@ from hostile.observe import delegates_of, wait_until
 from support import door, lab
 from support.containers import Container, MakeCrash
 from support.hosts import HELPER
+from support.leases import lease_on
 from support.records import is_whole
 
 # Uploader and helper come to a host in different ways, so one of them may be older.
@@ -117,14 +116,10 @@ def lease() -> Iterator[None]:
     before = time_of_kernel.read_text()
     time_of_kernel.write_text("3")
     os.utime(CONFIGURATION)  # A server reads again what has changed.
-    handler = signal.signal(signal.SIGIO, signal.SIG_IGN)
-    file = os.open(CONFIGURATION, os.O_RDONLY)
     try:
-        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-        yield
+        with lease_on(CONFIGURATION):
+            yield
     finally:
-        os.close(file)
-        signal.signal(signal.SIGIO, handler)
         time_of_kernel.write_text(before)
 
 

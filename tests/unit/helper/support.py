@@ -8,7 +8,8 @@ import os
 import signal
 import struct
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,6 +31,28 @@ def crash_of(pid: int, tid: int | None = None) -> Crash:
     crash = Crash(pid, 1000, 100)
     crash.tid = tid
     return crash
+
+
+@contextmanager
+def locked_by_another(path: str | Path, flags: int, take: Callable[[int], None]) -> Iterator[None]:
+    """Have another process open a file with these ``flags``, and ``take`` a lock of it, which it holds until the end."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            take(os.open(path, flags))
+            os.write(writing, b"x")
+            signal.pause()
+        finally:
+            os._exit(1)
+    os.close(writing)
+    try:
+        assert os.read(reading, 1) == b"x"
+        yield
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(reading)
 
 
 def in_child(function: Callable[[], object]) -> Any:

@@ -17,6 +17,7 @@ from core_helper import configuration
 from core_helper.configuration import Configuration, Watched, read_configuration
 from core_helper.crash import Refused
 from core_helper.words import WordError, expand, split_words
+from support.leases import lease_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -479,18 +480,12 @@ def test_a_process_that_stays_reads_the_file_again_only_where_it_has_changed(
 
 @pytest.fixture
 def leased(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A configuration on which a process has a lease, as long as its file "lease" is there."""
+    """A configuration on which a process has a lease, until the end of the test."""
     path = tmp_path / "conf"
     path.write_text("DOCKERCOREHELPER_TIMEOUT=7\n")
     monkeypatch.setattr(configuration, "CONFIGURATION", str(path))
-    handler = signal.signal(signal.SIGIO, signal.SIG_IGN)
-    file = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    with lease_on(path):
         yield path
-    finally:
-        os.close(file)
-        signal.signal(signal.SIGIO, handler)
 
 
 def test_a_configuration_under_a_lease_is_never_taken_for_none(leased: Path) -> None:

@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 from core_helper import first_process, holders, kernel_socket, process, procfs, slots, tracing
 from core_helper.crash import Crash, Refused
+from support.leases import lease_on
 
 
 @pytest.fixture
 def lease() -> Iterator[Callable[[str], None]]:
     """Has a lease on a file until the end of the test."""
-    opened = []
-    before = signal.signal(signal.SIGIO, signal.SIG_IGN)
+    with ExitStack() as leases:
 
-    def take(path: str) -> None:
-        opened.append(os.open(path, os.O_RDONLY))
-        try:
-            fcntl.fcntl(opened[-1], fcntl.F_SETLEASE, fcntl.F_WRLCK)
-        except OSError as error:
-            pytest.skip(f"the kernel grants no lease on {path}: {error.strerror}")
+        def take(path: str) -> None:
+            try:
+                leases.enter_context(lease_on(path))
+            except OSError as error:
+                pytest.skip(f"the kernel grants no lease on {path}: {error.strerror}")
 
-    yield take
-    for file in opened:
-        os.close(file)
-    signal.signal(signal.SIGIO, before)
+        yield take
 
 
 def looks(pid: int) -> dict[str, tuple[str, Callable[[], Any]]]:

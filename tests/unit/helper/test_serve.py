@@ -28,7 +28,7 @@ from core_helper import (
 from core_helper.command_line import EXIT_OK, EXIT_USAGE
 from core_helper.log import Log
 from core_helper.notifier import Notifier
-from unit.helper.support import HELPER, in_child
+from unit.helper.support import HELPER, in_child, locked_by_another
 
 PATIENCE = 30.0
 
@@ -43,23 +43,15 @@ def test_whoever_can_only_read_the_lock_of_a_server_keeps_none_from_starting(
     monkeypatch.setattr(posix, "stat", lambda path: SimpleNamespace(st_uid=0, st_mode=0o40700))
     lock = tmp_path / "core.sock.lock"
     lock.touch()
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        with lock.open() as file:
-            if how == "flock":
-                fcntl.flock(file, fcntl.LOCK_EX)
-            else:
-                fcntl.lockf(file, fcntl.LOCK_SH)
-            os.write(writing, b"x")
-            time.sleep(60)
-        os._exit(0)
-    try:
-        os.read(reading, 1)
+
+    def take(file: int) -> None:
+        if how == "flock":
+            fcntl.flock(file, fcntl.LOCK_EX)
+        else:
+            fcntl.lockf(file, fcntl.LOCK_SH)
+
+    with locked_by_another(lock, os.O_RDONLY, take):
         assert in_child(lambda: listening.listen(str(tmp_path / "core.sock")).getsockname() != "")
-    finally:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
 
 
 def test_a_second_server_at_the_same_socket_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

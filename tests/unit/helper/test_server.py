@@ -48,7 +48,7 @@ from core_helper.holders import named
 from core_helper.log import Log
 from core_helper.notifier import Notifier
 from core_helper.waiting import Job
-from unit.helper.support import in_child
+from unit.helper.support import in_child, locked_by_another
 
 REQUEST = struct.pack("=IIQ", 16, 16, 15)
 PATIENCE = 30.0
@@ -337,27 +337,13 @@ def test_idle_workers_that_are_killed_cost_no_crash(stage: Stage) -> None:
 
 def test_a_server_waits_for_nobody_who_has_the_table_of_lines_locked(stage: Stage) -> None:
     stage.serve()
-    locked, tell = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        file = os.open(quota.FILE, os.O_RDWR | os.O_CREAT)
-        fcntl.lockf(file, fcntl.LOCK_EX)
-        os.write(tell, b"x")
-        time.sleep(60)
-        os._exit(0)
-    try:
-        os.read(locked, 1)
+    with locked_by_another(quota.FILE, os.O_RDWR | os.O_CREAT, lambda file: fcntl.lockf(file, fcntl.LOCK_EX)):
         began = time.monotonic()
         assert ends(stage.crash(9))
         after = stage.crash(1)
         after.send(b"x")
         assert after.recv(1) == b"x"
         assert time.monotonic() - began < table.PATIENCE / 2
-    finally:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        os.close(locked)
-        os.close(tell)
     wait_for(lambda: "is 1 byte" in stage.log.read_text())
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import _signal
 import ctypes
 import errno
-import fcntl
 import os
 import posix
 import signal
@@ -21,6 +20,7 @@ import pytest
 from core_helper import linux, procfs, start
 from core_helper.crash import Crash
 from core_helper.log import Log
+from support.leases import lease_on
 from unit.helper.support import HELPER, in_child
 from unit.helper.world import World, keeps_descriptors
 
@@ -302,16 +302,12 @@ def test_who_has_a_lease_in_an_overlay_has_none_of_the_host(tmp_path: Path) -> N
         overlay = linux.overlay_of(os.fsencode(f"{tmp_path}/first:{tmp_path}/second"))
     except OSError as error:
         pytest.skip(f"{error.filename}: {error.strerror}")
-    held = os.open("file", os.O_RDONLY, dir_fd=overlay)
-    before = signal.signal(signal.SIGIO, signal.SIG_IGN)
     try:
-        fcntl.fcntl(held, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-        os.close(os.open(file, os.O_RDWR | os.O_NONBLOCK))
-        with pytest.raises(OSError, match="Read-only file system"):
-            os.open("file", os.O_RDWR, dir_fd=overlay)
+        with lease_on("file", overlay):
+            os.close(os.open(file, os.O_RDWR | os.O_NONBLOCK))
+            with pytest.raises(OSError, match="Read-only file system"):
+                os.open("file", os.O_RDWR, dir_fd=overlay)
     finally:
-        signal.signal(signal.SIGIO, before)
-        os.close(held)
         os.close(overlay)
 
 

@@ -14,11 +14,10 @@ from corefetch.cli import parser
 from corefetch.errors import Exit
 from support import servers
 from support.command import Desk
-from support.cores import Shop
+from support.cores import KEY, Shop
 from support.servers import S3
 
 PROJECT = Path(__file__).resolve().parents[2]
-KEY = "node-7.shop-1.shop.shop.7775.20261129T180000Z.0f3a9c27d1b4"
 COMMANDS = ("list", "info", "get", "debug", "rm", "completion")
 
 
@@ -194,26 +193,31 @@ def test_completion_is_a_script_of_the_shell(desk: Desk, shell: str) -> None:
     subprocess.run([shell, "-n", file], check=True)
 
 
+def by_bash(desk: Desk, words: str) -> subprocess.CompletedProcess[str]:
+    """Have bash run a line in the user's directory."""
+    return subprocess.run(
+        ["bash", "-c", words],
+        cwd=desk.directory,
+        env=desk.environment(),
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+
+
 def test_bash_completes_commands(desk: Desk) -> None:
     (desk.directory / "completion").write_text(desk.good("completion", "bash").out)
     words = "source ./completion; COMP_WORDS=(corefetch l); COMP_CWORD=1; _shtab_corefetch; echo ${COMPREPLY[@]}"
-    done = subprocess.run(["bash", "-c", words], cwd=desk.directory, check=True, capture_output=True, text=True)
-    assert done.stdout.split() == ["list"]
+    done = by_bash(desk, words)
+    assert (done.returncode, done.stdout.split()) == (0, ["list"])
 
 
 def test_a_reader_that_has_had_enough_is_no_failure(desk: Desk) -> None:
     for number in range(2000):
         (desk.directory / f"a.b.c{number}.d.1.20261129T180000Z.{number:012x}.core").touch()
     command = " ".join(desk.words("list", "--limit", "0", "--from", "."))
-    done = subprocess.run(
-        ["bash", "-c", f"{command} | head -n 1; echo ${{PIPESTATUS[0]}}"],
-        cwd=desk.directory,
-        env=desk.environment(),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stderr == ""
+    done = by_bash(desk, f"{command} | head -n 1; echo ${{PIPESTATUS[0]}}")
+    assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[-1] in ("0", str(int(Exit.NOBODY_READS)))
 
 
@@ -257,13 +261,6 @@ def test_a_full_disk_behind_standard_output_is_one_line(desk: Desk, shop: Shop, 
 
 def test_a_standard_output_that_is_closed_is_one_line(desk: Desk) -> None:
     words = shlex.join(desk.words("list", "--from", "."))
-    done = subprocess.run(
-        ["bash", "-c", f"{words} >&-"],
-        cwd=desk.directory,
-        env=desk.environment(),
-        check=False,
-        capture_output=True,
-        text=True,
-    )
+    done = by_bash(desk, f"{words} >&-")
     assert (done.returncode, done.stderr.count("\n")) == (Exit.FAILED, 1)
     assert done.stderr.startswith("corefetch: standard output is closed: ")

@@ -21,10 +21,9 @@ from corefetch.facts import of_entry
 from corefetch.fetch import fetch
 from corefetch.stores import Directory
 from support.command import Desk
-from support.cores import Shop
+from support.cores import KEY, Shop
 from support.servers import S3
 
-KEY = "node-7.shop-1.shop.shop.7775.20261129T180000Z.0f3a9c27d1b4"
 OTHER = "node-7.shop-1.shop.shop.7776.20261129T180001Z.0f3a9c27d1b5"
 
 

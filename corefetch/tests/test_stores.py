@@ -29,9 +29,7 @@ from corefetch.stores import Directory
 from corefetch.text import plain
 from support import servers
 from support.command import Desk
-from support.cores import Shop
-
-KEY = "node-7.shop-1.shop.shop.7775.20261129T180000Z.0f3a9c27d1b4"
+from support.cores import KEY, Shop
 
 
 @pytest.fixture(params=["gs", "az"])

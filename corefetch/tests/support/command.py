@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from corefetch.errors import Exit
+
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 
 
@@ -72,3 +74,10 @@ class Desk:
         done = self.run(*words, **variables)
         assert done.status == 0, f"{words}: {done.status}\n{done.out}{done.err}"
         return done
+
+
+def without_functions(desk: Desk, **variables: str) -> str:
+    """Return what info says where a program is missing: what crashed, or one that reads it."""
+    done = desk.run("info", "last", **variables)
+    assert done.status == Exit.MISSING_PROGRAM, done.err
+    return done.out

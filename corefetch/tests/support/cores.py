@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROGRAMS = Path(__file__).resolve().parents[1] / "programs"
+KEY = "node-7.shop-1.shop.shop.7775.20261129T180000Z.0f3a9c27d1b4"
+LINE = next(n for n, line in enumerate((PROGRAMS / "shop.c").read_text().splitlines(), 1) if "/* CRASH */" in line)
 PAGE = 4096
 PT_NOTE = 4
 HEADER = struct.Struct("<16sHHIQQQIHHHHHH")

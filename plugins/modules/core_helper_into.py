@@ -61,7 +61,10 @@ class IntoError(Exception):
 
 
 class Folder:
-    """A directory in the folder; all of it is done by its descriptor, which no link can lead elsewhere."""
+    """A directory in the folder; all of it is done by its descriptor, which no link can lead elsewhere.
+
+    So files.write, which other modules have, is of no use here: it goes by paths.
+    """
 
     def __init__(self, root: str, check_mode: bool) -> None:
         """Open the folder itself, which is the operator's: its path may have links. Raises OSError."""

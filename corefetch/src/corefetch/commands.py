@@ -342,9 +342,8 @@ def remove(words: Words, settings: Settings) -> int:
     removed: list[dict[str, Any]] = []
     for student, core in chosen:
         # What was cut off may lie beside the whole core, whose JSON file that is then.
-        stays = core.name.truncated and any(
-            student.store.stat(f"{core.name.stem}.core{packed}") for packed in ("", ".zst", ".gz")
-        )
+        wholes = [f"{core.name.stem}.core{packed}" for packed in keys.PACKED] if core.name.truncated else []
+        stays = any(map(student.store.stat, wholes))
         # The core first: a JSON file alone is not listed, and is no secret.
         student.store.remove(core.path)
         if core.name.stem != core.path and not stays:

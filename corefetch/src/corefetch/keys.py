@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 
 ENDING = re.compile(r"(?P<stem>.+)\.core(?P<packed>\.zst|\.gz)?(?P<cut>\.truncated)?", re.S)
+# How a core is packed, as ENDING has it.
+PACKED = ("", ".zst", ".gz")
 FACTS = ".json"
 KEY = re.compile(r"(?P<names>.+)\.(?P<pid>\d+)\.(?P<time>\d{4}\d{4}T\d{6}Z)\.(?P<id>[0-9a-f]{12})", re.S)
 OLD_KEY = re.compile(r"(?P<program>.+)\.(?P<pid>\d+)\.(?P<uid>\d+)\.(?P<gid>\d+)\.(?P<time>\d{1,11})", re.S)

@@ -47,6 +47,7 @@ PREFIX = "rollout_"
 SNAPSHOT = "__docker_core_helper_snapshot"
 AFTER = "__docker_core_helper_after"
 PREFLIGHT, FOUND = "__docker_core_helper_preflight", "__docker_core_helper_found"
+DONE = ("__docker_core_helper_files", "__docker_core_helper_kernel")
 TRY = "to try one on each, run playbooks/verify.yml -e docker_core_helper_canary=true"
 REMEDY = "If it is your record, make it yours alone, by chown and chmod; else name another rollout_directory"
 # The parts of a snapshot that the record keeps.
@@ -268,6 +269,11 @@ class ActionModule(ActionBase):
         preflight, found = (self.known(host, name) or {} for name in (PREFLIGHT, FOUND))
         return bool(preflight.get("failed") or (found.get("failed") and preflight.get("state") == "present"))
 
+    def did(self, host: str) -> bool:
+        """Return whether the role has changed anything of a host, also what no snapshot tells."""
+        results = (self.known(host, name) for name in DONE)
+        return any(good(result) and result["changed"] for result in results)
+
     def finish(self) -> dict[str, Any]:
         """Close the record. After a run that has changed nothing, rollback.yml still goes by the record of the run before."""
         touched = self.begun(self.pending)
@@ -277,6 +283,9 @@ class ActionModule(ActionBase):
         self.write(self.pending, {})
         summary = f"{len(self.alive)} hosts are as they should be; changed: {named(list(touched))}"
         if not self._task.check_mode:
+            beside = [host for host in self.alive if host not in touched and self.did(host)]
+            if beside:
+                summary += f"; changed in what rollback.yml leaves as it is, such as credentials: {named(beside)}"
             removed = all((self.known(host, PREFLIGHT) or {}).get("state") == "absent" for host in self.alive)
             hint = (
                 "None of them has docker_core_helper"

@@ -59,7 +59,8 @@ class Fleet:
         self.role = directory / "roles/docker_core_helper"
         for host in HOSTS:
             (directory / "hosts" / host).mkdir(parents=True)
-        shutil.copytree(PROJECT / "roles/docker_core_helper", self.role)
+        for role in ("docker_core_helper", "core_uploader"):
+            shutil.copytree(PROJECT / "roles" / role, self.role.with_name(role))
         (self.role / "action_plugins").mkdir(exist_ok=True)
         for module in MODULES:
             shutil.copy(Path(__file__).with_name("stand_in.py"), self.role / f"action_plugins/{module}.py")

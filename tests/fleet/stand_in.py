@@ -63,9 +63,14 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         return {}
 
     def core_helper_files(self, before: str) -> dict[str, Any]:
-        """Install or remove."""
+        """Install or remove. New credentials are a change that no snapshot tells."""
         absent = self._task.args.get("state") == "absent"
-        return {"python": "/usr/bin/python3", **self.set("core_helper_files", "" if absent else self.wanted)}
+        credentials = {"changed": True} if self._task.args.get("credentials") else {}
+        return {
+            "python": "/usr/bin/python3",
+            **self.set("core_helper_files", "" if absent else self.wanted),
+            **credentials,
+        }
 
     def core_pattern(self, before: str) -> dict[str, Any]:
         """Nothing of its own: the version is the host's whole state."""

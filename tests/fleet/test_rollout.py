@@ -44,6 +44,19 @@ def test_a_removal_does_not_say_that_the_helper_starts_at_each_crash(fleet: Flee
     assert "starts docker_core_helper at each crash" not in said
 
 
+def test_what_changes_nothing_that_a_rollback_restores_is_told_as_a_change_all_the_same(fleet: Fleet) -> None:
+    fleet.put(HOSTS, "2")
+    fleet.variables[FIRST[0]] = {
+        "docker_core_helper_keep": "always",
+        "docker_core_helper_sender": ["/opt/bin/sender"],
+        "docker_core_helper_sender_environment": {"KEY": "x"},
+    }
+    code, said = fleet.play("site.yml", "--limit", ",".join([*CANARY, *FIRST]))
+    assert (code, fleet.touched()) == (0, []), said
+    told = f"changed: none; changed in what rollback.yml leaves as it is, such as credentials: {FIRST[0]}. The kernel"
+    assert told in " ".join(said.split())
+
+
 def test_check_mode_touches_nobody_lets_nothing_crash_and_writes_no_record(fleet: Fleet) -> None:
     code, said = fleet.play("site.yml", "--check", "--diff")
     assert (code, fleet.touched(), fleet.record.exists()) == (0, [], False), said

@@ -117,13 +117,14 @@ def open_after_lease(
     try:
         _check_of_root(place, others)  # What is no regular file might keep an open(2) waiting for ever.
         while time.monotonic() < limit and not is_over():
-            _signal.setitimer(_signal.ITIMER_REAL, min(LEASE_LOOK, max(0.001, limit - time.monotonic())))
             try:
-                return posix.open(f"/proc/self/fd/{place}", posix.O_RDONLY | posix.O_CLOEXEC)
+                _signal.setitimer(_signal.ITIMER_REAL, min(LEASE_LOOK, max(0.001, limit - time.monotonic())))
+                try:
+                    return posix.open(f"/proc/self/fd/{place}", posix.O_RDONLY | posix.O_CLOEXEC)
+                finally:
+                    _signal.setitimer(_signal.ITIMER_REAL, 0)
             except _Interrupted:
-                continue
-            finally:
-                _signal.setitimer(_signal.ITIMER_REAL, 0)
+                continue  # Also where the file was opened just then: that descriptor stays until this process ends.
     finally:
         _signal.signal(_signal.SIGALRM, before)
         posix.close(place)

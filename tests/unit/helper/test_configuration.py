@@ -525,6 +525,29 @@ def test_a_lease_that_is_taken_again_at_once_keeps_nobody_waiting(tmp_path: Path
         os.close(tell)
 
 
+def test_an_alarm_that_comes_once_the_file_is_open_ends_no_helper(
+    leased: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stops = iter([True])
+
+    def set_timer(which: int, seconds: float) -> None:
+        if seconds == 0 and next(stops, False):
+            os.kill(os.getpid(), signal.SIGALRM)
+
+    def lease_is_there(*_: object) -> int:
+        raise BlockingIOError
+
+    monkeypatch.setattr("_signal.setitimer", set_timer)
+    monkeypatch.setattr(configuration, "open_of_root", lease_is_there)
+    with monkeypatch.context() as patch:
+        patch.setattr(posix, "open", lambda *_: os.open(leased, os.O_PATH))
+        descriptor = configuration.open_after_lease(str(leased), 0o022)
+    assert os.readlink(f"/proc/self/fd/{descriptor}") == str(leased)
+    assert not next(stops, False)
+    assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
+    os.close(descriptor)
+
+
 def test_a_process_that_stays_goes_on_with_what_it_has_read_before_a_lease(
     leased: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

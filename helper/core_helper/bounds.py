@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 FILE = "/run/docker_core_helper.bursts"
 MOST_PROGRAMS = 1024
-# When it began to be counted, by the monotonic clock; cores since then; cores left out since then; group, program.
-RECORD = _struct.Struct("=dII128s136s")
+# When it crashed last, and when it began to be counted, by the monotonic clock; cores since then; cores left out since then;
+# group, program.
+RECORD = _struct.Struct("=ddII128s136s")
 LONGEST_GROUP, LONGEST_PROGRAM = 128, 136
 F_GETPIPE_SZ = 1032
 LONG_AGO = float("-inf")
@@ -35,7 +36,7 @@ def left_out(process: "FaultingProcess", most: int, seconds: int, now: "float | 
     group = runtime.group_of(process.cgroups).encode()[:LONGEST_GROUP].ljust(LONGEST_GROUP, b"\0")
     program = process.exe[-LONGEST_PROGRAM:].ljust(LONGEST_PROGRAM, b"\0")
     counted = Counted(most, seconds, now)
-    table.change(FILE, RECORD, MOST_PROGRAMS, (group, program), (LONG_AGO, 0, 0), counted.add)
+    table.change(FILE, RECORD, MOST_PROGRAMS, (group, program), (LONG_AGO, LONG_AGO, 0, 0), counted.add)
     return counted.before, counted.missed
 
 
@@ -50,8 +51,8 @@ class Counted:
         self.before = self.missed = 0
 
     def add(self, row: "tuple[float, ...]") -> "tuple[float, ...]":
-        """Count the core: when the time began, how many cores were admitted since then, how many were left out."""
-        began, admitted, missed = row
+        """Count the core: when the last one was, when the time began, how many were admitted since then, and left out."""
+        _last, began, admitted, missed = row
         now = time.monotonic() if self.now is None else self.now
         if now - began >= self.seconds or began > now:
             began, admitted = now, 0
@@ -59,7 +60,7 @@ class Counted:
             self.before, admitted = int(missed), admitted + 1
         else:
             self.missed = min(int(missed) + 1, (1 << 32) - 1)
-        return began, admitted, self.missed
+        return now, began, admitted, self.missed
 
 
 def length_in_pipe(pipe: int) -> "int | None":

@@ -322,7 +322,12 @@ class Server:
             if crash.limit == kernel_socket.OF_HELPERS:
                 self.drop(job, "its limit for core files is 1 byte, as that of a helper or delegate")
             else:
-                self.queue.add(job)
+                loser = self.queue.add(job)
+                if loser is not None:
+                    self.drop(
+                        loser,
+                        f"no other container has so many that wait as {loser.holder.name}: one that has fewer waits",
+                    )
         except TooMany as error:
             self.drop(job, f"{error} to wait for one".replace("slots", "places"))
 

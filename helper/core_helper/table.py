@@ -67,8 +67,9 @@ def change(
     """Have ``step`` change the row of ``key`` while nobody else may, and tell whether the table can be used.
 
     A ``record`` has numbers, of which the first is a time, and then the key. ``step`` is given the numbers, and returns what
-    they become, None if they stay. A key without a row begins with the numbers ``new``, in the row whose time is the
-    oldest. ``step`` itself asks for the time: one from before the wait for the lock would be too old.
+    they become, None if they stay. A key without a row begins with the numbers ``new``. If no row is empty, that is in place of
+    a row of those whose first part of the key has the most rows: the one whose time is the oldest. So nobody who makes many
+    keys has the rows of others. ``step`` itself asks for the time: one from before the wait for the lock would be too old.
     """
     try:
         file = open_file(path)
@@ -80,7 +81,12 @@ def change(
         table = list(record.iter_unpack(posix.pread(file, size, 0).ljust(size, b"\0")))
         index = next((index for index, row in enumerate(table) if row[-len(key) :] == key), None)
         if index is None:
-            index = min(range(rows), key=lambda index: table[index][0])
+            of_whom = [row[-len(key)] for row in table]
+            number: dict[bytes, int] = {}
+            for whose in of_whom:
+                number[whose] = number.get(whose, 0) + 1
+            number[bytes(len(key[0]))] = rows + 1  # Nobody's.
+            index = min(range(rows), key=lambda index: (-number[of_whom[index]], table[index][0]))
             values = step(new)
         else:
             values = step(table[index][: -len(key)])

@@ -2,7 +2,8 @@
 
 The rules are those of slots.py. The holder of the fewest slots comes first. Of several, it is the one that was served
 the longest time ago: so a container that crashes in a loop waits for itself, and others do not wait for it. The places in the
-queue are given like slots: a holder that waits there leaves some to others.
+queue are given like slots: a holder that waits there leaves some to others. Whoever waits for the most crashes leaves a place
+to a container that waits for fewer: so several that crash in loops, and have come first, do not shut out others.
 """
 
 from core_helper import holders, slots
@@ -70,11 +71,28 @@ class Queue:
         self.served: dict[str, int] = {}
         self.turn = 0
 
-    def add(self, job: Job) -> None:
-        """Have a crash wait. Raises TooMany where its container or user has too many that wait."""
-        self.places.check(job.holder, MOST_WAITING)
+    def add(self, job: Job) -> "Job | None":
+        """Have a crash wait; return the one that loses its place to it. Raises TooMany where there is no place for it."""
+        loser = None
+        try:
+            self.places.check(job.holder, MOST_WAITING)
+        except TooMany:
+            loser = self._loser_to(job.holder)
+            if loser is None:
+                raise
+            self._remove(loser)
         self.places.add(job.holder, 1)
         self.groups.setdefault(job.holder.group, []).append(job)
+        return loser
+
+    def _loser_to(self, holder: "Holder") -> "Job | None":
+        """Return the last crash of the group that has the most, if ``holder`` has fewer and is no user of the host.
+
+        A user can make any number of groups, each with few crashes.
+        """
+        most = max(self.groups.values(), key=len, default=[])
+        has_fewer = len(self.groups.get(holder.group, ())) + 1 < len(most)
+        return most[-1] if has_fewer and holder.owner == holders.NOBODY else None
 
     def put_back(self, job: Job) -> None:
         """Have a crash wait again, before others of its group: the worker that had it was killed."""

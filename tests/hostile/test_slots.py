@@ -135,6 +135,23 @@ def test_attack_22_four_hundred_crash_loops(siege: MakeCrash, capsys: pytest.Cap
     assert 0 < lines < 1000 + 20 * seconds
 
 
+@pytest.mark.skipif(
+    not door.BY_SOCKET, reason="at the pipe no crash waits: of many containers, each has a slot at a time"
+)
+@pytest.mark.usefixtures("patient")
+def test_attack_22_crash_loops_in_many_containers(siege: MakeCrash) -> None:
+    other = siege("wait=/out/go", "series=15", "tiny", options=("--detach",))
+    options = ("--env=ATTACK=fails", "--pids-limit=500", "--detach")
+    floods = [siege("storm=250", options=options) for _ in range(6)]
+    time.sleep(8)
+    (other.records / "go").touch()
+    try:
+        wait_until(lambda: "ended" in lab.output("docker", "logs", other.name), "the series does not end", 150)
+    finally:
+        lab.output("docker", "kill", *(flood.name for flood in floods))
+    assert len(other.of("delegate")) >= 14
+
+
 @pytest.mark.usefixtures("patient")
 def test_attack_22_eight_containers_take_all_slots_they_get(siege: MakeCrash) -> None:
     floods = [siege("leave=600", "wait=/out/go", "fork=40", "tiny", options=ENDLESS) for _ in range(8)]

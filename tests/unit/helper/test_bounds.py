@@ -42,7 +42,7 @@ def test_each_program_of_each_container_has_a_bound_of_its_own() -> None:
         assert bounds.left_out(found, 1, 100, 5000.0) == (0, 1)
 
 
-def test_the_file_does_not_grow_and_forgets_the_program_that_began_first(
+def test_the_file_does_not_grow_and_forgets_the_program_that_crashed_longest_ago(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bounds, "MOST_PROGRAMS", 3)
@@ -51,7 +51,21 @@ def test_the_file_does_not_grow_and_forgets_the_program_that_began_first(
         assert bounds.left_out(found, 1, 1000, 5000.0 + number) == (0, 0)
     assert file.stat().st_size == 3 * bounds.RECORD.size
     assert [bounds.left_out(found, 1, 1000, 5010.0)[1] for found in programs[1:]] == [1, 1, 1]
-    assert bounds.left_out(programs[0], 1, 1000, 5010.0) == (0, 0)
+    assert bounds.left_out(programs[1], 1, 1000, 5020.0) == (0, 2)
+    assert bounds.left_out(programs[0], 1, 1000, 5030.0) == (0, 0)
+    assert bounds.left_out(programs[1], 1, 1000, 5040.0) == (0, 3)
+    assert bounds.left_out(programs[2], 1, 1000, 5050.0) == (0, 0)
+
+
+def test_a_container_of_many_programs_has_only_its_own_ones_forgotten(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounds, "MOST_PROGRAMS", 8)
+    assert bounds.left_out(A, 1, 1000, 5000.0) == (0, 0)
+    for number in range(50):
+        found = process(exe=b"/bin/%d" % number, cgroups=B.cgroups)
+        assert bounds.left_out(found, 1, 1000, 5001.0 + number) == (0, 0)
+    assert bounds.left_out(A, 1, 1000, 5100.0) == (0, 1)
 
 
 def test_a_clock_that_began_anew_bounds_nobody_for_ever() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -100,6 +101,34 @@ def test_a_holder_that_waits_leaves_places_to_others(monkeypatch: pytest.MonkeyP
     queue.add(job("other"))
     assert queue.next(Count(), 64) is not None
     queue.add(job("flood"))
+
+
+@pytest.mark.parametrize("floods", [3, 20])
+def test_floods_that_have_taken_the_places_before_leave_some_to_a_container_that_waits_for_fewer(floods: int) -> None:
+    queue = Queue()
+    for flood in range(floods):
+        for _ in range(waiting.MOST_WAITING):
+            with contextlib.suppress(TooMany):
+                queue.add(job(f"flood {flood}"))
+    places = waiting.MOST_WAITING - waiting.MOST_WAITING // 8  # The others are for whoever waits for nothing yet.
+    losers = [queue.add(job("other")) for _ in range(places // (floods + 1))]
+    assert any(losers) and not any(loser.holder.name == "other" for loser in losers if loser)
+    assert queue.places.used <= waiting.MOST_WAITING
+    sizes = [len(jobs) for jobs in queue.groups.values()]
+    assert sum(sizes) == queue.places.used
+
+
+def test_a_user_who_makes_many_containers_takes_no_place_of_whoever_waits_for_more() -> None:
+    queue = Queue()
+    for name in ("flood", "other"):
+        for _ in range(waiting.MOST_WAITING):
+            with contextlib.suppress(TooMany):
+                queue.add(job(name))
+    before = {name: len(jobs) for name, jobs in queue.groups.items()}
+    for number in range(2 * waiting.MOST_WAITING):
+        with contextlib.suppress(TooMany):
+            assert queue.add(job(f"container {number}", owner=1000)) is None
+    assert before.items() <= {name: len(jobs) for name, jobs in queue.groups.items()}.items()
 
 
 def test_who_has_waited_too_long_waits_no_more() -> None:

@@ -54,7 +54,7 @@ def test_the_file_does_not_grow_and_forgets_the_program_that_crashed_longest_ago
     assert bounds.left_out(programs[1], 1, 1000, 5020.0) == (0, 2)
     assert bounds.left_out(programs[0], 1, 1000, 5030.0) == (0, 0)
     assert bounds.left_out(programs[1], 1, 1000, 5040.0) == (0, 3)
-    assert bounds.left_out(programs[2], 1, 1000, 5050.0) == (0, 0)
+    assert bounds.left_out(programs[3], 1, 1000, 5050.0) == (0, 0)
 
 
 def test_a_container_of_many_programs_has_only_its_own_ones_forgotten(

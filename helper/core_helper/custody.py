@@ -191,6 +191,14 @@ class Custody:
     def _rename(self, old: str, new: str) -> None:
         posix.rename(old, new, src_dir_fd=self.group, dst_dir_fd=self.group)
 
+    def is_there(self) -> bool:
+        """Tell whether the file of the core is still in the store."""
+        try:
+            posix.stat(self.part, dir_fd=self.group, follow_symlinks=False)
+        except OSError:
+            return False
+        return True
+
     def is_all(self) -> bool:
         """Tell whether all that there will ever be of the core is in the file."""
         return not self.stopped or self.late

@@ -210,26 +210,35 @@ class Delivery:
             self.forget()
 
     def seal(self, reason: str, delivered: bool = False) -> bool:
-        """Have the core stay on the disk of the host if it is there, and tell whether it does; ``reason`` says why.
+        """Have the core stay on the disk of the host if it is there, and tell whether it is listed; ``reason`` says why.
 
-        The sender leaves a core alone that was ``delivered``.
+        The sender leaves a core alone that was ``delivered``. Where only the note about it fails, as with a lock that is
+        busy, the core stays as it is: whoever looks at the store after this helper lists it.
         """
         kept = self.custody
         if kept is None:
             return False
         try:
             kept.seal({**self.known(kept, reason), "delivered": delivered})
+        except FileNotFoundError:
+            self.log.lines.warning(f"pid={self.crash.pid}: {kept.store.path}: somebody has deleted the core: not kept")
+            return False
         except OSError as error:
-            self.log.lines.warning(f"pid={self.crash.pid}: {kept.store.path}: {error.strerror}: not kept")
-            self.forget()
+            self.announce(kept)
+            self.log.lines.warning(
+                f"pid={self.crash.pid}: {kept.store.path}: {error.strerror}: the core stays there and is not listed yet:"
+                " docker_core_helper cores list"
+            )
             return False
         return True
 
     def keep(self, reason: str, delivered: bool = False) -> bool:
         """Seal the core for good, write the line about that, and tell whether it stays."""
         kept = self.custody
-        if kept is None or not self.seal(reason, delivered):
+        if kept is None:
             return False
+        if not self.seal(reason, delivered):
+            return not delivered and kept.is_there()
         self.log.lines.keep(self.crash, self.process, kept, reason)
         try:
             kept.finish_later(self.kernel, self.crash)

@@ -222,6 +222,9 @@ def announce(group: int, key: str, facts: "dict[str, object]") -> None:
     file = create_file(group, key + PENDING)
     try:
         _write_all(file, json.dumps({**facts, "boot": _boot()}).encode())
+    except OSError:
+        posix.unlink(key + PENDING, dir_fd=group)  # Half of it would cost the core; another try may have room.
+        raise
     finally:
         posix.close(file)
 
@@ -237,9 +240,10 @@ def _boot() -> str:
 
 
 def _adopt(group: int, entry: Entry) -> bool:
-    """List a core whose helper was killed when the core was on the disk, and tell whether that was done.
+    """List a core whose helper was killed when the core was on the disk, and tell whether to leave it.
 
-    What was written before the host's last start may not have reached the disk.
+    What was written before the host's last start may not have reached the disk. Where it cannot be listed now, as on a full
+    disk, it stays as it is.
     """
     if entry.key + PENDING not in entry.files:
         return False
@@ -262,7 +266,12 @@ def _adopt(group: int, entry: Entry) -> bool:
             posix.close(file)
         posix.rename(name, core, src_dir_fd=group, dst_dir_fd=group)
         describe(group, entry.key, {**known, "file": core})
-    except (OSError, ValueError, LookupError, StopIteration):
+    except FileNotFoundError:
+        return False
+    except OSError:
+        entry.expected = 0
+        return True
+    except (ValueError, LookupError, StopIteration):
         return False
     entry.files, entry.whole, entry.expected = [core, entry.key + JSON], True, 0
     return True

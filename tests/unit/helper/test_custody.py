@@ -233,6 +233,38 @@ def test_a_core_whose_helper_is_killed_is_deleted_if_it_may_not_be_all_there(
     assert names(kept_in) == []
 
 
+@pytest.mark.parametrize("step", ["fsync", "describe"])
+def test_a_core_that_cannot_be_listed_now_is_listed_later(
+    kept_in: store.Store, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def full(*words: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    kept, _kernel = written(kept_in, b"core", need=7)
+    kept.announce({"reason": "killed", "size": 4})
+    os.close(kept.file)
+    with monkeypatch.context() as patch:
+        patch.setattr(store if step == "describe" else posix, step, full)
+        assert [entry.whole for entry in kept_in.entries()] == [False]
+    assert [entry.whole for entry in kept_in.entries()] == [True]
+
+
+def test_half_an_announcement_is_none(kept_in: store.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*words: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    kept, _kernel = written(kept_in, b"core")
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_write_all", full)
+        with pytest.raises(OSError, match="No space left"):
+            kept.announce({})
+    kept.announce({})
+    assert names(kept_in) == [".key.0.part", "key.json.pending"]
+    assert kept.is_there()
+    kept.drop()
+    assert not kept.is_there()
+
+
 @pytest.mark.parametrize("sealed", [False, True])
 def test_a_core_that_was_taken_leaves_nothing(kept_in: store.Store, sealed: bool) -> None:
     kept, _kernel = written(kept_in, b"core")

@@ -576,6 +576,7 @@ class Kept:
         self.late = False
         self.reads_on = True
         self.announced = self.disk_full = False
+        self.failure: OSError | None = None
         self.store = SimpleNamespace(path="/store")
         self.stopped = "" if all_of_it else "/store has no room for more"
         self.key, self.group_name, self.size = "key", "group", 7
@@ -596,13 +597,18 @@ class Kept:
         return {b"CORE_SIZE": b"7"}
 
     def announce(self, known: dict[str, Any]) -> None:
-        assert known["reason"] == "its helper was killed" and not known["delivered"]
+        assert self.failure or (known["reason"] == "its helper was killed" and not known["delivered"])
         self.announced = True
         if self.disk_full:
             raise OSError(28, "No space left on device")
 
     def seal(self, known: dict[str, Any]) -> None:
         self.stage.note("seal", known["reason"], *(["delivered"] if known["delivered"] else []))
+        if self.failure is not None:
+            raise self.failure
+
+    def is_there(self) -> bool:
+        return not isinstance(self.failure, FileNotFoundError)
 
     def finish_later(self, kernel: Any, crash: Crash) -> None:
         self.stage.note("finish")
@@ -727,6 +733,24 @@ def test_a_core_of_which_a_part_can_be_read_but_once_has_no_second_chance(
     assert done == ["write", ("attempt", ""), ("seal", "it failed"), ("line", "it failed"), "finish"]
     kept.reads_on = False
     assert ("attempt", "") not in keeping(stage, monkeypatch, Place(stage, FAILS), kept=kept)
+
+
+def test_a_core_that_nobody_has_taken_stays_where_the_note_about_it_fails(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = Kept(stage)
+    kept.failure = OSError(28, "No space left on device")
+    done = keeping(stage, monkeypatch, Place(stage, HAS_NONE), kept=kept)
+    assert done[:3] == ["write", ("attempt", ""), ("seal", "there is none")]
+    ((name, text),) = done[3:]
+    assert name == "warning" and "/store: No space left on device: the core stays there and is not listed yet" in text
+    # Somebody has deleted it.
+    kept.failure = FileNotFoundError(2, "No such file or directory")
+    done = keeping(stage, monkeypatch, Place(stage, HAS_NONE), kept=kept)
+    assert "/store: somebody has deleted the core: not kept" in done[3][1] and done[4] == ("dropped", "there is none")
+    # A destination has taken it.
+    kept.failure = OSError(28, "No space left on device")
+    assert keeping(stage, monkeypatch, Place(stage, TAKES), kept=kept, keep="always")[-1] == "drop"
 
 
 def test_a_core_that_was_cut_off_has_no_second_chance(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -186,6 +186,8 @@ class Custody:
     def _describe(self, facts: "dict[str, object]") -> None:
         """Write the JSON file of the core, or replace it. Raises OSError."""
         with self.store.lock:
+            # Where somebody has deleted it meanwhile, a note alone would be listed.
+            posix.stat(self.part, dir_fd=self.group, follow_symlinks=False)
             store.describe(self.group, self.key, facts)
 
     def _rename(self, old: str, new: str) -> None:

@@ -60,7 +60,8 @@ def _finish(kept_in: store.Store, entry: store.Entry, configuration: "Configurat
     part, file, result = "", -1, -1
     try:
         file = posix.open(plain, posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_CLOEXEC, dir_fd=group)
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # Its helper has ended.
+        # Its helper has ended. This lock keeps senders away, and lets the core make room for others.
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         identified = build_ids.of_core(file)
         posix.lseek(file, 0, linux.SEEK_SET)
         program = next((path for path in COMPRESSORS if posix.access(path, posix.X_OK)), None)

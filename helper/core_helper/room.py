@@ -1,11 +1,14 @@
 """How much room a core gets in the store, and which cores make room for it: the bounds that the administrator has set."""
 
+import fcntl
 import posix
 
 from core_helper.store import COMPRESSED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Callable
+
     from core_helper.configuration import Configuration
     from core_helper.store import Entry, Store
 
@@ -39,10 +42,13 @@ def room_for(kept_in: "Store", group: str, need: int, configuration: "Configurat
     """
     entries = kept_in.expire(configuration)
     bound = configuration.keep_max
+    for entry in entries:
+        # One that is being delivered was not finished yet: the locks of the others need not be asked here.
+        entry.held = entry.whole and not entry.finished and kept_in.is_held(entry, fcntl.LOCK_SH)
     free, left = _left(kept_in, entries, configuration)
     share = share_of(group, entries, free, left, bound, begun)
     evicted: list[Entry] = []
-    candidates = Candidates(entries, group, need, bound)
+    candidates = Candidates(entries, group, need, bound, lambda entry: kept_in.is_held(entry, fcntl.LOCK_SH))
     before, freed = min(free, left, share), 0
     if share < need:
         return before
@@ -68,8 +74,16 @@ class Candidates:
     the kernel count a page of memory a thousand times.
     """
 
-    def __init__(self, entries: "list[Entry]", group: str, need: int, bound: int) -> None:
-        """Take the cores that are there. Those that are being written make no room, but count."""
+    def __init__(
+        self,
+        entries: "list[Entry]",
+        group: str,
+        need: int,
+        bound: int,
+        is_held: "Callable[[Entry], bool]" = lambda entry: False,
+    ) -> None:
+        """Take the cores that are there. Those that are being written or delivered make no room, but count."""
+        self.is_held = is_held
         self.group = group
         self.need = need
         self.bound = bound
@@ -79,11 +93,25 @@ class Candidates:
         for entry in sorted(entries, key=lambda entry: -entry.time):
             self.taken[entry.group] = self.taken.get(entry.group, 0) + weight(entry, bound)
             self.left[entry.group] = self.left.get(entry.group, 0) + 1
-            if entry.whole:
+            if entry.whole and not entry.held:
                 self.whole.setdefault(entry.group, []).append(entry)
 
     def next(self) -> "Entry | None":
         """Return the next one, None if there is none to delete."""
+        while True:
+            oldest = self._oldest()
+            if oldest is None:
+                return None
+            if self.is_held(oldest):
+                continue  # Such as one that is being sent.
+            group = oldest.group
+            self.left[group] -= 1
+            self.taken[group] -= weight(oldest, self.bound)
+            if not self.left[group] and group != self.group:
+                del self.taken[group]
+            return oldest
+
+    def _oldest(self) -> "Entry | None":
         share = self.bound // len(self.taken)
         groups = list(self.whole)
         if self.left.get(self.group) and self.taken[self.group] > share:
@@ -97,10 +125,6 @@ class Candidates:
         oldest = self.whole[group].pop()
         if not self.whole[group]:
             del self.whole[group]
-        self.left[group] -= 1
-        self.taken[group] -= weight(oldest, self.bound)
-        if not self.left[group] and group != self.group:
-            del self.taken[group]
         return oldest
 
 
@@ -111,10 +135,10 @@ def share_of(group: str, entries: "list[Entry]", free: int, left: int, bound: in
     process may seem to use much memory, and a delegate may take as long as the timeout. That is as with slots; see slots.py.
     """
     for entry in entries:
-        if entry.whole:
+        if entry.whole and not entry.held:
             free, left = free + entry.bytes, left + weight(entry, bound)
     # What one process compresses for all groups does not count.
-    under_way = [entry for entry in entries if not entry.whole and not entry.key.endswith(COMPRESSED)]
+    under_way = [entry for entry in entries if (not entry.whole or entry.held) and not entry.key.endswith(COMPRESSED)]
     claims = [entry.claim for entry in under_way if entry.group == group]
     part = SEVERAL if len(claims) > begun else LARGEST
     return int((min(free, left) + sum(claims)) * part) - sum(claims)

@@ -28,7 +28,7 @@ BOOT = "/proc/sys/kernel/random/boot_id"
 BLOCK = 512  # The unit of st_blocks; stat(2).
 DAY = 86400
 PATIENCE, PAUSE = 10.0, 0.005  # Seconds.
-EAGAIN = 11
+ENOENT, EAGAIN, ELOOP = 2, 11, 40
 LONGEST_JSON = 1 << 24  # Bytes: the build ids of all the files that a process may have mapped.
 MODE, MODE_WHEN_FINISHED, MODE_OF_DIRECTORY = 0o600, 0o400, 0o700
 WAITING, FINISHING, SENDING = ".waiting", ".finishing", ".sending"  # Files whose locks say who does that.
@@ -47,7 +47,7 @@ class Entry:
     def __init__(self, group: str, key: str) -> None:
         """Start without files. ``whole`` says whether it is listed, ``expected`` what it may take if it is being written.
 
-        ``finished`` says whether all that will be known of the core is in its JSON file.
+        ``finished`` says whether all that will be known of the core is in its JSON file, ``held`` whether it is delivered still.
         """
         self.group = group
         self.key = key
@@ -57,6 +57,7 @@ class Entry:
         self.time = 0.0
         self.whole = False
         self.finished = False
+        self.held = False
         self.expected = 0
 
     @property
@@ -174,11 +175,14 @@ class Store:
         except OSError:
             pass  # It has other cores.
 
-    def is_held(self, entry: Entry) -> bool:
-        """Tell whether another process holds the lock of one of the files of the core. Raises OSError."""
+    def is_held(self, entry: Entry, lock: int = fcntl.LOCK_EX) -> bool:
+        """Tell whether another process holds the lock of one of the files of the core. Raises OSError.
+
+        With LOCK_SH, the process that finishes cores does not count.
+        """
         group = _open_directory(entry.group, self.directory)
         try:
-            return _is_being_written(group, entry)
+            return _is_being_written(group, entry, lock)
         finally:
             posix.close(group)
 
@@ -199,7 +203,7 @@ class Store:
         oldest = time.time() - configuration.keep_age * DAY
         left = []
         for entry in self.entries():
-            if entry.whole and entry.time < oldest:
+            if entry.whole and entry.time < oldest and not self.is_held(entry, fcntl.LOCK_SH):
                 self.delete(entry)
             else:
                 left.append(entry)
@@ -352,17 +356,19 @@ def _entries_of(name: str, group: int) -> "dict[str, Entry]":
     return entries
 
 
-def _is_being_written(group: int, entry: Entry) -> bool:
+def _is_being_written(group: int, entry: Entry, lock: int = fcntl.LOCK_EX) -> bool:
     """Tell whether another process holds the lock of one of the files."""
     for file in entry.files:
         try:
             opened = posix.open(
                 file, posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_NONBLOCK | posix.O_CLOEXEC, dir_fd=group
             )
-        except OSError:
-            continue
+        except OSError as error:
+            if error.errno in (ENOENT, ELOOP):
+                continue  # Deleted meanwhile, or a link.
+            return True  # As without a free descriptor: nobody knows, and it may be a core that is being written.
         try:
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(opened, lock | fcntl.LOCK_NB)
         except OSError:
             return True
         finally:

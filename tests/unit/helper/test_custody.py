@@ -249,6 +249,16 @@ def test_a_core_that_cannot_be_listed_now_is_listed_later(
     assert [entry.whole for entry in kept_in.entries()] == [True]
 
 
+def test_a_core_that_was_deleted_meanwhile_is_not_listed(kept_in: store.Store) -> None:
+    kept, _kernel = written(kept_in, b"core")
+    kept.seal({})
+    for name in ("key.core", "key.json"):
+        Path(kept_in.path, "group", name).unlink()
+    with pytest.raises(FileNotFoundError):
+        kept.seal({})
+    assert names(kept_in) == []
+
+
 def test_half_an_announcement_is_none(kept_in: store.Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*words: Any) -> None:
         raise OSError(28, "No space left on device")

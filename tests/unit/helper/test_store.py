@@ -385,6 +385,34 @@ def test_the_lock_of_what_a_link_leads_to_says_nothing(kept: Store, tmp_path: Pa
         assert not kept.is_held(kept.entries()[0])
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="a store belongs to root")
+def test_a_core_that_is_being_delivered_is_not_deleted_and_makes_no_room(kept: Store) -> None:
+    delivered = put(kept, "a", "delivered", MIB, 20)
+    put(kept, "a", "finished", MIB, 20).chmod(store.MODE_WHEN_FINISHED)
+    with open(delivered, "rb") as file, open(delivered.with_name("finished.core"), "rb") as sent:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(sent, fcntl.LOCK_EX)
+        assert room_for(kept, "b", MIB // 2, bounds(2 * MIB + 65536)) < MIB // 2
+        assert sorted(entry.key for entry in kept.entries()) == ["delivered", "finished"]
+        # That is what the one that finishes cores does.
+        fcntl.flock(file, fcntl.LOCK_SH)
+        assert [entry.key for entry in kept.expire(bounds())] == ["finished"]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="a store belongs to root")
+def test_a_core_whose_lock_nobody_can_ask_for_stays(kept: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    core = put(kept, "group", "key", 5, json=False)
+    real = posix.open
+
+    def crowded(path: str, *words: Any, **named: Any) -> int:
+        if path == "key.core":
+            raise OSError(24, "Too many open files")
+        return real(path, *words, **named)
+
+    monkeypatch.setattr(posix, "open", crowded)
+    assert [entry.key for entry in kept.entries()] == ["key"] and core.exists()
+
+
 def test_a_description_that_the_disk_takes_in_part_replaces_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,7 +26,6 @@ STEP = 1 << 26  # By so many bytes a core may take more than was expected, at a 
 NOTES = 1 << 22
 ENOSPC = 28
 LATE = "the deadline has passed while the kernel dumped it"
-IDLE = 19  # nice(2)
 PATIENCE = 10  # Seconds.
 
 
@@ -165,7 +164,6 @@ class Custody:
             return
         try:
             posix.setsid()
-            posix.nice(IDLE)
             source.close()
             # All that will be written of it is there. Whoever waits already looks at it after that.
             fcntl.flock(self.file, fcntl.LOCK_UN)

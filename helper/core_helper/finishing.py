@@ -1,21 +1,27 @@
 """Finishes the cores that stay on the host: compresses each, and notes its checksum and its build ids; flock(2), zstd(1).
 
-One process does that for all, when the faulting processes are gone: nobody waits for it. Imported only in that process.
+One process does that for all, when the faulting processes are gone: nobody waits for it. Imported only in that process. It takes
+the lock of the store, for which helpers wait, so it has the ordinary priority. The work has the lowest, in a child.
 """
 
 import fcntl
 import posix
 from _signal import SIGPIPE, SIGXFSZ
 
-from core_helper import build_ids, holes, linux, store
+from core_helper import build_ids, holes, linux, procfs, store
 from core_helper.room import room_left
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Callable
+
     from core_helper.configuration import Configuration
 
 HASHED = 1 << 20
 COMPRESSORS = ("/usr/bin/zstd", "/bin/zstd", "/usr/local/bin/zstd")
+AUTOGROUP = "/proc/self/autogroup"
+IDLE = 19  # nice(2)
+EIO = 5
 SPARE = 1 << 16  # For JSON files.
 COST = 1 << 24  # To finish the smallest core takes as long as to read so many bytes.
 
@@ -62,8 +68,6 @@ def _finish(kept_in: store.Store, entry: store.Entry, configuration: "Configurat
         file = posix.open(plain, posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_CLOEXEC, dir_fd=group)
         # Its helper has ended. This lock keeps senders away, and lets the core make room for others.
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        identified = build_ids.of_core(file)
-        posix.lseek(file, 0, linux.SEEK_SET)
         program = next((path for path in COMPRESSORS if posix.access(path, posix.X_OK)), None)
         if program is not None:
             with kept_in.lock:
@@ -73,11 +77,13 @@ def _finish(kept_in: store.Store, entry: store.Entry, configuration: "Configurat
                     part = f".{compressed}.{limit}{store.PART}"
                     result = store.create_file(group, part)
         if program is None or result < 0:
-            checksum, done = _checksum(file), False
+            found, done = _apart(lambda: _look(file)), False
         else:
-            checksum, done = _compress(file, result, program, limit)
+            compressor = program
+            found = _apart(lambda: _look(file, lambda: _compress(file, result, compressor, limit)))
+            done = bool(found.pop("done"))
         with kept_in.lock:
-            known = {**kept_in.known_of(entry), "sha256": checksum, "build_ids": identified}
+            known = {**kept_in.known_of(entry), **found}
             if done:
                 posix.rename(part, compressed, src_dir_fd=group, dst_dir_fd=group)
                 part = ""
@@ -92,6 +98,62 @@ def _finish(kept_in: store.Store, entry: store.Entry, configuration: "Configurat
         for descriptor in (group, file, result):
             if descriptor >= 0:
                 posix.close(descriptor)
+
+
+def _look(file: int, compress: "Callable[[], tuple[str, bool]] | None" = None) -> "dict[str, object]":
+    """Return build ids and checksum of the core, and, where there is something to ``compress``, whether that was done."""
+    found: dict[str, object] = {"build_ids": build_ids.of_core(file)}
+    posix.lseek(file, 0, linux.SEEK_SET)
+    if compress is None:
+        return {**found, "sha256": _checksum(file)}
+    checksum, done = compress()
+    return {**found, "sha256": checksum, "done": done}
+
+
+def _apart(work: "Callable[[], dict[str, object]]") -> "dict[str, object]":
+    """Return what the ``work`` returns in a child of the lowest priority. Raises OSError or ValueError if the child fails.
+
+    Nobody without CAP_SYS_NICE comes back from that priority. In a session of its own: the kernel compares nice values only
+    within one; sched(7), "The autogroup feature".
+    """
+    import json
+
+    reading, writing = posix.pipe()
+    pid = posix.fork()
+    if pid == 0:
+        status = 1
+        try:
+            posix.close(reading)
+            _be_idle()
+            store._write_all(writing, json.dumps(work()).encode())
+            status = 0
+        finally:
+            posix._exit(status)
+    try:
+        posix.close(writing)
+        answer = procfs.read_all(reading, store.LONGEST_JSON)
+    finally:
+        posix.close(reading)
+        status = posix.waitpid(pid, 0)[1]
+    if status:
+        raise OSError(EIO, "the process that reads the core has failed")
+    found: dict[str, object] = json.loads(answer)
+    return found
+
+
+def _be_idle() -> None:
+    posix.setsid()
+    posix.nice(IDLE)
+    try:
+        file = posix.open(AUTOGROUP, posix.O_WRONLY | posix.O_CLOEXEC)
+    except OSError:
+        return  # A kernel without that.
+    try:
+        posix.write(file, b"%d" % IDLE)
+    except OSError:
+        pass
+    finally:
+        posix.close(file)
 
 
 def _checksum(file: int) -> str:

@@ -47,7 +47,7 @@ class Entry:
     def __init__(self, group: str, key: str) -> None:
         """Start without files. ``whole`` says whether it is listed, ``expected`` what it may take if it is being written.
 
-        ``finished`` says whether all that will be known of the core is in its JSON file, ``held`` whether it is delivered still.
+        ``finished`` says whether all that will be known of the core is in its JSON file, ``held`` whether it is being delivered.
         """
         self.group = group
         self.key = key

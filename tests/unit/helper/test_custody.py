@@ -259,6 +259,44 @@ def test_a_core_that_was_deleted_meanwhile_is_not_listed(kept_in: store.Store) -
     assert names(kept_in) == []
 
 
+@pytest.mark.parametrize("compressor", [True, False])
+def test_only_the_work_on_a_core_has_the_lowest_priority(
+    kept_in: store.Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compressor: bool
+) -> None:
+    kept = sealed(kept_in, b"core" * MIB)
+    shell(monkeypatch, tmp_path, "exec /bin/gzip")
+    if not compressor:
+        monkeypatch.setattr(finishing, "COMPRESSORS", ())
+    monkeypatch.setattr(
+        finishing.build_ids, "of_core", lambda file: {"nice": os.nice(0), "own": os.getsid(0) == os.getpid()}
+    )
+    before = os.nice(0)
+    finishing.finish_all(kept_in, kept.configuration)
+    assert known_of(kept_in)["build_ids"] == {"nice": 19, "own": True}
+    assert os.nice(0) == before
+
+
+def test_a_core_whose_reader_is_killed_stays_as_it_is_and_the_next_one_is_finished(
+    kept_in: store.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finishing, "COMPRESSORS", ())
+    own, real = os.getpid(), finishing._checksum
+    for key in ("large", "key"):
+        kept, _kernel = written(kept_in, b"core" if key == "key" else b"core" * MIB, key=key)
+        kept.seal({})
+        os.close(kept.file)
+
+    def killed(file: int) -> str:
+        if os.fstat(file).st_size == 4 and os.getpid() != own:
+            os.kill(os.getpid(), 9)
+        return "" if os.fstat(file).st_size == 4 else real(file)
+
+    monkeypatch.setattr(finishing, "_checksum", killed)
+    finishing.finish_all(kept_in, kept.configuration)
+    assert {entry.key: entry.finished for entry in kept_in.entries()} == {"key": False, "large": True}
+    assert "sha256" not in known_of(kept_in)
+
+
 def test_half_an_announcement_is_none(kept_in: store.Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*words: Any) -> None:
         raise OSError(28, "No space left on device")

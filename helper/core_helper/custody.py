@@ -25,6 +25,7 @@ STEP = 1 << 26  # By so many bytes a core may take more than was expected, at a 
 # Beside its memory, a core has headers, and notes about each thread and each mapped file; fs/binfmt_elf.c.
 NOTES = 1 << 22
 ENOSPC = 28
+LOST = "neither the disk nor a pipe takes more"
 LATE = "the deadline has passed while the kernel dumped it"
 PATIENCE = 10  # Seconds.
 
@@ -65,9 +66,15 @@ class Custody:
                     f"{kept_in.path} has room for {max(0, room)} bytes, and the core may take {need}: not kept; raise"
                     " docker_core_helper_keep_max, or make room"
                 )
-            self.group = kept_in.group(group)
             self.part = f".{key}.{need}{store.PART}"
-            self.file = store.create_file(self.group, self.part)
+            while True:
+                self.group = kept_in.group(group)
+                try:
+                    self.file = store.create_file(self.group, self.part)
+                    break
+                except FileNotFoundError:
+                    # A helper whose core was taken has just deleted the empty group; it does that without the lock.
+                    posix.close(self.group)
 
     def write(self, source: "KernelPipe", deadline: float) -> None:
         """Write what the kernel dumps, until its end or ``deadline``. From then on ``source`` is where destinations read it.
@@ -79,13 +86,16 @@ class Custody:
             _enlarge(source.descriptor)
             leftover = self._copy(source, deadline)
             posix.ftruncate(self.file, self.size)
-            # What it has not taken is for others.
-            with self.store.lock:
-                self._claim(0)
         except OSError as error:
             # No byte was read and not written: _copy has seen to that.
             self.stopped = str(error.strerror)
-        self.late = self.stopped == LATE
+        try:
+            # What it has not taken is for others.
+            with self.store.lock:
+                self._claim(0)
+        except OSError:
+            pass  # It counts for more than it takes until it is sealed.
+        self.late = self.stopped in (LATE, LOST)
         rest = [] if leftover is None else [leftover]
         if not source.drained and not self.late:
             rest.append(source.descriptor)
@@ -120,7 +130,12 @@ class Custody:
                     stored += end - begin
             except OSError as error:
                 self.stopped = str(error.strerror)
-                return _pipe_with(view[:filled])
+                try:
+                    return _pipe_with(view[:filled])
+                except OSError:
+                    # What comes after a gap is of no use.
+                    self.stopped = LOST
+                    return None
             self.size += filled
         return None
 
@@ -233,8 +248,14 @@ def _pwrite(file: int, view: memoryview, offset: int) -> None:
 def _pipe_with(content: memoryview) -> int:
     """Return the reading end of a pipe that has this ``content``, of holes.BLOCK bytes at most. Raises OSError."""
     reading, writing = posix.pipe()
-    _enlarge(writing)
     posix.set_blocking(writing, False)
-    posix.write(writing, content)
-    posix.close(writing)
+    try:
+        _enlarge(writing)
+        while content:
+            content = content[posix.write(writing, content) :]
+    except OSError:
+        posix.close(reading)
+        raise
+    finally:
+        posix.close(writing)
     return reading

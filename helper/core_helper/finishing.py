@@ -1,7 +1,7 @@
 """Finishes the cores that stay on the host: compresses each, and notes its checksum and its build ids; flock(2), zstd(1).
 
-One process does that for all, when the faulting processes are gone: nobody waits for it. Imported only in that process. It takes
-the lock of the store, for which helpers wait, so it has the ordinary priority. The work has the lowest, in a child.
+One process does that for all, when the faulting processes are gone: nobody waits for it. Imported only in that process. It
+takes the lock of the store, for which helpers wait, so it has the ordinary priority. The work has the lowest, in a child.
 """
 
 import fcntl

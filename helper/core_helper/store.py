@@ -47,7 +47,7 @@ class Entry:
     def __init__(self, group: str, key: str) -> None:
         """Start without files. ``whole`` says whether it is listed, ``expected`` what it may take if it is being written.
 
-        ``finished`` says whether all that will be known of the core is in its JSON file, ``held`` whether it is being delivered.
+        ``finished`` says whether all that will be known of it is in its JSON file, ``held`` whether it is being delivered.
         """
         self.group = group
         self.key = key
@@ -100,9 +100,11 @@ class Store:
         try:
             _create(path)
             self.directory = _open_directory(path)
-        except OSError as error:
+        except (OSError, ValueError) as error:
+            # A path with a zero byte is no path for Python.
+            reason = error.strerror if isinstance(error, OSError) else "no path"
             raise Unusable(
-                f"{path}: {error.strerror}: cores are not kept; correct docker_core_helper_keep_directory"
+                f"{ascii(path)[1:-1]}: {reason}: cores are not kept; correct docker_core_helper_keep_directory"
             ) from None
         found = posix.fstat(self.directory)
         if found.st_uid != 0 or found.st_mode & 0o077:

@@ -297,6 +297,43 @@ def test_a_core_whose_reader_is_killed_stays_as_it_is_and_the_next_one_is_finish
     assert "sha256" not in known_of(kept_in)
 
 
+def test_a_claim_that_cannot_be_given_back_cuts_no_core_off(
+    kept_in: store.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(*words: Any) -> None:
+        raise OSError(11, "somebody has had it locked")
+
+    monkeypatch.setattr(Custody, "_claim", busy)
+    kept, _kernel = written(kept_in, elf(64, "<", [(4096, 100)]).ljust(4196, b"x"), need=8192)
+    assert (kept.stopped, kept.is_all(), kept.truncated()) == ("", True, False)
+    kept.seal({})
+    assert names(kept_in) == ["key.core", "key.json"]
+
+
+def test_a_core_has_no_gap_where_a_pipe_takes_less(kept_in: store.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    core = os.urandom(3 * MIB)
+    monkeypatch.setattr(custody, "_enlarge", lambda pipe: None)
+    kept, _kernel = written(kept_in, core, room=2 * MIB)
+    assert kept.stopped == custody.LOST and kept.late and kept.truncated()
+    content = rest_of(kept.source)
+    assert content == core[: len(content)] and len(content) == kept.size > 0
+
+
+def test_a_group_that_is_deleted_meanwhile_is_made_again(kept_in: store.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, _kernel = written(kept_in, b"core", key="first")
+    real, dropped = store.create_file, []
+
+    def late(group: int, name: str) -> int:
+        if not dropped:
+            dropped.append(name)
+            first.drop()
+        return real(group, name)
+
+    monkeypatch.setattr(store, "create_file", late)
+    written(kept_in, b"core")
+    assert names(kept_in) == [".key.0.part"]
+
+
 def test_half_an_announcement_is_none(kept_in: store.Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*words: Any) -> None:
         raise OSError(28, "No space left on device")

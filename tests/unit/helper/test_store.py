@@ -413,6 +413,12 @@ def test_a_core_whose_lock_nobody_can_ask_for_stays(kept: Store, monkeypatch: py
     assert [entry.key for entry in kept.entries()] == ["key"] and core.exists()
 
 
+def test_what_is_no_path_is_no_store() -> None:
+    with pytest.raises(store.Unusable, match="no path: cores are not kept") as caught:
+        Store("/var\0/cores")
+    assert "\0" not in str(caught.value)
+
+
 def test_a_description_that_the_disk_takes_in_part_replaces_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

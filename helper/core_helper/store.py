@@ -338,12 +338,16 @@ def _entries_of(name: str, group: int) -> "dict[str, Entry]":
             found = posix.stat(file, dir_fd=group, follow_symlinks=False)
         except OSError:
             continue  # Deleted meanwhile.
-        expected = 0
-        if file.endswith(PART):
+        expected, key = 0, ""
+        if file.endswith(JSON + PART):
+            key = file[1 : -len(JSON + PART)]
+        elif file.endswith(PART):
             key, _dot, number = file[1 : -len(PART)].rpartition(".")
             expected = int(number) if number.isdigit() else 0
         else:
-            key = next((file[: -len(end)] for end in (PENDING, JSON, COMPRESSED, CORE) if file.endswith(end)), file)
+            key = next((file[: -len(end)] for end in (PENDING, JSON, COMPRESSED, CORE) if file.endswith(end)), "")
+        if not is_key(key[: -len(COMPRESSED)] if key.endswith(COMPRESSED) else key):
+            continue  # No file of ours: somebody may have named a directory that has others, and those are never touched.
         entry = entries.setdefault(key, Entry(name, key))
         entry.files.append(file)
         entry.bytes += found.st_blocks * BLOCK
@@ -356,6 +360,22 @@ def _entries_of(name: str, group: int) -> "dict[str, Entry]":
         entry.finished = entry.finished or (core and found.st_mode & 0o777 == MODE_WHEN_FINISHED)
         entry.expected = max(entry.expected, expected)
     return entries
+
+
+def is_key(name: str) -> bool:
+    """Tell whether a file may have this ``name`` from key.py: its last parts are a pid, a time and twelve random digits."""
+    parts = name.split(".")
+    if len(parts) < 7:
+        return False
+    pid, when, random = parts[-3:]
+    return (
+        pid.isdigit()
+        and when[8:9] == "T"
+        and when[-1:] == "Z"
+        and (when[:8] + when[9:-1]).isdigit()
+        and len(random) == 12
+        and not random.strip("0123456789abcdef")
+    )
 
 
 def _is_being_written(group: int, entry: Entry, lock: int = fcntl.LOCK_EX) -> bool:

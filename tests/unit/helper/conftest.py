@@ -7,7 +7,7 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
-from core_helper import family, joining
+from core_helper import family, joining, store
 from unit.helper.world import DOCKER, FEW, FILES, World
 
 if TYPE_CHECKING:
@@ -21,6 +21,12 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     world = World(tmp_path, monkeypatch)
     yield world
     world.close()
+
+
+@pytest.fixture(autouse=True)
+def short_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the cores of tests have short names."""
+    monkeypatch.setattr(store, "is_key", bool)
 
 
 @pytest.fixture

@@ -18,6 +18,8 @@ from core_helper.store import Entry, Store
 from unit.helper.world import keeps_descriptors
 
 MIB = 1 << 20
+IS_KEY = store.is_key  # Other tests have short ones; conftest.py.
+KEY = "node.web-1.shop.worker.4711.20261129T183440Z.919eb8c9e6bc"
 
 
 def entry(group: str, key: str, size: int, age: float = 0.0, whole: bool = True) -> Entry:
@@ -411,6 +413,29 @@ def test_a_core_whose_lock_nobody_can_ask_for_stays(kept: Store, monkeypatch: py
 
     monkeypatch.setattr(posix, "open", crowded)
     assert [entry.key for entry in kept.entries()] == ["key"] and core.exists()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="a store belongs to root")
+def test_files_of_others_are_never_touched(kept: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "is_key", IS_KEY)
+    ours = [f"{KEY}.core", f".{KEY}.4096.part", f".{KEY}.json.part", f".{KEY}.core.zst.9.part"]
+    theirs = [
+        "authorized_keys",
+        "package.json",
+        "x.core",
+        ".x.1.part",
+        "x.core.zst",
+        f"{KEY[:-1]}.core",
+        KEY,
+        "a.json.pending",
+    ]
+    directory = Path(kept.path, ".ssh")
+    directory.mkdir()
+    for name in ours + theirs:
+        (directory / name).touch()
+        os.utime(directory / name, (0, 0))
+    assert kept.expire(bounds()) == []
+    assert sorted(os.listdir(directory)) == sorted(theirs)
 
 
 def test_what_is_no_path_is_no_store() -> None:

@@ -494,8 +494,9 @@ class running:  # noqa: N801 (used as a statement)
         script = f"""
 import sys
 sys.path.insert(0, {str(HELPER)!r})
-from core_helper import cores, sender
+from core_helper import cores, sender, store
 from core_helper.configuration import Configuration
+store.is_key = bool
 found = Configuration()
 vars(found).update({vars(configuration)!r})
 cores.read_configuration = lambda: found

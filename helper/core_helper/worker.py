@@ -12,6 +12,7 @@ import time
 from core_helper import (
     configuration,
     container,
+    deadline,
     deliver,
     delivery,
     holders,
@@ -175,6 +176,7 @@ def work(channel: _socket.socket, settings: Settings, early: bool) -> "NoReturn"
             order = b""  # It has not even read what this worker has reported.
         if not order:
             posix._exit(EXIT_OK)  # The server has ended.
+        deadline.signals.heed()
         report(channel, BEGUN)
         name(BUSY)
         (descriptor,) = DESCRIPTOR.unpack(rights[0][2])

@@ -325,6 +325,16 @@ def test_a_worker_that_is_killed_hurts_no_other_and_is_told(stage: Stage) -> Non
     assert again.recv(1) == b"x"
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_worker_that_is_told_to_end_says_so(stage: Stage, number: int) -> None:
+    stage.serve()
+    crash = stage.crash(1)
+    wait_for(lambda: stage.workers(1))
+    os.kill(stage.workers(1)[0], number)
+    assert ends(crash)
+    wait_for(lambda: f"was told to end by {signal.Signals(number).name}" in stage.log.read_text())
+
+
 def test_idle_workers_that_are_killed_cost_no_crash(stage: Stage) -> None:
     stage.serve()
     for number in range(1, 4):

@@ -81,6 +81,7 @@ class Worker:
         if self.pid == 0:
             try:
                 _signal.set_wakeup_fd(-1)
+                posix.setsid()  # What a terminal sends to the group of the server is not for a worker.
                 home.groups.join()
                 work(theirs, settings, early)
             finally:
@@ -169,12 +170,15 @@ class Server:
             posix.set_blocking(end, False)
         self.poll.register(self.woken, select.POLLIN)
         _signal.set_wakeup_fd(waking, warn_on_full_buffer=False)
-        for number in (_signal.SIGTERM, _signal.SIGINT):
+        for number in (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP):
             _signal.signal(number, self.stop)
 
     def stop(self, number: int, frame: object) -> None:
-        """Handle a signal that ends the server: the second one ends it at once."""
-        if self.stopping:
+        """Handle a signal that ends the server: the second one ends it at once.
+
+        But for SIGHUP: the kernel and the shell may each send one where a terminal is closed.
+        """
+        if self.stopping and number != _signal.SIGHUP:
             self.restore_pattern()
             posix._exit(EXIT_NOT_DELIVERED)
         self.stopping = True

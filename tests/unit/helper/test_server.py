@@ -587,6 +587,42 @@ def test_a_server_that_gets_sigterm_handles_the_waiting_crashes_first(stage: Sta
     both_are_handled_and_the_server_ends(stage, first, second)
 
 
+def test_a_server_whose_terminal_is_closed_handles_the_waiting_crashes_first(stage: Stage, core_pattern: Path) -> None:
+    stage.serve()
+    crash = stage.crash(1)
+    wait_for(lambda: stage.workers(1))
+    for _ in range(2):  # That of the shell, and that of the kernel.
+        os.kill(stage.pid, signal.SIGHUP)
+        wait_for(lambda: refuses(stage.path))
+    assert os.waitpid(stage.pid, 0)[1] == 0
+    stage.pid = 0
+    assert first_line(core_pattern) == "|/before %P"
+    crash.send(b"x")
+    assert crash.recv(1) == b"x"
+
+
+def test_what_a_terminal_sends_to_the_group_of_a_server_is_not_for_its_workers(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = server.Server.serve
+
+    def serve(serving: server.Server) -> None:
+        os.setpgid(0, 0)
+        original(serving)
+
+    monkeypatch.setattr(server.Server, "serve", serve)
+    stage.serve()
+    crash = stage.crash(1)
+    wait_for(lambda: stage.workers(1) and len(idle_workers(stage.pid)) == server.IDLE_WORKERS)
+    idle = idle_workers(stage.pid)
+    os.killpg(stage.pid, signal.SIGINT)
+    assert os.waitpid(stage.pid, 0)[1] == 0
+    stage.pid = 0
+    crash.send(b"x")
+    assert crash.recv(1) == b"x"
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in idle))
+
+
 def stop_before_the_second_is_accepted(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, inherited: bool
 ) -> _socket.socket:
@@ -761,7 +797,7 @@ def in_this_process(stage: Stage) -> None:
     with contextlib.closing(_socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)) as listener:
         listener.bind(str(stage.path))
         listener.listen(1)
-        handlers = {number: _signal.getsignal(number) for number in (_signal.SIGTERM, _signal.SIGINT)}
+        handlers = {number: _signal.getsignal(number) for number in (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP)}
         serving = server.Server(listener, worker.Settings(None, "why", (256, 512)), stage.pattern)
         serving.hire = lambda: None  # type: ignore[method-assign]
         try:

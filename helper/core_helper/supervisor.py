@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from core_helper.process import FaultingProcess
     from core_helper.source import Source
 
+EAGAIN = 11
 ENVIRON_PATIENCE = 10.0  # Seconds that reading the environment of the process may take.
 LATE = 1.0  # Seconds that the thread which attends to the child may take to notice the deadline.
 LONGEST_REPORTS = 65536  # Bytes that a child may report before the delegate is started; it needs a few lines.
@@ -41,7 +42,7 @@ def supervise(
     """Give the forked ``child`` the core of ``process`` from its ``source``, wait for its end, and return how that went.
 
     After the ``deadline`` the child is ended, and when this process is told to end. ``log_output`` gets what the delegate
-    writes to its standard error, line by line.
+    writes to its standard error, line by line. Raises OSError where that cannot be attended to; then the child has ended.
     """
     result = Result()
     child.note_pipes()
@@ -49,7 +50,14 @@ def supervise(
     finished.acquire()
     done: list[bool] = []
     signals.wake = lambda: _release(finished)
-    _thread.start_new_thread(_attend, (source, child, process, deadline, log_output, result, finished, done))
+    try:
+        _thread.start_new_thread(_attend, (source, child, process, deadline, log_output, result, finished, done))
+    except RuntimeError as error:
+        # The child must not see the end of its input.
+        _abandon(child, process)
+        posix.close(child.core_write_end)
+        child.close()
+        raise OSError(EAGAIN, str(error)) from None
     while not done and not signals.number:
         finished.acquire(timeout=deadline.left(LATE))
         if deadline.close(LATE):  # Otherwise it has moved on.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import posix
 import signal
@@ -509,6 +510,33 @@ def test_a_child_that_has_not_become_the_delegate_does_not_stay_for_its_tracer(
     child: Any = SimpleNamespace(pid=4711, setup_pid=0)
     supervisor._abandon(child, process())
     assert done == [(4711, signal.SIGKILL), 0, *after]
+
+
+def test_a_child_that_nobody_can_attend_to_is_ended_before_the_end_of_its_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        wait_for_text(tmp_path / "begun")
+        raise RuntimeError("can't start new thread")
+
+    original, told = supervisor.supervise, []
+
+    def supervise(*arguments: Any) -> Result:
+        try:
+            return original(*arguments)
+        except OSError as error:
+            told.append(str(error.strerror))
+        time.sleep(0.3)
+        told.extend(sorted(os.listdir(tmp_path)))
+        result = Result()
+        result.notes = told
+        return result
+
+    monkeypatch.setattr(supervisor, "supervise", supervise)
+    thread = SimpleNamespace(allocate_lock=_thread.allocate_lock, start_new_thread=fail)
+    monkeypatch.setattr(supervisor, "_thread", thread)
+    result = deliver(shell('echo >"$0/begun"; cat >"$0/core"; touch "$0/whole"', tmp_path))
+    assert result.notes == ["can't start new thread", "begun", "core"]
 
 
 # Signals that tell the helper to end.

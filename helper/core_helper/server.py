@@ -193,14 +193,14 @@ class Server:
             library = core_helper.__path__[0].rpartition("/")[0].encode("utf-8", "surrogateescape")
             self.notifier.send(b"READY=1\nSTATUS=Waits for crashes, with %b" % library)
             while not self.stopping:
-                self.turn()
+                self.turn_on()
             if self.restore_pattern() or not self.is_followed():
                 self.receive_last()
             self.listening = False
             self.poll.unregister(self.listener.fileno())
             self.listener.close()
             while self.queue.groups:
-                self.turn()
+                self.turn_on()
         finally:
             self.restore_pattern()
 
@@ -235,6 +235,14 @@ class Server:
         while poll.poll(LINGER * 1000) and time.monotonic() < limit:
             self.receive()
         self.dispatch()
+
+    def turn_on(self) -> None:
+        """Do what ``turn`` does. One crash for which there is no memory must not cost the others."""
+        try:
+            self.turn()
+        except MemoryError:
+            self.say("no memory: a crash may be lost", OWN)
+            time.sleep(0.01)
 
     def turn(self) -> None:
         """Wait for something to happen, and do what is to be done then."""
@@ -319,6 +327,12 @@ class Server:
         try:
             crash.limit = kernel_socket.core_limit(crash.pid)
             job = Job(connection, crash, holders.holder_of(crash))
+        except (Refused, OSError) as error:
+            # A crash all the same: its line counts as one of somebody who is not known.
+            if not quota.leaves_out(main.NOBODYS, patience=TABLE_PATIENCE):
+                self.log_of(main.NOBODYS).lines.refuse(crash, main.whereabouts_of(crash), str(error))
+            connection.close()
+            return
         finally:
             posix.close(crash.handle or -1)  # The worker asks for one of its own.
         job.patience = time.monotonic() + self.bounds.patience

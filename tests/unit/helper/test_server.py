@@ -393,6 +393,61 @@ def test_a_crash_that_cannot_be_given_to_a_worker_waits_for_another(
     assert failed.exists()
 
 
+def test_a_crash_whose_descriptor_does_not_come_waits_for_another(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_once(channel: _socket.socket, job: Job) -> None:
+        if (stage.directory / "once").exists():
+            worker.give(channel, job)
+            return
+        (stage.directory / "once").touch()
+        channel.send(bytes(64))
+
+    monkeypatch.setattr(server, "give", without_once)
+    stage.serve()
+    connection = stage.crash(1)
+    connection.send(b"x")
+    assert connection.recv(1) == b"x"
+    assert "a crash came without its descriptor, and waits again" in stage.log.read_text()
+
+
+@pytest.mark.parametrize("error", [Refused("/x: a process has a lease on it"), OSError(5, "Input/output error")])
+def test_a_crash_whose_holder_nobody_can_tell_has_a_line(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refuse(crash: Crash) -> holders.Holder:
+        if crash.uid == 2:
+            raise error
+        return named(f"container {crash.uid}", None)
+
+    monkeypatch.setattr(holders, "holder_of", refuse)
+    stage.serve()
+    assert ends(stage.crash(2))
+    wait_for(lambda: f"core not delivered, 0 bytes: {error}" in stage.log.read_text())
+    assert "uid=2" in stage.log.read_text()
+    after = stage.crash(1)
+    after.send(b"x")
+    assert after.recv(1) == b"x"
+
+
+def test_a_server_without_memory_for_one_crash_goes_on(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = server.Server.dispatch
+
+    def dispatch(serving: server.Server) -> None:
+        if not (stage.directory / "once").exists():
+            (stage.directory / "once").touch()
+            raise MemoryError
+        original(serving)
+
+    monkeypatch.setattr(server.Server, "dispatch", dispatch)
+    stage.serve()
+    for number in (1, 2):
+        connection = stage.crash(number)
+        connection.send(b"x")
+        assert connection.recv(1) == b"x"
+    assert "no memory: a crash may be lost" in stage.log.read_text()
+
+
 def test_a_worker_that_cannot_be_started_now_is_started_later(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "REST", 0.2)
     start = server.Worker

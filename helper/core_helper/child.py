@@ -4,6 +4,7 @@ import _thread
 import posix
 
 from core_helper import control_groups, linux
+from core_helper.deadline import signals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,11 +23,13 @@ class Child:
         run: "Callable[[Child], NoReturn]",
         stays: bool = False,
     ) -> None:
-        """Fork it into ``groups`` and have it ``run``, without the ``source`` of the core. Raises OSError.
+        """Fork it into ``groups`` and have it ``run``, without the ``source`` of the core. Raises OSError, or Told.
 
         ``stays`` says whether it takes the core itself, and becomes no delegate: nobody else may say that it is ready.
         Whatever can wait is not done here after the fork: it would slow the child down, which shares the pages of our memory.
         """
+        # From here on until the supervisor waits, a signal must not leave a child that nobody ends.
+        signals.check()
         self.core_read_end, self.core_write_end = posix.pipe()
         # One page, so that it is seen when the first bytes of the core have been read; see relay.py.
         linux.set_pipe_size(self.core_write_end, 1)

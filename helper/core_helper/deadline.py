@@ -2,9 +2,12 @@
 
 The timeout counts while nothing is read. A delegate that goes on reading gets a second more for each RATE bytes, as long as it
 has read something within the timeout, but never beyond the longest time, nor while slots are short.
+
+A signal that tells the helper to end, as the last SIGTERM of a shutdown does, is a deadline that passes now.
 """
 
 import _signal
+import posix
 import time
 
 from core_helper import linux
@@ -19,6 +22,63 @@ AHEAD = 1.0  # Seconds before the deadline at which more is asked for.
 LAST_RESORT = 60  # Seconds after the deadline.
 BACKSTOP = 30  # Seconds after that.
 PASSED = "deadline passed"  # Why a child was ended, for the log.
+EINTR = 4
+NAMES = {_signal.SIGTERM: "SIGTERM", _signal.SIGINT: "SIGINT", _signal.SIGHUP: "SIGHUP"}
+
+
+class Told(OSError):
+    """The helper was told to end, and gives up what it does."""
+
+    def __init__(self, number: int) -> None:
+        """Take the number of the signal."""
+        super().__init__(EINTR, f"the helper was told to end by {NAMES.get(number, number)}")
+
+    def __str__(self) -> str:
+        """Return the text for the log."""
+        return str(self.strerror)
+
+
+class Signals:
+    """The signals that tell this process to end: the first one counts, and ends it in the order of a deadline.
+
+    Until the first child is made, it raises Told wherever this process is. After that nothing is raised, or a core might be
+    deleted that is being sealed: the supervisor is told by ``wake``, and no other child is made.
+    """
+
+    def __init__(self) -> None:
+        """Start with no signal."""
+        self.number = 0
+        self.pid = 0
+        self.wake: Callable[[], object] | None = None
+
+    def heed(self) -> None:
+        """Handle them from here on. A child has the handlers until it executes something, and ends by them at once."""
+        self.number, self.pid, self.wake = 0, posix.getpid(), None
+        for number in NAMES:
+            _signal.signal(number, self._handle)
+
+    def check(self) -> None:
+        """Have no signal raise anything after this. Raises Told where one has come."""
+        self.wake = _go_on
+        if self.number:
+            raise Told(self.number)
+
+    def _handle(self, number: int, frame: object) -> None:
+        if posix.getpid() != self.pid:
+            posix._exit(1)
+        if self.number:
+            return
+        self.number = number
+        if self.wake is None:
+            raise Told(number)
+        self.wake()
+
+
+def _go_on() -> None:
+    """Leave it to whoever looks next whether a signal has come."""
+
+
+signals = Signals()
 
 
 class Deadline:

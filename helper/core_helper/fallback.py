@@ -3,6 +3,8 @@
 It has holes where the core has nothing but zeros: most of the memory that a process has reserved was never used. A bound keeps
 a program that crashes in a loop from filling the disk: so many files of one user may lie there, which take so many bytes of the
 disk. Containers that have one /tmp share that bound. Each user of a container has a bound.
+
+The file has another name until the core in it is whole: whatever ends the writer, a part never has the name of a whole core.
 """
 
 import posix
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 SECTOR = 512  # The unit of st_blocks; stat(2).
 MODE = 0o600
 TRUNCATED = b".truncated"  # What is added to the name of a file that holds a part of a core.
+EEXIST = 17
+NO_LINKS = {1, 38, 95}  # EPERM, ENOSYS and EOPNOTSUPP: what a file system without hard links says.
 NO_LIMIT = 1 << 62
 
 
@@ -55,26 +59,35 @@ def write(
         room = room_in(path.rpartition(b"/")[0], *bound)
         status.step = "create fallback file"
         privileges.limit_file_size(process)
-        # O_EXCL follows no symbolic link and takes no file, FIFO or hard link that somebody has put there.
         posix.umask(0o077)
         try:
-            file = linux.openat2(path, posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW, MODE)
+            refuse_existing(path)
+            file = create(path + TRUNCATED)
         except OSError as error:
             raise Stopped(f"{path.decode()}: {error.strerror}") from None
         status.step = "write fallback file"
         status.send("ready", "")
-        try:
-            cut = copy(child.core_read_end, file, room)
-        except Stopped as error:
-            try:
-                rename(path, path + TRUNCATED)
-            except OSError as second:
-                raise Stopped(f"{error}; rename: {second.strerror}") from None
-            raise
-        if cut:
+        if not copy(child.core_read_end, file, room):
             status.step = "rename fallback file"
-            rename(path, path + TRUNCATED)
+            rename(path + TRUNCATED, path)
         posix._exit(0)
+
+
+def create(path: bytes) -> int:
+    """Create a file and return it, opened. Raises OSError.
+
+    O_EXCL follows no symbolic link and takes no file, FIFO or hard link that somebody has put there.
+    """
+    return linux.openat2(path, posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW, MODE)
+
+
+def refuse_existing(path: bytes) -> None:
+    """Raise OSError where there is something of that name: better now than when the core was read."""
+    try:
+        posix.lstat(path)
+    except OSError:
+        return  # Whatever else is wrong with the directory is told when a file is created there.
+    raise OSError(EEXIST, posix.strerror(EEXIST))
 
 
 def room_in(directory: bytes, most: int, size: int) -> int:
@@ -108,7 +121,15 @@ def room_in(directory: bytes, most: int, size: int) -> int:
 
 def rename(old: bytes, new: bytes) -> None:
     """Give the file ``old`` the name ``new``, unless there is a file of that name. Raises OSError."""
-    posix.link(old, new, follow_symlinks=False)
+    try:
+        posix.link(old, new, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        # There an empty file of ours is replaced.
+        posix.close(create(new))
+        posix.rename(old, new)
+        return
     posix.unlink(old)
 
 

@@ -52,6 +52,7 @@ def main(arguments: "list[str]") -> "NoReturn":
     code, log = EXIT_NOT_DELIVERED, Log()
     try:
         start.reset_signals_for_python()
+        deadline.signals.heed()
         core, log.terminal = start.occupy_standard_descriptors()
         code = receive(arguments[1:], KernelPipe(core), log, began)
     except BaseException as error:

@@ -96,6 +96,9 @@ def run(words: "list[str]") -> int:
             return EXIT_NOT_DELIVERED
     except (listening.Unusable, Failed, Refused, OSError) as error:
         return give_up(path, error, log)
+    except Exception as error:
+        # Standard error is /dev/null by now.
+        return give_up(path, Failed(f"{type(error).__name__}: {error}"), log)
     return EXIT_OK
 
 

@@ -81,6 +81,7 @@ class Worker:
         if self.pid == 0:
             try:
                 _signal.set_wakeup_fd(-1)
+                posix.setsid()  # What a terminal sends to the group of the server is not for a worker.
                 home.groups.join()
                 work(theirs, settings, early)
             finally:
@@ -169,12 +170,15 @@ class Server:
             posix.set_blocking(end, False)
         self.poll.register(self.woken, select.POLLIN)
         _signal.set_wakeup_fd(waking, warn_on_full_buffer=False)
-        for number in (_signal.SIGTERM, _signal.SIGINT):
+        for number in (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP):
             _signal.signal(number, self.stop)
 
     def stop(self, number: int, frame: object) -> None:
-        """Handle a signal that ends the server: the second one ends it at once."""
-        if self.stopping:
+        """Handle a signal that ends the server: the second one ends it at once.
+
+        But for SIGHUP: the kernel and the shell may each send one where a terminal is closed.
+        """
+        if self.stopping and number != _signal.SIGHUP:
             self.restore_pattern()
             posix._exit(EXIT_NOT_DELIVERED)
         self.stopping = True
@@ -189,14 +193,14 @@ class Server:
             library = core_helper.__path__[0].rpartition("/")[0].encode("utf-8", "surrogateescape")
             self.notifier.send(b"READY=1\nSTATUS=Waits for crashes, with %b" % library)
             while not self.stopping:
-                self.turn()
+                self.turn_on()
             if self.restore_pattern() or not self.is_followed():
                 self.receive_last()
             self.listening = False
             self.poll.unregister(self.listener.fileno())
             self.listener.close()
             while self.queue.groups:
-                self.turn()
+                self.turn_on()
         finally:
             self.restore_pattern()
 
@@ -231,6 +235,14 @@ class Server:
         while poll.poll(LINGER * 1000) and time.monotonic() < limit:
             self.receive()
         self.dispatch()
+
+    def turn_on(self) -> None:
+        """Do what ``turn`` does. One crash for which there is no memory must not cost the others."""
+        try:
+            self.turn()
+        except MemoryError:
+            self.say("no memory: a crash may be lost", OWN)
+            time.sleep(0.01)
 
     def turn(self) -> None:
         """Wait for something to happen, and do what is to be done then."""
@@ -315,6 +327,12 @@ class Server:
         try:
             crash.limit = kernel_socket.core_limit(crash.pid)
             job = Job(connection, crash, holders.holder_of(crash))
+        except (Refused, OSError) as error:
+            # A crash all the same: its line counts as one of somebody who is not known.
+            if not quota.leaves_out(main.NOBODYS, patience=TABLE_PATIENCE):
+                self.log_of(main.NOBODYS).lines.refuse(crash, main.whereabouts_of(crash), str(error))
+            connection.close()
+            return
         finally:
             posix.close(crash.handle or -1)  # The worker asks for one of its own.
         job.patience = time.monotonic() + self.bounds.patience

@@ -14,7 +14,7 @@ from _signal import SIGKILL
 
 from core_helper import family
 from core_helper.child import Result
-from core_helper.deadline import PASSED
+from core_helper.deadline import PASSED, Told, signals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from core_helper.process import FaultingProcess
     from core_helper.source import Source
 
+EAGAIN = 11
 ENVIRON_PATIENCE = 10.0  # Seconds that reading the environment of the process may take.
 LATE = 1.0  # Seconds that the thread which attends to the child may take to notice the deadline.
 LONGEST_REPORTS = 65536  # Bytes that a child may report before the delegate is started; it needs a few lines.
@@ -40,32 +41,57 @@ def supervise(
 ) -> Result:
     """Give the forked ``child`` the core of ``process`` from its ``source``, wait for its end, and return how that went.
 
-    After the ``deadline`` the child is ended. ``log_output`` gets what the delegate writes to its standard error, line by line.
+    After the ``deadline`` the child is ended, and when this process is told to end. ``log_output`` gets what the delegate
+    writes to its standard error, line by line. Raises OSError where that cannot be attended to; then the child has ended.
     """
     result = Result()
     child.note_pipes()
     finished = _thread.allocate_lock()
     finished.acquire()
-    _thread.start_new_thread(_attend, (source, child, process, deadline, log_output, result, finished))
-    in_time = False
-    while not in_time:
-        in_time = finished.acquire(timeout=deadline.left(LATE))
+    done: list[bool] = []
+    signals.wake = lambda: _release(finished)
+    try:
+        _thread.start_new_thread(_attend, (source, child, process, deadline, log_output, result, finished, done))
+    except RuntimeError as error:
+        # The child must not see the end of its input.
+        _abandon(child, process)
+        posix.close(child.core_write_end)
+        child.close()
+        raise OSError(EAGAIN, str(error)) from None
+    while not done and not signals.number:
+        finished.acquire(timeout=deadline.left(LATE))
         if deadline.close(LATE):  # Otherwise it has moved on.
             break
-    if not in_time:
+    told = 0 if done else signals.number
+    if not done:
         # The other thread is late. As a rule it is just ending the child. Or a pipe that the container keeps locked holds it in
-        # the kernel.
+        # the kernel. Or this process was told to end.
+        deadline.at = min(deadline.at, time.monotonic())
         if child.ending.acquire(blocking=False):
             _end(child, process)
         family.kill_holders(child, process)
-        if not finished.acquire(timeout=4 * family.GRACE):
+        limit = time.monotonic() + 4 * family.GRACE
+        while not done and time.monotonic() < limit:
+            finished.acquire(timeout=max(0.0, limit - time.monotonic()))
+        if not done:
             # This thread must not touch the child's pipes, or it would hang, too. The slot stays taken as long as the other
             # thread hangs.
             result.stuck = True
             result.failure = PASSED
-    if result.error is not None:
+    if told and (result.error is not None or result.failure is not None or not result.complete):
+        # Both threads wait for the end of the child: an error of the other one may be that it came second.
+        result.failure, result.error = str(Told(told)), None
+    elif result.error is not None:
         raise result.error
     return result
+
+
+def _release(lock: "_thread.LockType") -> None:
+    """Release a ``lock`` that somebody else may just have released, too."""
+    try:
+        lock.release()
+    except RuntimeError:
+        pass
 
 
 def _attend(
@@ -76,8 +102,11 @@ def _attend(
     log_output: "Callable[[bytes], None]",
     result: Result,
     finished: "_thread.LockType",
+    done: "list[bool]",
 ) -> None:
     """In a thread of its own: attend to the ``child`` until its end, fill in ``result``, and release ``finished``.
+
+    ``done`` has an entry then: a signal releases ``finished``, too.
 
     Only this thread touches the pipes of the child. A process that has such a pipe open can hold its lock as long as it likes:
     splice(2) into a socket that nobody reads waits with that lock. Then everybody else who reads, writes, queries or closes the
@@ -109,7 +138,8 @@ def _attend(
                 _end(child, process)
         except OSError:
             pass
-    finished.release()
+    done.append(True)
+    _release(finished)
 
 
 def _end(child: "Child", process: "FaultingProcess") -> None:

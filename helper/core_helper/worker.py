@@ -12,6 +12,7 @@ import time
 from core_helper import (
     configuration,
     container,
+    deadline,
     deliver,
     delivery,
     holders,
@@ -48,6 +49,7 @@ OWN = "0 the server itself"
 # What the worker reports: it waits for a crash, it has the crash, it has no slot any more, it has one again.
 READY, BEGUN, GIVEN_BACK, TAKEN_AGAIN = b"r", b"b", b"-", b"+"
 PIDFD = 3  # Where the kernel would give it to a helper; see previous_handler.py. Reserved by the server.
+EMFILE = 24
 COMM = "/proc/self/comm"
 IDLE, BUSY = b"core_idle", b"core_delivery"
 TIMER_SLACK = 50_000  # Nanoseconds: that of the first process; PR_SET_TIMERSLACK(2const).
@@ -175,6 +177,10 @@ def work(channel: _socket.socket, settings: Settings, early: bool) -> "NoReturn"
             order = b""  # It has not even read what this worker has reported.
         if not order:
             posix._exit(EXIT_OK)  # The server has ended.
+        if not rights:
+            # No descriptor was free, as a rule. The server gives the crash to another worker.
+            raise OSError(EMFILE, "a crash came without its descriptor, and waits again")
+        deadline.signals.heed()
         report(channel, BEGUN)
         name(BUSY)
         (descriptor,) = DESCRIPTOR.unpack(rights[0][2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posix
 import resource
 import signal
 import stat
@@ -53,8 +54,52 @@ def test_a_core_that_was_cut_off_has_a_name_that_says_so(tmp_path: Path, length:
 def test_a_core_that_was_cut_off_replaces_no_other(tmp_path: Path) -> None:
     (tmp_path / "core.truncated").write_bytes(b"precious")
     result = write(tmp_path / "core", CORE[:5000])
-    assert result.failure == "rename fallback file: File exists"
+    assert (result.started, result.failure) == (False, f"create fallback file: {tmp_path}/core: File exists")
     assert (tmp_path / "core.truncated").read_bytes() == b"precious"
+
+
+def test_a_core_replaces_no_file_that_has_come_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = fallback.copy
+
+    def copy(*arguments: Any) -> bool:
+        (tmp_path / "core").write_bytes(b"precious")
+        return original(*arguments)
+
+    monkeypatch.setattr(fallback, "copy", copy)
+    assert write(tmp_path / "core", CORE).failure == "rename fallback file: File exists"
+    assert (tmp_path / "core").read_bytes() == b"precious"
+    assert (tmp_path / "core.truncated").read_bytes() == CORE
+
+
+def test_a_file_that_was_removed_meanwhile_leaves_no_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(posix, "fsync", lambda file: os.unlink(tmp_path / "core.truncated"))
+    assert write(tmp_path / "core", CORE).failure == "rename fallback file: No such file or directory"
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_writer_that_is_killed_leaves_no_name_of_a_whole_core(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(posix, "fsync", lambda file: os.kill(os.getpid(), signal.SIGKILL))
+    result = write(tmp_path / "core", CORE)
+    assert result.failure == "it was killed by signal 9"
+    assert os.listdir(tmp_path) == ["core.truncated"]
+
+
+@pytest.mark.parametrize("meanwhile", [False, True])
+def test_a_file_system_without_hard_links_has_whole_cores_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, meanwhile: bool
+) -> None:
+    def link(*names: bytes, follow_symlinks: bool) -> None:
+        if meanwhile:
+            (tmp_path / "core").write_bytes(b"precious")
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(posix, "link", link)
+    result = write(tmp_path / "core", CORE)
+    assert result.failure == ("rename fallback file: File exists" if meanwhile else None)
+    assert (tmp_path / "core").read_bytes() == (b"precious" if meanwhile else CORE)
+    assert sorted(os.listdir(tmp_path)) == ["core", "core.truncated"][: 1 + meanwhile]
 
 
 def test_a_core_that_announces_its_length_and_is_whole_keeps_its_name(tmp_path: Path) -> None:

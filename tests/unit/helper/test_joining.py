@@ -156,7 +156,8 @@ def test_privileges_are_given_away_step_by_step_before_the_delegate_is_opened(re
 
 def test_the_core_file_is_created_after_all_privileges_were_given_away(recorder: Recorder, ended: None) -> None:
     line = Line(recorder)
-    recorder.watch(fallback, "copy")
+    for name in ("copy", "rename"):
+        recorder.watch(fallback, name)
     with pytest.raises(Ended):
         line.write()
     first = ["read environment", "join control groups"]
@@ -167,9 +168,12 @@ def test_the_core_file_is_created_after_all_privileges_were_given_away(recorder:
         "count fallback files",
         "create fallback file",
         "write fallback file",
+        "rename fallback file",
     ]
     assert line.of("take over label") == [("at_once",)]
-    assert line.of("write fallback file") == [("send", "ready", ""), ("copy", 51, 9, fallback.NO_LIMIT), ("_exit", 0)]
+    assert line.of("write fallback file") == [("send", "ready", ""), ("copy", 51, 9, fallback.NO_LIMIT)]
+    names = b"/tmp/core.1.2.3.truncated", b"/tmp/core.1.2.3"
+    assert line.of("rename fallback file") == [("rename", *names), ("_exit", 0)]
 
 
 def test_what_cannot_be_taken_over_of_the_scheduling_is_a_note_and_limits_get_room(recorder: Recorder) -> None:
@@ -454,7 +458,8 @@ def test_a_child_is_locked_before_its_first_step() -> None:
 
 def test_a_core_file_that_was_asked_for_needs_no_variable(recorder: Recorder, ended: None) -> None:
     line = Line(recorder, read_environ=None)
-    recorder.watch(fallback, "copy")
+    for name in ("copy", "rename"):
+        recorder.watch(fallback, name)
     with pytest.raises(Ended):
         line.write()
     assert line.of("read environment") == [("send", "environ", "")]
@@ -467,7 +472,8 @@ def test_a_core_file_that_nobody_asked_for_is_not_written(recorder: Recorder, en
     assert line.names() == ["read environment"]
     recorder.done.clear()
     line.process.read_environ = lambda: {FALLBACK_VARIABLE: b"1"}
-    recorder.watch(fallback, "copy")
+    for name in ("copy", "rename"):
+        recorder.watch(fallback, name)
     with pytest.raises(Ended):
         line.write(wanted=False)
     assert line.of("read environment") == [("send", "environ", "fallback")]
@@ -478,7 +484,8 @@ def test_what_writes_the_core_file_is_in_the_groups_and_on_the_processors_of_the
 ) -> None:
     line = Line(recorder)
     recorder.monkeypatch.setattr(line.groups, "join", lambda: ["group"])
-    recorder.watch(fallback, "copy")
+    for name in ("copy", "rename"):
+        recorder.watch(fallback, name)
     with pytest.raises(Ended):
         line.write()
     assert line.of("join control groups") == [
@@ -490,14 +497,15 @@ def test_what_writes_the_core_file_is_in_the_groups_and_on_the_processors_of_the
 
 def test_the_core_file_is_opened_for_writing_alone_and_must_be_new(recorder: Recorder, ended: None) -> None:
     line = Line(recorder)
-    recorder.watch(fallback, "copy")
+    for name in ("copy", "rename"):
+        recorder.watch(fallback, name)
     with pytest.raises(Ended):
         line.write()
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     assert line.of("create fallback file") == [
         ("limit_file_size", line.process),
         ("umask", 0o077),
-        ("openat2", b"/tmp/core.1.2.3", flags, 0o600),
+        ("openat2", b"/tmp/core.1.2.3.truncated", flags, 0o600),
     ]
 
 
@@ -507,13 +515,14 @@ def test_the_core_file_is_the_owners_whatever_the_mask_was(recorder: Recorder, e
     line = Line(recorder)
     recorder.monkeypatch.setattr(linux, "openat2", real)
     recorder.monkeypatch.setattr(posix, "umask", real_umask)
-    recorder.watch(fallback, "copy")
+    for name in ("copy", "rename"):
+        recorder.watch(fallback, name)
     before = os.umask(0o777)
     try:
         with pytest.raises(Ended):
             line.write(path=os.fsencode(path))
         assert real_umask(0o777) == 0o077
-        assert path.stat().st_mode & 0o7777 == 0o600
+        assert (tmp_path / "core.truncated").stat().st_mode & 0o7777 == 0o600
         with pytest.raises(Stopped, match="File exists"):
             line.write(path=os.fsencode(path))
     finally:

@@ -158,6 +158,14 @@ def test_a_helper_that_handles_no_signal_any_more_is_ended_after_one_that_does(t
     assert (tmp_path / "calls").read_text() == str([timeout + 60, timeout + 90])
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_a_helper_that_is_told_to_end_says_so(tmp_path: Path, name: str) -> None:
+    first = f"import os, signal\nmain.receive = lambda *given: os.kill(os.getpid(), signal.{name})"
+    done = Run(tmp_path, str(os.getpid()), "0", "0", "/bin/true", first=first)
+    assert (done.code, len(done.lines)) == (1, 1)
+    assert done.lines[0].endswith(f"the helper was told to end by {name}")
+
+
 @pytest.mark.parametrize("option", ["-F999999", "-F99999999999999999999"])
 def test_what_nobody_expected_is_logged(tmp_path: Path, option: str) -> None:
     done = Run(tmp_path, option, "1", "2", "3", as_kernel=True)

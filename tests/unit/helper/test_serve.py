@@ -272,3 +272,18 @@ def test_who_wants_no_message_gets_none(monkeypatch: pytest.MonkeyPatch) -> None
     notifier.send(b"READY=1")
     notifier.watch()
     assert notifier.interval == 3600.0
+
+
+def test_what_nobody_expected_of_a_server_has_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise ValueError("of no use")
+
+    def give_up(path: str, error: Exception, log: object) -> int:
+        said.append(f"{path}: {error}")
+        return 1
+
+    said: list[str] = []
+    monkeypatch.setattr(serve, "protect", fail)
+    monkeypatch.setattr(serve, "give_up", give_up)
+    assert serve.run(["--socket=/missing/x"]) == 1
+    assert said == ["/missing/x: ValueError: of no use"]

@@ -325,6 +325,16 @@ def test_a_worker_that_is_killed_hurts_no_other_and_is_told(stage: Stage) -> Non
     assert again.recv(1) == b"x"
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_worker_that_is_told_to_end_says_so(stage: Stage, number: int) -> None:
+    stage.serve()
+    crash = stage.crash(1)
+    wait_for(lambda: stage.workers(1))
+    os.kill(stage.workers(1)[0], number)
+    assert ends(crash)
+    wait_for(lambda: f"was told to end by {signal.Signals(number).name}" in stage.log.read_text())
+
+
 def test_idle_workers_that_are_killed_cost_no_crash(stage: Stage) -> None:
     stage.serve()
     for number in range(1, 4):
@@ -381,6 +391,61 @@ def test_a_crash_that_cannot_be_given_to_a_worker_waits_for_another(
     connection.send(b"x")
     assert connection.recv(1) == b"x"
     assert failed.exists()
+
+
+def test_a_crash_whose_descriptor_does_not_come_waits_for_another(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_once(channel: _socket.socket, job: Job) -> None:
+        if (stage.directory / "once").exists():
+            worker.give(channel, job)
+            return
+        (stage.directory / "once").touch()
+        channel.send(bytes(64))
+
+    monkeypatch.setattr(server, "give", without_once)
+    stage.serve()
+    connection = stage.crash(1)
+    connection.send(b"x")
+    assert connection.recv(1) == b"x"
+    assert "a crash came without its descriptor, and waits again" in stage.log.read_text()
+
+
+@pytest.mark.parametrize("error", [Refused("/x: a process has a lease on it"), OSError(5, "Input/output error")])
+def test_a_crash_whose_holder_nobody_can_tell_has_a_line(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refuse(crash: Crash) -> holders.Holder:
+        if crash.uid == 2:
+            raise error
+        return named(f"container {crash.uid}", None)
+
+    monkeypatch.setattr(holders, "holder_of", refuse)
+    stage.serve()
+    assert ends(stage.crash(2))
+    wait_for(lambda: f"core not delivered, 0 bytes: {error}" in stage.log.read_text())
+    assert "uid=2" in stage.log.read_text()
+    after = stage.crash(1)
+    after.send(b"x")
+    assert after.recv(1) == b"x"
+
+
+def test_a_server_without_memory_for_one_crash_goes_on(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = server.Server.dispatch
+
+    def dispatch(serving: server.Server) -> None:
+        if not (stage.directory / "once").exists():
+            (stage.directory / "once").touch()
+            raise MemoryError
+        original(serving)
+
+    monkeypatch.setattr(server.Server, "dispatch", dispatch)
+    stage.serve()
+    for number in (1, 2):
+        connection = stage.crash(number)
+        connection.send(b"x")
+        assert connection.recv(1) == b"x"
+    assert "no memory: a crash may be lost" in stage.log.read_text()
 
 
 def test_a_worker_that_cannot_be_started_now_is_started_later(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -577,6 +642,42 @@ def test_a_server_that_gets_sigterm_handles_the_waiting_crashes_first(stage: Sta
     both_are_handled_and_the_server_ends(stage, first, second)
 
 
+def test_a_server_whose_terminal_is_closed_handles_the_waiting_crashes_first(stage: Stage, core_pattern: Path) -> None:
+    stage.serve()
+    crash = stage.crash(1)
+    wait_for(lambda: stage.workers(1))
+    for _ in range(2):  # That of the shell, and that of the kernel.
+        os.kill(stage.pid, signal.SIGHUP)
+        wait_for(lambda: refuses(stage.path))
+    assert os.waitpid(stage.pid, 0)[1] == 0
+    stage.pid = 0
+    assert first_line(core_pattern) == "|/before %P"
+    crash.send(b"x")
+    assert crash.recv(1) == b"x"
+
+
+def test_what_a_terminal_sends_to_the_group_of_a_server_is_not_for_its_workers(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = server.Server.serve
+
+    def serve(serving: server.Server) -> None:
+        os.setpgid(0, 0)
+        original(serving)
+
+    monkeypatch.setattr(server.Server, "serve", serve)
+    stage.serve()
+    crash = stage.crash(1)
+    wait_for(lambda: stage.workers(1) and len(idle_workers(stage.pid)) == server.IDLE_WORKERS)
+    idle = idle_workers(stage.pid)
+    os.killpg(stage.pid, signal.SIGINT)
+    assert os.waitpid(stage.pid, 0)[1] == 0
+    stage.pid = 0
+    crash.send(b"x")
+    assert crash.recv(1) == b"x"
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in idle))
+
+
 def stop_before_the_second_is_accepted(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, inherited: bool
 ) -> _socket.socket:
@@ -751,7 +852,7 @@ def in_this_process(stage: Stage) -> None:
     with contextlib.closing(_socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)) as listener:
         listener.bind(str(stage.path))
         listener.listen(1)
-        handlers = {number: _signal.getsignal(number) for number in (_signal.SIGTERM, _signal.SIGINT)}
+        handlers = {number: _signal.getsignal(number) for number in (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP)}
         serving = server.Server(listener, worker.Settings(None, "why", (256, 512)), stage.pattern)
         serving.hire = lambda: None  # type: ignore[method-assign]
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import posix
 import signal
@@ -15,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from core_helper import family, joining, linux, relay, status_pipe, supervisor
 from core_helper.child import Child, Result
-from core_helper.deadline import Deadline
+from core_helper.deadline import Deadline, signals
 from core_helper.program import Stopped
 from unit.helper.delivery import LONG, PATIENCE, deliver, end, is_gone, shell, supervise, wait_for_text
-from unit.helper.support import process
+from unit.helper.support import in_child, process
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -509,3 +510,93 @@ def test_a_child_that_has_not_become_the_delegate_does_not_stay_for_its_tracer(
     child: Any = SimpleNamespace(pid=4711, setup_pid=0)
     supervisor._abandon(child, process())
     assert done == [(4711, signal.SIGKILL), 0, *after]
+
+
+def test_a_child_that_nobody_can_attend_to_is_ended_before_the_end_of_its_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        wait_for_text(tmp_path / "begun")
+        raise RuntimeError("can't start new thread")
+
+    original, told = supervisor.supervise, []
+
+    def supervise(*arguments: Any) -> Result:
+        try:
+            return original(*arguments)
+        except OSError as error:
+            told.append(str(error.strerror))
+        time.sleep(0.3)
+        told.extend(sorted(os.listdir(tmp_path)))
+        result = Result()
+        result.notes = told
+        return result
+
+    monkeypatch.setattr(supervisor, "supervise", supervise)
+    thread = SimpleNamespace(allocate_lock=_thread.allocate_lock, start_new_thread=fail)
+    monkeypatch.setattr(supervisor, "_thread", thread)
+    result = deliver(shell('echo >"$0/begun"; cat >"$0/core"; touch "$0/whole"', tmp_path))
+    assert result.notes == ["can't start new thread", "begun", "core"]
+
+
+# Signals that tell the helper to end.
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_helper_that_is_told_to_end_ends_its_delegate_before_the_end_of_the_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    original = supervisor.supervise
+
+    def heed(*arguments: Any) -> Result:
+        signals.heed()
+        return original(*arguments)
+
+    monkeypatch.setattr(supervisor, "supervise", heed)
+    script = f'head -c 65536 >"$0.core"; kill -{int(number)} $(cut -d" " -f4 /proc/$$/stat); cat >>"$0.core"; touch "$0.whole"'
+    result = deliver(shell(script, tmp_path / "out"), bytes(8 << 20), timeout=30.0)
+    assert result.failure == f"the helper was told to end by {signal.Signals(number).name}"
+    assert result.started and not result.complete and result.seconds < 10
+    assert os.listdir(tmp_path) == ["out.core"]
+
+
+def test_a_helper_that_was_told_to_end_makes_no_child() -> None:
+    def told() -> str:
+        signals.heed()
+        signals.wake = lambda: None
+        os.kill(os.getpid(), signal.SIGTERM)
+        try:
+            Child(SimpleNamespace(), SimpleNamespace(fork=os.fork), lambda child: os._exit(0))  # type: ignore[arg-type]
+        except OSError as error:
+            return str(error)
+        return "made"
+
+    assert in_child(told) == "the helper was told to end by SIGTERM"
+
+
+def test_a_helper_that_waits_before_it_has_a_child_is_told_by_an_error_and_only_once() -> None:
+    def told() -> str:
+        signals.heed()
+        try:
+            os.kill(os.getpid(), signal.SIGHUP)
+        except OSError as error:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return str(error)
+        return "not told"
+
+    assert in_child(told) == "the helper was told to end by SIGHUP"
+
+
+def test_a_child_of_ours_ends_by_such_a_signal() -> None:
+    def told() -> int:
+        signals.heed()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            except OSError:
+                os._exit(7)
+            os._exit(8)
+        return os.waitpid(pid, 0)[1]
+
+    assert in_child(told) == 1 << 8

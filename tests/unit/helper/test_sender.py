@@ -150,6 +150,24 @@ def test_the_program_is_a_user_without_privileges(host: Host) -> None:
     assert host.read("limit").strip() == "0"  # 1 byte, in blocks of 512.
 
 
+def test_the_program_lets_all_others_have_the_processors_first(host: Host) -> None:
+    host.does("cat >/dev/null; nice >nice; cat /proc/self/autogroup >autogroup; true")
+    put(host.directory, "node.aaaa")
+    before = os.nice(0)
+    assert host.send() == 0
+    assert host.read("nice") == "19\n" and os.nice(0) == before
+    # Empty where the kernel was built without such groups.
+    assert host.read("autogroup").rpartition(" ")[2] in ("", "19\n")
+
+
+@pytest.mark.skipif(shutil.which("zstd") is None, reason="there is no zstd here")
+def test_whatever_decompresses_a_core_lets_all_others_go_first(host: Host) -> None:
+    host.does("ps -e -o ni=,args= >processes; cat >/dev/null")
+    put(host.directory, "node.aaaa", packed=True, content=os.urandom(1 << 20))
+    assert host.send() == 0
+    assert [line.split()[0] for line in host.read("processes").splitlines() if line.endswith("zstd -d -q -c")] == ["19"]
+
+
 def test_the_program_holds_no_descriptor_of_the_store(host: Host) -> None:
     host.does('cat >/dev/null; for file in /proc/$$/fd/*; do readlink "$file"; done >files; true')
     put(host.directory, "node.aaaa")
@@ -553,7 +571,7 @@ def test_facts_that_no_program_can_have_cost_their_own_core_alone(
     put(host.directory, "node.cccc")
     assert host.send() == 1
     assert host.keys() == ["node.aaaa", "node.bbbb"]
-    assert [host.known(key)["sending"]["attempts"] for key in host.keys()] == [1, 1]
+    assert [host.known(key)["sending"]["attempts"] for key in ("node.aaaa", "node.bbbb")] == [1, 1]
 
 
 def test_a_try_that_cannot_be_noted_does_not_hold_up_the_other_cores(

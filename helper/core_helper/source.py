@@ -32,6 +32,7 @@ class KernelPipe:
         self.descriptor = descriptor
         self.drained = False
         self.closed = False
+        self.streamed: int | None = None  # The pipe of KeptFile.stream.
 
     def peek(self, sink: int, count: int) -> int:
         """Copy at most ``count`` of the next bytes into the pipe ``sink`` and leave them here, never waiting.
@@ -58,6 +59,9 @@ class KernelPipe:
 
     def end_stream(self) -> None:
         """Have the core here again, as it was before ``stream``: the program could not be executed."""
+        if self.streamed is not None:
+            posix.close(self.streamed)  # Whoever fills it ends, and holds the faulting process no longer.
+            self.streamed = None
 
     def close(self) -> None:
         """Close this copy of the pipe, if that was not done yet."""
@@ -150,6 +154,7 @@ class KeptFile:
             finally:
                 posix._exit(0)
         posix.close(writing)
+        self.kernel.streamed = reading
         return reading
 
     def _feed(self, sink: int) -> None:

@@ -122,7 +122,7 @@ def test_what_nobody_has_read_from_the_pipe_is_not_taken(tmp_path: Path, reads: 
     assert not (tmp_path / "taken").exists()
     if reads:
         assert len(os.read(core, 1 << 16)) == 5000 and os.read(core, 1) == b""
-    os.close(core)
+    kept.kernel.end_stream()
     os.wait()
     assert (tmp_path / "taken").exists() is reads
     kept.close()

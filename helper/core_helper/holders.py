@@ -82,6 +82,8 @@ def _holder_of(crash: "Crash") -> Holder:
                 if owner:
                     return named(f"control group of user {owner} {group[0]}", owner)
                 return named(f"pod {pod}" if pod else f"container {group[0]}", None)
+        if _may_have_lost_groups(crash, task, cgroups):
+            return named("unknown", None)
         opened.append(posix.open(f"{task}/ns/pid", posix.O_RDONLY | posix.O_CLOEXEC))
         host = namespaces.of_host("pid")
         if posix.fstat(opened[0]).st_ino != host:
@@ -106,6 +108,17 @@ def _holder_of(crash: "Crash") -> Holder:
     user = maker or user_of(crash.uid)
     unit = runtime.unit_of_root(cgroups)
     return named(f"unit {harmless(unit, LONGEST_NAME)}" if unit else f"user {user}", user)
+
+
+def _may_have_lost_groups(crash: "Crash", task: str, cgroups: "list[tuple[bytes, bytes]]") -> bool:
+    """Tell whether the process was killed before its groups were read, and had others; see verification.examine.
+
+    In old hierarchies it shows those of the host then. A process of a container would be taken for one of the host's root. Not
+    asked by a server, which does not know the thread yet: to read the status is to look at the memory of the process.
+    """
+    if crash.tid is None or not any(controllers for controllers, _path in cgroups):
+        return False
+    return not procfs.still_dumping(procfs.read_path(f"{task}/status"))
 
 
 def _instigator_of(crash: "Crash", cgroups: "list[tuple[bytes, bytes]]") -> "int | None":

@@ -6,6 +6,7 @@ the crash. Never imported at a crash.
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -40,6 +41,7 @@ GRACE = 5.0  # Seconds between SIGTERM and SIGKILL.
 NO_NEW_CORE = 1  # The limit of the core's size with which a crash never calls the helper; fs/coredump.c.
 VARIABLE = re.compile(rb"[A-Za-z_][A-Za-z0-9_]*")
 LONGEST_VARIABLE = 100_000  # execve(2) takes less than 128 KiB.
+LEAST = 19  # The lowest priority of ordinary processes; nice(2).
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -49,6 +51,10 @@ class Away(Problem):
 
 class Busy(Problem):
     """Another process still works on the core."""
+
+
+class Remains(Problem):
+    """The program has taken the core, but nobody can remove it, or note that."""
 
 
 class Stopped(Exception):
@@ -78,12 +84,13 @@ def send(kept_in: store.Store, cores: "list[Known]", configuration: "Configurati
                     raise Problem(f"{core['key']}: {error}") from None
             except Problem as error:
                 failed += 1
-                print(f"docker_core_helper: {core['key']}: not sent: {error}", file=sys.stderr, flush=True)
+                what = "sent, but it stays" if isinstance(error, Remains) else "not sent"
+                print(f"docker_core_helper: {core['key']}: {what}: {error}", file=sys.stderr, flush=True)
                 left = len(due) - position - 1
                 if isinstance(error, Away) and left:
                     raise Problem(f"{left} more were not tried, since they would have no better luck") from None
         if failed:
-            raise Problem(f"{failed} of {len(due)} cores were not sent, and stay in {kept_in.path}")
+            raise Problem(f"{failed} of {len(due)} cores were not sent, or not removed, and stay in {kept_in.path}")
     except Stopped as error:
         raise Problem(f"stopped by {error}: what was not sent stays in {kept_in.path}") from None
     finally:
@@ -179,6 +186,25 @@ class Sending:
 
     def run(self, words: "list[bytes]", environment: "dict[bytes, bytes]", account: pwd.struct_passwd) -> None:
         """Give the core to the program, and remove it if that has taken it. Raises Problem; Busy if it was not tried."""
+        problem: Problem | None
+        try:
+            problem = self.give(words, environment, account)
+        except (OSError, ValueError) as error:
+            # The disk cannot read this core, or no program can have its facts. It must not cost the other cores anything.
+            problem = Problem(why(error))
+        try:
+            self.conclude(problem)
+        except (OSError, ValueError) as error:
+            if problem is None:
+                raise Remains(why(error)) from None
+            raise type(problem)(f"{problem}; the try is not noted: {why(error)}") from None
+        if problem is not None:
+            raise problem
+
+    def give(
+        self, words: "list[bytes]", environment: "dict[bytes, bytes]", account: pwd.struct_passwd
+    ) -> "Problem | None":
+        """Give the core to the program, and return why that has not taken it. Raises Busy, Away, OSError or ValueError."""
         path = str(self.core["path"])
         try:
             file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -191,14 +217,11 @@ class Sending:
             started = Started(file, path.endswith(store.COMPRESSED), account)
             with started.ended_on_failure():
                 started.start(words, {**environment, **self.facts()})
-                problem = started.follow(self.configuration.timeout, self.configuration.timeout_max)
+                return started.follow(self.configuration.timeout, self.configuration.timeout_max)
         except BlockingIOError:
             raise Busy("another process still works on it: try again later") from None
         finally:
             os.close(file)
-        self.conclude(problem)
-        if problem is not None:
-            raise problem
 
     def facts(self) -> "dict[bytes, bytes]":
         """Return the variables that say what the core is."""
@@ -297,9 +320,10 @@ class Started:
                 preexec_fn=become(self.account),
             )
         except (OSError, SubprocessError) as error:
+            if getattr(error, "errno", None) == errno.E2BIG:
+                raise  # The facts of this core are too long for a program.
             name = words[0].decode("utf-8", "backslashreplace")
-            why = getattr(error, "strerror", None) or str(error)
-            raise Away(f"{name}: {why}: see whether user {USER} can execute it") from None
+            raise Away(f"{name}: {why(error)}: see whether user {USER} can execute it") from None
 
     def follow(self, timeout: float, longest: float) -> "Problem | None":
         """Wait for the end of the program, and return why it has not taken the core, None if it has.
@@ -373,19 +397,37 @@ def uninterrupted() -> "Iterator[None]":
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
 
+def step_back() -> None:
+    """Take the lowest priority, among the processes of this session and with it among those of others; sched(7), autogroup."""
+    with contextlib.suppress(OSError):
+        os.nice(LEAST)
+    # Where the kernel groups processes by sessions, a nice value says nothing about those of other sessions.
+    with contextlib.suppress(OSError), open("/proc/self/autogroup", "wb", buffering=0) as file:
+        file.write(b"%d" % LEAST)
+
+
+def why(error: Exception) -> str:
+    """Return the reason of a failure in words."""
+    return getattr(error, "strerror", None) or str(error)
+
+
 def _signal_group(number: int, signal_number: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(number, signal_number)
 
 
 def become(account: pwd.struct_passwd) -> "Callable[[], None]":
-    """Return what a child does before it executes a program: it becomes the user, for good, without privileges."""
+    """Return what a child does before it executes a program: it becomes the user, for good, without privileges.
+
+    All others of the host have the processors first. This process has not: it holds the lock of the store at times.
+    """
 
     def steps() -> None:
         start.reset_signals()
         os.umask(0o077)
         linux.setrlimit(linux.RLIMIT_CORE, NO_NEW_CORE, NO_NEW_CORE)
         privileges.go_first()
+        step_back()
         os.setgroups([])
         os.setresgid(account.pw_gid, account.pw_gid, account.pw_gid)
         os.setresuid(account.pw_uid, account.pw_uid, account.pw_uid)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     Source = Union["KernelPipe", "KeptFile"]
 
 BLOCK = 1 << 18
+LOOK = 0.05  # Seconds between two looks at whether a pipe was read.
 PATIENCE = 0.5  # Seconds for a process to end when nobody reads its core any more.
 
 
@@ -31,6 +32,7 @@ class KernelPipe:
         self.descriptor = descriptor
         self.drained = False
         self.closed = False
+        self.streamed: int | None = None  # The pipe of KeptFile.stream.
 
     def peek(self, sink: int, count: int) -> int:
         """Copy at most ``count`` of the next bytes into the pipe ``sink`` and leave them here, never waiting.
@@ -57,6 +59,9 @@ class KernelPipe:
 
     def end_stream(self) -> None:
         """Have the core here again, as it was before ``stream``: the program could not be executed."""
+        if self.streamed is not None:
+            posix.close(self.streamed)  # Whoever fills it ends, and holds the faulting process no longer.
+            self.streamed = None
 
     def close(self) -> None:
         """Close this copy of the pipe, if that was not done yet."""
@@ -135,17 +140,21 @@ class KeptFile:
     def stream(self, end: "Callable[[], None]") -> int:
         """Return a pipe from which all can be read; the process that fills it calls ``end`` when all was read. Raises OSError.
 
-        Until then that process holds the kernel's pipe: the kernel keeps the faulting process.
+        What is left in the pipe when nobody has it open for reading any more was not read. Until then that process holds the
+        kernel's pipe: the kernel keeps the faulting process.
         """
         reading, writing = posix.pipe()
         if posix.fork() == 0:
             try:
                 posix.close(reading)
                 self._feed(writing)
-                end()
+                if _is_read(writing):
+                    posix.close(writing)
+                    end()
             finally:
                 posix._exit(0)
         posix.close(writing)
+        self.kernel.streamed = reading
         return reading
 
     def _feed(self, sink: int) -> None:
@@ -157,13 +166,22 @@ class KeptFile:
         while self.advance():
             while block := posix.read(self.descriptor, BLOCK):
                 _write(sink, block)
-        posix.close(sink)
 
     def close(self) -> None:
         """Close this copy of all."""
         for descriptor in {self.file, self.descriptor, *self.rest} - {self.kernel.descriptor}:
             posix.close(descriptor)
         self.kernel.close()
+
+
+def _is_read(sink: int) -> bool:
+    """Wait until all that is in the pipe was read, or nobody can read it any more, and tell whether it was read."""
+    poll = select.poll()
+    poll.register(sink, 0)  # The end of the last reader comes unasked, as POLLERR.
+    while linux.bytes_in_pipe(sink):
+        if poll.poll(LOOK * 1000):
+            return not linux.bytes_in_pipe(sink)
+    return True
 
 
 def _write(sink: int, block: bytes) -> None:

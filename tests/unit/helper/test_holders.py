@@ -224,3 +224,12 @@ def test_who_is_gone_while_it_is_looked_at_is_unknown_and_leaves_nothing_open(wo
     world.process(21)
     (world.proc / "21" / "ns" / "user").unlink()
     assert holder(21) == ("unknown", -1)
+
+
+def test_who_was_killed_where_old_hierarchies_forget_its_container_does_not_pay_as_the_host(world: World) -> None:
+    world.process(21, cgroup="/\n3:cpu,cpuacct:/")
+    world.process(22, cgroup="/\n3:cpu,cpuacct:/", pid=world.namespace(world.host["pid"]))
+    for dumping, names in ((1, ["user 1000", "container "]), (0, ["unknown", "unknown"])):
+        for pid in (21, 22):
+            (world.proc / str(pid) / "status").write_text(f"Name:\ta\nCoreDumping:\t{dumping}\n")
+        assert [holder(pid, pid)[0][:10] for pid in (21, 22)] == names

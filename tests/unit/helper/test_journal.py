@@ -243,3 +243,24 @@ def test_a_dropped_core_is_an_error_only_if_something_failed(
     journal.Journal(Log()).drop(crash, process(), "why", absent)
     line = kernel_log.read_text()
     assert line.startswith(f"<{severity}>") and line.endswith(f'host="box": {told}: why\n')
+
+
+def test_names_do_not_push_out_of_the_kernel_log_what_became_of_the_core(kernel_log: Path, crash: Crash) -> None:
+    known = Record()
+    known.facts = {CONTAINER_NAME: b"\xff" * 80, POD_NAMESPACE: b"\xfd" * 40, POD_NAME: b"\xfe" * 80}
+    names = {"comm": b"\x01" * 15, "exe": b"/" + b"\x02" * 4096, "hostname": b"\x03" * 64}
+    crashed = process(container_name="4294967295:" + ID[:12], record=known, left_out=1 << 31, **names)
+    # An escape is not cut in the middle, wherever the line ends.
+    for length in range(4):
+        crashed.exe = b"/" + b"a" * length + b"\x02" * 4096
+        journal.Journal(Log()).drop(crash, crashed, "no delegate; " + "\u20ac" * 900, True)
+    for line in kernel_log.read_text().splitlines():
+        assert ": core dropped: no delegate; \\u20ac\\u20ac" in line and len(line) <= 900
+        assert re.fullmatch(r"([^\\]|\\x[0-9a-f]{2}|\\u20ac)*", line), line
+        assert 'exe="/' in line and line.count('..."') == 5
+
+
+def test_names_that_fit_into_the_kernel_log_stay_whole(kernel_log: Path, crash: Crash) -> None:
+    exe = b"/usr/lib/" + b"x" * 150
+    journal.Journal(Log()).drop(crash, process(exe=exe), "no delegate", True)
+    assert f'exe="{exe.decode()}"' in kernel_log.read_text()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from core_helper import quota
+from core_helper import quota, table
 
 
 @pytest.fixture(autouse=True)
@@ -78,3 +82,59 @@ def test_a_line_that_is_left_out_is_told_and_counted_before_the_log_is_loaded() 
     assert [quota.leaves_out("a", 10.0) for _ in range(3)] == [True] * 3
     assert not quota.leaves_out("a", 20.0)
     assert quota.admit("a", 20.0) == (True, "4 lines of this container were left out of the log")
+
+
+@contextmanager
+def locked_for_reading(path: Path) -> Iterator[None]:
+    """Have another process hold the table, as one can that may only read it."""
+    held, holding = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            file = os.open(path, os.O_RDONLY)
+            fcntl.lockf(file, fcntl.LOCK_SH)
+            os.write(holding, b"x")
+            time.sleep(60)
+        finally:
+            os._exit(1)
+    os.read(held, 1)
+    try:
+        yield
+    finally:
+        os.kill(pid, 9)
+        os.waitpid(pid, 0)
+        os.close(held)
+        os.close(holding)
+
+
+def long_ago(path: Path) -> None:
+    then = time.time() - 5
+    os.utime(path, (then, then))
+
+
+def test_while_a_stranger_has_the_table_a_line_that_cannot_wait_is_written_once_a_second(file: Path) -> None:
+    quota.admit("a")
+    long_ago(file)
+    with locked_for_reading(file):
+        assert [quota.leaves_out_at_once("a") for _ in range(5)] == [False, True, True, True, True]
+        long_ago(file)
+        assert [quota.leaves_out_at_once("a") for _ in range(2)] == [False, True]
+    assert not quota.leaves_out_at_once("a")
+
+
+def test_without_room_for_the_table_a_line_that_cannot_wait_is_written_once_a_second(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: str) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(table, "open_file", full)
+    long_ago(file.parent)
+    assert [quota.leaves_out_at_once("a") for _ in range(3)] == [False, True, True]
+    long_ago(file.parent)
+    assert not quota.leaves_out_at_once("a")
+
+
+def test_where_nobody_can_count_at_all_no_line_is_left_out(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quota, "FILE", str(file / "none" / "lines"))
+    assert [quota.leaves_out_at_once("a") for _ in range(3)] == [False] * 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -149,6 +150,24 @@ def test_the_program_is_a_user_without_privileges(host: Host) -> None:
     assert host.read("limit").strip() == "0"  # 1 byte, in blocks of 512.
 
 
+def test_the_program_lets_all_others_have_the_processors_first(host: Host) -> None:
+    host.does("cat >/dev/null; nice >nice; cat /proc/self/autogroup >autogroup; true")
+    put(host.directory, "node.aaaa")
+    before = os.nice(0)
+    assert host.send() == 0
+    assert host.read("nice") == "19\n" and os.nice(0) == before
+    # Empty where the kernel was built without such groups.
+    assert host.read("autogroup").rpartition(" ")[2] in ("", "19\n")
+
+
+@pytest.mark.skipif(shutil.which("zstd") is None, reason="there is no zstd here")
+def test_whatever_decompresses_a_core_lets_all_others_go_first(host: Host) -> None:
+    host.does("ps -e -o ni=,args= >processes; cat >/dev/null")
+    put(host.directory, "node.aaaa", packed=True, content=os.urandom(1 << 20))
+    assert host.send() == 0
+    assert [line.split()[0] for line in host.read("processes").splitlines() if line.endswith("zstd -d -q -c")] == ["19"]
+
+
 def test_the_program_holds_no_descriptor_of_the_store(host: Host) -> None:
     host.does('cat >/dev/null; for file in /proc/$$/fd/*; do readlink "$file"; done >files; true')
     put(host.directory, "node.aaaa")
@@ -179,7 +198,7 @@ def test_what_is_not_taken_stays_and_the_next_core_is_tried(
     told = capsys.readouterr()
     assert told.err.splitlines() == [
         f"docker_core_helper: node.aaaa: not sent: {words}",
-        f"docker_core_helper: 1 of 2 cores were not sent, and stay in {host.directory}",
+        f"docker_core_helper: 1 of 2 cores were not sent, or not removed, and stay in {host.directory}",
     ]
     assert host.keys() == ["node.aaaa"]
     noted = host.known("node.aaaa")["sending"]
@@ -522,3 +541,70 @@ def wait_for(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < limit, "it does not happen"
         threading.Event().wait(0.01)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ELOOP])
+def test_a_core_that_the_disk_cannot_read_does_not_hold_up_the_others(
+    host: Host, number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(host.directory, "node.aaaa")
+    put(host.directory, "node.bbbb")
+    real: Any = os.open
+
+    def damaged(path: Any, *words: Any, **named: Any) -> int:
+        if str(path).endswith("node.aaaa.core"):
+            raise OSError(number, os.strerror(number), path)
+        descriptor: int = real(path, *words, **named)
+        return descriptor
+
+    monkeypatch.setattr(os, "open", damaged)
+    assert host.send() == 1
+    assert f"node.aaaa: not sent: {os.strerror(number)}\n" in capsys.readouterr().err
+    assert host.keys() == ["node.aaaa"]
+    assert host.known("node.aaaa")["sending"]["attempts"] == 1
+
+
+def test_facts_that_no_program_can_have_cost_their_own_core_alone(
+    host: Host, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(host.directory, "node.aaaa", facts={"CORE_KEY": "x" * (1 << 18)})
+    put(host.directory, "node.bbbb", facts={"CORE_KEY": "a\0b"})
+    put(host.directory, "node.cccc")
+    assert host.send() == 1
+    assert host.keys() == ["node.aaaa", "node.bbbb"]
+    assert [host.known(key)["sending"]["attempts"] for key in ("node.aaaa", "node.bbbb")] == [1, 1]
+
+
+def test_a_try_that_cannot_be_noted_does_not_hold_up_the_other_cores(
+    host: Host, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host.does("[ $CORE_KEY = bad ] && exit 1; exec cat >/dev/null")
+    put(host.directory, "node.aaaa", facts={"CORE_KEY": "bad"})
+    put(host.directory, "node.bbbb")
+
+    def full(*words: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(store, "describe", full)
+    assert host.send() == 1
+    told = "node.aaaa: not sent: it ended with exit code 1; the try is not noted: No space left on device\n"
+    assert told in capsys.readouterr().err
+    assert host.keys() == ["node.aaaa"]
+
+
+def test_a_core_that_was_sent_and_cannot_be_removed_does_not_hold_up_the_others(
+    host: Host, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(host.directory, "node.aaaa")
+    put(host.directory, "node.bbbb")
+    real = store.Store.delete
+
+    def stuck(kept_in: store.Store, entry: store.Entry) -> None:
+        if entry.key == "node.aaaa":
+            raise OSError(errno.EROFS, "Read-only file system")
+        real(kept_in, entry)
+
+    monkeypatch.setattr(store.Store, "delete", stuck)
+    assert host.send() == 1
+    assert "node.aaaa: sent, but it stays: Read-only file system\n" in capsys.readouterr().err
+    assert host.keys() == ["node.aaaa"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import posix
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -107,3 +108,21 @@ def test_a_process_that_is_gone_is_not_ended(crashed: Crashed, handle: int) -> N
 
 def test_a_core_that_was_not_read_yet_is_not_drained() -> None:
     assert source.KernelPipe(5).drained is False
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_what_nobody_has_read_from_the_pipe_is_not_taken(tmp_path: Path, reads: bool) -> None:
+    (tmp_path / "core").write_bytes(b"x" * 5000)
+    kernel, writing = os.pipe()
+    os.close(writing)
+    kept = source.KeptFile(source.KernelPipe(kernel), os.open(tmp_path / "core", os.O_RDONLY), [kernel])
+    # As where the program that was to read it cannot be executed.
+    core = kept.stream((tmp_path / "taken").touch)
+    time.sleep(0.3)
+    assert not (tmp_path / "taken").exists()
+    if reads:
+        assert len(os.read(core, 1 << 16)) == 5000 and os.read(core, 1) == b""
+    kept.kernel.end_stream()
+    os.wait()
+    assert (tmp_path / "taken").exists() is reads
+    kept.close()

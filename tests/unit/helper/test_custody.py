@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from core_helper import custody, finishing, relay, store
+from core_helper import build_ids, custody, finishing, relay, store
 from core_helper.configuration import Configuration
 from core_helper.custody import Custody
 from core_helper.holes import BLOCK, PAGE, runs
@@ -267,9 +267,7 @@ def test_only_the_work_on_a_core_has_the_lowest_priority(
     shell(monkeypatch, tmp_path, "exec /bin/gzip")
     if not compressor:
         monkeypatch.setattr(finishing, "COMPRESSORS", ())
-    monkeypatch.setattr(
-        finishing.build_ids, "of_core", lambda file: {"nice": os.nice(0), "own": os.getsid(0) == os.getpid()}
-    )
+    monkeypatch.setattr(build_ids, "of_core", lambda file: {"nice": os.nice(0), "own": os.getsid(0) == os.getpid()})
     before = os.nice(0)
     finishing.finish_all(kept_in, kept.configuration)
     assert known_of(kept_in)["build_ids"] == {"nice": 19, "own": True}
@@ -321,7 +319,8 @@ def test_a_core_has_no_gap_where_a_pipe_takes_less(kept_in: store.Store, monkeyp
 
 def test_a_group_that_is_deleted_meanwhile_is_made_again(kept_in: store.Store, monkeypatch: pytest.MonkeyPatch) -> None:
     first, _kernel = written(kept_in, b"core", key="first")
-    real, dropped = store.create_file, []
+    real = store.create_file
+    dropped: list[str] = []
 
     def late(group: int, name: str) -> int:
         if not dropped:

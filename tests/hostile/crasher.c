@@ -40,7 +40,7 @@
  *   setid          user 1000 executes a set-user-id program of root, which goes on; become: it becomes root altogether
  *   capable        user 1000 executes a program with a file capability, which goes on
  *   delegate=KIND  puts something else where the delegate is
- *   plant=KIND     puts something where a core file would be, whatever the pid
+ *   plant=KIND     puts something where a core file would be, whatever the pid; KIND.truncated: where it is while it is written
  *   fake-proc      covers /proc with a directory of its own
  *   syscalls       asks for every system call: /out/process.syscalls, and those of i386: /out/process.syscalls-i386
  *   seccomp=KIND   strict, or filter: a filter of its own
@@ -445,21 +445,23 @@ static void unterminate_environment(void)
 
 static void plant(const char *kind)
 {
-	char path[64];
+	char path[64], what[16] = "";
+	sscanf(kind, "%15[^.]", what);
+	const char *end = kind + strlen(what);
 	int target = open("/tmp/target", O_CREAT | O_RDWR, 0666);
 	must(target, "target");
 	for (int pid = 2; pid < 32768; pid++) {
-		snprintf(path, sizeof path, "/tmp/core.%d.0.0", pid);
-		if (!strcmp(kind, "foreign")) {
+		snprintf(path, sizeof path, "/tmp/core.%d.0.0%s", pid, end);
+		if (!strcmp(what, "foreign")) {
 			/* Of another user than the one who crashes; the sticky directory keeps that one from removing it. */
-			snprintf(path, sizeof path, "/tmp/core.%d.1000.1000", pid);
+			snprintf(path, sizeof path, "/tmp/core.%d.1000.1000%s", pid, end);
 			close(open(path, O_CREAT | O_WRONLY, 0666));
 			must(chown(path, 1001, 1001), path);
-		} else if (!strcmp(kind, "symlink"))
+		} else if (!strcmp(what, "symlink"))
 			must(symlink("/tmp/target", path), path);
-		else if (!strcmp(kind, "hardlink"))
+		else if (!strcmp(what, "hardlink"))
 			must(link("/tmp/target", path), path);
-		else if (!strcmp(kind, "fifo"))
+		else if (!strcmp(what, "fifo"))
 			must(mkfifo(path, 0666), path);
 		else
 			must(mkdir(path, 0777), path);

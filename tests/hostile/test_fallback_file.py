@@ -19,13 +19,14 @@ def protections() -> str:
     return " ".join(f"{file.name}={file.read_text().strip()}" for file in Path("/proc/sys/fs").glob("protected_*"))
 
 
+@pytest.mark.parametrize("name", ["", ".truncated"])
 @pytest.mark.parametrize("kind", ["symlink", "hardlink", "fifo", "directory", "foreign"])
 def test_attack_18_something_is_where_the_core_file_would_be(
-    attack: MakeCrash, capsys: pytest.CaptureFixture[str], kind: str
+    attack: MakeCrash, capsys: pytest.CaptureFixture[str], kind: str, name: str
 ) -> None:
     options = (FALLBACK, "--tmpfs=/tmp:mode=1777", "--detach")
     user = ["user"] if kind == "foreign" else []
-    container = attack("delegate=none", f"plant={kind}", "keep=20", *user, options=options)
+    container = attack("delegate=none", f"plant={kind}{name}", "keep=20", *user, options=options)
     assert "File exists" in container.log("core dropped")
     # Nothing was written: neither into what was planted nor where it leads.
     found = lab.output("docker", "exec", container.name, "find", "/tmp", "-type", "f", "-size", "+0")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import time
 from pathlib import Path
 
 import pytest
 from hostile.keeping import core_file
-from hostile.observe import delegates_of, kill_dumper, lines_of, processes_of, wait_until
+from hostile.observe import delegates_of, kill_dumper, lines_of, processes_of, running, wait_until
 from support import door, lab
 from support.containers import MakeCrash
 from support.records import is_whole
@@ -109,6 +111,17 @@ def test_attack_11_the_process_is_frozen_while_it_dumps(attack: MakeCrash) -> No
     (container.records / "go").touch()
     lab.output("docker", "unpause", container.name)
     assert re.search(r"not delivered: .*\d+ bytes to .*truncated", container.log("truncated"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_helper_that_is_told_to_end_ends_its_delegate_first_and_says_so(attack: MakeCrash, number: int) -> None:
+    container = attack("keep=20", "memory=64", options=("--env=ATTACK=waits", "--detach"))
+    wait_until(lambda: delegates_of(container), "no delegate")
+    time.sleep(0.3)
+    for directory in running():
+        os.kill(int(directory.name), number)
+    assert f"the helper was told to end by {signal.Signals(number).name}" in container.log("told to end")
+    wait_until(lambda: not delegates_of(container), "the delegate would take a part of the core for all of it")
 
 
 WAIT_AND_UPLOAD = """#!/bin/sh

@@ -5,6 +5,13 @@ from __future__ import annotations
 from hostile.defences.kinds import Breaks
 
 BREAKS: Breaks = {
+    "a signal ends the helper at once": (
+        [
+            ("main.py", "        deadline.signals.heed()\n", ""),
+            ("worker.py", "        deadline.signals.heed()\n", ""),
+        ],
+        "is_told_to_end",
+    ),
     "18 what is there is opened": (
         [("fallback.py", "posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW", "posix.O_CREAT")],
         "attack_18_something",

@@ -88,7 +88,7 @@ BREAKS: Breaks = {
         "hold_no_slot",
     ),
     "keeping: a helper that is killed takes its core along": (
-        [("delivery.py", "            self.announce(kept)\n", "")],
+        [("delivery.py", "        else:\n            self.announce(kept)\n", "        else:\n")],
         "during_the_delivery_loses_nothing",
     ),
     "keeping: what is under way has no share": (
@@ -109,7 +109,7 @@ BREAKS: Breaks = {
     ),
     "keeping: no bound": (
         [("room.py", "bound - sum(weight(entry, bound) for entry in entries)", "bound")],
-        "thousand",
+        "hundreds_of",
     ),
     "keeping: the sender is root": (
         [("sender.py", "os.setresuid(account.pw_uid, account.pw_uid, account.pw_uid)", "pass")],

@@ -16,7 +16,7 @@ BREAKS: Breaks = {
         "attack_15",
     ),
     "15 a path may push the rest out of the line": (
-        [("journal.py", "if len(exe) > NAME_LIMIT:", "if False:")],
+        [("journal.py", 'escaped if len(escaped) <= longest else cut(escaped, longest) + "..."', "escaped")],
         "attack_15_a_path",
     ),
     "15 a user may name a container": (

@@ -162,7 +162,7 @@ def test_the_program_lets_all_others_have_the_processors_first(host: Host) -> No
 
 @pytest.mark.skipif(shutil.which("zstd") is None, reason="there is no zstd here")
 def test_whatever_decompresses_a_core_lets_all_others_go_first(host: Host) -> None:
-    host.does("ps -e -o ni=,args= >processes; cat >/dev/null")
+    host.does("ps --ppid $PPID -o ni=,args= >processes; cat >/dev/null")
     put(host.directory, "node.aaaa", packed=True, content=os.urandom(1 << 20))
     assert host.send() == 0
     assert [line.split()[0] for line in host.read("processes").splitlines() if line.endswith("zstd -d -q -c")] == ["19"]

@@ -8,7 +8,7 @@ import fcntl
 import posix
 from _signal import SIGPIPE, SIGXFSZ
 
-from core_helper import build_ids, holes, linux, procfs, store
+from core_helper import build_ids, holes, linux, privileges, procfs, store
 from core_helper.room import room_left
 
 TYPE_CHECKING = False
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 HASHED = 1 << 20
 COMPRESSORS = ("/usr/bin/zstd", "/bin/zstd", "/usr/local/bin/zstd")
-AUTOGROUP = "/proc/self/autogroup"
-IDLE = 19  # nice(2)
 EIO = 5
 SPARE = 1 << 16  # For JSON files.
 COST = 1 << 24  # To finish the smallest core takes as long as to read so many bytes.
@@ -111,11 +109,7 @@ def _look(file: int, compress: "Callable[[], tuple[str, bool]] | None" = None) -
 
 
 def _apart(work: "Callable[[], dict[str, object]]") -> "dict[str, object]":
-    """Return what the ``work`` returns in a child of the lowest priority. Raises OSError or ValueError if the child fails.
-
-    Nobody without CAP_SYS_NICE comes back from that priority. In a session of its own: the kernel compares nice values only
-    within one; sched(7), "The autogroup feature".
-    """
+    """Return what the ``work`` returns in a child of the lowest priority. Raises OSError or ValueError if the child fails."""
     import json
 
     reading, writing = posix.pipe()
@@ -124,7 +118,8 @@ def _apart(work: "Callable[[], dict[str, object]]") -> "dict[str, object]":
         status = 1
         try:
             posix.close(reading)
-            _be_idle()
+            posix.setsid()
+            privileges.step_back()
             store._write_all(writing, json.dumps(work()).encode())
             status = 0
         finally:
@@ -139,21 +134,6 @@ def _apart(work: "Callable[[], dict[str, object]]") -> "dict[str, object]":
         raise OSError(EIO, "the process that reads the core has failed")
     found: dict[str, object] = json.loads(answer)
     return found
-
-
-def _be_idle() -> None:
-    posix.setsid()
-    posix.nice(IDLE)
-    try:
-        file = posix.open(AUTOGROUP, posix.O_WRONLY | posix.O_CLOEXEC)
-    except OSError:
-        return  # A kernel without that.
-    try:
-        posix.write(file, b"%d" % IDLE)
-    except OSError:
-        pass
-    finally:
-        posix.close(file)
 
 
 def _checksum(file: int) -> str:

@@ -37,6 +37,8 @@ RESOURCES = {
 KEEPS_SOFT_LIMIT = "Max stack size"
 # The kernel counts the processes of a user over all containers. A user at the limit could deliver no core.
 COUNTS_PROCESSES, MORE_PROCESSES = "Max processes", 64
+AUTOGROUP = "/proc/self/autogroup"
+LEAST = 19  # The lowest priority of ordinary processes; nice(2).
 FIRST_TO_GO = b"1000"  # The highest value of oom_score_adj; proc_pid_oom_score_adj(5).
 
 
@@ -96,6 +98,25 @@ def take_over_scheduling(process: "FaultingProcess") -> "list[str]":
     except OSError as error:
         return [f"nice {process.nice}: {error.strerror}"]
     return []
+
+
+def step_back() -> None:
+    """Take the lowest priority among all processes that have ordinary ones; nice(2), and sched(7), "The autogroup feature".
+
+    Where the kernel groups processes by sessions, a nice value says nothing about those of other sessions. So the session must
+    be a new one. Nobody without CAP_SYS_NICE comes back from that priority.
+    """
+    posix.nice(LEAST)
+    try:
+        file = posix.open(AUTOGROUP, posix.O_WRONLY | posix.O_CLOEXEC)
+    except OSError:
+        return  # A kernel without that.
+    try:
+        posix.write(file, b"%d" % LEAST)
+    except OSError:
+        pass  # Without CAP_SYS_ADMIN, the kernel bounds how often that may be written.
+    finally:
+        posix.close(file)
 
 
 def go_first() -> "list[str]":

@@ -41,7 +41,6 @@ GRACE = 5.0  # Seconds between SIGTERM and SIGKILL.
 NO_NEW_CORE = 1  # The limit of the core's size with which a crash never calls the helper; fs/coredump.c.
 VARIABLE = re.compile(rb"[A-Za-z_][A-Za-z0-9_]*")
 LONGEST_VARIABLE = 100_000  # execve(2) takes less than 128 KiB.
-LEAST = 19  # The lowest priority of ordinary processes; nice(2).
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -397,15 +396,6 @@ def uninterrupted() -> "Iterator[None]":
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
 
-def step_back() -> None:
-    """Take the lowest priority, among the processes of this session and with it among those of others; sched(7), autogroup."""
-    with contextlib.suppress(OSError):
-        os.nice(LEAST)
-    # Where the kernel groups processes by sessions, a nice value says nothing about those of other sessions.
-    with contextlib.suppress(OSError), open("/proc/self/autogroup", "wb", buffering=0) as file:
-        file.write(b"%d" % LEAST)
-
-
 def why(error: Exception) -> str:
     """Return the reason of a failure in words."""
     return getattr(error, "strerror", None) or str(error)
@@ -427,7 +417,7 @@ def become(account: pwd.struct_passwd) -> "Callable[[], None]":
         os.umask(0o077)
         linux.setrlimit(linux.RLIMIT_CORE, NO_NEW_CORE, NO_NEW_CORE)
         privileges.go_first()
-        step_back()
+        privileges.step_back()
         os.setgroups([])
         os.setresgid(account.pw_gid, account.pw_gid, account.pw_gid)
         os.setresuid(account.pw_uid, account.pw_uid, account.pw_uid)
